@@ -54,6 +54,9 @@ MIXERS: dict[str, MixerConfig] = {
     "attention-grouped": AttentionConfig(HEADS, kv_heads=2, rotary=_TURN, qkv_bias=False),
     "attention-window": AttentionConfig(HEADS, pattern=Causal(window=3), rotary=_TURN),
     "attention-qk-norm": AttentionConfig(HEADS, qk_norm=RMSNormConfig(), rotary=RotaryConfig(fraction=0.5)),
+    "attention-each-norm": AttentionConfig(
+        HEADS, kv_heads=2, qk_norm=LayerNormConfig(bias=False), qk_norm_over="each", rotary=_TURN
+    ),
     "attention-cap": AttentionConfig(HEADS, soft_cap=2.0, scale=0.7),
     "attention-sinks": AttentionConfig(HEADS, sinks=True, kv_heads=1, head_size=6),
     "attention-alibi": AttentionConfig(HEADS, bias="alibi"),
@@ -120,7 +123,12 @@ FEED_FORWARDS: dict[str, FeedForwardConfig] = {
     "relu-squared": MLPConfig(activation="relu_squared", bias=False),
     "swiglu": GatedConfig(),
     "geglu": GatedConfig(activation="gelu"),
+    "clamped": GatedConfig(activation="quick_gelu", bias=True, limit=0.5),
     "experts": ExpertsConfig(4, 2, GatedConfig(ratio=1.0), z_loss=0.01),
+    "experts-shared": ExpertsConfig(
+        5, 3, MLPConfig(ratio=1.0), normalise=False, shared=GatedConfig(ratio=1.5), shared_gate=True, router_bias=True
+    ),
+    "experts-sigmoid": ExpertsConfig(5, 2, GatedConfig(ratio=1.0), shared=MLPConfig(), scores="sigmoid", scale=1.5),
 }
 NORMS: dict[str, NormConfig] = {
     "layer": LayerNormConfig(),

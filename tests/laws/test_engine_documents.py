@@ -41,7 +41,7 @@ ATTENTIONS: dict[str, MixerConfig] = {
 }
 REFUSED = ("attention-prefix", "attention-placed", "attention-placed-window")
 LOWERED = [name for name in ATTENTIONS if name not in REFUSED]
-FEEDS = [feed for name, feed in FEED_FORWARDS.items() if name != "experts"]
+FEEDS = [feed for name, feed in FEED_FORWARDS.items() if not name.startswith("experts")]
 PLACEMENTS = ("pre", "post", "sandwich", "branch", "parallel", "none")
 
 

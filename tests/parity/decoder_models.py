@@ -150,6 +150,63 @@ CONFIGS: dict[tuple[str, str], Any] = {
         **LARGE, head_dim=12, num_experts=9, num_experts_per_tok=3, moe_intermediate_size=24, norm_topk_prob=True,
         mlp_only_layers=[1], decoder_sparse_step=2, use_sliding_window=True, sliding_window=7,
     ),
+    ("Qwen2MoeForCausalLM", "small"): T.Qwen2MoeConfig(
+        **SMALL, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=20, shared_expert_intermediate_size=28,
+    ),
+    ("Qwen2MoeForCausalLM", "large"): T.Qwen2MoeConfig(
+        **LARGE, num_experts=9, num_experts_per_tok=3, moe_intermediate_size=24, shared_expert_intermediate_size=32,
+        norm_topk_prob=True, mlp_only_layers=[1], decoder_sparse_step=2, use_sliding_window=True, sliding_window=7,
+        max_window_layers=3, qkv_bias=False, rope_parameters=rope(),
+    ),
+    ("GraniteForCausalLM", "small"): T.GraniteConfig(
+        **SMALL, embedding_multiplier=12.0, attention_multiplier=0.3, residual_multiplier=0.22, logits_scaling=6.0,
+        attention_bias=True,
+    ),
+    ("GraniteForCausalLM", "large"): T.GraniteConfig(
+        **LARGE, embedding_multiplier=2, attention_multiplier=0.02, residual_multiplier=1.0, logits_scaling=0.7,
+        mlp_bias=True, rope_parameters=rope("linear", factor=3.0),
+    ),
+    ("GraniteMoeForCausalLM", "small"): T.GraniteMoeConfig(
+        **SMALL, embedding_multiplier=12.0, attention_multiplier=0.3, residual_multiplier=0.22, logits_scaling=6.0,
+        num_local_experts=4,
+    ),
+    ("GraniteMoeForCausalLM", "large"): T.GraniteMoeConfig(
+        **LARGE, attention_multiplier=0.2, residual_multiplier=0.5, logits_scaling=1.5, num_local_experts=6,
+        num_experts_per_tok=3, attention_bias=True, rms_norm_eps=1e-3, rope_parameters=rope(),
+    ),
+    ("GlmForCausalLM", "small"): T.GlmConfig(**{**SMALL, "hidden_size": 32}, head_dim=8),
+    ("GlmForCausalLM", "large"): T.GlmConfig(
+        **LARGE, head_dim=12, attention_bias=False, rms_norm_eps=1e-3, rope_parameters=rope(partial_rotary_factor=1.0),
+    ),
+    ("Glm4ForCausalLM", "small"): T.Glm4Config(**{**SMALL, "hidden_size": 32}, head_dim=8, attention_bias=False),
+    ("Glm4ForCausalLM", "large"): T.Glm4Config(
+        **LARGE, head_dim=16, rms_norm_eps=1e-3, rope_parameters=rope(partial_rotary_factor=0.25),
+    ),
+    ("Glm4MoeForCausalLM", "small"): T.Glm4MoeConfig(
+        **{**SMALL, "hidden_size": 32}, moe_intermediate_size=20, n_routed_experts=8, num_experts_per_tok=2,
+        routed_scaling_factor=2.5, attention_bias=True,
+    ),
+    ("Glm4MoeForCausalLM", "large"): T.Glm4MoeConfig(
+        **LARGE, moe_intermediate_size=24, n_routed_experts=9, num_experts_per_tok=3, n_shared_experts=2,
+        first_k_dense_replace=2, use_qk_norm=True, norm_topk_prob=False, rms_norm_eps=1e-3,
+        rope_parameters=rope(partial_rotary_factor=1.0),
+    ),
+    ("CohereForCausalLM", "small"): T.CohereConfig(**SMALL, attention_bias=True, rope_parameters=rope()),
+    ("CohereForCausalLM", "large"): T.CohereConfig(
+        **LARGE, use_qk_norm=True, logit_scale=0.8, layer_norm_eps=1e-3, hidden_act="gelu",
+    ),
+    ("Cohere2ForCausalLM", "small"): T.Cohere2Config(**SMALL, sliding_window=6, rope_parameters=rope()),
+    ("Cohere2ForCausalLM", "large"): T.Cohere2Config(
+        **LARGE, sliding_window=5, logit_scale=1.7, layer_norm_eps=1e-3, attention_bias=True,
+        layer_types=alternating(5),
+    ),
+    ("GptOssForCausalLM", "small"): T.GptOssConfig(
+        **SMALL, head_dim=8, sliding_window=6, num_local_experts=4, num_experts_per_tok=2, swiglu_limit=0.6,
+    ),
+    ("GptOssForCausalLM", "large"): T.GptOssConfig(
+        **LARGE, head_dim=12, sliding_window=5, num_local_experts=6, num_experts_per_tok=3, attention_bias=False,
+        layer_types=alternating(5), rope_parameters=YARN,
+    ),
     ("Starcoder2ForCausalLM", "small"): T.Starcoder2Config(**SMALL, sliding_window=6, rope_parameters=rope()),
     ("Starcoder2ForCausalLM", "large"): T.Starcoder2Config(**LARGE, use_bias=False, norm_epsilon=1e-3),
     ("MinistralForCausalLM", "small"): T.MinistralConfig(

@@ -122,6 +122,33 @@ TRAPS: dict[str, tuple[tuple[str, str], Change]] = {
         every(lambda block: replace(block, placement="pre", shared_norm=False)),
     ),
     "mixtral's probabilities sum to 1": (("MixtralForCausalLM", "small"), routed(normalise=False)),
+    "granite's branches are scaled": (("GraniteForCausalLM", "small"), every(lambda b: replace(b, branch_scale=1.0))),
+    "granite's scores have their factor": (
+        ("GraniteForCausalLM", "small"),
+        mixers(lambda mixer: replace(mixer, scale=None)),
+    ),
+    "granite's embedding is scaled": (
+        ("GraniteForCausalLM", "small"),
+        lambda config: replace(config, embed=replace(config.embed, scale=1.0)),
+    ),
+    "qwen2's shared expert has a gate": (("Qwen2MoeForCausalLM", "small"), routed(shared_gate=False)),
+    "qwen2's probabilities do not sum to 1": (("Qwen2MoeForCausalLM", "small"), routed(normalise=True)),
+    "glm turns half of a head": (
+        ("GlmForCausalLM", "small"),
+        mixers(lambda mixer: replace(mixer, rotary=replace(mixer.rotary, fraction=1.0))),
+    ),
+    "cohere adds side by side": (
+        ("CohereForCausalLM", "small"),
+        every(lambda block: replace(block, placement="pre", shared_norm=False)),
+    ),
+    "cohere2 has layers without positions": (("Cohere2ForCausalLM", "large"), first_rotary),
+    "gpt-oss has sinks": (("GptOssForCausalLM", "small"), mixers(lambda mixer: replace(mixer, sinks=False))),
+    "gpt-oss clamps its gates": (
+        ("GptOssForCausalLM", "small"),
+        every(
+            lambda b: replace(b, feed_forward=replace(b.feed_forward, expert=replace(b.feed_forward.expert, limit=7.0)))
+        ),
+    ),
     "mixtral's tokens take two experts": (("MixtralForCausalLM", "small"), routed(active=1)),
 }
 

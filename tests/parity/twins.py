@@ -42,6 +42,9 @@ def perturb(model: nn.Module, noise: float, seed: int) -> None:
     with torch.no_grad():
         for parameter in filter(lambda p: p.requires_grad, model.parameters()):
             parameter.add_(torch.randn(parameter.shape, generator=generator) * noise)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.normal_(std=noise, generator=generator)
         bias = getattr(model, "final_logits_bias", None)
         if bias is not None:
             bias.normal_(generator=generator)

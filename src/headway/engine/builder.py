@@ -249,19 +249,20 @@ class Builder:
 
     def project(
         self, x: Slot, projection: Projection, y: Slot | None = None, mode: int = STORE, activation: int = code.NONE,
-        rows: tuple[int, int] | None = None,
+        rows: tuple[int, int] | None = None, cap: float = 0.0,
     ) -> Slot:  # fmt: skip
         """`multiply` by a projection, or by some of its rows; without y into new shared rows."""
         matrix = projection.matrix()
         rows = rows or (0, matrix.shape[0])
         y = y or self.shared((rows[1] - rows[0]) // (2 if mode == GATED else 1))
         bias = None if projection.bias is None else projection.offset()  # with zeros for slices without one
-        self.multiply(x, matrix, bias, y, mode, activation, rows=rows)
+        self.multiply(x, matrix, bias, y, mode, activation, cap, rows=rows)
         return y
 
-    def norm(self, norm: nn.Module, x: Slot, y: Slot) -> None:
-        """y = norm(x); no barrier follows, unless y is `small` in a wide program."""
-        kind, weight, bias, eps = norm_parts(norm)
+    def norm(self, norm: nn.Module, x: Slot, y: Slot, weight: Tensor | None = None) -> None:
+        """y = norm(x), with another `weight` if given; no barrier follows, unless y is `small` in a wide program."""
+        kind, own_weight, bias, eps = norm_parts(norm)
+        weight = own_weight if weight is None else weight
         self.emit(
             Opcode.NORM, src=x.address, src_stride=x.stride, dst=y.address, dst_stride=y.stride, width=x.width,
             norm=kind, weight=self.constant(weight), bias=self.constant(bias), eps=eps,
@@ -274,6 +275,7 @@ class Builder:
         """
         packed, wanted = (self.weights.matrix(part.matrix()) for part in (projection, reader))
         if self.wide and FP32 not in (packed.kind, wanted.kind):
+            x = self._quantise(x, packed)  # before y has its turn: the product before may still read the other buffer
             y: Slot = self._int8_slot(packed.rows, wanted.kind, self._pair)
         else:
             y = self.shared(packed.rows)

@@ -49,7 +49,8 @@ _OPERANDS = {
     "ones norm weight bias keys rates memory memory_stride out scratch; eps",
     Opcode.LINK: "drive drive_stride x x_stride links links_stride width cells out out_stride; decay rate",
     Opcode.ADD_ATTEND: "query stride units width score tables table_step lengths layer partials scores capacity",
-    Opcode.ROUTE: "logits stride count active normalise weights sum sum_stride width",
+    Opcode.ROUTE: "logits stride count active normalise correction shared weights weights_stride sum sum_stride width; "
+    "scale",
     Opcode.SKIP: "weights count expert instructions",
     Opcode.WEIGH: "weights count expert src src_stride sum sum_stride width",
     Opcode.ATTEND_DOCUMENTS: "qkv stride heads groups size after norm q_weight q_bias k_weight k_bias cos sin half "

@@ -11,7 +11,7 @@ from headway.engine.cells import associate, cell, combine, link
 from headway.engine.instructions import SIZE, Opcode
 from headway.engine.int8_keys import padded_to_vectors, split_query, subtract_mean
 from headway.engine.machine import compiled, f32, i64, intrinsic, types
-from headway.engine.operations import BLOCK, CHUNK, at, exp, norm_row, share, share_rows
+from headway.engine.operations import BLOCK, CHUNK, GATED_SHARED, at, exp, norm_row, share, share_rows
 from headway.engine.paged_attention import (
     add_attend,
     attend_segment,
@@ -300,15 +300,20 @@ def execute(
 
 
 @compiled
+def _logistic(x: F32) -> F32:
+    return np.float32(1) / (np.float32(1) + exp(-x))
+
+
+@compiled
 def route(op: Any, batch: int, scratch: int, thread: int, threads: int) -> None:
-    """Private to each thread: the probability of each expert, 0 for all but the `active` most probable ones. Clears the
-    sums.
+    """Private to each thread: the weight of each expert, 0 for all but the `active` ones, and of the shared layer.
+    Clears the sums. With a `correction`, scores are sigmoids, and the highest sums of both are active.
     """
     count, active = op.count, op.active
     first, last = share_rows(op.width, thread, threads)
     for b in range(batch):
         x = f32(op.logits + b * op.stride)
-        y = f32(at(op.weights, scratch) + 4 * b * count)
+        y = f32(at(op.weights, scratch) + b * op.weights_stride)
         total = f32(op.sum + b * op.sum_stride)
         for i in range(first, last):
             total[i] = np.float32(0)
@@ -319,14 +324,20 @@ def route(op: Any, batch: int, scratch: int, thread: int, threads: int) -> None:
         for e in range(count):
             total_mass += exp(x[e] - top)
         for _ in range(active):
-            best = -1
+            best, highest = -1, np.float32(0)
             for e in range(count):
-                if y[e] == 0 and (best < 0 or x[e] > x[best]):
-                    best = e
-            y[best] = exp(x[best] - top)
+                if y[e] == 0:
+                    preference = x[e] if op.correction == 0 else _logistic(x[e]) + f32(op.correction)[e]
+                    if best < 0 or preference > highest:
+                        best, highest = e, preference
+            y[best] = exp(x[best] - top) if op.correction == 0 else _logistic(x[best])
             active_mass += y[best]
+        if not op.normalise:
+            active_mass = total_mass if op.correction == 0 else np.float32(1)
         for e in range(count):
-            y[e] /= active_mass if op.normalise else total_mass
+            y[e] = np.float32(op.scale) * (y[e] / active_mass)
+        if op.shared:
+            y[count] = _logistic(x[count]) if op.shared == GATED_SHARED else np.float32(1)
 
 
 @compiled

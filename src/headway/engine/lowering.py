@@ -16,7 +16,7 @@ from headway.engine.operations import ADD, BLOCK, CHUNK, FAR, GATED, NEAR
 from headway.engine.packed_weights import unpack
 from headway.layout import Layout
 from headway.nn.mixers.associative import Associative, LogDecay, Strength
-from headway.nn.mixers.attention import SelfAttention, WideQKNorm
+from headway.nn.mixers.attention import EachQKNorm, SelfAttention, WideQKNorm
 from headway.nn.mixers.conditional_gru import ConditionalGRU
 from headway.nn.mixers.delta import Delta, GatedDelta
 from headway.nn.mixers.dynamic_links import DynamicLinks
@@ -25,7 +25,7 @@ from headway.nn.mixers.gated import GRU, LSTM, Elman
 from headway.nn.mixers.linear_attention import LinearAttention
 from headway.nn.mixers.multiplicative import MLSTM, Multiplicative, SigmaPi
 from headway.nn.mixers.pointwise import Pointwise
-from headway.nn.models.block import Block, Branch, LayerScale, ParallelBlock
+from headway.nn.models.block import Block, Branch, FixedScale, LayerScale, ParallelBlock
 from headway.nn.models.stack import Stack
 from headway.nn.parts.experts import Experts
 from headway.nn.parts.feedforward import ACTIVATIONS, MLP, Gated
@@ -66,7 +66,11 @@ def feed_forward(build: Builder, feed: nn.Module | None, x: Slot) -> tuple[Slot,
     if isinstance(feed, MLP):
         hidden = build.inner(x, feed.up, activation_code(feed.activation), feed.down)
     elif isinstance(feed, Gated):
-        hidden = build.project(x, feed.gate_up, mode=GATED, activation=activation_code(feed.activation))
+        activation = activation_code(feed.activation)
+        if feed.limit is not None and activation != operations.QUICK_GELU:
+            raise CannotLowerError("a clamped gate with another activation than quick_gelu")
+        activation = activation if feed.limit is None else operations.CLAMPED
+        hidden = build.project(x, feed.gate_up, mode=GATED, activation=activation, cap=feed.limit or 0.0)
     else:
         raise CannotLowerError(f"the feed-forward {type(feed).__name__}")
     build.barrier()
@@ -74,22 +78,28 @@ def feed_forward(build: Builder, feed: nn.Module | None, x: Slot) -> tuple[Slot,
 
 
 def _experts(build: Builder, feed: Experts, x: Slot) -> Slot:
-    count = feed.config.count
-    logits, total, output = build.project(x, feed.router), build.shared(x.width), build.shared(x.width)
-    weights = build.private(count)
+    config, count = feed.config, feed.config.count
+    experts = list(feed.experts) if feed.shared is None else [*feed.experts, feed.shared]
+    logits, total, output = (build.shared(width) for width in (count + 1, x.width, x.width))
+    weights, shared = build.private(len(experts)), 0 if feed.shared is None else operations.ALWAYS
+    build.project(x, feed.router, logits.columns(0, count))
+    if feed.shared_gate is not None:
+        shared = operations.GATED_SHARED
+        build.project(x, feed.shared_gate, logits.columns(count, 1))
     build.barrier()
     build.emit(
-        Opcode.ROUTE, logits=logits.address, stride=logits.stride, count=count, active=feed.config.active,
-        normalise=feed.config.normalise, weights=weights.address, sum=total.address, sum_stride=total.stride,
-        width=x.width,
+        Opcode.ROUTE, logits=logits.address, stride=logits.stride, count=count, active=config.active,
+        normalise=config.normalise, correction=build.constant(feed.correction), shared=shared,
+        weights=weights.address, weights_stride=weights.stride, sum=total.address, sum_stride=total.stride,
+        width=x.width, scale=config.scale,
     )  # fmt: skip
-    for number, expert in enumerate(feed.experts):
+    for number, expert in enumerate(experts):
         with build.unless_idle(weights, number):
             hidden, out = feed_forward(build, expert, x)
             assert isinstance(out, Projection)
             build.project(hidden, out, output)
             build.emit(
-                Opcode.WEIGH, weights=weights.address, count=count, expert=number, src=output.address,
+                Opcode.WEIGH, weights=weights.address, count=weights.width, expert=number, src=output.address,
                 src_stride=output.stride, sum=total.address, sum_stride=total.stride, width=x.width,
             )  # fmt: skip
     build.barrier()
@@ -401,6 +411,8 @@ class BlockLowering:
     def _join(self, branch: Branch, inner: Slot, out: nn.Module) -> None:
         """x = last(x + gain x after(out(inner))). Without a residual x may change its width."""
         gain = branch.gain.gain if isinstance(branch.gain, LayerScale) else None
+        if isinstance(branch.gain, FixedScale):
+            gain = torch.full((self.x.width,), branch.gain.factor)
         plain = isinstance(branch.after, nn.Identity) and gain is None and branch.residual
         if plain and isinstance(out, Projection):
             self.build.project(inner, out, self.x, ADD)
@@ -428,7 +440,7 @@ class BlockLowering:
         return y
 
     def qkv(self, mixer: SelfAttention, x: Slot) -> Slot:
-        """Queries, keys and values, normalised if one norm covers all heads."""
+        """Queries, keys and values, normalised if one norm covers all heads, or each has its own weights."""
         qkv = self.build.project(x, mixer.qkv)
         self.build.barrier()
         if isinstance(mixer.qk_norm, WideQKNorm):
@@ -436,6 +448,11 @@ class BlockLowering:
             q, k = qkv.columns(0, width), qkv.columns(width, mixer.groups * mixer.size)
             self.build.norm(mixer.qk_norm.q, q, q)
             self.build.norm(mixer.qk_norm.k, k, k)
+            self.build.barrier()
+        elif isinstance(mixer.qk_norm, EachQKNorm):
+            for index, weight in enumerate(torch.cat([mixer.qk_norm.q, mixer.qk_norm.k])):
+                head = qkv.columns(index * mixer.size, mixer.size)
+                self.build.norm(mixer.qk_norm.norm, head, head, weight)
             self.build.barrier()
         return qkv
 

@@ -12,7 +12,8 @@ from headway.engine.machine import F32, compiled, f32
 from headway.engine.tiles import TILE
 
 LAYER, RMS = 0, 1
-NONE, RELU, GELU, GELU_TANH, QUICK_GELU, RELU_SQUARED, SILU, TANH, SOFT_CAP, MAXOUT = range(10)
+NONE, RELU, GELU, GELU_TANH, QUICK_GELU, RELU_SQUARED, SILU, TANH, SOFT_CAP, MAXOUT, CLAMPED = range(11)
+ALWAYS, GATED_SHARED = 1, 2  # weights of a mixture's shared layer: 1, or the sigmoid of a logit
 STORE, ADD, GATED, QUANTISED = range(4)
 BLOCK = 32  # positions per block of keys and values
 CHUNK = 2 * BLOCK  # positions whose weights are computed at once

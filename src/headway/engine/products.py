@@ -14,6 +14,7 @@ from headway.engine.machine import F32, compiled, f32, i8, i64, u8
 from headway.engine.matrix_unit import BLOCK_ROWS, BLOCKS, acquire, block_products, release
 from headway.engine.operations import (
     ADD,
+    CLAMPED,
     GATED,
     GELU,
     GELU_TANH,
@@ -140,30 +141,35 @@ def _activate_sixteen(code: int, address: int, cap: F32) -> None:
 
 
 @compiled
-def gate(code: int, gate: F32, up: F32, bias: int, gate_row: int, up_row: int) -> F32:
-    """activation(gate) * up, or with MAXOUT the larger one; their rows in the matrix are `gate_row` and `up_row`."""
+def gate(code: int, gate: F32, up: F32, bias: int, gate_row: int, up_row: int, cap: F32) -> F32:
+    """activation(gate) * up, or with MAXOUT the larger one; their rows in the matrix are `gate_row` and `up_row`.
+    CLAMPED is QUICK_GELU with both within `cap`, and 1 added to `up`.
+    """
     if bias != 0:
         gate += f32(bias)[gate_row]
         up += f32(bias)[up_row]
-    return max(gate, up) if code == MAXOUT else activate(code, gate, np.float32(0)) * up
+    if code == CLAMPED:
+        return activate(QUICK_GELU, min(gate, cap), cap) * (min(max(up, -cap), cap) + np.float32(1))
+    return max(gate, up) if code == MAXOUT else activate(code, gate, cap) * up
 
 
 @compiled
 def gate_tile(
-    code: int, gates: int, ups: int, bias: int, row: int, rows: int, y: int, stride: int, count: int, width: int
-) -> None:
+    code: int, gates: int, ups: int, bias: int, row: int, rows: int, y: int, stride: int, count: int, width: int,
+    cap: F32,
+) -> None:  # fmt: skip
     """`gate` for `width` neighbouring units, starting at `row`, in each of `count` input rows."""
-    if width < TILE:
+    if width < TILE or code == CLAMPED:
         for k in range(count):
             g, u, out = f32(gates + k * LINE), f32(ups + k * LINE), f32(y + k * stride)
             for i in range(width):
-                out[row + i] = gate(code, g[i], u[i], bias, row + i, rows + row + i)
+                out[row + i] = gate(code, g[i], u[i], bias, row + i, rows + row + i, cap)
         return
     if bias != 0:
         _store_biased(gates, gates, LINE, bias + 4 * row, np.float32(1), count)
         _store_biased(ups, ups, LINE, bias + 4 * (rows + row), np.float32(1), count)
     for k in range(count):
-        _activate_sixteen(code, gates + k * LINE, np.float32(0))
+        _activate_sixteen(code, gates + k * LINE, cap)
         g, u, out = f32(gates + k * LINE), f32(ups + k * LINE), f32(y + k * stride + 4 * row)
         for i in range(TILE):
             out[i] = g[i] * u[i]
@@ -176,7 +182,7 @@ def larger_tile(values: int, bias: int, row: int, y: int, stride: int, count: in
         x, out = f32(values + k * LINE), f32(y + k * stride)
         for i in range(row, row + width):
             left, right = 2 * i, 2 * i + 1
-            out[i] = gate(MAXOUT, x[left - 2 * row], x[right - 2 * row], bias, left, right)
+            out[i] = gate(MAXOUT, x[left - 2 * row], x[right - 2 * row], bias, left, right, np.float32(0))
 
 
 ROWS_AT_ONCE = BLOCKS * BLOCK_ROWS  # input rows that a tile is multiplied with before storing
@@ -292,7 +298,7 @@ def _multiply(
 @compiled
 def _gated(
     kind: int, w: int, ws: int, bias: int, x: int, xs: int, corr: int, stride: int, y: int, y_stride: int, rows: int,
-    columns: int, batch: int, code: int, scratch: int, first: int, last: int,
+    columns: int, batch: int, code: int, cap: F32, scratch: int, first: int, last: int,
 ) -> None:  # fmt: skip
     groups, tile_units, pairs = groups_of(columns), TILE // 2 if code == MAXOUT else TILE, code == MAXOUT
     together = _span_of(kind)
@@ -321,7 +327,7 @@ def _gated(
                     if pairs:
                         larger_tile(scratch + at, bias, unit, out, y_stride, count, here)
                     else:
-                        gate_tile(code, scratch + at, ups + at, bias, unit, rows, out, y_stride, count, here)
+                        gate_tile(code, scratch + at, ups + at, bias, unit, rows, out, y_stride, count, here, cap)
             b += count
 
 
@@ -400,8 +406,9 @@ def multiply(
     while first < last:
         if mode == GATED:
             _gated(
-                kind, w, ws, bias, x, xs, corr, stride, y, y_stride, rows, columns, batch, code, scratch, first, last
-            )
+                kind, w, ws, bias, x, xs, corr, stride, y, y_stride, rows, columns, batch, code, cap, scratch, first,
+                last,
+            )  # fmt: skip
         elif mode == QUANTISED:
             _quantised_product(
                 kind, w, ws, bias, x, xs, corr, stride, y, y_kind, ys, y_corr, rows, columns, batch, code, cap, scale,

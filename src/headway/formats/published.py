@@ -19,7 +19,7 @@ from headway.codecs.chat_template import read_template
 from headway.codecs.image_processor import FILE as PROCESSOR
 from headway.config import differences, to_dict
 from headway.errors import UserError, logger
-from headway.formats.families import families, find_family
+from headway.formats.families import families, find_family, text_part
 from headway.formats.heads import head_tensors, to_classes_config, to_classes_model
 from headway.formats.native import read_config, uninitialized_model
 from headway.formats.quantization import QUANTIZATION, QuantizedWeights, Scheme, find_scheme
@@ -219,7 +219,10 @@ def _read_family(directory: Path, context: int | None) -> tuple[Settings, Family
     if scheme is not None:
         plain = {name: value for name, value in settings.values.items() if name not in QUANTIZATION}
         settings = Settings(plain, settings.source)
-    family = find_family(settings)
+    family, part = find_family(settings), text_part(settings)
+    if part is not settings:
+        _LOG.warning(f"{directory} is a {settings.get('model_type', str)} model; its text part is used without images")
+        settings = part
     values = with_aliases(family, settings.values)
     settings = Settings({**family.defaults, **values}, settings.source, context)
     check_fixed(family, settings)
@@ -280,7 +283,7 @@ def save_published(model: nn.Module, config: ModelConfig, directory: Path, usage
     settings = {**original_settings, **family.write(bare), **special_token_settings(usage), "dtype": dtype}
     if usage.thresholds:
         settings[THRESHOLDS] = list(usage.thresholds)
-    tensors = fuse_tensors(published_tensors(model, family.rules(bare)), family.fused)
+    tensors = fuse_tensors(published_tensors(model, family.rules(bare)), family)
     directory.mkdir(parents=True, exist_ok=True)
     if family.processor_files is not None:
         settings = family.processor_files.write(directory, settings, usage.processor)

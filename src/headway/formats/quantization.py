@@ -32,13 +32,16 @@ _MAX_STATE = 1 << 16  # bytes of the JSON that describes a matrix of bitsandbyte
 @dataclass(frozen=True)
 class Scheme:
     """How a matrix is stored: `codes` is the ending of the tensor that a quantised matrix always has, `others` are
-    endings of further tensors, and `decode` returns the matrix from its tensors by their endings.
+    endings of further tensors, and `decode` returns the matrix from its tensors by their endings. `mark` separates them
+    from the name of the matrix, which ends in `weight`.
     """
 
     codes: str
     others: tuple[str, ...]
     decode: Callable[[Mapping[str, Tensor]], Tensor]
     ignored: tuple[str, ...] = ()
+    mark: str = "."
+    weight: str = ".weight"
 
 
 def unpacked(words: Tensor, bits: int) -> Tensor:
@@ -183,21 +186,39 @@ def mlx(group_size: int) -> Callable[[Mapping[str, Tensor]], Tensor]:
     return decode
 
 
+def mxfp4(parts: Mapping[str, Tensor]) -> Tensor:
+    """Matrices in blocks of 32 codes of 4 bits, two per byte, with a power of two for each (OCP 2023). Returned as
+    (experts, in, out), as gpt-oss multiplies them.
+    """
+    blocks, scales = parts["blocks"], parts["scales"]
+    if blocks.dim() != 4 or blocks.shape[:-1] != scales.shape or blocks.dtype != torch.uint8:
+        raise ValueError(f"blocks of shape {tuple(blocks.shape)} with scales of shape {tuple(scales.shape)}")
+    codes = torch.stack([blocks & 15, blocks >> 4], -1).flatten(-2).int()
+    exponents = scales.int().unsqueeze(-1) - 127
+    return torch.ldexp(_FP4[codes], exponents).flatten(-2).transpose(1, 2)
+
+
+_FP4 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+_FP4 = torch.cat([_FP4, -_FP4])
+
+
 class QuantizedWeights:
     """Weights whose quantised matrices are decoded when they are read; other tensors are as stored (Weights)."""
 
     def __init__(self, weights: Weights, scheme: Scheme) -> None:
         self.source, self._weights, self._scheme = weights.source, weights, scheme
         names = set(weights.names())
-        ending = f".{scheme.codes}"
+        ending = scheme.mark + scheme.codes
         bases = [name.removesuffix(ending) for name in names if name.endswith(ending)]
         self._parts: dict[str, dict[str, str]] = {}
+        self._decoded: tuple[str, Tensor] | None = None  # a stack, whose items are read one by one
         for base in bases:
-            parts = {end: f"{base}.{end}" for end in (scheme.codes, *scheme.others) if f"{base}.{end}" in names}
+            stored = {end: base + scheme.mark + end for end in (scheme.codes, *scheme.others)}
+            parts = {end: name for end, name in stored.items() if name in names}
             states = [name for name in names if name.startswith(f"{base}.weight.quant_state.")] if base else []
             parts |= {name.removeprefix(f"{base}."): name for name in states}
             if len(parts) > 1 or scheme.codes != "weight":
-                self._parts[f"{base}.weight"] = parts
+                self._parts[base + scheme.weight] = parts
                 names -= {*parts.values(), *(f"{base}.{end}" for end in scheme.ignored)}
         if not self._parts:
             raise UserError(
@@ -215,6 +236,8 @@ class QuantizedWeights:
             if tensor.dtype.itemsize == 1:
                 raise UserError(f"{self.source}: {name} has no scales, but its numbers have 8 bits; download it again")
             return tensor
+        if self._decoded is not None and self._decoded[0] == name:
+            return self._decoded[1]
         parts = {end: self._weights.get(stored) for end, stored in self._parts[name].items()}
         unusable = [
             end
@@ -224,14 +247,17 @@ class QuantizedWeights:
         if unusable:
             raise UserError(f"{self.source}: {name} has scales that are not finite ({unusable[0]}); download it again")
         try:
-            return self._scheme.decode(parts).float()
+            matrix = self._scheme.decode(parts).float()
         except _DAMAGE as error:
             reason = " ".join(str(error).split())[:150]
             raise UserError(
                 f"{self.source}: the parts of {name} do not fit together ({reason}); download it again"
             ) from None
+        self._decoded = (name, matrix) if matrix.dim() == 3 else None
+        return matrix
 
     def done(self, name: str) -> None:
+        self._decoded = None
         for stored in self._parts[name].values() if name in self._parts else (name,):
             self._weights.done(stored)
 
@@ -315,5 +341,6 @@ _METHODS: dict[str, Callable[[Settings], Scheme]] = {
     "fbgemm_fp8": lambda _: Scheme("weight", ("weight_scale",), _float8("weight_scale"), ("input_scale_ub",)),
     "compressed-tensors": _compressed,
     "bitsandbytes": _bitsandbytes,
+    "mxfp4": lambda _: Scheme("blocks", ("scales",), mxfp4, (), "_", ""),
     "mlx": lambda settings: Scheme("weight", ("scales", "biases"), mlx(settings.get("group_size", int))),
 }

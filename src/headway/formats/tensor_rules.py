@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from headway.errors import UserError, logger
@@ -147,24 +148,52 @@ class PerHead:
 
 @dataclass(frozen=True)
 class Interleaved:
-    """Rows whose rotary pairs are adjacent in the file (llama2.c, GGUF) and in two halves here.
+    """Rows whose rotary pairs are adjacent in the file (llama2.c, GGUF, GLM) and in two halves here.
 
-    `heads` is the number of heads per part, 0 for a part without rotation (values).
+    `heads` is the number of heads per part, 0 for a part without rotation (values). Only the first `fraction` of a
+    head's rows is rotated.
     """
 
     heads: tuple[int, ...]
+    fraction: float = 1.0
 
     def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
-        return [
-            part.unflatten(0, (count, -1, 2)).transpose(1, 2).flatten(0, 2) if count else part
-            for part, count in zip(parts, self.heads)
-        ]
+        return [self._by_head(part, count, (-1, 2)) for part, count in zip(parts, self.heads)]
 
     def split(self, tensor: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-        return [
-            part.unflatten(0, (count, 2, -1)).transpose(1, 2).flatten(0, 2) if count else part
-            for part, count in zip(tensor.split(list(sizes)), self.heads)
-        ]
+        return [self._by_head(part, count, (2, -1)) for part, count in zip(tensor.split(list(sizes)), self.heads)]
+
+    def _by_head(self, part: Tensor, heads: int, shape: tuple[int, int]) -> Tensor:
+        if not heads:
+            return part
+        by_head = part.unflatten(0, (heads, -1))
+        size = by_head.shape[1]
+        rotated, rest = by_head.split([int(size * self.fraction), size - int(size * self.fraction)], dim=1)
+        pairs = rotated.unflatten(1, shape).transpose(1, 2).flatten(1, 2)
+        return (torch.cat([pairs, rest], dim=1) if rest.shape[1] else pairs).flatten(0, 1)
+
+
+class InterleavedWeights:
+    """`Interleaved` for the weights [H, K] of a norm of queries or keys (Cohere)."""
+
+    def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        return [parts[0].unflatten(1, (-1, 2)).transpose(1, 2).flatten(1)]
+
+    def split(self, tensor: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        return [tensor.unflatten(1, (2, -1)).transpose(1, 2).flatten(1)]
+
+
+class InterleavedGate:
+    """The gate and the other half of a gated layer, whose units alternate in the file; a matrix is transposed
+    (gpt-oss).
+    """
+
+    def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        return [parts[0].T[::2], parts[0].T[1::2]] if parts[0].dim() == 2 else [parts[0][::2], parts[0][1::2]]
+
+    def split(self, tensor: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        rows = tensor.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1)
+        return [rows.T if rows.dim() == 2 else rows]
 
 
 @dataclass(frozen=True)
@@ -275,11 +304,14 @@ class Stacked:
     the second.
 
     `pattern` is a regular expression for its name; `names` are replacements that give the names of an item's parts,
-    with `{}` for the item's index (the experts of Mixtral, stacked in newer files).
+    with `{}` for the item's index (the experts of Mixtral, stacked in newer files). `dims` is 3 for matrices and 2 for
+    vectors. Exports write the stack if `written` is the end of its name.
     """
 
     pattern: str
     names: tuple[str, ...]
+    written: str = ""
+    dims: int = 3
 
 
 @dataclass(frozen=True)

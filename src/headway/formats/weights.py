@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from headway.errors import UserError, nearest
 from headway.formats.native import named_tensors, replace_tensor
-from headway.formats.tensor_rules import Family, Fused, TensorRule
+from headway.formats.tensor_rules import Family, TensorRule
 from headway.formats.tensorfile import adjacent_view
 from headway.nn.parts.projection import Projection
 
@@ -77,7 +77,7 @@ class RenamedWeights:
             if re.search(stack.pattern, renamed):
                 parts, tensor = len(stack.names), self._weights.get(name)
                 shape = tuple(tensor.shape)
-                if tensor.dim() != 3 or not tensor.numel() or shape[0] > _MAX_ITEMS or shape[1] % parts:
+                if tensor.dim() != stack.dims or not tensor.numel() or shape[0] > _MAX_ITEMS or shape[1] % parts:
                     raise UserError(
                         f"{self.source}: {name} has shape {shape}; it should be one of 1 to {_MAX_ITEMS} matrices "
                         f"whose rows are a multiple of {parts}; download the model again"
@@ -221,10 +221,18 @@ def published_tensors(model: nn.Module, rules: Sequence[TensorRule]) -> dict[str
     return tensors
 
 
-def fuse_tensors(tensors: dict[str, Tensor], fused: Sequence[Fused]) -> dict[str, Tensor]:
-    """Return `tensors`, concatenating those that the file fuses."""
+def fuse_tensors(tensors: dict[str, Tensor], family: Family) -> dict[str, Tensor]:
+    """Return `tensors`, concatenating those that the file fuses and stacking those that it stacks."""
     fused_tensors = dict(tensors)
-    for group in fused:
+    for stack in (stack for stack in family.stacked if stack.written):
+        first = stack.names[0].format(0)
+        for name in [name for name in tensors if name.endswith(first)]:
+            start, items = name.removesuffix(first), []
+            while start + stack.names[0].format(len(items)) in fused_tensors:
+                parts = [start + part.format(len(items)) for part in stack.names]
+                items.append(torch.cat([fused_tensors.pop(part) for part in parts]))
+            fused_tensors[start + stack.written] = torch.stack(items)
+    for group in family.fused:
         for name in tensors:
             if group.parts[0] in name:
                 fused_name = name.replace(group.parts[0], group.stored_name)

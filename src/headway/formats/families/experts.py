@@ -1,10 +1,11 @@
 """Decoders whose feed-forwards are mixtures of experts, each with its own gate, up and down projections, separate or
-stacked in the file: Qwen3-MoE (Yang et al. 2025), with some dense layers, and OLMoE (Muennighoff et al. 2024), with
-norms of queries and keys across all heads.
+stacked in the file: Qwen2-MoE (Yang et al. 2024), with a shared expert and its gate, Qwen3-MoE (2025), both with some
+dense layers, and OLMoE (Muennighoff et al. 2024), with norms of queries and keys across all heads.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,14 +16,15 @@ from headway.formats.settings import Settings
 from headway.formats.tensor_rules import Family, Stacked, TensorRule, expect, linears, prefixed, rule
 from headway.nn.models import BlockConfig, TransformerConfig
 from headway.nn.parts.experts import ExpertsConfig
+from headway.nn.parts.feedforward import GatedConfig
 from headway.nn.parts.norm import RMSNormConfig
 
 
 def read_experts(
-    settings: Settings, config: TransformerConfig, count: str, width: str, dense: Collection[int] = ()
+    settings: Settings, config: TransformerConfig, count: str, width: str, dense: Collection[int] = (), **more: Any
 ) -> TransformerConfig:
     """Return `config` with experts in every layer but the `dense` ones. The settings named `count` and `width` have
-    their number and the width of each.
+    their number and the width of each; `more` are further fields.
     """
 
     def layer(i: int, block: BlockConfig) -> BlockConfig:
@@ -35,15 +37,20 @@ def read_experts(
             expert,
             normalise=settings.get("norm_topk_prob", bool),
             balance=settings.get("router_aux_loss_coef", float),
+            **more,
         )
         return replace(block, feed_forward=experts)
 
     return llama.with_blocks(config, layer)
 
 
-def write_experts(config: TransformerConfig, count: str) -> dict[str, Any]:
+def first_experts(config: TransformerConfig) -> ExpertsConfig:
     feeds = [block.feed_forward for block in config.stack.blocks]
-    experts = expect(next((feed for feed in feeds if isinstance(feed, ExpertsConfig)), None), ExpertsConfig)
+    return expect(next((feed for feed in feeds if isinstance(feed, ExpertsConfig)), None), ExpertsConfig)
+
+
+def write_experts(config: TransformerConfig, count: str) -> dict[str, Any]:
+    experts = first_experts(config)
     return {
         count: experts.count,
         "num_experts_per_tok": experts.active,
@@ -52,20 +59,89 @@ def write_experts(config: TransformerConfig, count: str) -> dict[str, Any]:
     }
 
 
-def expert_rules(block: BlockConfig, source: str, names: Mapping[str, str]) -> list[TensorRule]:
-    """A router and experts in `source`, each with the matrices `names`; or a dense layer."""
+MATRICES = {"gate_up": "{gate,up}_proj", "down": "down_proj"}
+
+
+def expert_rules(
+    block: BlockConfig,
+    source: str,
+    names: Mapping[str, str] = MATRICES,
+    router: str = "gate",
+    shared: str = "shared_expert",
+) -> list[TensorRule]:
+    """A router and experts in `source`, each with the matrices `names`, and perhaps a shared expert; or a dense
+    layer.
+    """
     if not isinstance(block.feed_forward, ExpertsConfig):
         return llama.gated_rules(block)
-    tensor_rules = [rule("feed_forward.router.weight", f"{source}.gate.weight")]
+    tensor_rules = [rule("feed_forward.router.weight", f"{source}.{router}.weight")]
+    matrices = linears(names, bias=False)
     for j in range(block.feed_forward.count):
-        expert = linears(names, bias=False)
-        tensor_rules += prefixed(expert, f"feed_forward.experts.{j}.", f"{source}.experts.{j}.")
+        tensor_rules += prefixed(matrices, f"feed_forward.experts.{j}.", f"{source}.experts.{j}.")
+    if block.feed_forward.shared is not None:
+        tensor_rules += prefixed(matrices, "feed_forward.shared.", f"{source}.{shared}.")
+    if block.feed_forward.shared_gate:
+        tensor_rules.append(rule("feed_forward.shared_gate.weight", f"{source}.shared_expert_gate.weight"))
     return tensor_rules
 
 
 def rules(config: TransformerConfig) -> list[TensorRule]:
-    names = {"gate_up": "{gate,up}_proj", "down": "down_proj"}
-    return llama.rules(config, feed=lambda block: expert_rules(block, "mlp", names))
+    return llama.rules(config, feed=lambda block: expert_rules(block, "mlp"))
+
+
+def dense_layers(settings: Settings) -> list[int]:
+    """The layers without experts (Qwen)."""
+    step, plain = settings.get("decoder_sparse_step", int), settings.get("mlp_only_layers", list[int], [])
+    depth = settings.get("num_hidden_layers", int)
+    return [i for i in range(depth) if i in plain or (i + 1) % max(1, step)]
+
+
+def write_sparse(name: str, stem: str, count: str, config: TransformerConfig) -> dict[str, Any]:
+    """The settings that Qwen's mixtures share."""
+    blocks = config.stack.blocks
+    dense = [i for i, block in enumerate(blocks) if not isinstance(block.feed_forward, ExpertsConfig)]
+    settings = llama.write(name, PublishedClasses.of(stem), config)
+    return {
+        **settings,
+        **write_experts(config, count),
+        "intermediate_size": llama.gated(blocks[dense[0]]).hidden if dense else settings["intermediate_size"],
+        "moe_intermediate_size": expect(first_experts(config).expert, GatedConfig).hidden,
+        "mlp_only_layers": dense,
+        "decoder_sparse_step": 1,
+    }
+
+
+def read_qwen2_moe(settings: Settings, names: Collection[str]) -> TransformerConfig:
+    last, depth = settings.get("max_window_layers", int), settings.get("num_hidden_layers", int)
+    if "layer_types" not in settings and settings.get("use_sliding_window", bool):
+        kinds = [llama.FULL_ATTENTION if i % 2 or i >= last else llama.SLIDING_ATTENTION for i in range(depth)]
+        settings = replace(settings, values={**settings.values, "layer_types": kinds})
+    config = llama.with_windows(llama.read(settings, names), llama.windows_by_layer(settings))
+    config = llama.with_mixers(config, qkv_bias=settings.get("qkv_bias", bool), out_bias=False)
+    config = llama.with_blocks(config, lambda _, block: replace(block, feed_forward=_unbiased(block)))
+    shared = replace(_unbiased(config.stack.blocks[0]), hidden=settings.get("shared_expert_intermediate_size", int))
+    return read_experts(
+        settings,
+        config,
+        "num_experts",
+        "moe_intermediate_size",
+        dense_layers(settings),
+        shared=shared,
+        shared_gate=True,
+    )
+
+
+def _unbiased(block: BlockConfig) -> GatedConfig:
+    return replace(llama.gated(block), bias=False)
+
+
+def write_qwen2_moe(config: TransformerConfig) -> dict[str, Any]:
+    return {
+        **write_sparse("qwen2_moe", "Qwen2Moe", "num_experts", config),
+        **llama.write_windows(config),
+        "qkv_bias": llama.attention(config.stack.blocks[0]).qkv_bias,
+        "shared_expert_intermediate_size": expect(first_experts(config).shared, GatedConfig).hidden,
+    }
 
 
 def read_qwen3_moe(settings: Settings, names: Collection[str]) -> TransformerConfig:
@@ -73,26 +149,14 @@ def read_qwen3_moe(settings: Settings, names: Collection[str]) -> TransformerCon
     config = llama.with_mixers(llama.read(settings, names), qk_norm=norm)
     if settings.get("use_sliding_window", bool):
         config = llama.with_windows(config, llama.shared_window(settings))
-    step, plain = settings.get("decoder_sparse_step", int), settings.get("mlp_only_layers", list[int], [])
-    dense = {i for i in range(len(config.stack.blocks)) if i in plain or (i + 1) % max(1, step)}
-    return read_experts(settings, config, "num_local_experts", "moe_intermediate_size", dense)
+    return read_experts(settings, config, "num_local_experts", "moe_intermediate_size", dense_layers(settings))
 
 
 def write_qwen3_moe(config: TransformerConfig) -> dict[str, Any]:
-    experts = write_experts(config, "num_local_experts")
-    blocks, window = config.stack.blocks, llama.windows_of(config)[0]
-    dense = [i for i, block in enumerate(blocks) if not isinstance(block.feed_forward, ExpertsConfig)]
-    sparse = next(i for i in range(len(blocks)) if i not in dense)
-    settings = llama.write("qwen3_moe", PublishedClasses.of("Qwen3Moe"), config)
-    hidden = llama.gated(blocks[dense[0]]).hidden if dense else settings["intermediate_size"]
+    window = llama.windows_of(config)[0]
     return {
-        **settings,
-        **experts,
+        **write_sparse("qwen3_moe", "Qwen3Moe", "num_local_experts", config),
         **llama.write_attention_bias(config),
-        "intermediate_size": hidden,
-        "moe_intermediate_size": llama.gated(blocks[sparse]).hidden,
-        "mlp_only_layers": dense,
-        "decoder_sparse_step": 1,
         "use_sliding_window": window is not None,
         "sliding_window": window,
     }
@@ -120,18 +184,29 @@ def _family(
     aliases: Mapping[str, str],
     **defaults: Any,
 ) -> Family:
-    family = llama.family(name, read, write, rules, num_experts_per_tok=8, norm_topk_prob=False, **defaults)
-    return replace(
-        family,
-        aliases=aliases,
-        stacked=(
-            Stacked(r"\.experts\.gate_up_proj$", (".experts.{}.gate_proj.weight", ".experts.{}.up_proj.weight")),
-            Stacked(r"\.experts\.down_proj$", (".experts.{}.down_proj.weight",)),
-        ),
+    defaults = {"num_experts_per_tok": 8, "norm_topk_prob": False, **defaults}
+    return replace(llama.family(name, read, write, rules, **defaults), aliases=aliases, stacked=stacks())
+
+
+def stacks(
+    gate_up: str = ".experts.gate_up_proj", down: str = ".experts.down_proj", written: bool = False
+) -> tuple[Stacked, Stacked]:
+    """The stacks of a layer's experts, by the ends of their names; exports may write them."""
+    gates = (".experts.{}.gate_proj.weight", ".experts.{}.up_proj.weight")
+    return (
+        Stacked(re.escape(gate_up) + "$", gates, gate_up * written),
+        Stacked(re.escape(down) + "$", (".experts.{}.down_proj.weight",), down * written),
     )
 
 
 FAMILIES = (
+    _family(
+        "qwen2_moe", read_qwen2_moe, write_qwen2_moe, {},
+        max_position_embeddings=32768, num_key_value_heads=16, use_sliding_window=False, sliding_window=4096,
+        max_window_layers=28, num_experts=60, num_experts_per_tok=4, moe_intermediate_size=1408,
+        shared_expert_intermediate_size=5632, decoder_sparse_step=1, intermediate_size=5632, qkv_bias=True,
+        router_aux_loss_coef=0.001,
+    ),
     _family(
         "qwen3_moe", read_qwen3_moe, write_qwen3_moe, {"num_experts": "num_local_experts"},
         max_position_embeddings=32768, num_key_value_heads=4, use_sliding_window=False, sliding_window=4096,

@@ -142,7 +142,7 @@ _GEMMA3 = llama.family(
     "gemma3_text",
     read_gemma3,
     llama.writer("gemma3_text", GEMMA3_CLASSES, llama.write_attention_bias, write_scores, write_rotary),
-    older=("rope_local_base_freq", "sliding_window_pattern"),
+    older=("rope_local_base_freq", "sliding_window_pattern", "_sliding_window_pattern"),
     **GEMMA2_DEFAULTS,
     max_position_embeddings=131072,
 )

@@ -5,7 +5,7 @@ Many families differ from it only slightly: they start from the tables here, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,13 +13,24 @@ from headway.errors import UserError
 from headway.formats.heads import PublishedClasses, head_rules, read_heads, write_heads
 from headway.formats.setting_table import ACTIVATION, SettingKind, SettingTable
 from headway.formats.settings import Settings, published_activation, published_context, rope_parameters
-from headway.formats.tensor_rules import Family, TensorRule, block_rules, expect, linear, linears, rule
+from headway.formats.tensor_rules import (
+    Family,
+    Interleaved,
+    StackedRows,
+    TensorRule,
+    TensorTransform,
+    block_rules,
+    expect,
+    linear,
+    linears,
+    rule,
+)
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, StackConfig, TransformerConfig
 from headway.nn.models.block import Placement
 from headway.nn.parts.experts import ExpertsConfig
 from headway.nn.parts.feedforward import GatedConfig, hidden_width
-from headway.nn.parts.norm import RMSNormConfig
+from headway.nn.parts.norm import LayerNormConfig, RMSNormConfig
 from headway.nn.parts.positions import RotaryConfig
 from headway.visibility import Causal
 
@@ -166,6 +177,14 @@ def write(name: str, classes: PublishedClasses, config: TransformerConfig) -> di
     return {"model_type": name, **write_heads(config, classes), **TABLE.write(config, others)}
 
 
+def write_layer_norms(name: str, config: TransformerConfig, eps: str, stem: str) -> dict[str, Any]:
+    """`write` for a family with layer norms and without head_dim; `eps` is its name for their epsilon."""
+    rms = replace(config, stack=replace(config.stack, norm=RMSNormConfig()))
+    settings = write(name, PublishedClasses.of(stem), rms)
+    del settings["rms_norm_eps"], settings["head_dim"]
+    return {**settings, eps: expect(config.stack.norm, LayerNormConfig).eps}
+
+
 def gated(block: BlockConfig) -> GatedConfig:
     """Return the feed-forward of a layer, or of each of its experts."""
     feed = block.feed_forward
@@ -218,16 +237,17 @@ def rules(
     config: TransformerConfig,
     attend: Callable[[AttentionConfig], list[TensorRule]] | None = None,
     feed: Callable[[BlockConfig], list[TensorRule]] | None = None,
+    norms: Mapping[Placement, Mapping[str, str]] = NORMS,
 ) -> list[TensorRule]:
-    """Return the tensors of a configuration; `attend` and `feed` override those of a layer for families that store them
-    differently.
+    """Return the tensors of a configuration; `attend`, `feed` and `norms` override those of a layer for families that
+    store them differently.
     """
 
     def layer(block: BlockConfig) -> list[TensorRule]:
-        if block.placement not in NORMS:
-            raise UserError(f"placement {block.placement!r} has no published names; choose from {', '.join(NORMS)}")
+        if block.placement not in norms:
+            raise UserError(f"placement {block.placement!r} has no published names; choose from {', '.join(norms)}")
         return [
-            *linears(NORMS[block.placement], bias=False),
+            *linears(norms[block.placement], bias=False),
             *(attend or attention_rules)(attention(block)),
             *(feed or gated_rules)(block),
         ]
@@ -240,10 +260,15 @@ def rules(
     ]
 
 
-def attention_rules(mixer: AttentionConfig) -> list[TensorRule]:
-    """Query, key and value as separate tensors, with their norms if there are any."""
+def attention_rules(mixer: AttentionConfig, interleaved: bool = False) -> list[TensorRule]:
+    """Query, key and value as separate tensors, with their norms if there are any. Rotary pairs may be adjacent in the
+    file.
+    """
+    transform: TensorTransform = StackedRows()
+    if interleaved and mixer.rotary is not None:
+        transform = Interleaved((mixer.heads, mixer.kv_heads or mixer.heads, 0), mixer.rotary.fraction)
     return [
-        *linear("mixer.qkv", "self_attn.{q,k,v}_proj", bias=bool(mixer.qkv_bias)),
+        *linear("mixer.qkv", "self_attn.{q,k,v}_proj", bias=bool(mixer.qkv_bias), transform=transform),
         *linear("mixer.out", "self_attn.o_proj", bias=mixer.out_bias),
         *(rule(f"mixer.qk_norm.{n}.weight", f"self_attn.{n}_norm.weight") for n in ("qk" if mixer.qk_norm else "")),
     ]

@@ -12,10 +12,11 @@ from dataclasses import replace
 from typing import Any
 
 from headway.formats.families import llama
+from headway.formats.families.glm import fused_gate
 from headway.formats.settings import Settings, published_context
 from headway.formats.tensor_rules import TensorRule, Unsplit, expect, linear
 from headway.nn.mixers import AttentionConfig
-from headway.nn.models import BlockConfig, TokenEmbedConfig, TransformerConfig
+from headway.nn.models import TokenEmbedConfig, TransformerConfig
 from headway.nn.parts.scaling import LongRopeScaling
 
 
@@ -44,11 +45,7 @@ def rules(config: TransformerConfig) -> list[TensorRule]:
         fused = linear("mixer.qkv", "self_attn.qkv_proj", bias=False, transform=Unsplit())
         return [*fused, *linear("mixer.out", "self_attn.o_proj", bias=False)]
 
-    def feed(block: BlockConfig) -> list[TensorRule]:
-        fused = linear("feed_forward.gate_up", "mlp.gate_up_proj", bias=False, transform=Unsplit())
-        return [*fused, *linear("feed_forward.down", "mlp.down_proj", bias=False)]
-
-    return llama.rules(config, attend, feed)
+    return llama.rules(config, attend, fused_gate)
 
 
 FAMILY = llama.family(

@@ -9,11 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 from headway.formats.families import llama
-from headway.formats.heads import PublishedClasses, head_rules
+from headway.formats.heads import head_rules
 from headway.formats.settings import Settings
-from headway.formats.tensor_rules import TensorRule, block_rules, expect, linear, rule
+from headway.formats.tensor_rules import TensorRule, block_rules, linear, rule
 from headway.nn.models import BlockConfig, TransformerConfig
-from headway.nn.parts.norm import LayerNormConfig, RMSNormConfig
+from headway.nn.parts.norm import LayerNormConfig
 
 
 def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
@@ -39,13 +39,10 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
 
 
 def write(config: TransformerConfig) -> dict[str, Any]:
-    block, eps = config.stack.blocks[0], expect(config.stack.norm, LayerNormConfig).eps
-    rms = replace(config, stack=replace(config.stack, norm=RMSNormConfig()))  # llama.write supports only RMS norms
-    settings = llama.write("stablelm", PublishedClasses.of("StableLm"), rms)
-    fraction = llama.first_rotary(config).fraction
+    block, fraction = config.stack.blocks[0], llama.first_rotary(config).fraction
+    settings = llama.write_layer_norms("stablelm", config, "layer_norm_eps", "StableLm")
     return {
-        **{name: value for name, value in settings.items() if name not in ("rms_norm_eps", "head_dim")},
-        "layer_norm_eps": eps,
+        **settings,
         "use_qkv_bias": llama.attention(block).qkv_bias,
         "use_parallel_residual": block.placement == "parallel",
         "rope_parameters": {**settings["rope_parameters"], "partial_rotary_factor": fraction},

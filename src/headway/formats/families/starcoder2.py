@@ -9,12 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 from headway.formats.families import llama
-from headway.formats.heads import PublishedClasses, head_rules
+from headway.formats.heads import head_rules
 from headway.formats.settings import Settings, published_activation
 from headway.formats.tensor_rules import TensorRule, block_rules, expect, linear, linears, rule
 from headway.nn.models import BlockConfig, TokenEmbedConfig, TransformerConfig
 from headway.nn.parts.feedforward import GatedConfig, MLPConfig
-from headway.nn.parts.norm import LayerNormConfig, RMSNormConfig
+from headway.nn.parts.norm import LayerNormConfig
 
 
 def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
@@ -35,17 +35,15 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
 
 
 def write(config: TransformerConfig) -> dict[str, Any]:
-    block, eps = config.stack.blocks[0], expect(config.stack.norm, LayerNormConfig).eps
+    block = config.stack.blocks[0]
     feed = expect(block.feed_forward, MLPConfig)
-    # llama.write supports only gated feed-forwards and RMS norms.
-    gated = replace(block, feed_forward=GatedConfig(hidden=feed.hidden))
-    stack = replace(config.stack, blocks=(gated, *config.stack.blocks[1:]), norm=RMSNormConfig())
-    settings = llama.write("starcoder2", PublishedClasses.of("Starcoder2"), replace(config, stack=stack))
+    gated = replace(block, feed_forward=GatedConfig(hidden=feed.hidden))  # llama.write supports only gated ones
+    stack = replace(config.stack, blocks=(gated, *config.stack.blocks[1:]))
+    settings = llama.write_layer_norms("starcoder2", replace(config, stack=stack), "norm_epsilon", "Starcoder2")
     return {
-        **{name: value for name, value in settings.items() if name not in ("rms_norm_eps", "head_dim")},
+        **settings,
         **llama.write_window(config),
         "hidden_act": published_activation(feed.activation),
-        "norm_epsilon": eps,
         "use_bias": feed.bias,
         "residual_dropout": block.dropout,
         "embedding_dropout": expect(config.embed, TokenEmbedConfig).dropout,

@@ -38,7 +38,7 @@ class AttentionConfig(MixerConfig):
     pattern: Pattern = Causal()  # attention pattern
     rotary: RotaryConfig | None = None  # rotary position embedding; none: no rotary positions
     qk_norm: NormConfig | None = None  # norm of queries and keys (Henry et al. 2020)
-    qk_norm_over: Literal["head", "all"] = "head"  # norm per head, or over all heads together (OLMo 2)
+    qk_norm_over: Literal["head", "all", "each"] = "head"  # norm per head, over all heads, or with weights per head
     qkv_bias: bool | tuple[bool, bool, bool] = True  # whether query, key and value have biases (one value or three)
     out_bias: bool = True  # whether the output projection has a bias
     scale: float | None = None  # factor on scores; none: 1 / sqrt(head size)
@@ -110,6 +110,19 @@ class WideQKNorm(nn.Module):
         return torch.cat(both, dim=2)
 
 
+class EachQKNorm(nn.Module):
+    """A norm per head, and weights [H, K] and [G, K] that differ between heads (Cohere)."""
+
+    def __init__(self, config: NormConfig, heads: int, groups: int, size: int) -> None:
+        super().__init__()
+        self.norm = config.build(size)
+        self.norm.weight = self.norm.bias = None
+        self.q, self.k = (nn.Parameter(torch.ones(count, size)) for count in (heads, groups))
+
+    def forward(self, qk: Float[Tensor, "B T HG K"]) -> Float[Tensor, "B T HG K"]:
+        return self.norm(qk) * torch.cat([self.q, self.k])
+
+
 class KeyValues(NamedTuple):
     """Keys and values by slot; the token at position p is in slot p modulo the number of slots."""
 
@@ -132,7 +145,7 @@ class SelfAttention(Mixer):
         inner, shared = self.heads * self.size, self.groups * self.size
         self.qkv = Projection(width, (inner, shared, shared), config.qkv_bias)
         self.out = Projection(inner, width, config.out_bias, residual=True)
-        norm = WideQKNorm if config.qk_norm_over == "all" else QKNorm
+        norm = {"head": QKNorm, "all": WideQKNorm, "each": EachQKNorm}[config.qk_norm_over]
         self.qk_norm = norm(config.qk_norm, self.heads, self.groups, self.size) if config.qk_norm else None
         self.rotary = Rotary(config.rotary, self.size) if config.rotary else None
         self.sinks = nn.Parameter(torch.zeros(self.heads)) if config.sinks else None

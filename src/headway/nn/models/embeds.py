@@ -84,8 +84,9 @@ class Embed(nn.Module):
 @register("tokens")
 @dataclass(frozen=True)
 class TokenEmbedConfig(EmbedConfig):
-    """`scaled` multiplies by sqrt(width) (2017); `types` is the number of token types with a learned vector (BERT: 2);
-    `width` is the table's width, which is projected to the model's width (none: the model's width).
+    """`scaled` multiplies by sqrt(width) (2017), `scale` by itself (Granite); `types` is the number of token types with
+    a learned vector (BERT: 2); `width` is the table's width, which is projected to the model's width (none: the model's
+    width).
     """
 
     positions: PositionsConfig | None = None  # position vectors, added to token vectors
@@ -94,6 +95,7 @@ class TokenEmbedConfig(EmbedConfig):
     types: int = 0
     dropout: float = 0.0  # dropout rate of the sum
     width: int | None = None
+    scale: float = 1.0
 
     def build(self, width: int, vocab_size: int, context: int | None) -> TokenEmbed:
         return TokenEmbed(self, width, vocab_size, context)
@@ -109,7 +111,7 @@ class TokenEmbed(Embed):
         inner = config.width or width
         self.table = nn.Parameter(torch.empty(vocab_size, inner))
         self.project = Projection(inner, width, bias=False) if inner != width else nn.Identity()
-        self.scale = math.sqrt(width) if config.scaled else 1.0
+        self.scale = config.scale * (math.sqrt(width) if config.scaled else 1.0)
         self.positions = config.positions.build(width, context) if config.positions else None
         self.types = TypeEmbed(config.types, width) if config.types else None
         self.norm = config.norm.build(width) if config.norm else nn.Identity()

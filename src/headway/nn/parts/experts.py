@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headway.config_kinds import register
@@ -26,10 +27,17 @@ class ExpertsConfig(FeedForwardConfig):
     normalise: bool = True  # whether the weights of a token's experts sum to 1
     balance: float = 0.01  # weight of the loss that spreads tokens evenly over experts
     z_loss: float = 0.0  # weight of the loss that keeps the router's logits small
+    shared: FeedForwardConfig | None = None  # layer of all tokens, added to their experts; none: no such layer
+    shared_gate: bool = False  # whether a sigmoid per token weights the shared layer (Qwen2-MoE)
+    router_bias: bool = False  # whether the router's logits have a bias
+    scores: Literal["softmax", "sigmoid"] = "softmax"  # of logits; sigmoid: with a bias for the choice (DeepSeek-V3)
+    scale: float = 1.0  # factor on the weights of a token's experts
 
     def __post_init__(self) -> None:
         if not 1 <= self.active <= self.count:
             raise ConfigError(f"active is {self.active} of {self.count} experts; set it from 1 to {self.count}")
+        if self.shared_gate and self.shared is None:
+            raise ConfigError("shared_gate is true without a shared layer; set shared, or shared_gate=false")
 
     def build(self, width: int) -> nn.Module:
         return Experts(self, width)
@@ -39,27 +47,66 @@ class Experts(nn.Module):
     """Each token goes to its `active` most probable experts, whose outputs are added weighted by probability.
 
     Shazeer et al. 2017; balance loss of Fedus et al. 2021, equation 4: E sum_e f_e P_e, with f the share of assignments
-    and P the mean probability, over tokens without padding. z-loss of Zoph et al. 2022, equation 5.
+    and P the mean probability, over tokens without padding. z-loss of Zoph et al. 2022, equation 5. Sigmoid scores and
+    the bias for the choice, which no gradient changes: DeepSeek-AI 2024, equations 15 and 16.
     """
 
     def __init__(self, config: ExpertsConfig, width: int) -> None:
         super().__init__()
         self.config = config
-        self.router = Projection(width, config.count, bias=False)
+        self.router = Projection(width, config.count, config.router_bias)
         self.experts = nn.ModuleList(config.expert.build(width) for _ in range(config.count))
+        self.shared = config.shared.build(width) if config.shared else None
+        self.shared_gate = Projection(width, 1, bias=False) if config.shared_gate else None
+        correction = torch.zeros(config.count) if config.scores == "sigmoid" else None
+        self.register_buffer("correction", correction)
 
     def forward(self, x: Float[Tensor, "B T D"], layout: Layout) -> tuple[Float[Tensor, "B T D"], Terms]:
         tokens = x.reshape(-1, x.shape[-1])
         logits = self.router(tokens).float() if x.dtype.itemsize < 4 else self.router(tokens)
-        probabilities = logits.softmax(-1)
-        weights, expert_ids = probabilities.topk(self.config.active, dim=-1)
+        probabilities, weights, expert_ids = self._route(logits)
+        out = self._mix(tokens, weights, expert_ids, layout).view_as(x)
+        if self.shared is not None:
+            every, _ = self.shared(x, layout)
+            out = out + (every if self.shared_gate is None else self.shared_gate(x).sigmoid() * every)
+        return out, self._terms(logits, probabilities, expert_ids, layout)
+
+    def _route(self, logits: Float[Tensor, "N E"]) -> tuple[Tensor, Float[Tensor, "N A"], Int[Tensor, "N A"]]:
+        """The probabilities of all experts, and the weights and ids of each token's, by id."""
+        if self.correction is None:
+            probabilities = logits.softmax(-1)
+            weights, expert_ids = probabilities.topk(self.config.active, dim=-1)
+        else:
+            probabilities = logits.sigmoid()
+            expert_ids = (probabilities + self.correction).topk(self.config.active, dim=-1).indices
+            weights = probabilities.gather(-1, expert_ids)
         if self.config.normalise:
             weights = weights / weights.sum(-1, keepdim=True)
-        out = torch.zeros_like(tokens)
-        for index, expert in enumerate(self.experts):
-            rows, slots = (expert_ids == index).nonzero(as_tuple=True)
-            part, _ = expert(tokens[rows][None], layout)
-            out = out.index_add(0, rows, part[0] * weights[rows, slots, None].to(part.dtype))
+        expert_ids, choice = expert_ids.sort(-1)
+        weights = weights.gather(-1, choice)
+        return probabilities, weights if self.config.scale == 1.0 else weights * self.config.scale, expert_ids
+
+    def _mix(
+        self,
+        tokens: Float[Tensor, "N D"],
+        weights: Float[Tensor, "N A"],
+        expert_ids: Int[Tensor, "N A"],
+        layout: Layout,
+    ) -> Float[Tensor, "N D"]:
+        """Tokens are sorted by expert, so that each expert's are consecutive and each is moved there and back once."""
+        order = expert_ids.flatten().argsort(stable=True)
+        counts = expert_ids.flatten().bincount(minlength=self.config.count).tolist()
+        slots = order.argsort().view_as(expert_ids)
+        rows = order // self.config.active
+        parts = _Copies.apply(tokens, rows, slots).split(counts)
+        outputs = [
+            expert(part[None], layout)[0][0] if len(part) or torch.is_grad_enabled() else part
+            for expert, part in zip(self.experts, parts)
+        ]
+        mixed = torch.cat(outputs)
+        return _Sums.apply(mixed * weights.flatten()[order, None].to(mixed.dtype), rows, slots)
+
+    def _terms(self, logits: Tensor, probabilities: Tensor, expert_ids: Tensor, layout: Layout) -> Terms:
         mask = layout.mask.reshape(-1).to(probabilities.dtype)[:, None]
         count = mask.sum().clamp(min=1)
         assigned = torch.zeros_like(probabilities).scatter(1, expert_ids, 1.0) * mask
@@ -68,4 +115,41 @@ class Experts(nn.Module):
         terms = {"balance": self.config.balance * self.config.count * (share * mean).sum()}
         if self.config.z_loss:
             terms["z_loss"] = self.config.z_loss * (logits.logsumexp(-1).square() * mask[:, 0]).sum() / count
-        return out.view_as(x), terms
+        return terms
+
+
+def _sum_copies(copies: Tensor, slots: Tensor, columns: range) -> Tensor:
+    """Sum the rows of `copies` at each row of `slots`, in the order of `columns`: the same on every device."""
+    first, *others = columns
+    total = copies[slots[:, first]]
+    for column in others:
+        total = total + copies[slots[:, column]]
+    return total
+
+
+class _Copies(torch.autograd.Function):
+    """Rows of tokens, one per expert, sorted by expert. The gradient adds a token's copies, last expert first."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, rows: Tensor, slots: Tensor) -> Tensor:
+        ctx.save_for_backward(slots)
+        return tokens[rows]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (slots,) = ctx.saved_tensors
+        return _sum_copies(gradient, slots, range(slots.shape[1])[::-1]), None, None
+
+
+class _Sums(torch.autograd.Function):
+    """The reverse of `_Copies`: the sum of each token's copies, first expert first."""
+
+    @staticmethod
+    def forward(ctx: Any, copies: Tensor, rows: Tensor, slots: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        return _sum_copies(copies, slots, range(slots.shape[1]))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (rows,) = ctx.saved_tensors
+        return gradient[rows], None, None

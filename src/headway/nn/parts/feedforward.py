@@ -104,6 +104,7 @@ class GatedConfig(FeedForwardConfig):
     activation: ActivationName = "silu"  # activation of the gate
     bias: bool = False  # whether all three layers have biases
     dropout: float = 0.0  # dropout rate of the inner vector
+    limit: float | None = None  # clamps the gate to c and the other half to -c to c, and adds 1 to it (gpt-oss)
 
     def build(self, width: int) -> nn.Module:
         return Gated(self, width)
@@ -120,8 +121,11 @@ class Gated(nn.Module):
         self.gate_up = Projection(width, (hidden, hidden), config.bias, inner=True)
         self.down = Projection(hidden, width, config.bias, residual=True)
         self.activation = ACTIVATIONS[config.activation]
+        self.limit = config.limit
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Float[Tensor, "B T D"], layout: Layout) -> tuple[Float[Tensor, "B T D"], Terms]:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
+        if self.limit is not None:
+            gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit) + 1
         return self.down(self.dropout(self.activation(gate) * up)), {}
