@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from headway.codecs import Codec, TokenizerCodec
 from headway.errors import UserError, nearest
+from headway.formats.deferred import computed, deferred_weights
+from headway.formats.export_check import ExportResult, check_export
 from headway.formats.families import families, llama
-from headway.formats.gguf.file import GgufFile, gguf
+from headway.formats.gguf.file import KINDS, GgufFile, NumberFormat, gguf
 from headway.formats.gguf.tokens import read_codec, read_special_tokens, write_codec
 from headway.formats.llama2c import interleaved
 from headway.formats.native import read_config, uninitialized_model
@@ -30,6 +33,7 @@ from headway.formats.tensor_rules import Family, TensorRule
 from headway.formats.usage import Usage
 from headway.formats.weights import RenamedWeights, fill, published_tensors
 from headway.io.durable import atomic_write
+from headway.io.outputs import check_free_disk
 from headway.nn.models import ModelConfig, TransformerConfig
 from headway.nn.parts.positions import Rotary, RotaryConfig
 from headway.nn.parts.scaling import LinearScaling, Llama3Scaling, LongRopeScaling, YarnScaling
@@ -380,6 +384,9 @@ def load_gguf_codec(path: Path) -> TokenizerCodec | None:
 
 Precision = Literal["F32", "F16", "Q8_0"]
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7}
+# Largest rounding error of a weight, relative to the largest of its tensor: half a unit in the last of 11 bits; and half
+# a code of 127, with a scale in F16.
+_STEPS: Mapping[Precision, float] = {"F32": 0.0, "F16": 2.0**-11, "Q8_0": 0.5 / 127 + 2.0**-10}
 _WINDOWED = {"mistral"}  # families whose window is stored
 _Q8_BLOCK = 32  # numbers that share a scale in Q8_0
 _VERSION = 2  # version of the quantisation format
@@ -411,12 +418,14 @@ def save_gguf(
     codec: Codec | None = None,
     usage: Usage | None = None,
     precision: Precision = "F32",
-) -> str:
-    """Write `path`, with the tokenizer if there is one; return the name of the architecture.
+) -> ExportResult:
+    """Write `path`, with the tokenizer if there is one; return the name of the architecture, and the check of the
+    written file.
 
     If all layers have the same window, the context is limited to it, except for Mistral, whose window is stored.
     Matrices are written in `precision` (Q8_0: rows of complete blocks of 32, other matrices in F16), vectors in F32.
-    Raises UserError, before anything is written, for a model or tokenizer that GGUF cannot express.
+    Raises UserError, before anything is written, for a model or tokenizer that GGUF cannot express, and if the disk is
+    too small.
     """
     if precision not in get_args(Precision):
         raise UserError(f"precision is {precision!r}; {nearest(precision, get_args(Precision))}")
@@ -452,8 +461,14 @@ def save_gguf(
             f"GGUF has no settings for some features of this {family.name} model (per-layer windows, some biases); "
             "export it as a folder instead"
         )
-    _write(draft, path, precision)
-    return architecture
+    package = gguf()
+    kinds = [_kind(tensor, precision) for tensor in draft.tensors.values()]
+    sizes = (tensor.numel() // kind.block * kind.size for tensor, kind in zip(draft.tensors.values(), kinds))
+    check_free_disk(path.parent, sum(sizes))
+    with atomic_write(path, new=True) as draft_path:
+        _write(draft, draft_path, kinds, package)
+        with deferred_weights():
+            return ExportResult(architecture, check_export(model, load_gguf(draft_path).model, _STEPS[precision]))
 
 
 def _within_window(config: TransformerConfig) -> TransformerConfig:
@@ -491,27 +506,38 @@ def _sizes(dialect: Dialect, settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _write(draft: FileContents, path: Path, precision: Precision) -> None:
-    package = gguf()
-    with atomic_write(path, new=True) as draft_path:
-        writer = package.GGUFWriter(draft_path, draft.values["general.architecture"])
-        for key, value in draft.values.items():
-            if key != "general.architecture":  # already written by the writer
-                _add(writer, key, value)
-        for name, tensor in draft.tensors.items():
-            tensor = tensor.detach().float()
-            array = tensor.contiguous().numpy()
-            if precision == "F32" or tensor.dim() < 2:
-                writer.add_tensor(name, array)
-            elif precision == "Q8_0" and tensor.shape[-1] % _Q8_BLOCK == 0:
-                kind = package.GGMLQuantizationType.Q8_0
-                writer.add_tensor(name, package.quants.quantize(array, kind), raw_dtype=kind)
-            else:
-                writer.add_tensor(name, tensor.to(torch.float16).numpy())
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+def _write(draft: FileContents, path: Path, kinds: Sequence[NumberFormat], package: Any) -> None:
+    """Write the tensors one by one, because they may be deferred, each in its number format."""
+    writer = package.GGUFWriter(path, draft.values["general.architecture"])
+    for key, value in draft.values.items():
+        if key != "general.architecture":  # already written by the writer
+            _add(writer, key, value)
+    for (name, tensor), kind in zip(draft.tensors.items(), kinds):
+        if kind.dtype is None:
+            raw = package.GGMLQuantizationType[kind.name]
+            shape = (*tensor.shape[:-1], tensor.shape[-1] // kind.block * kind.size)
+            writer.add_tensor_info(name, shape, np.dtype(np.uint8), math.prod(shape), raw_dtype=raw)
+        else:
+            dtype = np.dtype(np.float16 if kind.dtype == torch.float16 else np.float32)
+            writer.add_tensor_info(name, tuple(tensor.shape), dtype, tensor.numel() * kind.size)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for tensor, kind in zip(draft.tensors.values(), kinds):
+        values = computed(tensor.detach()).float().contiguous()
+        if kind.dtype is None:
+            array = package.quants.quantize(values.numpy(), package.GGMLQuantizationType[kind.name])
+        else:
+            array = values.to(kind.dtype).numpy()
+        writer.write_tensor_data(array)
+    writer.close()
+
+
+def _kind(tensor: Tensor, precision: Precision) -> NumberFormat:
+    """The number format in which a tensor is written."""
+    name = "F32" if tensor.dim() < 2 else precision
+    name = "F16" if name == "Q8_0" and tensor.shape[-1] % _Q8_BLOCK else name
+    return next(kind for kind in KINDS.values() if kind.name == name)
 
 
 def _add(writer: Any, key: str, value: Any) -> None:
