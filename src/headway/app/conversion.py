@@ -118,7 +118,7 @@ def quantize(
     before, layers = _weight_bytes(opened.model), layers_of(opened.model)
     formats: dict[str, Weights] = dict.fromkeys(layers, weights or "int8")
     if bits_per_weight is not None:
-        FormatSizes(layers).choose([], bits_per_weight)  # refuses numbers that are not possible
+        FormatSizes(layers).check_bits(bits_per_weight)
     costs = None if report is None else measure(opened, source, Path(report))
     if bits_per_weight is not None:
         layer_costs = weight_errors(layers) if costs is None else costs.layers

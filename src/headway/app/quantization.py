@@ -105,19 +105,22 @@ class FormatSizes:
         """Mean bits per weight for a format per layer."""
         return 8 * sum(self.bytes[layer][dtype] for layer, dtype in formats.items()) / self.weights
 
-    def choose(self, costs: Sequence[LayerCost], bits: float) -> dict[str, Format]:
-        """Return a format per layer whose mean is at most `bits` per weight.
-
-        All layers start in int4. The step to a larger format that removes the most divergence per byte is taken again
-        and again, as long as one fits. Raises UserError for fewer bits than int4 needs, or more than fp32.
-        """
-        chosen: dict[str, Format] = dict.fromkeys(self.bytes, FORMATS[0])
-        low, high = self.bits(chosen), self.bits(dict.fromkeys(self.bytes, FORMATS[-1]))
+    def check_bits(self, bits: float) -> None:
+        """Raise UserError for fewer bits than int4 needs, or more than fp32."""
+        low, high = (self.bits(dict.fromkeys(self.bytes, dtype)) for dtype in (FORMATS[0], FORMATS[-1]))
         if not low <= bits <= high:
             raise UserError(
                 f"{bits:g} bits per weight are not possible: this model has {low:.2f} with all layers in int4 and "
                 f"{high:g} with all in fp32; choose a number between them"
             )
+
+    def choose(self, costs: Sequence[LayerCost], bits: float) -> dict[str, Format]:
+        """Return a format per layer whose mean is at most `bits` per weight.
+
+        All layers start in int4. The step to a larger format that removes the most divergence per byte is taken again
+        and again, as long as one fits. Equal costs give equal choices.
+        """
+        chosen: dict[str, Format] = dict.fromkeys(self.bytes, FORMATS[0])
         divergences = {cost.layer: {**cost.divergence, "fp32": 0.0} for cost in costs}
         room = bits * self.weights / 8 - sum(sizes[FORMATS[0]] for sizes in self.bytes.values())
         while True:
