@@ -15,7 +15,7 @@ from headway.errors import UserError, nearest
 from headway.formats.deferred import DeferredTensor, Reader, computed, deferred_parts, is_deferring
 from headway.formats.native import named_tensors, replace_tensor
 from headway.formats.tensor_rules import Family, Fused, TensorRule
-from headway.formats.tensorfile import adjacent_view
+from headway.formats.tensorfile import Shards, adjacent_view
 from headway.nn.parts.projection import Projection
 
 _MAX_ITEMS = 1024  # matrices per stack; the largest models have a few hundred experts
@@ -51,6 +51,7 @@ class RenamedWeights:
 
     def __init__(self, weights: Weights, family: Family) -> None:
         self.source = weights.source
+        self.is_mapped = isinstance(weights, Shards)  # tensors are views of files, which are not decoded
         self._weights = weights
         self._entries: dict[str, StoredPart] = {}
         skipped = [re.compile(pattern) for pattern in family.skipped]
@@ -140,9 +141,13 @@ def fill(model: nn.Module, rules: Sequence[TensorRule], weights: Weights, dtype:
     reader = Reader(weights.done)
     for rule in _without_copies(rules):
         target = model_tensors[rule.target]
-        make = partial(_make, rule, weights, target.shape, dtype)
+        make = partial(_make, rule, weights, torch.empty(target.shape, device="meta"), dtype)
         if is_deferring():
             stored = dtype or weights.get(rule.sources[0]).dtype
+            if isinstance(weights, RenamedWeights) and weights.is_mapped:  # wrong shapes are found before work starts
+                _checked_slices(
+                    rule, [_float_tensor(weights, name).to("meta") for name in rule.sources], weights, target
+                )
             replace_tensor(target, DeferredTensor(target.shape, stored, partial(reader.read, rule.sources, make)))
         else:
             replace_tensor(target, make())
@@ -150,18 +155,23 @@ def fill(model: nn.Module, rules: Sequence[TensorRule], weights: Weights, dtype:
                 weights.done(name)
 
 
-def _make(rule: TensorRule, weights: Weights, needed: torch.Size, dtype: torch.dtype | None) -> Tensor:
-    """Return the tensor of the shape `needed` that a rule makes."""
-    parts = [_float_tensor(weights, name) for name in rule.sources]
+def _make(rule: TensorRule, weights: Weights, like: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Return the tensor of the shape of `like` that a rule makes."""
+    slices = _checked_slices(rule, [_float_tensor(weights, name) for name in rule.sources], weights, like)
+    return _concatenate(slices, dtype or slices[0].dtype)
+
+
+def _checked_slices(rule: TensorRule, parts: list[Tensor], weights: Weights, like: Tensor) -> list[Tensor]:
+    """Return the slices of the tensor that a rule makes. UserError if its shape is not that of `like`."""
     slices = _slices(rule, parts, weights)
     shape = _shape(slices)
-    if shape != needed:
+    if shape != like.shape:
         shapes = " + ".join(str(tuple(part.shape)) for part in parts)
         raise UserError(
             f"{weights.source}: {' + '.join(rule.sources)} of shape {shapes} makes {shape}, but the "
-            f"configuration needs {tuple(needed)}; config.json does not match the weights"
+            f"configuration needs {tuple(like.shape)}; config.json does not match the weights"
         )
-    return _concatenate(slices, dtype or slices[0].dtype)
+    return slices
 
 
 def _float_tensor(weights: Weights, name: str) -> Tensor:
