@@ -59,8 +59,7 @@ def pack(matrix: Float[Tensor, "R C"], dtype: Format, name: str = "a weight") ->
     """Raises UserError, with `name`, for weights that are NaN or infinite."""
     rows, columns = matrix.shape
     values = computed(matrix.detach()).float().contiguous()
-    if not bool(torch.isfinite(values).all()):
-        raise UserError(f"{name} is NaN or infinite; use a checkpoint with valid weights")
+    check_finite(name, values)
     if dtype == "fp32":
         return PackedMatrix(FP32, values, None, rows, columns)
     codes, scales = _unset_parts(rows, columns, dtype)
@@ -182,7 +181,9 @@ def _finite_floats(name: str, tensor: Tensor) -> Tensor:
 
 def check_finite(name: str, tensor: Tensor) -> None:
     """Raise UserError for a tensor with NaN or infinity, which quantised products could hide."""
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    if not tensor.is_floating_point() or not tensor.numel():
+        return
+    if not bool(torch.stack(torch.aminmax(tensor)).isfinite().all()):  # isfinite of the tensor would copy it
         raise UserError(f"{name} contains NaN or infinity; use a checkpoint with valid weights")
 
 
