@@ -94,8 +94,8 @@ def test_what_the_recipe_text_trains_is_exported(tmp_path: Path) -> None:
     size = {"width": 16, "heads": 2, "depth": 2, "symbols": 20}
     model = build(override(recipe("text").model, size)).eval()
     opened = OpenedModel(model, Usage(), None)
-    assert export_model(opened, tmp_path / "hf") == "qwen3"
-    assert export_model(opened, tmp_path / "a.gguf", "gguf") == "qwen3"
+    assert export_model(opened, tmp_path / "hf").family == "qwen3"
+    assert export_model(opened, tmp_path / "a.gguf", "gguf").family == "qwen3"
     assert open_model(tmp_path / "a.gguf").model.config.context == 256
     ids = torch.arange(12).reshape(1, 12)
     for path in ("hf", "a.gguf"):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+
+from torch import nn
 
 from headway.app.runs import open_recipe
 from headway.codecs import TokenizerCodec
@@ -15,19 +17,25 @@ from headway.codecs.special_tokens import SpecialTokens, set_post_processor
 from headway.domains import text
 from headway.errors import UserError, nearest
 from headway.formats import native
+from headway.formats.deferred import deferred_weights
+from headway.formats.export_check import ExportResult, check_export
 from headway.formats.gguf import SUFFIX as GGUF
 from headway.formats.gguf import save_gguf
+from headway.formats.heads import to_classes_model
 from headway.formats.native import Weights
 from headway.formats.onnx import SUFFIX as ONNX
 from headway.formats.onnx import check_onnx, save_onnx
 from headway.formats.open import OpenedModel, open_model
-from headway.formats.published import CONFIG, save_published
+from headway.formats.published import CONFIG, load_published, save_published
 from headway.io.arguments import check_types
 from headway.io.durable import DIGESTS_FILE, atomic_write, read_json, seal, write_json
 from headway.io.hub import find_folder
-from headway.io.outputs import check_kind
+from headway.io.outputs import check_free_disk, check_kind
 from headway.learn.run import RunDirectory
 from headway.nn.models import ModelConfig
+
+if TYPE_CHECKING:
+    from headway.app.quantization import QuantizationReport  # imports LLVM
 
 Format = Literal["hf", "gguf", "onnx"]
 _TRAINING_FILES = (
@@ -43,9 +51,14 @@ _TOKENIZER_CONFIG = "tokenizer_config.json"
 def import_model(opened: OpenedModel, directory: Path) -> None:
     """Write headway's own format: weights with their configuration, tokenizer, and usage settings."""
     check_empty(directory)
+    check_free_disk(directory.parent, _weight_bytes(opened.model))
     with _atomic_folder(directory) as draft:
         native.save_model(opened.model, opened.model.config, draft)  # type: ignore[arg-type]
         _save_usage_and_codec(opened, draft)
+
+
+def _weight_bytes(model: nn.Module) -> int:
+    return sum(tensor.nbytes for _, tensor in native.named_tensors(model))
 
 
 @contextmanager
@@ -58,30 +71,61 @@ def _atomic_folder(directory: Path) -> Iterator[Path]:
 
 
 class QuantizationResult(NamedTuple):
-    """The result of `quantize`: the folder, the number format, and the weight bytes before and after."""
+    """The result of `quantize`: the folder, the number format ("mixed" for several), the weight bytes before and after,
+    the format of each layer, and what each format costs on the texts of the report.
+    """
 
     directory: Path
-    weights: Weights
+    weights: str
     bytes_before: int
     bytes: int
+    layers: dict[str, Weights]
+    report: QuantizationReport | None
 
 
 @check_types
-def quantize(model: str | Path, out: str | Path, weights: Weights = "int8") -> QuantizationResult:
-    """Quantise the weights of a run or model to "int8" or "int4" and write it to the folder `out`, with its tokenizer
-    and everything else that `load` needs. Raises UserError for a model that cannot be quantised, and if `out` is not
-    empty.
-    """
-    from headway.engine import quantise, save_quantised
+def quantize(
+    model: str | Path,
+    out: str | Path,
+    weights: Weights | None = None,
+    bits_per_weight: float | None = None,
+    report: str | Path | None = None,
+) -> QuantizationResult:
+    """Quantise the weights of a run or model and write it to the folder `out`, with its tokenizer and everything else
+    that `load` needs. Weights are read, converted and written one by one.
 
-    if weights not in ("int8", "int4"):
+    weights: "int8" or "int4" for all layers (None: "int8").
+    bits_per_weight: choose the format of each layer instead: int4, int8 or fp32, so that the mean is at most this many
+    bits, scales included, and the divergence is small. The divergence of a layer is measured on the texts of the
+    report; without one, the errors of its weights stand in for it.
+    report: a file or folder of texts; measures the loss of the original and of each format, and the divergence of
+    their predictions, also if only one layer is quantised.
+
+    Raises UserError before any work starts for a model that cannot be quantised, texts that it cannot read, `out` that
+    is not empty, and a disk that is too small.
+    """
+    from headway.app.quantization import FormatSizes, layers_of, measure, weight_errors
+    from headway.engine import save_quantised
+
+    if weights not in (None, "int8", "int4"):
         raise UserError(f"unknown number format {weights} for quantised weights; use int8 or int4")
+    if weights is not None and bits_per_weight is not None:
+        raise UserError(f"weights are {weights}, but bits_per_weight chooses a format per layer; remove one of them")
     source, directory = find_folder(model), Path(out)
     check_empty(directory)
-    opened = open_model(source, None)
-    before = sum(tensor.numel() * tensor.element_size() for _, tensor in native.named_tensors(opened.model))
+    with deferred_weights():
+        opened = open_model(source, None)
+    before, layers = _weight_bytes(opened.model), layers_of(opened.model)
+    formats: dict[str, Weights] = dict.fromkeys(layers, weights or "int8")
+    if bits_per_weight is not None:
+        FormatSizes(layers).check_bits(bits_per_weight)
+    costs = None if report is None else measure(opened, source, Path(report))
+    if bits_per_weight is not None:
+        layer_costs = weight_errors(layers) if costs is None else costs.layers
+        formats = FormatSizes(layers).choose(layer_costs, bits_per_weight)
+    by_name = {name: formats[layer] for layer, matrices in layers.items() for name in matrices}
     with _atomic_folder(directory) as draft:
-        after = save_quantised(quantise(opened.model, weights), weights, draft)
+        after = save_quantised(opened.model, by_name, draft)
         if RunDirectory(source).exists():
             for path in source.iterdir():
                 if path.is_file() and path.name not in _TRAINING_FILES:
@@ -89,7 +133,8 @@ def quantize(model: str | Path, out: str | Path, weights: Weights = "int8") -> Q
                     shutil.copy2(path, draft / path.name)
         else:
             _save_usage_and_codec(opened, draft)
-    return QuantizationResult(directory, weights, before, after)
+    used = set(formats.values())
+    return QuantizationResult(directory, used.pop() if len(used) == 1 else "mixed", before, after, formats, costs)
 
 
 @check_types
@@ -100,15 +145,24 @@ def export(model: str | Path, out: str | Path, format: str | None = None, dtype:
     "hf" is a folder for transformers; "gguf" is one file for llama.cpp, with weights in `dtype` f32 (or None), f16,
     q8_0, q4_k_m or another format of llama.cpp; "onnx" is a graph for onnxruntime, where `out` is the file or a folder
     for model.onnx, with the tokenizer, labels and image processor next to it. None chooses by the suffix of `out`:
-    .gguf, .onnx, otherwise hf. Raises UserError for a model that the format cannot represent, and if `out` already
-    exists.
+    .gguf, .onnx, otherwise hf. Weights are read one by one, except for onnx. What was written is read back and must
+    have the outputs of the model.
+
+    Raises UserError for a model that the format cannot represent, if `out` already exists or its disk is too small, and
+    if outputs differ by more than the number format explains; then nothing is written.
     """
+    return export_checked(model, out, format, dtype).family
+
+
+def export_checked(model: str | Path, out: str | Path, format: str | None, dtype: str | None) -> ExportResult:
+    """`export`, together with the comparison of outputs."""
     target_format = format_from_suffix(Path(out)) if format is None else format
     check_format(target_format, dtype)
     if target_format == "onnx":
         check_onnx()
     source = find_folder(model)
-    opened = open_model(source)
+    with nullcontext() if target_format == "onnx" else deferred_weights():
+        opened = open_model(source)
     codec = opened.codec
     if RunDirectory(source).exists() and isinstance(codec, TokenizerCodec) and codec.bos_id is not None:
         task = open_recipe(source).task
@@ -121,8 +175,9 @@ def export(model: str | Path, out: str | Path, format: str | None = None, dtype:
 
 def export_model(
     opened: OpenedModel, directory: Path, target_format: str = "hf", dtype: str | None = None, source: str = "the model"
-) -> str:
-    """Write a published format and return its name for the model's family.
+) -> ExportResult:
+    """Write a published format; return its name for the model's family, and the comparison of the model with what was
+    written.
 
     "hf": config.json, safetensors and tokenizer.json for transformers. "gguf": one file, `dtype` f32 (or None) or
     another number format of llama.cpp. "onnx": see `save_onnx`. `source` names the model in messages. Raises UserError
@@ -158,7 +213,8 @@ def export_model(
             if usage.template is not None:
                 path = draft / _TOKENIZER_CONFIG
                 write_json(path, read_json(path) | {"chat_template": usage.template})
-    return family
+        with deferred_weights():
+            return ExportResult(family, check_export(to_classes_model(model), load_published(draft).model))
 
 
 def format_from_suffix(out: Path) -> Format:

@@ -15,6 +15,7 @@ from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains import recipe_domains, scale_of
 from headway.errors import ConfigError, UserError, nearest
+from headway.formats.native import QUANTISED, quantised_config
 from headway.formats.open import open_config, open_usage
 from headway.formats.usage import Usage, read_usage
 from headway.io.files import user_path
@@ -160,6 +161,8 @@ def find_model_config(name: str) -> ModelConfig:
         run_directory.read_status()
         return read_recipe(run_directory.recipe).model
     published = find_folder(name)
+    if (published / QUANTISED).is_file():
+        return quantised_config(published)
     if published.exists():
         return open_config(published, needs_weights=False)
     raise UserError(f"{name!r} is not a recipe, preset, run or model; {nearest(name, [*recipe_domains(), *PRESETS])}")
@@ -172,7 +175,8 @@ def find_usage(name: str) -> tuple[Usage, bool]:
         return Usage(), False
     if RunDirectory(path).exists():
         return read_usage(path), True
-    return open_usage(find_folder(name)), False
+    published = find_folder(name)
+    return read_usage(published) if (published / QUANTISED).is_file() else open_usage(published), False
 
 
 def recipes() -> list[dict[str, Any]]:

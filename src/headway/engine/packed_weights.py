@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -20,9 +22,11 @@ from headway.engine.products import SCRATCH_BYTES, packed_product, unpack_rows
 from headway.engine.tiles import FP32, GROUP, INT4, INT8, TILE, TILE4, TILE8
 from headway.engine.tiling import pack_tiles
 from headway.errors import UserError
+from headway.formats.deferred import DeferredTensor, computed, deferred_parts
 from headway.formats.native import QUANTISED, check_tensors, config_of, named_tensors, uninitialized_model
 from headway.formats.native import Weights as Format
 from headway.formats.tensorfile import read_tensors, write_tensors
+from headway.io.outputs import check_free_disk
 from headway.nn.models.embeds import TokenEmbed
 from headway.nn.parts.projection import Projection
 
@@ -51,22 +55,27 @@ class PackedMatrix(NamedTuple):
         return sum(part.numel() * part.element_size() for part in tensors if part is not None)
 
 
-def pack(matrix: Float[Tensor, "R C"], dtype: Format) -> PackedMatrix:
-    """Raises UserError for weights that are NaN or infinite."""
+def pack(matrix: Float[Tensor, "R C"], dtype: Format, name: str = "a weight") -> PackedMatrix:
+    """Raises UserError, with `name`, for weights that are NaN or infinite."""
     rows, columns = matrix.shape
-    values = matrix.detach().float().contiguous()
-    if not bool(torch.isfinite(values).all()):
-        raise UserError("a weight is NaN or infinite; use a checkpoint with valid weights")
+    values = computed(matrix.detach()).float().contiguous()
+    check_finite(name, values)
     if dtype == "fp32":
         return PackedMatrix(FP32, values, None, rows, columns)
-    tile_rows, groups = -(-rows // TILE), -(-columns // GROUP)
-    size, code_dtype = (TILE8, torch.int8) if dtype == "int8" else (TILE4, torch.uint8)
-    codes, scales = torch.empty(tile_rows, groups, size, dtype=code_dtype), torch.empty(tile_rows, groups, TILE)
+    codes, scales = _unset_parts(rows, columns, dtype)
     fields = (CODES[dtype], values.data_ptr(), rows, columns, codes.data_ptr(), scales.data_ptr())
     threads = pool(max_threads())
     with announce_compilation(pack_tiles):
         threads.run(lambda thread: pack_tiles(*fields, thread, threads.threads))
     return PackedMatrix(CODES[dtype], codes, scales, rows, columns)
+
+
+def _unset_parts(rows: int, columns: int, dtype: Format, device: str = "cpu") -> tuple[Tensor, Tensor]:
+    """Memory for the codes and scales of a matrix."""
+    tile_rows, groups = -(-rows // TILE), -(-columns // GROUP)
+    size, code_dtype = (TILE8, torch.int8) if dtype == "int8" else (TILE4, torch.uint8)
+    codes = torch.empty(tile_rows, groups, size, dtype=code_dtype, device=device)
+    return codes, torch.empty(tile_rows, groups, TILE, device=device)
 
 
 def unpack(packed: PackedMatrix) -> Float[Tensor, "R C"]:
@@ -82,7 +91,7 @@ def unpack(packed: PackedMatrix) -> Float[Tensor, "R C"]:
     return values.view(tile_rows * TILE, groups * GROUP)[: packed.rows, : packed.columns].contiguous()
 
 
-class PackedTensor(torch.Tensor):
+class PackedTensor(DeferredTensor):
     """A matrix [R, C] stored in 8 or 4 bits that looks like one in fp32. Linear layers and embeddings use it directly;
     any other operation unpacks it first, which is slow but correct.
     """
@@ -91,12 +100,10 @@ class PackedTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, packed: PackedMatrix) -> PackedTensor:
-        tensor = torch.Tensor._make_wrapper_subclass(cls, (packed.rows, packed.columns), dtype=torch.float32)
-        tensor.packed = packed
-        return tensor
-
-    def __init__(self, packed: PackedMatrix) -> None:
-        return None
+        shape = packed.rows, packed.columns
+        tensor = super().__new__(cls, shape, torch.float32, partial(unpack, packed))  # type: ignore[call-arg]
+        tensor.packed = packed  # type: ignore[attr-defined]
+        return tensor  # type: ignore[return-value]
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
         return f"PackedTensor({self.packed.rows} x {self.packed.columns}, {self.packed.bytes} bytes)"
@@ -112,54 +119,71 @@ class PackedTensor(torch.Tensor):
             return PackedTensor(args[0].packed)
         if torch.is_inference_mode_enabled() and func.__name__ not in ("__get__", "detach"):
             # Views of tensors created outside this mode cannot be made below.
-            args, kwargs = tree_map(_unpacked, args), tree_map(_unpacked, kwargs)
+            args, kwargs = tree_map(computed, args), tree_map(computed, kwargs)
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
 
-    @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.detach.default:
-            return PackedTensor(args[0].packed)
-        return func(*tree_map(_unpacked, args), **tree_map(_unpacked, kwargs or {}))
+    def alias(self) -> PackedTensor:
+        return PackedTensor(self.packed)
 
 
-def _unpacked(item: Any) -> Any:
-    return unpack(item.packed) if isinstance(item, PackedTensor) else item
+def quantisable(model: nn.Module) -> dict[str, Tensor]:
+    """The matrices of a model's linear layers, embedding and heads by name; tied ones once.
 
-
-def quantise(model: nn.Module, dtype: Format) -> nn.Module:
-    """Convert the matrices of a model's linear layers, embedding and heads to `dtype`, in place; tied ones once.
-
-    Positions, norms, biases and the state matrices of recurrences are unchanged. Afterwards the model is for inference
-    only.
+    Positions, norms, biases and the state matrices of recurrences are not among them.
     """
-    if dtype == "fp32":
+    matrices = {id(module.table) for module in model.modules() if isinstance(module, TokenEmbed)}
+    matrices |= {id(module.weight) for module in model.modules() if isinstance(module, Projection)}
+    return {name: tensor for name, tensor in named_tensors(model) if id(tensor) in matrices}
+
+
+def quantise(model: nn.Module, formats: Format | Mapping[str, Format]) -> nn.Module:
+    """Convert the `quantisable` matrices of a model in place: all to one format, or each to that of its name (default:
+    fp32). Afterwards the model is for inference only.
+    """
+    if formats == "fp32":
         return model
-    tables = {id(module.table) for module in model.modules() if isinstance(module, TokenEmbed)}
-    matrices = [
-        (module, name, parameter)
-        for module in model.modules()
-        for name, parameter in module.named_parameters(recurse=False)
-        if (isinstance(module, Projection) and name == "weight") or id(parameter) in tables
-    ]
     packed_parameters: dict[int, nn.Parameter] = {}
-    for module, name, weight in matrices:
+    for name, weight in quantisable(model).items():
+        dtype = formats if isinstance(formats, str) else formats.get(name, "fp32")
         if isinstance(weight, PackedTensor):
             raise UserError(f"the weights are already in int8 or int4; load the model again for {dtype}")
-        if id(weight) not in packed_parameters:
+        if dtype != "fp32":
             with torch.no_grad():
-                packed_parameters[id(weight)] = parameter_of(PackedTensor(pack(weight, dtype)))
-        setattr(module, name, packed_parameters[id(weight)])
+                packed_parameters[id(weight)] = parameter_of(PackedTensor(pack(weight, dtype, name)))
+    replace_parameters(model, packed_parameters)
     for name, parameter in model.named_parameters():
         if not isinstance(parameter, PackedTensor):
-            check_finite(name, parameter)
-            parameter.data = parameter.data.float()  # unpacked weights of an fp16 file
+            parameter.data = _finite_floats(name, parameter.data)  # unpacked weights of an fp16 file
     return model
+
+
+def replace_parameters(model: nn.Module, replacements: Mapping[int, nn.Parameter]) -> None:
+    """Replace parameters by their id, wherever the model has them, so that ties are kept."""
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if id(parameter) in replacements:
+                setattr(module, name, replacements[id(parameter)])
+
+
+def packed_bytes(matrix: Tensor, dtype: Format) -> int:
+    """Bytes of a matrix in a number format, with its scales and padding."""
+    if dtype == "fp32":
+        return 4 * matrix.numel()
+    return sum(part.nbytes for part in _unset_parts(*matrix.shape, dtype, "meta"))
+
+
+def _finite_floats(name: str, tensor: Tensor) -> Tensor:
+    values = computed(tensor)
+    check_finite(name, values)
+    return values.float()
 
 
 def check_finite(name: str, tensor: Tensor) -> None:
     """Raise UserError for a tensor with NaN or infinity, which quantised products could hide."""
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    if not tensor.is_floating_point() or not tensor.numel():
+        return
+    if not bool(torch.stack(torch.aminmax(tensor)).isfinite().all()):  # isfinite of the tensor would copy it
         raise UserError(f"{name} contains NaN or infinity; use a checkpoint with valid weights")
 
 
@@ -204,28 +228,51 @@ def _threads(work: int) -> Any:
 
 VERSION = "2"
 _CODES, _SCALES = ".codes", ".scales"
+_MIXED = "mixed"  # number format of a file whose matrices have several
 
 
-def save_quantised(model: nn.Module, dtype: Format, directory: Path) -> int:
-    """Write `directory`/quantized.safetensors atomically; return the bytes of its weights."""
+def save_quantised(model: nn.Module, formats: Format | Mapping[str, Format], directory: Path) -> int:
+    """Write `directory`/quantized.safetensors atomically; return the bytes of its weights.
+
+    Matrices that are not quantised yet are converted to their formats, as by `quantise`, one by one while the file is
+    written. Raises UserError before that if the disk is too small.
+    """
+    matrices, used = quantisable(model), set[Format]()
     tensors: dict[str, Tensor] = {}
     for name, tensor in named_tensors(model):
+        dtype = formats if isinstance(formats, str) else formats.get(name, "fp32")
+        if name in matrices:
+            used.add(dtype)
         if isinstance(tensor, PackedTensor):
             assert tensor.packed.scales is not None  # fp32 is never packed
             tensors[name + _CODES], tensors[name + _SCALES] = tensor.packed.weights, tensor.packed.scales
+        elif name in matrices and dtype != "fp32":
+            like = _unset_parts(*tensor.shape, dtype, "meta")
+            parts = deferred_parts(like, partial(_pack_parts, tensor, dtype, name))
+            tensors[name + _CODES], tensors[name + _SCALES] = parts
+        elif isinstance(tensor, nn.Parameter):
+            tensors[name] = DeferredTensor(tensor.shape, torch.float32, partial(_finite_floats, name, tensor.detach()))
         else:
-            tensors[name] = tensor.data
+            tensors[name] = tensor.detach()
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    check_free_disk(directory.parent, size)
     config: Any = model.config
     header = {
         "format": "headway-quantized",
         "version": VERSION,
-        "weights": dtype,
+        "weights": used.pop() if len(used) == 1 else _MIXED,
         "group": str(GROUP),
         "numbers": str(_parameter_count(model)),
         "config": json.dumps(to_dict(config)),
     }
     write_tensors(directory / QUANTISED, tensors, header)
-    return sum(t.numel() * t.element_size() for t in tensors.values())
+    return size
+
+
+def _pack_parts(matrix: Tensor, dtype: Format, name: str) -> tuple[Tensor, Tensor]:
+    packed = pack(matrix, dtype, name)
+    assert packed.scales is not None
+    return packed.weights, packed.scales
 
 
 def load_quantised(directory: Path, wanted: Format | None = None) -> nn.Module:
@@ -244,7 +291,7 @@ def load_quantised(directory: Path, wanted: Format | None = None) -> nn.Module:
             f"{VERSION} with {GROUP}; quantize the model again"
         )
     dtype: Any = header.get("weights")
-    if dtype not in get_args(Format) or dtype == "fp32":
+    if dtype not in (*get_args(Format), _MIXED) or dtype == "fp32":
         raise UserError(f"{path} has weights in {dtype!r}, not in int8 or int4; quantize the model again")
     if wanted not in (None, dtype):
         raise UserError(f"{path} has weights in {dtype}, not {wanted}; quantize the original model to {wanted}")
@@ -259,16 +306,16 @@ def load_quantised(directory: Path, wanted: Format | None = None) -> nn.Module:
     for name, tensor in expected.items():
         if name + _CODES in tensors:
             codes, scales = tensors.pop(name + _CODES), tensors.pop(name + _SCALES, None)
-            loaded[name] = _packed(dtype, name, codes, scales, tensor.shape, path)
+            kind: Format = dtype if dtype != _MIXED else "int4" if codes.dtype == torch.uint8 else "int8"
+            loaded[name] = _packed(kind, name, codes, scales, tensor.shape, path)
         elif name in tensors:
             loaded[name] = tensors.pop(name)
             check_finite(f"{path}: {name!r}", loaded[name])
     check_tensors(expected, {**loaded, **tensors}, path)
     # Set each tensor wherever the model has its counterpart, so that ties are kept.
     parameters = {id(expected[name]): parameter_of(tensor) for name, tensor in loaded.items()}
+    replace_parameters(model, parameters)
     for module in model.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            setattr(module, name, parameters[id(parameter)])
         for name, buffer in list(module.named_buffers(recurse=False)):
             if id(buffer) in parameters:
                 setattr(module, name, parameters[id(buffer)].data)
@@ -290,14 +337,8 @@ def _packed(
             "quantize the model again"
         )
     rows, columns = shape
-    tile_rows, groups = -(-rows // TILE), -(-columns // GROUP)
-    kind, size = (torch.uint8, TILE4) if CODES[dtype] == INT4 else (torch.int8, TILE8)
-    sound = (
-        scales is not None
-        and (tuple(codes.shape), codes.dtype) == ((tile_rows, groups, size), kind)
-        and (tuple(scales.shape), scales.dtype) == ((tile_rows, groups, TILE), torch.float32)
-    )
-    if not sound:
+    parts = zip((codes, scales), _unset_parts(rows, columns, dtype, "meta"))
+    if not all(part is not None and (part.shape, part.dtype) == (like.shape, like.dtype) for part, like in parts):
         raise UserError(
             f"{path}: {name!r} has codes of {codes.dtype} {tuple(codes.shape)}, which do not match {dtype} weights of "
             f"{rows} x {columns} and their scales; quantize the model again"

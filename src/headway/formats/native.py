@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +16,7 @@ from torch.utils import swap_tensors
 
 from headway.config import from_dict, to_dict
 from headway.errors import ConfigError, UserError, nearest
+from headway.formats.deferred import DeferredTensor, Reader, is_deferring
 from headway.formats.tensorfile import TensorFile, write_tensors
 from headway.io.json_files import parse_json
 from headway.io.machine_memory import check_free_memory
@@ -59,7 +61,8 @@ def uninitialized_model(
     """Build the model of `config` without allocating weights, for a file of `file_bytes` to fill in `dtype` (None: as
     stored).
 
-    UserError if the file cannot contain that many parameters, or if they do not fit into free memory.
+    UserError if the file cannot contain that many parameters, or if they do not fit into free memory. Within
+    `deferred_weights` they need none.
     """
     try:
         model = outline(config)
@@ -67,6 +70,8 @@ def uninitialized_model(
         tensors = {id(tensor): tensor.numel() for tensor in model.state_dict(keep_vars=True).values()}
         needed = sum(tensors.values())
         if needed <= file_bytes * _MAX_PARAMETERS_PER_BYTE:
+            if is_deferring():
+                return model
             remedy = "use a machine with more memory, or a smaller model"
             if dtype == torch.float32:
                 remedy = (
@@ -127,7 +132,14 @@ def load_model(directory: Path, device: torch.device | str = "cpu", target: nn.M
 def read_model(path: Path) -> tuple[dict[str, Tensor], ModelConfig]:
     """Return the memory-mapped tensors by name, and the configuration, of a native model file."""
     file, config = _header(path)
-    return {name: file.get(name) for name in file.names()}, config
+    tensors = {name: file.get(name) for name in file.names()}
+    if is_deferring():
+        reader = Reader(file.done)
+        tensors = {
+            name: DeferredTensor(tensor.shape, tensor.dtype, partial(reader.read, (name,), partial(file.get, name)))
+            for name, tensor in tensors.items()
+        }
+    return tensors, config
 
 
 def _header(path: Path) -> tuple[TensorFile, ModelConfig]:
@@ -151,6 +163,16 @@ def quantised_config(directory: Path) -> ModelConfig:
     """Return the configuration of the quantized model in a folder."""
     file = TensorFile(directory / QUANTISED, "quantize the model again")
     return config_of(file.metadata, directory / QUANTISED, len(file.names()))
+
+
+def quantised_formats(directory: Path) -> dict[str, Weights]:
+    """Return the number formats of the quantised matrices in a folder by name; others are in fp32."""
+    file, ending = TensorFile(directory / QUANTISED, "quantize the model again"), ".codes"
+    return {
+        name.removesuffix(ending): "int4" if file.get(name).dtype == torch.uint8 else "int8"
+        for name in file.names()
+        if name.endswith(ending)
+    }
 
 
 def config_of(metadata: dict[str, str], path: Path, tensors: int) -> ModelConfig:

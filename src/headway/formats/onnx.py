@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, processors
@@ -21,6 +22,7 @@ from headway.codecs.image_processor import FILE as PROCESSOR
 from headway.codecs.image_processor import ImageProcessor
 from headway.codecs.tokenizer import FILE as TOKENIZER
 from headway.errors import UserError
+from headway.formats.export_check import ExportCheck, ExportResult, compare
 from headway.formats.usage import Usage
 from headway.io.durable import write_json
 from headway.layout import Layout
@@ -52,14 +54,15 @@ _LOGITS = {
     "tags": "tagger",
     "vocabulary": "masked language model",
 }
+_ROUNDING = 1e-4  # largest difference from onnxruntime's kernels, relative to the largest output
 _HEADS = (VocabularyHeadConfig, PooledHeadConfig, DistilledHeadConfig)
 
 Output = Callable[[ModelFeatures], Tensor]
 
 
 class Graph(NamedTuple):
-    """The exported graph: `example` inputs by name, the names of their dynamic axes, output names, and the kind of
-    model.
+    """The exported graph: `example` inputs by name, the names of their dynamic axes, output names, the kind of model,
+    and the numbers of ids that inputs may have.
     """
 
     module: nn.Module
@@ -67,11 +70,13 @@ class Graph(NamedTuple):
     axes: tuple[dict[int, str], ...]
     outputs: tuple[str, ...]
     kind: str
+    limits: dict[str, int]
 
 
-def save_onnx(model: nn.Module, usage: Usage, codec: Codec | None, path: Path, source: str) -> str:
+def save_onnx(model: nn.Module, usage: Usage, codec: Codec | None, path: Path, source: str) -> ExportResult:
     """Write an ONNX file to `path`, with tokenizer.json or preprocessor_config.json and labels.json (if there are
-    labels) next to it; return the kind of the model. Weights of more than 1.6 GB go into a separate file, `path`.data.
+    labels) next to it; return the kind of the model and the check of the graph. Weights of more than 1.6 GB go into a
+    separate file, `path`.data.
 
     `source` names the model in messages. UserError if the model cannot be exported or a file already exists.
     """
@@ -92,6 +97,7 @@ def save_onnx(model: nn.Module, usage: Usage, codec: Codec | None, path: Path, s
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=path.parent) as drafts:
             program.save(Path(drafts) / path.name, external_data=large)
+            check = _check(graph, Path(drafts) / path.name)
             check_output_paths(path, files)  # again: another program may have written them
             for name, content in files.items():  # before the model, which completes the export
                 write_json(path.parent / name, content)
@@ -99,7 +105,7 @@ def save_onnx(model: nn.Module, usage: Usage, codec: Codec | None, path: Path, s
                 os.replace(draft, path.parent / draft.name)
     except OSError as error:
         raise UserError(f"{path} could not be written ({error.strerror}); free space or choose another path") from None
-    return graph.kind
+    return ExportResult(graph.kind, check)
 
 
 def check_onnx() -> None:
@@ -205,7 +211,8 @@ def _text_graph(model: Transformer) -> Graph:
     if causal and "vocabulary" in config.heads:
         kind = "language model"
     axes = tuple({0: "batch", 1: "time"} for _ in example)
-    return Graph(_TextGraph(model, outputs.values()), example, axes, tuple(outputs), kind)
+    limits = {"input_ids": config.vocab_size, "token_type_ids": cast(TokenEmbedConfig, config.embed).types}
+    return Graph(_TextGraph(model, outputs.values()), example, axes, tuple(outputs), kind, limits)
 
 
 def _image_graph(model: Transformer, usage: Usage, source: str) -> Graph:
@@ -222,7 +229,7 @@ def _image_graph(model: Transformer, usage: Usage, source: str) -> Graph:
     example = {"pixel_values": torch.zeros(2, embed.channels, *size)}
     rows, columns = embed.grid(size)
     module = _ImageGraph(model, outputs.values(), embed.tokens + embed.registers + rows * columns)
-    return Graph(module, example, ({0: "batch"},), tuple(outputs), kind)
+    return Graph(module, example, ({0: "batch"},), tuple(outputs), kind, {})
 
 
 def _logits(model: Transformer) -> dict[str, Output]:
@@ -254,6 +261,34 @@ def _export(graph: Graph) -> Any:
     except torch.onnx.errors.OnnxExporterError as error:  # type: ignore[attr-defined]
         reason = " ".join(str(error.__cause__ or error).split())[:200]
         raise UserError(f"torch's ONNX exporter fails on this model ({reason}); use --format hf") from error
+
+
+def _check(graph: Graph, file: Path) -> ExportCheck:
+    """Compare the outputs of the written graph with those of the model, by onnxruntime or else by onnx's own reference
+    implementation.
+    """
+    random = torch.Generator().manual_seed(0)
+    inputs = {
+        name: torch.randn(example.shape, generator=random)
+        if example.is_floating_point()
+        else torch.ones_like(example)
+        if name == "attention_mask"
+        else torch.randint(graph.limits[name], example.shape, generator=random)
+        for name, example in graph.example.items()
+    }
+    with torch.no_grad():
+        expected = dict(zip(graph.outputs, graph.module(*inputs.values())))
+    feeds = {name: tensor.numpy() for name, tensor in inputs.items()}
+    try:
+        from onnxruntime import InferenceSession
+
+        arrays = InferenceSession(file, providers=["CPUExecutionProvider"]).run(list(graph.outputs), feeds)
+    except ImportError:
+        from onnx.reference import ReferenceEvaluator
+
+        arrays = ReferenceEvaluator(str(file)).run(list(graph.outputs), feeds)
+    written = {name: torch.from_numpy(np.asarray(array)) for name, array in zip(graph.outputs, arrays)}
+    return compare(expected, written, _ROUNDING, f"the outputs {', '.join(graph.outputs)}")
 
 
 def _companion_files(kind: str, usage: Usage, codec: Codec | None) -> dict[str, Any]:

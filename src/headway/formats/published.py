@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from headway.codecs.chat_template import read_template
 from headway.codecs.image_processor import FILE as PROCESSOR
 from headway.config import differences, to_dict
 from headway.errors import UserError, logger
+from headway.formats.deferred import is_deferring
 from headway.formats.families import families, find_family, text_part
 from headway.formats.heads import head_tensors, to_classes_config, to_classes_model
 from headway.formats.native import read_config, uninitialized_model
@@ -30,6 +31,7 @@ from headway.formats.torch_file import TorchFile
 from headway.formats.usage import THRESHOLDS, Usage
 from headway.formats.weights import RenamedWeights, fill, find_differing_copy, fuse_tensors, published_tensors
 from headway.io.durable import read_json, write_json
+from headway.io.outputs import check_free_disk
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import ActConfig, ModelConfig, PooledHeadConfig, TransformerConfig, TwoTowerConfig
 from headway.nn.models.kinds import generates
@@ -85,6 +87,7 @@ PROCESSORS = "processor_config.json"  # newer folders store image and other proc
 _MISMATCH_ERRORS = (AttributeError, KeyError, IndexError, TypeError)  # from a family's table for another kind of model
 _MAX_NAME_BYTES = 255  # bytes of a file name
 _MAX_LAYERS = 1000  # of a model without weights
+_SHARD_BYTES = 5 * 10**9  # bytes of tensors in a written file, as in transformers 4
 _MAX_DIFFERENCES = 3  # differing settings listed in an error
 
 
@@ -159,6 +162,8 @@ def load_published(
     directory = Path(directory)
     metadata = _read(directory, context)
     report_unknown(metadata.family, metadata.settings)
+    if metadata.scheme is not None and is_deferring():
+        dtype = dtype or torch.float32  # of decoded matrices, which are not decoded to find out
     model = uninitialized_model(
         with_embedding(metadata.config, directory), metadata.shards.size, metadata.shards.source, dtype
     )
@@ -210,6 +215,7 @@ class _FolderMetadata(NamedTuple):
     config: ModelConfig
     shards: Shards
     weights: RenamedWeights
+    scheme: Scheme | None
 
 
 def _read_family(directory: Path, context: int | None) -> tuple[Settings, Family, Scheme | None]:
@@ -234,7 +240,7 @@ def _read(directory: Path, context: int | None) -> _FolderMetadata:
     shards = open_shards(directory)
     weights = RenamedWeights(shards if scheme is None else QuantizedWeights(shards, scheme), family)
     config = _untie_if_different(read_config(family, settings, weights.names()), family, weights)
-    return _FolderMetadata(settings, family, config, shards, weights)
+    return _FolderMetadata(settings, family, config, shards, weights, scheme)
 
 
 _UNTIED = {"head": "none", "all": "embeddings"}
@@ -264,10 +270,10 @@ def _untie_if_different(config: Any, family: Family, weights: RenamedWeights) ->
 
 
 def save_published(model: nn.Module, config: ModelConfig, directory: Path, usage: Usage | None = None) -> str:
-    """Write config.json and model.safetensors in the format of the model's family; return the family's name.
+    """Write config.json and safetensors, in shards of 5 GB, in the format of the model's family; return its name.
 
     Uses the family that the model came from, otherwise the first that can express its configuration. UserError if none
-    can.
+    can, and if the disk is too small.
     """
     usage = usage or Usage()
     bare = config  # as config.json stores it: the head "embedding" has its own files
@@ -285,13 +291,14 @@ def save_published(model: nn.Module, config: ModelConfig, directory: Path, usage
         settings[THRESHOLDS] = list(usage.thresholds)
     tensors = fuse_tensors(published_tensors(model, family.rules(bare)), family)
     directory.mkdir(parents=True, exist_ok=True)
+    check_free_disk(directory.parent, sum(tensor.nbytes for tensor in tensors.values()))
     if family.processor_files is not None:
         settings = family.processor_files.write(directory, settings, usage.processor)
     if usage.labels and len(usage.labels) == len(settings.get("id2label") or {}):
         settings["id2label"] = {str(i): label for i, label in enumerate(usage.labels)}
         settings["label2id"] = {label: i for i, label in enumerate(usage.labels)}
     write_json(directory / CONFIG, settings)
-    write_tensors(directory / WEIGHTS, tensors, {"format": "pt"})
+    _write_weights(directory, tensors)
     write_embedding(config, directory)
     if usage.processor and family.processor_files is None:
         write_json(directory / PROCESSOR, usage.processor)
@@ -304,6 +311,24 @@ def save_published(model: nn.Module, config: ModelConfig, directory: Path, usage
         if generation:
             write_json(directory / GENERATION, generation)
     return family.name
+
+
+def _write_weights(directory: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write one file or, for more than `_SHARD_BYTES`, shards with an index, in the order of the tensors."""
+    shards, size = [dict[str, Tensor]()], 0
+    for name, tensor in tensors.items():
+        if shards[-1] and size + tensor.nbytes > _SHARD_BYTES:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+    for name, shard in zip(names if len(shards) > 1 else [WEIGHTS], shards):
+        write_tensors(directory / name, shard, {"format": "pt"})
+    if len(shards) > 1:
+        files = {name: file for file, shard in zip(names, shards) for name in shard}
+        total = {"total_size": sum(tensor.nbytes for tensor in tensors.values())}
+        write_json(directory / INDEX, {"metadata": total, "weight_map": files})
 
 
 def _find_family(config: ModelConfig, name: str) -> Family:

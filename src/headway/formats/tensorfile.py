@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from headway.errors import UserError, nearest
+from headway.formats.deferred import computed
 from headway.io.durable import atomic_write
 from headway.io.files import open_file
 from headway.io.machine_memory import large_pages
@@ -392,7 +393,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     with atomic_write(path) as draft, draft.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
-            file.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+            file.write(computed(tensor.detach()).cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
 class Shards:

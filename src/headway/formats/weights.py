@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from headway.errors import UserError, nearest
+from headway.formats.deferred import DeferredTensor, Reader, combined, computed, deferred_parts, is_deferring
 from headway.formats.native import named_tensors, replace_tensor
 from headway.formats.tensor_rules import Family, TensorRule
-from headway.formats.tensorfile import adjacent_view
+from headway.formats.tensorfile import Shards, adjacent_view
 from headway.nn.parts.projection import Projection
 
 _MAX_ITEMS = 1024  # matrices per stack; the largest models have a few hundred experts
@@ -49,6 +51,7 @@ class RenamedWeights:
 
     def __init__(self, weights: Weights, family: Family) -> None:
         self.source = weights.source
+        self.is_mapped = isinstance(weights, Shards)  # tensors are views of files, which are not decoded
         self._weights = weights
         self._entries: dict[str, StoredPart] = {}
         skipped = [re.compile(pattern) for pattern in family.skipped]
@@ -58,7 +61,8 @@ class RenamedWeights:
                 renamed = re.sub(pattern, replacement, renamed)
             if not any(pattern.search(renamed) for pattern in skipped):
                 self._entries.update(self._stored_parts(name, renamed, family))
-        self._remaining = Counter(part.name for part in self._entries.values())
+        self._counts = Counter(part.name for part in self._entries.values())
+        self._remaining = self._counts.copy()
 
     def _stored_parts(self, name: str, renamed: str, family: Family) -> dict[str, StoredPart]:
         for fused in family.fused:
@@ -105,13 +109,14 @@ class RenamedWeights:
         self._remaining[stored.name] -= 1
         if not self._remaining[stored.name]:
             self._weights.done(stored.name)
+            self._remaining[stored.name] = self._counts[stored.name]
 
 
 def fill(model: nn.Module, rules: Sequence[TensorRule], weights: Weights, dtype: torch.dtype | None = None) -> None:
     """Fill the uninitialized `model` with the tensors that `rules` make from `weights`, each in `dtype` (None: as
-    stored).
+    stored). Within `deferred_weights` they are read when they are used.
 
-    Everything is checked before the first tensor is read. A UserError names a tensor that is missing or has no rule,
+    All names are checked before the first tensor is read. A UserError names a tensor that is missing or has no rule,
     with the closest existing name, or one whose shape disagrees with the configuration.
     """
     model_tensors = dict(named_tensors(model))
@@ -133,19 +138,40 @@ def fill(model: nn.Module, rules: Sequence[TensorRule], weights: Weights, dtype:
     for name in model_tensors:
         if name not in targets:
             raise UserError(f"no rule of {weights.source} makes {name!r}; {nearest(name, targets)}")
+    reader = Reader(weights.done)
     for rule in _without_copies(rules):
-        parts = [_float_tensor(weights, name) for name in rule.sources]
-        slices, target = _slices(rule, parts, weights), model_tensors[rule.target]
-        shape = _shape(slices)
-        if shape != target.shape:
-            shapes = " + ".join(str(tuple(part.shape)) for part in parts)
-            raise UserError(
-                f"{weights.source}: {' + '.join(rule.sources)} of shape {shapes} makes {shape}, but the "
-                f"configuration needs {tuple(target.shape)}; config.json does not match the weights"
-            )
-        replace_tensor(target, _concatenate(slices, dtype or slices[0].dtype))
-        for name in rule.sources:
-            weights.done(name)
+        target = model_tensors[rule.target]
+        make = partial(_make, rule, weights, torch.empty(target.shape, device="meta"), dtype)
+        if is_deferring():
+            stored = dtype or weights.get(rule.sources[0]).dtype
+            if isinstance(weights, RenamedWeights) and weights.is_mapped:  # wrong shapes are found before work starts
+                _checked_slices(
+                    rule, [_float_tensor(weights, name).to("meta") for name in rule.sources], weights, target
+                )
+            replace_tensor(target, DeferredTensor(target.shape, stored, partial(reader.read, rule.sources, make)))
+        else:
+            replace_tensor(target, make())
+            for name in rule.sources:
+                weights.done(name)
+
+
+def _make(rule: TensorRule, weights: Weights, like: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Return the tensor of the shape of `like` that a rule makes."""
+    slices = _checked_slices(rule, [_float_tensor(weights, name) for name in rule.sources], weights, like)
+    return _concatenate(slices, dtype or slices[0].dtype)
+
+
+def _checked_slices(rule: TensorRule, parts: list[Tensor], weights: Weights, like: Tensor) -> list[Tensor]:
+    """Return the slices of the tensor that a rule makes. UserError if its shape is not that of `like`."""
+    slices = _slices(rule, parts, weights)
+    shape = _shape(slices)
+    if shape != like.shape:
+        shapes = " + ".join(str(tuple(part.shape)) for part in parts)
+        raise UserError(
+            f"{weights.source}: {' + '.join(rule.sources)} of shape {shapes} makes {shape}, but the "
+            f"configuration needs {tuple(like.shape)}; config.json does not match the weights"
+        )
+    return slices
 
 
 def _float_tensor(weights: Weights, name: str) -> Tensor:
@@ -168,7 +194,10 @@ def find_differing_copy(rules: Sequence[TensorRule], weights: Weights) -> str | 
         source = sources.get(rule.target) if rule.is_copy else None
         if source is not None and source in names and rule.sources[0] in names:
             tensor, repeated = weights.get(source), weights.get(rule.sources[0])
-            if tensor.shape != repeated.shape or not torch.equal(tensor, repeated):
+            differs = tensor.shape != repeated.shape or not torch.equal(tensor, repeated)
+            for name in (source, rule.sources[0]):
+                weights.done(name)
+            if differs:
                 return rule.sources[0]
     return None
 
@@ -210,15 +239,26 @@ def _without_copies(rules: Iterable[TensorRule]) -> list[TensorRule]:
 
 
 def published_tensors(model: nn.Module, rules: Sequence[TensorRule]) -> dict[str, Tensor]:
-    """Return the tensors of `model` under the names and in the layout of the files; the reverse of `fill`."""
+    """Return the tensors of `model` under the names and in the layout of the files; the reverse of `fill`. Those of a
+    deferred tensor are deferred.
+    """
     model_tensors = dict(named_tensors(model))
     sizes = slice_sizes(model)
     tensors: dict[str, Tensor] = {}
     for rule in _without_copies(rules):
         tensor = model_tensors[rule.target].detach()
-        parts = rule.transform.split(tensor, sizes.get(rule.target, (tensor.shape[0],) if tensor.dim() else ()))
-        tensors.update(zip(rule.sources, (part.contiguous() for part in parts)))
+        rows = sizes.get(rule.target, (tensor.shape[0],) if tensor.dim() else ())
+        if isinstance(tensor, DeferredTensor):
+            like = rule.transform.split(torch.empty(tensor.shape, dtype=tensor.dtype, device="meta"), rows)
+            parts = deferred_parts(like, partial(_split, rule, tensor, rows))
+        else:
+            parts = _split(rule, tensor, rows)
+        tensors.update(zip(rule.sources, parts))
     return tensors
+
+
+def _split(rule: TensorRule, tensor: Tensor, rows: Sequence[int]) -> list[Tensor]:
+    return [part.contiguous() for part in rule.transform.split(computed(tensor), rows)]
 
 
 def fuse_tensors(tensors: dict[str, Tensor], family: Family) -> dict[str, Tensor]:
@@ -230,13 +270,14 @@ def fuse_tensors(tensors: dict[str, Tensor], family: Family) -> dict[str, Tensor
             start, items = name.removesuffix(first), []
             while start + stack.names[0].format(len(items)) in fused_tensors:
                 parts = [start + part.format(len(items)) for part in stack.names]
-                items.append(torch.cat([fused_tensors.pop(part) for part in parts]))
-            fused_tensors[start + stack.written] = torch.stack(items)
+                items.append(combined(torch.cat, [fused_tensors.pop(part) for part in parts]))
+            fused_tensors[start + stack.written] = combined(torch.stack, items)
     for group in family.fused:
         for name in tensors:
             if group.parts[0] in name:
                 fused_name = name.replace(group.parts[0], group.stored_name)
-                fused_tensors[fused_name] = torch.cat([fused_tensors.pop(part) for part in group.names(fused_name)])
+                parts = [fused_tensors.pop(part) for part in group.names(fused_name)]
+                fused_tensors[fused_name] = combined(torch.cat, parts)
     return fused_tensors
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 from collections.abc import Iterable
 from contextlib import suppress
@@ -127,6 +128,17 @@ def check_output(path: Path, inputs: Iterable[Path | str]) -> None:
             continue
         if inside or os.path.samestat(status, source_status):
             raise UserError(f"{path} would overwrite the input {source}; choose another output file")
+
+
+def check_free_disk(folder: Path, size: int) -> None:
+    """Raise UserError if the disk of `folder`, which may not exist yet, has fewer than `size` bytes free."""
+    folder = folder.absolute()
+    free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+    if free < size:
+        raise UserError(
+            f"the weights need {size:,} bytes, but the disk of {folder} has {free:,} bytes free; free space or choose "
+            "another folder"
+        )
 
 
 def check_new(*paths: Path) -> None:

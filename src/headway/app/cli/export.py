@@ -30,11 +30,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    import headway as hw
-    from headway.app.conversion import format_from_suffix
+    from headway.app.conversion import export_checked, format_from_suffix
 
     with torch_options(args):
         target_format = args.format or format_from_suffix(args.out)
-        family = hw.export(args.model, args.out, target_format, args.dtype)
+        family, check = export_checked(args.model, args.out, target_format, args.dtype)
     terminal.print(f"exported {args.model} to {args.out} as {family}")
-    terminal.print_result({"out": args.out, "family": family, "format": target_format})
+    terminal.print(check.summary)
+    result = {"out": args.out, "family": family, "format": target_format}
+    terminal.print_result({**result, "check": check._asdict()})

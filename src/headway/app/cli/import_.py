@@ -21,13 +21,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     from headway.app.conversion import check_empty, import_model
+    from headway.formats.deferred import deferred_weights
     from headway.formats.open import open_model
     from headway.io.hub import find_folder
     from headway.nn.models import describe
 
     check_empty(args.out)
     with torch_options(args):
-        opened = open_model(find_folder(args.model))
+        with deferred_weights():
+            opened = open_model(find_folder(args.model))
         import_model(opened, args.out)
     count = describe(opened.model.config)["parameters"]  # type: ignore[arg-type]
     terminal.print(f"imported {args.model} ({opened.usage.family or 'a model'}, {count:,} parameters) to {args.out}")

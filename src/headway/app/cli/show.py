@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from typing import Any
 
 from headway.app.cli.terminal import Terminal
@@ -21,8 +22,10 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     import torch
 
     from headway.app.predictors import verbs
+    from headway.app.quantization import layer_formats
     from headway.app.recipes import find_model_config, find_usage
     from headway.engine import refusal
+    from headway.io.files import user_path
     from headway.nn.models import describe
     from headway.nn.models.kinds import generates
 
@@ -35,6 +38,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         facts["generates"] = (
             "the compiled engine" if missing is None else f"torch: the engine has no instruction for {missing}"
         )
+    facts["weights"] = layer_formats(user_path(args.name), config)
     facts["verbs"] = verbs(config, *find_usage(args.name))
     terminal.print(args.name)
     for key, value in facts.items():
@@ -42,6 +46,9 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             terminal.print(f"  {key.replace('_', ' '):<24}{value:>20,}")
     if facts["generates"] is not None:
         terminal.print(f"  generates on a CPU with {facts['generates']}")
+    if facts["weights"]:
+        counts = Counter(facts["weights"].values())
+        terminal.print(f"  weights: {', '.join(f'{dtype} ({count} layers)' for dtype, count in counts.items())}")
     if facts["verbs"]:
         terminal.print(f"  verbs: {', '.join(facts['verbs'])}")
     terminal.print()

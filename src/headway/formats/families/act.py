@@ -55,7 +55,7 @@ class _WithSinusoids:
 
     def split(self, tensor: Tensor, sizes: Sequence[int]) -> list[Tensor]:
         sinusoids = SinusoidalConfig().build(tensor.shape[-1], None)
-        return [tensor, sinusoids(Layout.full(1, self.length), tensor.float())]
+        return [tensor, sinusoids(Layout.full(1, self.length, device=tensor.device), tensor.float())]
 
 
 def _stack(cross: CrossAttentionConfig | None = None) -> StackConfig:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, get_args
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from headway.codecs import Codec, TokenizerCodec
 from headway.errors import UserError, nearest
+from headway.formats.deferred import combined, computed, deferred_weights
+from headway.formats.export_check import ExportResult, check_export
 from headway.formats.families import families, llama
 from headway.formats.gguf.dialects import (
     DIALECTS,
@@ -30,7 +32,7 @@ from headway.formats.gguf.dialects import (
     ExpertWeights,
     find_dialect,
 )
-from headway.formats.gguf.file import GgufFile, gguf
+from headway.formats.gguf.file import KINDS, GgufFile, NumberFormat, gguf
 from headway.formats.gguf.k_quants import FORMATS, encode
 from headway.formats.gguf.mixtures import FormatMixture, Precision
 from headway.formats.gguf.tokens import read_codec, read_special_tokens, write_codec
@@ -41,6 +43,7 @@ from headway.formats.tensor_rules import Family, expect
 from headway.formats.usage import Usage
 from headway.formats.weights import fill, published_tensors
 from headway.io.durable import atomic_write
+from headway.io.outputs import check_free_disk
 from headway.nn.models import ModelConfig, TransformerConfig
 from headway.nn.parts.positions import Rotary, RotaryConfig
 from headway.nn.parts.scaling import LinearScaling, Llama3Scaling, LongRopeScaling, YarnScaling
@@ -230,6 +233,21 @@ def load_gguf_codec(path: Path) -> TokenizerCodec | None:
     return read_codec(file.values, file.source)
 
 
+_KINDS = {kind.name: kind for kind in KINDS.values()}
+# Largest rounding error of a weight, relative to the largest of its tensor. A search for the least squared error may
+# cut off the largest weights of a block.
+_STEPS: Mapping[str, float] = {
+    "F32": 0.0,
+    "F16": 2.0**-11,
+    "Q8_0": 0.5 / 127 + 2.0**-10,
+    "Q6_K": 0.06,
+    "Q5_0": 0.12,
+    "Q5_K": 0.12,
+    "Q4_0": 0.25,
+    "Q4_K": 0.25,
+    "Q3_K": 0.5,
+    "Q2_K": 1.0,
+}
 _VERSION = 2  # version of the quantisation format
 _NO_TOKENIZER = {"tokenizer.ggml.model": "none"}  # required by llama.cpp
 
@@ -259,12 +277,14 @@ def save_gguf(
     codec: Codec | None = None,
     usage: Usage | None = None,
     precision: Precision = "F32",
-) -> str:
-    """Write `path`, with the tokenizer if there is one; return the name of the architecture.
+) -> ExportResult:
+    """Write `path`, with the tokenizer if there is one; return the name of the architecture, and the check of the
+    written file.
 
     If all layers have the same window, the context is limited to it, except for architectures whose window is stored.
     `precision` is one of llama.cpp's number formats, or a mixture of them such as Q4_K_M; vectors are written in F32.
-    Raises UserError, before anything is written, for a model or tokenizer that GGUF cannot express.
+    Raises UserError, before anything is written, for a model or tokenizer that GGUF cannot express, and if the disk is
+    too small.
     """
     if precision not in get_args(Precision):
         raise UserError(f"precision is {precision!r}; {nearest(precision, get_args(Precision))}")
@@ -294,8 +314,14 @@ def save_gguf(
             f"GGUF has no settings for some features of this {family.name} model (windows or positions of some layers, "
             "some biases); export it as a folder instead"
         )
-    _write(draft, path, mixture)
-    return architecture
+    kinds = [_KINDS[mixture.format_of(name, tuple(tensor.shape))] for name, tensor in draft.tensors.items()]
+    sizes = (tensor.numel() // kind.block * kind.size for tensor, kind in zip(draft.tensors.values(), kinds))
+    check_free_disk(path.parent, sum(sizes))
+    step = _STEPS[precision.removesuffix("_M").removesuffix("_S")]
+    with atomic_write(path, new=True) as draft_path:
+        _write(draft, draft_path, kinds)
+        with deferred_weights():
+            return ExportResult(architecture, check_export(model, load_gguf(draft_path).model, step))
 
 
 def _is_read_back(draft: FileContents, dialect: Dialect, config: TransformerConfig) -> bool:
@@ -373,31 +399,41 @@ def _stack_experts(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     for name in list(tensors):
         if (match := _EXPERT.fullmatch(name)) is not None:
             stacks.setdefault(f"{match[1]}.weight", {})[int(match[2])] = tensors.pop(name)
-    return {**tensors, **{name: torch.stack([experts[i] for i in sorted(experts)]) for name, experts in stacks.items()}}
+    stacked = {name: combined(torch.stack, [experts[i] for i in sorted(experts)]) for name, experts in stacks.items()}
+    return {**tensors, **stacked}
 
 
-def _write(draft: FileContents, path: Path, mixture: FormatMixture) -> None:
+def _write(draft: FileContents, path: Path, kinds: Sequence[NumberFormat]) -> None:
+    """Write the tensors one by one, because they may be deferred, each in its number format."""
     package = gguf()
-    with atomic_write(path, new=True) as draft_path:
-        writer = package.GGUFWriter(draft_path, draft.values["general.architecture"])
-        for key, value in draft.values.items():
-            if key != "general.architecture":  # already written by the writer
-                _add(writer, key, value)
-        for name, tensor in draft.tensors.items():
-            array = tensor.detach().float().contiguous().numpy()
-            kind = mixture.format_of(name, array.shape)
-            if kind in ("F32", "F16"):
-                writer.add_tensor(name, array if kind == "F32" else array.astype(np.float16))
-                continue
-            if not np.isfinite(array).all():
-                raise UserError(f"tensor {name} contains NaN or infinity, which {kind} cannot store; export as f32")
-            number = package.GGMLQuantizationType[kind]
-            blocks = encode(array, kind) if kind in FORMATS else package.quants.quantize(array, number)
-            writer.add_tensor(name, blocks, raw_dtype=number)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+    writer = package.GGUFWriter(path, draft.values["general.architecture"])
+    for key, value in draft.values.items():
+        if key != "general.architecture":  # already written by the writer
+            _add(writer, key, value)
+    for (name, tensor), kind in zip(draft.tensors.items(), kinds):
+        if kind.dtype is None:
+            raw = package.GGMLQuantizationType[kind.name]
+            shape = (*tensor.shape[:-1], tensor.shape[-1] // kind.block * kind.size)
+            writer.add_tensor_info(name, shape, np.dtype(np.uint8), math.prod(shape), raw_dtype=raw)
+        else:
+            dtype = np.dtype(np.float16 if kind.dtype == torch.float16 else np.float32)
+            writer.add_tensor_info(name, tuple(tensor.shape), dtype, tensor.numel() * kind.size)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for (name, tensor), kind in zip(draft.tensors.items(), kinds):
+        values = computed(tensor.detach()).float().contiguous()
+        if kind.dtype is not None:
+            writer.write_tensor_data(values.to(kind.dtype).numpy())
+            continue
+        if not values.isfinite().all():
+            raise UserError(f"tensor {name} contains NaN or infinity, which {kind.name} cannot store; export as f32")
+        number = package.GGMLQuantizationType[kind.name]
+        array = values.numpy()
+        writer.write_tensor_data(
+            encode(array, kind.name) if kind.name in FORMATS else package.quants.quantize(array, number)
+        )
+    writer.close()
 
 
 def _add(writer: Any, key: str, value: Any) -> None:

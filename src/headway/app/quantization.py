@@ -1,0 +1,274 @@
+"""What quantising costs: the divergence of each number format and layer on given texts, and a format for each layer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from headway.app.runs import open_recipe
+from headway.data.corpus import iter_chunks, text_sources
+from headway.domains.text.predictors import prompt_ids
+from headway.engine import Format
+from headway.engine.packed_weights import PackedTensor, pack, packed_bytes, parameter_of, quantisable
+from headway.engine.packed_weights import replace_parameters as replace
+from headway.errors import UserError
+from headway.formats.deferred import computed, deferred_weights
+from headway.formats.native import QUANTISED, quantised_formats
+from headway.formats.open import OpenedModel, open_model
+from headway.generate.prompts import batches, pad
+from headway.io.machine_memory import free_bytes
+from headway.learn.run import RunDirectory
+from headway.metrics import perplexity
+from headway.nn.models import ModelConfig, outline
+from headway.nn.models.kinds import is_causal, is_text, kind_of
+from headway.predict.model_handle import ModelHandle
+
+FORMATS: tuple[Format, ...] = ("int4", "int8", "fp32")  # by size
+_MAX_TOKENS, _ROW_TOKENS = 4096, 512  # of the texts, and of a row
+_MAX_OUTPUTS, _BATCH_TOKENS = 1 << 27, 2048  # numbers that the outputs for all tokens may have; tokens in a batch
+_HEADROOM = 1.5  # memory for the original, a quantised copy and outputs, relative to the original
+_BLOCK = re.compile(r"(.*\bblocks\.\d+)\.")
+
+
+class FormatCost(NamedTuple):
+    """The cost of one number format: bits per weight of the matrices, scales included; loss in nats per token and
+    perplexity (None unless the model predicts the next token); mean divergence from the original outputs.
+    """
+
+    weights: str
+    bits_per_weight: float
+    loss: float | None
+    perplexity: float | None
+    divergence: float
+
+
+class LayerCost(NamedTuple):
+    """A layer, its weights in matrices, and the divergence if only this layer has a number format, by format."""
+
+    layer: str
+    weights: int
+    divergence: dict[str, float]
+
+
+class QuantizationReport(NamedTuple):
+    """The costs on `tokens` tokens. `measure` describes the divergence; `formats` starts with the original."""
+
+    tokens: int
+    measure: str
+    formats: list[FormatCost]
+    layers: list[LayerCost]
+
+
+def layer_of(name: str) -> str:
+    """The layer that a matrix belongs to: its block, or the module of an embedding or head."""
+    block = _BLOCK.match(name)
+    return block[1] if block else name.rpartition(".")[0]
+
+
+def layers_of(model: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """The quantisable matrices by layer and name."""
+    layers: dict[str, dict[str, Tensor]] = {}
+    for name, matrix in quantisable(model).items():
+        layers.setdefault(layer_of(name), {})[name] = matrix
+    return layers
+
+
+def layer_formats(folder: Path, config: ModelConfig) -> dict[str, str]:
+    """The number format of each layer's matrices in a folder with quantised weights; empty for any other folder."""
+    if not (folder / QUANTISED).is_file():
+        return {}
+    stored = quantised_formats(folder)
+    return {
+        layer: "/".join(sorted({stored.get(name, "fp32") for name in matrices}))
+        for layer, matrices in layers_of(outline(config)).items()
+    }
+
+
+class FormatSizes:
+    """The bytes of each layer in each number format, with scales and padding."""
+
+    def __init__(self, layers: Mapping[str, Mapping[str, Tensor]]) -> None:
+        self.weights = sum(matrix.numel() for matrices in layers.values() for matrix in matrices.values())
+        self.bytes = {
+            layer: {dtype: sum(packed_bytes(matrix, dtype) for matrix in matrices.values()) for dtype in FORMATS}
+            for layer, matrices in layers.items()
+        }
+
+    def bits(self, formats: Mapping[str, Format]) -> float:
+        """Mean bits per weight for a format per layer."""
+        return 8 * sum(self.bytes[layer][dtype] for layer, dtype in formats.items()) / self.weights
+
+    def check_bits(self, bits: float) -> None:
+        """Raise UserError for fewer bits than int4 needs, or more than fp32."""
+        low, high = (self.bits(dict.fromkeys(self.bytes, dtype)) for dtype in (FORMATS[0], FORMATS[-1]))
+        if not low <= bits <= high:
+            raise UserError(
+                f"{bits:g} bits per weight are not possible: this model has {low:.2f} with all layers in int4 and "
+                f"{high:g} with all in fp32; choose a number between them"
+            )
+
+    def choose(self, costs: Sequence[LayerCost], bits: float) -> dict[str, Format]:
+        """Return a format per layer whose mean is at most `bits` per weight.
+
+        All layers start in int4. The step to a larger format that removes the most divergence per byte is taken again
+        and again, as long as one fits. Equal costs give equal choices.
+        """
+        chosen: dict[str, Format] = dict.fromkeys(self.bytes, FORMATS[0])
+        divergences = {cost.layer: {**cost.divergence, "fp32": 0.0} for cost in costs}
+        room = bits * self.weights / 8 - sum(sizes[FORMATS[0]] for sizes in self.bytes.values())
+        while True:
+            steps: list[tuple[float, str, Format, int]] = []
+            for layer, sizes in self.bytes.items():
+                now = chosen[layer]
+                for dtype in FORMATS[FORMATS.index(now) + 1 :]:
+                    gain, size = divergences[layer][now] - divergences[layer][dtype], sizes[dtype] - sizes[now]
+                    if gain > 0 and size <= room:
+                        steps.append((gain / size, layer, dtype, size))
+            if not steps:
+                return chosen
+            _, layer, dtype, size = max(steps, key=lambda step: step[0])
+            chosen[layer] = dtype
+            room -= size
+
+
+def weight_errors(layers: Mapping[str, Mapping[str, Tensor]]) -> list[LayerCost]:
+    """The costs without texts: the squared error of each matrix relative to its squares, summed over a layer."""
+    costs = []
+    for layer, matrices in layers.items():
+        errors = dict.fromkeys(("int8", "int4"), 0.0)
+        for name, matrix in matrices.items():
+            values = computed(matrix.detach()).float()
+            total = values.square().sum().item() or 1.0
+            for dtype in errors:
+                rounded = computed(PackedTensor(pack(values, dtype, name)))  # type: ignore[arg-type]
+                errors[dtype] += (rounded - values).square().sum().item() / total
+        costs.append(LayerCost(layer, sum(matrix.numel() for matrix in matrices.values()), errors))
+    return costs
+
+
+def measure(opened: OpenedModel, source: Path, texts: Path) -> QuantizationReport:
+    """The costs of a model, which was opened with deferred weights, on texts. It is loaded in fp32 if it fits into
+    memory. Raises UserError for a model that does not read texts in one stack, and for texts without tokens.
+    """
+    if not is_text(opened.model):
+        raise UserError(f"{source} is {kind_of(opened.model)}, which does not read texts in one stack; remove --report")
+    recipe = open_recipe(source) if RunDirectory(source).exists() else None
+    handle = ModelHandle(opened, source, recipe)
+    rows = read_rows(handle, [texts])
+    needed, free = 4 * sum(tensor.numel() for tensor in opened.model.parameters()), free_bytes(torch.device("cpu"))
+    is_small = free is None or _HEADROOM * needed < free
+    with nullcontext() if is_small else deferred_weights():
+        module = open_model(source).model
+    return report_costs(module, rows)
+
+
+def read_rows(model: ModelHandle, paths: Sequence[Path]) -> list[list[int]]:
+    """The token ids of the first texts in files, in rows of at most 512, up to 4096 tokens (fewer with a large
+    vocabulary). UserError for texts without two tokens.
+    """
+    config = model.module.config
+    length = min(_ROW_TOKENS, config.context or _ROW_TOKENS)
+    limit = min(_MAX_TOKENS, max(length, _MAX_OUTPUTS // max(config.vocab_size, config.width)))
+    rows: list[list[int]] = []
+    for chunk in (chunk for source in text_sources(paths) for chunk in iter_chunks(source)):
+        ids = prompt_ids(model, chunk.text) if chunk.text.strip() else []
+        rows += [ids[start : start + length] for start in range(0, len(ids), length)]
+        if sum(map(len, rows)) >= limit:
+            break
+    rows = [row for row in rows if len(row) > 1]
+    if not rows:
+        raise UserError(f"{', '.join(map(str, paths))} has no text of two tokens; pass a file with text to --report")
+    while len(rows) > 1 and sum(map(len, rows)) > limit:
+        rows.pop()
+    return rows
+
+
+def report_costs(module: nn.Module, rows: Sequence[Sequence[int]]) -> QuantizationReport:
+    """Compare the model with itself in int8 and int4, as a whole and one layer at a time."""
+    layers = layers_of(module)
+    sizes = FormatSizes(layers)
+    original = _outputs(module, rows)
+    has_vocabulary = "vocabulary" in module.heads  # type: ignore[operator]
+    divergence = partial(_kl_divergence if has_vocabulary else _relative_difference, original)
+    costs = [_format_cost("fp32", 32.0, module, rows, original, 0.0)]
+    names = {name: layer for layer, matrices in layers.items() for name in matrices}
+    for dtype in ("int8", "int4"):
+        bits = sizes.bits(dict.fromkeys(layers, dtype))
+        with quantised_matrices(module, dict.fromkeys(names, dtype)):
+            outputs = _outputs(module, rows)
+        costs.append(_format_cost(dtype, bits, module, rows, outputs, divergence(outputs)))
+    layer_costs = []
+    for layer, matrices in layers.items():
+        found: dict[str, float] = {}
+        for dtype in ("int8", "int4"):
+            with quantised_matrices(module, dict.fromkeys(matrices, dtype)):
+                found[dtype] = divergence(_outputs(module, rows))
+        layer_costs.append(LayerCost(layer, sum(matrix.numel() for matrix in matrices.values()), found))
+    measure = (
+        "KL divergence of the predicted tokens in nats per token"
+        if has_vocabulary
+        else "squared difference of the vectors relative to their squares"
+    )
+    return QuantizationReport(sum(map(len, rows)), measure, costs, layer_costs)
+
+
+@contextmanager
+def quantised_matrices(model: nn.Module, formats: Mapping[str, Format]) -> Iterator[None]:
+    """In this context, some matrices of a model are quantised."""
+    packed = {
+        id(matrix): (matrix, parameter_of(PackedTensor(pack(matrix, formats[name], name))))
+        for name, matrix in quantisable(model).items()
+        if formats.get(name, "fp32") != "fp32"
+    }
+    replace(model, {key: parameter for key, (_, parameter) in packed.items()})
+    try:
+        yield
+    finally:
+        replace(model, {id(parameter): matrix for matrix, parameter in packed.values()})
+
+
+@torch.no_grad()
+def _outputs(model: Any, rows: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Log probabilities of tokens [T, C] per row, or the vectors [T, D] of a model without a vocabulary."""
+    found: list[Tensor] = [torch.empty(0)] * len(rows)
+    for batch in batches([len(row) for row in rows], _BATCH_TOKENS):
+        ids, layout = pad([rows[i] for i in batch], torch.device("cpu"))
+        x = model(ids, layout).x
+        for i, features in zip(batch, x):
+            features = features[: len(rows[i])]
+            has_vocabulary = "vocabulary" in model.heads
+            found[i] = model.heads["vocabulary"](features).float().log_softmax(-1) if has_vocabulary else features
+    return found
+
+
+def _kl_divergence(original: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
+    total = sum((p.exp() * (p - q)).sum(-1).double().sum().item() for p, q in zip(original, outputs))
+    return max(total, 0.0) / sum(map(len, original))
+
+
+def _relative_difference(original: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
+    difference = sum((a - b).double().square().sum().item() for a, b in zip(original, outputs))
+    return difference / sum(a.double().square().sum().item() for a in original)
+
+
+def _format_cost(
+    dtype: str,
+    bits: float,
+    model: nn.Module,
+    rows: Sequence[Sequence[int]],
+    outputs: Sequence[Tensor],
+    divergence: float,
+) -> FormatCost:
+    if not is_causal(model):
+        return FormatCost(dtype, bits, None, None, divergence)
+    targets = [torch.tensor(row[1:])[:, None] for row in rows]
+    nats = -sum(scores[:-1].gather(1, ids).double().sum().item() for scores, ids in zip(outputs, targets))
+    count = sum(map(len, targets))
+    return FormatCost(dtype, bits, nats / count, perplexity(nats, count), divergence)
