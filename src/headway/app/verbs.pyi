@@ -90,6 +90,8 @@ class LocalVerbs:
         temperature: float | None = ...,
         seed: int | None = ...,
         scores: Literal[False] = ...,
+        source: str | None = ...,
+        target: str | None = ...,
     ) -> str:
         """Translate a line, or each of several; with `n_best`, return a list of the best translations per line.
 
@@ -99,6 +101,8 @@ class LocalVerbs:
         seed: the seed of the samples.
         scores: return (text, score) pairs: the log probability divided by the length penalty, or for samples the mean
         log probability per token.
+        source: language of the lines, such as en, for a model of several languages (default: the tokenizer's).
+        target: language to translate into, such as de, for a model of several languages.
 
         Raises UserError for a model that is not a text encoder-decoder.
         """
@@ -113,6 +117,8 @@ class LocalVerbs:
         temperature: float | None = ...,
         seed: int | None = ...,
         scores: Literal[False] = ...,
+        source: str | None = ...,
+        target: str | None = ...,
     ) -> list[str]: ...
     @overload
     def translate(
@@ -125,6 +131,8 @@ class LocalVerbs:
         temperature: float | None = ...,
         seed: int | None = ...,
         scores: Literal[False] = ...,
+        source: str | None = ...,
+        target: str | None = ...,
     ) -> list[str]: ...
     @overload
     def translate(
@@ -137,6 +145,8 @@ class LocalVerbs:
         temperature: float | None = ...,
         seed: int | None = ...,
         scores: Literal[False] = ...,
+        source: str | None = ...,
+        target: str | None = ...,
     ) -> list[list[str]]: ...
     @overload
     def translate(
@@ -149,6 +159,8 @@ class LocalVerbs:
         seed: int | None = ...,
         *,
         scores: Literal[True],
+        source: str | None = ...,
+        target: str | None = ...,
     ) -> _translation.Scored: ...
     @overload
     def translate(
@@ -161,6 +173,8 @@ class LocalVerbs:
         seed: int | None = ...,
         *,
         scores: Literal[True],
+        source: str | None = ...,
+        target: str | None = ...,
     ) -> list[_translation.Scored]: ...
     @overload
     def translate(
@@ -172,6 +186,8 @@ class LocalVerbs:
         temperature: float | None = ...,
         seed: int | None = ...,
         scores: bool = ...,
+        source: str | None = ...,
+        target: str | None = ...,
     ) -> str | list[str] | list[list[str]] | _translation.Scored | list[_translation.Scored]: ...
     @overload
     def transcribe(
@@ -567,6 +583,8 @@ class RemoteVerbs:
         temperature: float | None = ...,
         seed: int | None = ...,
         scores: Literal[False] = ...,
+        source: str | None = ...,
+        target: str | None = ...,
     ) -> str:
         """Translate a line, or each of several; with `n_best`, return a list of the best translations per line.
 
@@ -576,6 +594,8 @@ class RemoteVerbs:
         seed: the seed of the samples.
         scores: return (text, score) pairs: the log probability divided by the length penalty, or for samples the mean
         log probability per token.
+        source: language of the lines, such as en, for a model of several languages (default: the tokenizer's).
+        target: language to translate into, such as de, for a model of several languages.
 
         Raises UserError for a model that is not a text encoder-decoder.
         """
@@ -590,6 +610,8 @@ class RemoteVerbs:
         temperature: float | None = ...,
         seed: int | None = ...,
         scores: Literal[False] = ...,
+        source: str | None = ...,
+        target: str | None = ...,
     ) -> list[str]: ...
     @overload
     def translate(
@@ -602,6 +624,8 @@ class RemoteVerbs:
         temperature: float | None = ...,
         seed: int | None = ...,
         scores: Literal[False] = ...,
+        source: str | None = ...,
+        target: str | None = ...,
     ) -> list[str]: ...
     @overload
     def translate(
@@ -614,6 +638,8 @@ class RemoteVerbs:
         temperature: float | None = ...,
         seed: int | None = ...,
         scores: Literal[False] = ...,
+        source: str | None = ...,
+        target: str | None = ...,
     ) -> list[list[str]]: ...
     @overload
     def translate(
@@ -626,6 +652,8 @@ class RemoteVerbs:
         seed: int | None = ...,
         *,
         scores: Literal[True],
+        source: str | None = ...,
+        target: str | None = ...,
     ) -> _translation.Scored: ...
     @overload
     def translate(
@@ -638,6 +666,8 @@ class RemoteVerbs:
         seed: int | None = ...,
         *,
         scores: Literal[True],
+        source: str | None = ...,
+        target: str | None = ...,
     ) -> list[_translation.Scored]: ...
     @overload
     def translate(
@@ -649,6 +679,8 @@ class RemoteVerbs:
         temperature: float | None = ...,
         seed: int | None = ...,
         scores: bool = ...,
+        source: str | None = ...,
+        target: str | None = ...,
     ) -> str | list[str] | list[list[str]] | _translation.Scored | list[_translation.Scored]: ...
     @overload
     def caption(
