@@ -12,11 +12,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import pre_tokenizers
 from torch import Tensor
-from twins import Batch, Twins, batch, check_export, difference, outputs_of, rows, twins
+from twins import Batch, Twins, batch, check_export, difference, outputs_of, perturb, rows, twins
 
+import headway as hw
+from headway.app.cli import main as cli
+from headway.app.conversion import export_model
 from headway.engine import Engine, quantise, use_programs
 from headway.errors import UserError
+from headway.formats.open import open_model
 from headway.formats.published import load_published, save_published
 from headway.generate import SearchConfig, score_targets, translate_ids
 from headway.nn.models import TokenEmbedConfig, TokenInputs
@@ -462,6 +467,51 @@ def test_a_classifier_is_theirs(size: str, tmp_path: Path) -> None:
     run(pair.theirs).logsumexp(1).sum().backward()
     gradients = pair.theirs.model.encoder.layers[0].fc1, pair.ours.encoder.stack.blocks[0].feed_forward.up
     assert difference(*(layer.weight.grad for layer in gradients)) < 1e-4
+
+
+def test_texts_and_pairs_are_classified_as_by_their_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As with bart-large-mnli, whose labels say whether a text entails another."""
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    symbols = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    (tmp_path / "vocab.json").write_text(json.dumps({symbol: i for i, symbol in enumerate(symbols)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BartTokenizer"}))
+    labels = ["contradiction", "neutral", "entailment"]
+    config = bart("small").config
+    config.update({"vocab_size": len(symbols), "id2label": dict(enumerate(labels)), "max_position_embeddings": 200})
+    torch.manual_seed(0)
+    theirs = T.BartForSequenceClassification(config).eval()
+    perturb(theirs, 0.3, 1)
+    theirs.save_pretrained(tmp_path)
+    tokenizer, ours = T.BartTokenizer.from_pretrained(tmp_path), hw.load(tmp_path, "cpu")
+    items: list[Any] = ["A man sleeps.", "A dog runs over a field."]
+    for texts in (items, [("A man sleeps.", "Somebody is awake."), ("A dog runs.", "An animal moves.")]):
+        for item, found in zip(texts, ours.classify(texts)):
+            given = tokenizer(*([item] if isinstance(item, str) else item), return_tensors="pt")
+            probabilities = theirs(**given).logits[0].softmax(-1)
+            assert [found[name] for name in labels] == pytest.approx(probabilities.tolist(), abs=1e-5)
+    assert "classify" in ours.verbs
+    assert not {"translate", "generate", "logits"} & set(ours.verbs)
+    assert cli.main(["classify", str(tmp_path), "A man sleeps."]) == 0
+    assert cli.main(["show", str(tmp_path)]) == 0
+    assert "heads: classes" in capsys.readouterr().out
+    with pytest.raises(UserError, match="is an encoder-decoder that classifies text, which cannot translate"):
+        ours.translate("A man sleeps.")
+    words = [
+        f"{animal} {verb}"
+        for animal in ("cat", "dog", "cow", "owl", "fox")
+        for verb in ("runs", "hops", "sits", "eats")
+    ]
+    table = [{"text": text, "label": "cat" if "cat" in text else "other"} for text in words]
+    settings = {"train.steps": 2, "train.batch_tokens": 64, "train.precision": "fp32"}
+    run = hw.train("classification", table, settings, run=tmp_path / "run", start=tmp_path, progress=False, samples=0)
+    assert set(hw.load(tmp_path / "run", "cpu").classify("a cat")) == {"cat", "other"}
+    assert run.summary["scores"]["accuracy"] >= 0
+    export_model(open_model(tmp_path / "run"), tmp_path / "out")
+    tuned = T.BartForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    logits = tuned(**tokenizer("a cat", return_tensors="pt")).logits[0].softmax(-1)
+    found = hw.load(tmp_path / "run", "cpu").classify("a cat")
+    assert [found[tuned.config.id2label[i]] for i in range(2)] == pytest.approx(logits.tolist(), abs=1e-5)
 
 
 @pytest.mark.parametrize(
