@@ -331,9 +331,9 @@ def _read_tabbed(source: File) -> Iterator[Pair]:
 
 
 def _zip_sources(source: File) -> list[PairSource]:
-    """The sources in a .zip of pairs: .tsv or .jsonl files, two files of lines, or one .txt with TABs (Tatoeba)."""
+    """The sources in a .zip of pairs: .tsv, .csv or .jsonl, two files of lines, or one .txt with TABs (Tatoeba)."""
     files = archive_members(source.path)
-    if files and all(file.kind in (".tsv", ".jsonl") for file in files):
+    if files and all(file.kind in (".tsv", ".csv", ".jsonl") for file in files):
         return list(files)
     if len(files) == 1 and files[0].kind == ".txt":
         return list(files)

@@ -393,6 +393,7 @@ class TranscribedSpeech(SpeechDataset, IndexedExamples):
             )
         self.config, self.rows = config, transcripts.select(self.sound_rows)
         timed = [read_segments(text, where) for text, where in zip(self.rows.texts, self.rows.locations)]
+        self.transcripts = self.rows.texts  # with timestamps, if they have any
         self.rows = replace(self.rows, texts=[" ".join(part.text for part in parts) for parts in timed])
         keys = [normalize_words(text) for text in self.rows.texts]
         splits = split_by_text(keys, self.rows.named_splits, config.split)
@@ -420,7 +421,7 @@ class TranscribedSpeech(SpeechDataset, IndexedExamples):
     def contents(self) -> Contents:
         return {
             "sounds": ([self.sounds.keys[row] for row in map(int, self.sound_rows)],),
-            "transcripts": (self.rows.texts,),
+            "transcripts": (self.transcripts,),
         }
 
     def take(self, rows: np.ndarray, rng_key: RngKey | None = None) -> Batch:

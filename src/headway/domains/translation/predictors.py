@@ -58,7 +58,9 @@ def translate(
         task = None if model.recipe is None else model.recipe.task
         defaults = task if isinstance(task, PairsConfig) else SearchConfig()
         width = max(defaults.beam, count) if beam is None else beam
-        search = SearchConfig(width, defaults.length_penalty if length_penalty is None else length_penalty, count)
+        penalty = defaults.length_penalty if length_penalty is None else length_penalty
+        ratio = defaults.max_ratio if isinstance(defaults, PairsConfig) else defaults.most_ratio
+        search = SearchConfig(width, penalty, count, ratio)
     elif beam is not None:
         raise UserError(f"beam is {beam} and temperature {temperature:g}; use beam search or sampling, not both")
     else:
@@ -195,6 +197,6 @@ def _translator(model: ModelHandle) -> _Translator:
     if not isinstance(task, PairsConfig):
         raise UserError(f"{model.directory} was trained as {type(task).__name__}; choose a run trained on pairs")
     codecs = task.codecs(model.directory)
-    tokens = PairSpecialTokens.of(codecs, model.usage)
-    to_source_ids = lambda texts: source_ids(texts, codecs.source, task, tokens)  # noqa: E731
+    tokens, context = PairSpecialTokens.of(codecs, model.usage), model.module.config.encoder.context
+    to_source_ids = lambda texts: source_ids(texts, codecs.source, task, tokens, context)  # noqa: E731
     return _Translator(codecs, to_source_ids, tokens.bos, tokens.eos, tokens.forced, tokens.suppressed)

@@ -43,7 +43,7 @@ from headway.learn.examples import Batch, Contents, LengthBatches, RngKey, sprea
 from headway.learn.objectives.sequences import Ids, SequenceGeneration, Sources, SourceTargetExamples
 from headway.learn.recipe import batch_tokens_of
 from headway.learn.report import Picture, heatmap
-from headway.metrics import bleu, pronunciation_error_rates, translation_scores
+from headway.metrics import bleu, pronunciation_error_rates, rouge, translation_scores
 from headway.nn.mixers import ConditionalGRU, CrossAttention
 from headway.nn.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, attention_maps
 
@@ -119,13 +119,15 @@ class PairsConfig(TaskConfig):
 
     `smoothing` is label smoothing (Szegedy et al. 2016). Training pairs with more than `max_length` source or target
     tokens are skipped and counted; without `max_length`, a pair that does not fit into the model or a batch is an
-    error. `beam` and `length_penalty` (Wu et al. 2016) apply to the test split; other splits are decoded greedily.
-    `reverse_source` feeds the source tokens in reverse order, in training and inference (Sutskever et al. 2014, section
-    3.3); the eos token and the padding still follow them.
+    error. With `truncate`, sources are cut at the limit instead. `beam` and `length_penalty` (Wu et al. 2016) apply to
+    the test split; other splits are decoded greedily. `reverse_source` feeds the source tokens in reverse order, in
+    training and inference (Sutskever et al. 2014, section 3.3); the eos token and the padding still follow them.
     """
 
     smoothing: float = 0.1
     max_length: int | None = None  # maximum source and target tokens of a training pair; none: no limit
+    truncate: bool = False  # whether to cut sources that are too long
+    max_ratio: float = 2.0  # maximum output tokens per source token, in addition to 10
     beam: int = 5  # beam size on the test split; 1 is greedy
     length_penalty: float = 0.6  # length penalty of the beam search
     reverse_source: bool = False
@@ -187,7 +189,7 @@ class TranslationConfig(PairsConfig):
     `codec` and `size` set the tokenizer and its maximum vocabulary size (none: no limit), and `shared` whether both
     languages share one vocabulary. `reverse` translates from the second language to the first. `grouped` scores each
     source once, against all its translations. `lowercase_bleu` adds BLEU on lower-cased text (as `bleu_lowercase`),
-    which many papers report. `goal` picks the best model.
+    which many papers report. `goal` picks the best model; with rougeL, texts are scored as summaries.
     """
 
     codec: Kind = "bpe"  # kind of the tokenizer to train
@@ -197,7 +199,7 @@ class TranslationConfig(PairsConfig):
     reverse: bool = False
     grouped: bool = False
     lowercase_bleu: bool = False
-    goal: Literal["bleu", "chrf", "loss"] = "bleu"
+    goal: Literal["bleu", "chrf", "rougeL", "loss"] = "bleu"
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that cannot be read, are too small, or do not fit the settings."""
@@ -239,10 +241,18 @@ def check_recipe(recipe: Recipe, shared: bool) -> None:
     batch_tokens_of(recipe, "pair")
 
 
-def source_ids(texts: Sequence[str], codec: Codec, config: PairsConfig, special_tokens: PairSpecialTokens) -> list[Ids]:
-    """The encoder input for each text; empty for empty text."""
+def source_ids(
+    texts: Sequence[str],
+    codec: Codec,
+    config: PairsConfig,
+    special_tokens: PairSpecialTokens,
+    context: int | None = None,
+) -> list[Ids]:
+    """The encoder input for each text; empty for empty text. `context` is the model's, to which texts may be cut."""
     rows = codec.encode_batch([config.prepare(text) if text else text for text in texts])
-    return [special_tokens.source(config.encoder_order(row)) for row in rows]
+    lengths = [length for length in (config.max_length, context) if length is not None]
+    limit = min(lengths) - special_tokens.extra[0] if config.truncate and lengths else None
+    return [special_tokens.source(config.encoder_order(row[:limit])) for row in rows]
 
 
 _LOG = logger(__name__)
@@ -405,7 +415,8 @@ class ParallelText(SourceTargetExamples):
         batch_limit = self.batch_tokens if split == "train" else _NO_LIMIT
         limit = min(max_length or _NO_LIMIT, self._model_limit, batch_limit)
         extra = self.special_tokens.extra[:: -1 if self.reverse else 1]  # positions of special tokens
-        selection = self.cache.within_limits(rows, limit - extra[0], limit - extra[1], drop_long=max_length is not None)
+        limits = [_NO_LIMIT if self.config.truncate and n == self.reverse else limit - extra[n] for n in (0, 1)]
+        selection = self.cache.within_limits(rows, *limits, drop_long=max_length is not None)
         if selection.too_long or selection.empty:
             _LOG.warning(
                 f"{split}: skipped {selection.too_long:,} of {len(rows):,} pairs with more than {limit:,} tokens, and "
@@ -424,6 +435,9 @@ class ParallelText(SourceTargetExamples):
             ids = np.asarray(column.ids)
             columns.append(TokenSequences(ids, column.offsets[rows_kept], column.lengths[rows_kept]))
         source, target = columns[::-1] if self.reverse else columns
+        if self.config.truncate:
+            cut = min(self.config.max_length or _NO_LIMIT, limit) - self.special_tokens.extra[0]
+            source = source._replace(lengths=np.minimum(source.lengths, cut))
         longest = (int(column.lengths.max()) + n for column, n in zip((source, target), self.special_tokens.extra))
         eval_tokens = max(_EVAL_BATCH_TOKENS, *longest)
         reverse_source = self.config.reverse_source
@@ -449,15 +463,19 @@ class ParallelText(SourceTargetExamples):
 
 
 class TargetText(SequenceGeneration[ParallelText]):
-    """Targets of sources, scored by BLEU and chrF and, with `lowercase`, also by BLEU on lower-cased text."""
+    """Targets of sources, scored by BLEU and chrF and, with `lowercase`, also by BLEU on lower-cased text; or by ROUGE
+    if that is the goal.
+    """
 
     def __init__(self, goal: str, config: PairsConfig, lowercase: bool = False) -> None:
-        super().__init__(goal, SearchConfig(config.beam, config.length_penalty), config.smoothing)
+        search = SearchConfig(config.beam, config.length_penalty, most_ratio=config.max_ratio)
+        super().__init__(goal, search, config.smoothing)
         self.lowercase = lowercase
 
     def generate(self, model: nn.Module, examples: ParallelText, sources: Sources, search: SearchConfig) -> list[Ids]:
         special_tokens = examples.special_tokens
-        rows = source_ids(sources.inputs, examples.codecs.source, examples.config, special_tokens)
+        context = cast(EncoderDecoderConfig, model.config).encoder.context
+        rows = source_ids(sources.inputs, examples.codecs.source, examples.config, special_tokens, context)
         hypotheses = translate_ids(
             cast(EncoderDecoder, model),
             rows,
@@ -467,10 +485,12 @@ class TargetText(SequenceGeneration[ParallelText]):
             prefixes=[special_tokens.forced if row else () for row in rows],
             suppressed=special_tokens.suppressed,
         )
-        return [best.ids for best, *_ in hypotheses]
+        return [best.ids[len(special_tokens.forced) :] for best, *_ in hypotheses]
 
     def scores(self, examples: ParallelText, sources: Sources, generated: Sequence[Ids]) -> dict[str, Any]:
         outputs = examples.decode_all(generated)
+        if self.goal == "rougeL":
+            return rouge(outputs, sources.references)
         scores = translation_scores(outputs, sources.references)
         if not self.lowercase:
             return scores
