@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -205,6 +206,46 @@ def test_a_model_of_several_languages_needs_a_target(
         ours.translate(PLAIN, target="xx")
     assert cli.main(["translate", str(tmp_path), OTHER, "--from", "en", "--to", "de", "--beam", "1"]) == 0
     assert capsys.readouterr().out.splitlines()[0] == translated("nllb", theirs, made, 1)[1]
+
+
+def test_opus_mt_is_tuned_with_a_tokenizer_per_language(data_dir: Path, lines: list[str], tmp_path: Path) -> None:
+    library = pytest.importorskip("sentencepiece", reason="sentencepiece is not installed")
+    with gzip.open(data_dir / "translation/multi30k-val.de.gz", "rt", encoding="utf-8") as file:
+        german = file.read().splitlines()[:150]
+    start, names = tmp_path / "start", ["</s>", "<unk>"]
+    start.mkdir()
+    for side, texts in (("source", lines), ("target", german)):
+        options = {"vocab_size": 300, "model_type": "unigram", "minloglevel": 2}
+        library.SentencePieceTrainer.train(sentence_iterator=iter(texts), model_prefix=str(start / side), **options)
+        (start / f"{side}.model").rename(start / f"{side}.spm")
+        pieces = library.SentencePieceProcessor(model_file=str(start / f"{side}.spm"))
+        names += [pieces.id_to_piece(i) for i in range(3, 300)]
+    names = [*dict.fromkeys(names), "<pad>"]
+    (start / "vocab.json").write_text(json.dumps({name: i for i, name in enumerate(names)}))
+    settings = {"tokenizer_class": "MarianTokenizer", "source_lang": "en", "target_lang": "de"}
+    (start / "tokenizer_config.json").write_text(json.dumps(settings))
+    pad = len(names) - 1
+    config = T.MarianConfig(
+        vocab_size=len(names), d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=24, decoder_ffn_dim=24, pad_token_id=pad, eos_token_id=0,
+        decoder_start_token_id=pad, bad_words_ids=[[pad]],
+    )  # fmt: skip
+    T.MarianMTModel(config).save_pretrained(start)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it would like sacremoses, which changes punctuation
+        theirs = T.MarianTokenizer.from_pretrained(start)
+    data = tmp_path / "pairs.tsv"
+    data.write_text("".join(f"{a}\t{b}\n" for a, b in zip(lines, german)), encoding="utf-8")
+    given = {"train.steps": 1, "train.batch_tokens": 512, "train.precision": "fp32"}
+    run = hw.train("translation", data, given, run=tmp_path / "run", start=start, progress=False, samples=0)
+    batch = next(iter(run.task.batches("train")))
+    pairs = {tuple(theirs(a)["input_ids"]): theirs(text_target=b)["input_ids"] for a, b in zip(lines, german)}
+    for ids, mask, targets, labels in zip(batch.inputs[0], batch.inputs[1].mask, batch.inputs[2], batch.targets):
+        wanted = pairs[tuple(ids[mask].tolist())]
+        assert labels[labels >= 0].tolist() == wanted
+        assert targets[: len(wanted)].tolist() == [pad, *wanted[:-1]]
+    ours = hw.load(tmp_path / "run", "cpu")
+    assert theirs.pad_token not in ours.translate(lines[0], beam=1)
 
 
 def test_the_target_of_opus_mt_stands_before_the_source() -> None:

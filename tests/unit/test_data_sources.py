@@ -305,7 +305,7 @@ def test_bad_pairs_are_refused(tmp_path: Path) -> None:
     files = {"a.en": "one\ntwo\nthree\n", "a.de": "eins\nzwei\n", "a.tsv": "one\teins\n\ntwo\n", "a.csv": "one,eins"}
     files |= {
         "a.jsonl": '{"source": "one"}\n',
-        "a.parquet": "",
+        "a.parquet": "PAR1",
         "short.csv": "text,summary\na,b\nc\n",
         "a.dict": "one W AH1 N\ntwo\n",
     }

@@ -224,9 +224,9 @@ MODELS = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "sentenc
 _MAX_TOKENS = 1 << 24  # maximum tokens in a vocabulary
 
 
-def load_codec(path: Path | str) -> TokenizerCodec:
+def load_codec(path: Path | str, side: TranslationSide = "source") -> TokenizerCodec:
     """The codec in a tokenizer.json, or in a folder with a published tokenizer. Raises UserError if there is none."""
-    codec = published_codec(path)
+    codec = published_codec(path, side)
     if codec is None:
         file = Path(path) / FILE if Path(path).is_dir() else Path(path)
         raise UserError(f"{file} does not exist; pass a tokenizer.json or a folder with one")
