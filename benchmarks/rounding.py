@@ -192,8 +192,8 @@ def translation(model: Any) -> Found:
     generators = engines(model.module)
     task = model.recipe.task
     codecs = task.codecs(model.directory)
-    special = PairSpecialTokens.of(codecs)
-    sources = source_ids(sides[0], codecs.source, task)
+    special = PairSpecialTokens.of(codecs, model.usage)
+    sources = source_ids(sides[0], codecs.source, task, special)
     rows = [[special.bos, *ids, special.eos] for ids in codecs.target.encode_batch(sides[1])]
     found = by_divergence(judge(generators, parted(rows, sources)))
     order = sorted(range(len(sides[0])), key=lambda i: len(sides[0][i]))

@@ -71,6 +71,7 @@ TITLES: Mapping[str, str] = {
     "stablelm": "StableLM",
     "starcoder2": "StarCoder 2",
     "t5": "T5, Flan-T5, ByT5",
+    "t5gemma": "T5Gemma",
     "umt5": "umT5",
     "vit": "ViT",
     "whisper": "Whisper",

@@ -63,6 +63,7 @@ SEEN = {  # by a policy, and what it does
 }
 # Of a model of two.
 TOWERS = {"text_config": {**SMALL, "eos_token_id": 2}, "vision_config": {**SMALL, "image_size": 32}}
+TOWERS |= dict.fromkeys(("encoder", "decoder"), {**SMALL, "head_dim": WIDTH // HEADS})
 HELD = 1 << 20  # bytes of weights that a config is checked against
 NAMES = [f"tensor {i}" for i in range(100)]  # and the tensors there
 
@@ -72,7 +73,7 @@ def config_seeds(folder: Path) -> list[bytes]:
     found = []
     for name, family in sorted(families().items()):
         small = {key: value for key, value in OTHER.items() if key in family.defaults or key != "head_dim"}
-        towers = TOWERS if name in ("clip", "siglip") else {}
+        towers = TOWERS if name in ("clip", "siglip", "t5gemma") else {}
         seen = SEEN if name in ("act", "diffusion") else {}
         settings = {**family.defaults, **SMALL, **small, **towers, **seen, "model_type": name}
         found.append(json.dumps(settings).encode())

@@ -20,6 +20,7 @@ SEQ2SEQ = {
     **{"pad_token_id": 0, "decoder_start_token_id": 0},
 }
 T5 = {"vocab_size": 67, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+GEMMA = {**SIZES, "num_key_value_heads": 2, "head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]}
 CLASSES: dict[str, dict[str, Any]] = {
     **{f"Bert{head}": TEXT for head in ("Model", "ForMaskedLM", "ForPreTraining", "ForNextSentencePrediction")},
     **{f"{stem}ForSequenceClassification": TEXT for stem in ("Bert", "Roberta", "XLMRoberta", "MPNet", "Llama")},
@@ -34,6 +35,9 @@ CLASSES: dict[str, dict[str, Any]] = {
     **{f"{stem}ForCausalLM": {**TEXT, "num_key_value_heads": 2} for stem in ("Llama", "Qwen3", "Gemma2", "GPTNeoX")},
     "T5ForConditionalGeneration": T5,
     "UMT5ForConditionalGeneration": T5,
+    **{f"{stem}EncoderModel": T5 for stem in ("T5", "MT5", "UMT5")},
+    "T5GemmaForConditionalGeneration": {"encoder": GEMMA, "decoder": GEMMA, "vocab_size": 67},
+    "BartForSequenceClassification": {**SEQ2SEQ, "decoder_start_token_id": 2},
     "BartForConditionalGeneration": SEQ2SEQ,
     "MarianMTModel": SEQ2SEQ,
     **{f"{stem}ForConditionalGeneration": SEQ2SEQ for stem in ("MBart", "M2M100", "Pegasus")},

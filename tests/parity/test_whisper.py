@@ -17,9 +17,11 @@ from headway.domains.audio import Transcriber, TranscriptionOptions, read_sound
 from headway.domains.audio.mel import RATE
 from headway.engine import Engine, refusal
 from headway.errors import UserError
-from headway.formats.families.whisper import write
+from headway.formats.families.whisper import FAMILY, write
 from headway.formats.open import open_config, open_model
-from headway.formats.published import load_published
+from headway.formats.published import described_config, load_published
+from headway.formats.settings import Settings
+from headway.formats.weights import fill
 from headway.layout import Layout
 from headway.nn.models import Prompt
 from headway.nn.models.presets import preset
@@ -113,6 +115,50 @@ def test_the_preset_said_in_their_words_has_as_many_weights() -> None:
         ours = config.build(seed=None)
     count = sum(p.numel() for p in theirs.parameters() if p.requires_grad)
     assert count == sum(p.numel() for p in ours.parameters()) == 37_184_640
+
+
+class Shapes:
+    """The tensors of a model of transformers, without their numbers."""
+
+    source = "a model of transformers"
+
+    def __init__(self, model: Any) -> None:
+        self._tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "proj_out.weight"}
+
+    def names(self) -> Any:
+        return self._tensors.keys()
+
+    def get(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def done(self, name: str) -> None: ...
+
+
+@pytest.mark.parametrize("layers", [(32, 4), (32, 2), (24, 2)])
+def test_turbo_and_distilled_models_open(layers: tuple[int, int], tmp_path: Path) -> None:
+    """large-v3-turbo, distil-large-v3 and distil-medium.en: fewer layers decode than encode."""
+    width, heads, bands, size = (1280, 20, 128, 51866) if layers[0] == 32 else (1024, 16, 80, 51864)
+    config = T.WhisperConfig(
+        vocab_size=size,
+        num_mel_bins=bands,
+        d_model=width,
+        encoder_layers=layers[0],
+        decoder_layers=layers[1],
+        encoder_attention_heads=heads,
+        decoder_attention_heads=heads,
+        encoder_ffn_dim=4 * width,
+        decoder_ffn_dim=4 * width,
+        architectures=["WhisperForConditionalGeneration"],
+    )
+    config.save_pretrained(tmp_path)
+    ours = described_config(tmp_path)
+    with torch.device("meta"):
+        theirs, model = T.WhisperForConditionalGeneration(config), ours.build(None)
+        fill(model, FAMILY.rules(ours), Shapes(theirs))
+    trained = sum(parameter.numel() for parameter in theirs.parameters() if parameter.requires_grad)
+    assert sum(parameter.numel() for parameter in model.parameters()) == trained
+    assert [len(part.stack.blocks) for part in (ours.encoder, ours.decoder)] == list(layers)
+    assert FAMILY.read(Settings({**FAMILY.defaults, **write(ours)}, "written"), ()) == ours
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,12 @@ from headway.domains.audio import FileSound, TranscriptionOptions
 from headway.domains.audio.framing import FramedWindows
 from headway.domains.audio.sequences import STEP, SequenceSamples, SpokenSequences, TimedDigits, matching_words
 from headway.domains.audio.sound_files import read_sound, read_transcripts
-from headway.domains.audio.transcription import TranscribedSpeech, TranscriptRecognition, normalize_words
+from headway.domains.audio.transcription import (
+    TranscribedSpeech,
+    TranscriptRecognition,
+    normalize_words,
+    read_segments,
+)
 from headway.errors import ConfigError, UserError
 from headway.formats.open import open_model
 from headway.learn.examples import Batch, RowSubset
@@ -248,6 +253,43 @@ def test_a_real_whisper_starts_as_it_is(whisper: Path, tmp_path: Path) -> None:
     assert examples.special_tokens.eos not in examples.special_tokens.suppressed
     with pytest.raises(ConfigError, match="supports English only, not 'de'"):
         open_new_task(override(recipe, {"task.language": "de"}), tmp_path / "run")
+
+
+def test_a_share_of_a_whispers_training_samples_has_timestamps(whisper: Path, data_dir: Path, tmp_path: Path) -> None:
+    """Those of the transcript, or the ends of speech; from them the model learns what it already could."""
+    pytest.importorskip("soundfile")
+    folder = data_dir / "speech/pocketsphinx"
+    texts = ["<|0.10|> ten of<|0.62|><|0.62|> clubs<|0.90|>", "four queen of clubs", "seven of clubs", "five five"]
+    table = tmp_path / "table.tsv"
+    rows = [f"{folder}/cards-00{i}.wav\t{text}\n" for i, text in enumerate(texts, 1)]
+    table.write_text("path\ttext\n" + "".join(rows))
+    settings = {**SPLIT, "task.timestamps": 1.0, "task.augment": {}}
+    recipe = configure_recipe("transcription", table, settings, None, start=whisper)
+    examples, _ = parts(open_new_task(recipe, tmp_path / "run"))
+    assert examples.rows.texts[0] == "ten of clubs"
+    timed, plain = examples.utterance(0, 0), examples.utterance(0, None)
+    first, eos = examples.first_time, examples.special_tokens.eos
+    assert [i - first for i in timed.ids if i >= first] == [5, 31, 31, 45]
+    assert [i for i in timed.ids if i < first] == plain.ids == examples.codec.encode(" ten of clubs")
+    batch = examples.batch([timed, plain])
+    prompt = examples.special_tokens.prompt
+    assert batch.inputs[2][0, : 1 + len(timed.ids)].tolist() == [prompt[0], *timed.ids]
+    assert batch.targets[0, : 1 + len(timed.ids)].tolist() == [*timed.ids, eos]
+    assert batch.inputs[2][1, : 2 + len(plain.ids)].tolist() == [*prompt, *plain.ids]
+    assert batch.targets[1, : 2 + len(plain.ids)].tolist() == [-100, *plain.ids, eos]
+    start, *words, end = examples.utterance(1, 0).ids
+    assert words == examples.codec.encode(" four queen of clubs")
+    seconds = [0.02 * (i - first) for i in (start, end)]
+    assert 0 <= seconds[0] < 0.5 < seconds[1] <= len(examples.sounds[1]) / 16000
+    slower = examples.timed_ids(1, lambda second: 0.4 + 2 * second)
+    assert [0.02 * (slower[i] - first) for i in (0, -1)] == pytest.approx([0.4 + 2 * t for t in seconds], abs=0.021)
+    half, _ = parts(open_new_task(override(recipe, {"task.timestamps": 0.5}), tmp_path / "run"))
+    assert 10 < sum(half.utterance(1, position).timed for position in range(40)) < 30
+    for text in ("<|0.10|> ten", "ten <|0.10|> of<|0.20|>", "<|0.90|> ten<|0.20|>"):
+        with pytest.raises(
+            UserError, match=r"here: the timestamps of '.*' do not enclose each segment in order; write"
+        ):
+            read_segments(text, "here")
 
 
 def test_a_run_transcribes_what_its_evaluation_writes(tmp_path: Path) -> None:

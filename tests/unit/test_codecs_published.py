@@ -111,8 +111,8 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "code": ({**PAIR, "tokenizer_config.json": {"auto_map": {"AutoTokenizer": ["x.Y", None]}}}, "custom code"),
     "another class": ({**PAIR, "tokenizer_config.json": {"tokenizer_class": "CTRLTokenizer"}}, "class 'ctrl'"),
     "another class of pieces": (
-        {"spm.model": PIECES, "tokenizer_config.json": {"tokenizer_class": "M2M100Tokenizer"}},
-        "the unsupported class 'm2m100'; add its tokenizer.json",
+        {"spm.model": PIECES, "tokenizer_config.json": {"tokenizer_class": "BigBirdTokenizer"}},
+        "the unsupported class 'bigbird'; add its tokenizer.json",
     ),
     "an id taken": ({**PAIR, "added_tokens.json": {"<x>": 3}}, "adds '<x>' with id 3, but its id is 256"),
     "an id that is text": ({**PAIR, "added_tokens.json": {"<x>": "y"}}, "the invalid id 'y'"),

@@ -289,9 +289,26 @@ def test_a_name_of_the_hub_without_its_package(tmp_path: Path, monkeypatch: pyte
         iter_documents(["hf:owner/name"])
 
 
+def test_pairs_have_the_column_names_of_translations_or_summaries(tmp_path: Path) -> None:
+    files = {
+        "a.csv": 'id,summary,text\n1,b,"a, and a"\n\n2,d,c\n',
+        "b.tsv": "text\tsummary\na, and a\tb\nc\td\n",
+        "c.jsonl": '{"document": "a, and a", "summary": "b"}\n{"source": "c", "target": "d", "text": "e"}\n',
+        "d.csv": "highlights;article\nb;a, and a\nd;c\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+        assert list(iter_pairs([tmp_path / name])) == [("a, and a", "b"), ("c", "d")], name
+
+
 def test_bad_pairs_are_refused(tmp_path: Path) -> None:
     files = {"a.en": "one\ntwo\nthree\n", "a.de": "eins\nzwei\n", "a.tsv": "one\teins\n\ntwo\n", "a.csv": "one,eins"}
-    files |= {"a.jsonl": '{"source": "one"}\n', "a.dict": "one W AH1 N\ntwo\n"}
+    files |= {
+        "a.jsonl": '{"source": "one"}\n',
+        "a.parquet": "PAR1",
+        "short.csv": "text,summary\na,b\nc\n",
+        "a.dict": "one W AH1 N\ntwo\n",
+    }
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
@@ -303,7 +320,9 @@ def test_bad_pairs_are_refused(tmp_path: Path) -> None:
         ("a.tsv",): "line 3 has no TAB",
         ("a.jsonl",): "line 1 has no key 'target'",
         ("a.dict",): "line 2: 'two' has no phonemes",
-        ("a.csv", "a.en"): "'.csv'",
+        ("a.csv",): "a.csv has no key 'source'",
+        ("a.parquet", "a.en"): "'.parquet'",
+        ("short.csv",): "line 3 has 1 columns; write 2",
         ("a.zip",): "contains a.pdf",
         ("none.en", "a.de"): "there is no file or folder",
     }

@@ -94,7 +94,9 @@ def sentences(rows: list[list[int]]) -> TokenSequences:
 
 
 def test_a_batch_in_full() -> None:
-    pairs = SentencePairs(sentences([[5, 6], [7], [8, 9, 5]]), sentences([[3], [4, 5], []]), PairSpecialTokens(1, 2, 4))
+    pairs = SentencePairs(
+        sentences([[5, 6], [7], [8, 9, 5]]), sentences([[3], [4, 5], []]), PairSpecialTokens(1, 2, (), (4,))
+    )
     batch = pairs.take(np.array([2, 0]))
     source, source_layout, target, target_layout = batch.inputs
     assert source.tolist() == [[8, 9, 5, 4], [5, 6, 4, 0]]
@@ -106,7 +108,7 @@ def test_a_batch_in_full() -> None:
 
 
 def test_a_source_backwards_keeps_its_end_and_padding_last() -> None:
-    marks = PairSpecialTokens(1, 2, 4)
+    marks = PairSpecialTokens(1, 2, (), (4,))
     pairs = SentencePairs(sentences([[5, 6], [], [8, 9, 5]]), sentences([[3], [4, 5], [6]]), marks, True)
     batch = pairs.take(np.array([2, 0, 1]))
     assert batch.inputs[0].tolist() == [[5, 9, 8, 4], [6, 5, 4, 0], [4, 0, 0, 0]]
@@ -129,9 +131,10 @@ def test_what_is_translated_is_read_backwards_as_in_training(
     texts = [codec.decode(row[-2::-1]) for row in rows]
     if kind == "pronounce":
         texts = [text.replace(" ", "") for text in texts]
-    assert source_ids(texts, codec, config) == rows
+    marks = examples.special_tokens
+    assert source_ids(texts, codec, config, marks) == rows
     task.save(tmp_path / "saved")
-    assert source_ids(texts, config.codecs(tmp_path / "saved").source, config) == rows
+    assert source_ids(texts, config.codecs(tmp_path / "saved").source, config, marks) == rows
 
 
 def test_batches_are_a_pure_function_of_seed_and_index(captions: list[Path]) -> None:
@@ -256,13 +259,13 @@ def test_alignment_names_every_symbol(captions: list[Path]) -> None:
     task = captions_task(captions)
     model = build(task.adapt(small(translation()).model)).eval()
     examples = examples_of(task)
-    pairs, codecs, config = examples.of("test"), examples.codecs, examples.config
+    pairs, codecs, config, marks = examples.of("test"), examples.codecs, examples.config, examples.special_tokens
     source, target = pairs.source.row(0), pairs.target.row(0)
-    found = alignment(model, codecs, config, source, target)
+    found = alignment(model, codecs, config, marks, source, target)
     assert found is not None
     assert found.weights.shape == (len(target) + 1, len(source) + 1) == (len(found.target), len(found.source))
     assert np.allclose(found.weights.sum(1), 1, atol=1e-5)
-    turned = alignment(model, codecs, replace(config, reverse_source=True), source[::-1], target)
+    turned = alignment(model, codecs, replace(config, reverse_source=True), marks, source[::-1], target)
     assert turned is not None
     columns = [*range(len(source))[::-1], len(source)]
     assert turned.source == [found.source[i] for i in columns]

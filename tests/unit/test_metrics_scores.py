@@ -20,6 +20,7 @@ from headway.metrics import (
     chrf,
     language_scores,
     perplexity,
+    rouge,
     translation_scores,
     wilson_interval,
 )
@@ -137,3 +138,28 @@ def test_intervals_where_only_some_resamples_score() -> None:
     )
     low, high = scores["bleu_interval"]  # type: ignore[misc]
     assert low == 0 < scores["bleu"] < high  # type: ignore[operator]
+
+
+PUBLISHED = [  # summary, reference, ROUGE-1, ROUGE-2 and ROUGE-L
+    ("police kill the gunman", "police killed the gunman", 3 / 4, 1 / 3, 3 / 4),  # Lin 2004, section 3.1
+    ("the gunman kill police", "police killed the gunman", 3 / 4, 1 / 3, 2 / 4),
+    ("the gunman police killed", "police killed the gunman", 1.0, 2 / 3, 2 / 4),
+    ("testing", "testing one two", 0.5, 0.0, 0.5),  # the tests of Google's rouge_score
+    ("testing one", "testing one two", 0.8, 2 / 3, 0.8),
+    ("Testing, ONE!", "testing one", 1.0, 1.0, 1.0),
+    ("", "testing one", 0.0, 0.0, 0.0),
+]
+
+
+@pytest.mark.parametrize("case", range(len(PUBLISHED)))
+def test_rouge_is_that_of_published_examples(case: int) -> None:
+    summary, reference, *wanted = PUBLISHED[case]
+    scores = rouge([summary], [["something else", reference]])
+    assert [scores[name] for name in ("rouge1", "rouge2", "rougeL")] == pytest.approx(wanted)
+
+
+def test_rouge_is_a_mean_over_summaries() -> None:
+    both = rouge(["a b", "c d"], [["a b"], ["e f"]])
+    assert (both["rouge1"], both["rougeL_interval"], both["samples"]) == (0.5, [0.0, 1.0], 2)
+    with pytest.raises(UserError, match="0 summaries"):
+        rouge([], [])

@@ -93,6 +93,8 @@ class LocalVerbs:
         temperature: float | None = ...,
         seed: int | None = ...,
         scores: Literal[False] = ...,
+        source: str | None = ...,
+        target: str | None = ...,
     ) -> str:
         """Translate a line, or each of several; with `n_best`, return a list of the best translations per line.
 
@@ -102,6 +104,8 @@ class LocalVerbs:
         seed: the seed of the samples.
         scores: return (text, score) pairs: the log probability divided by the length penalty, or for samples the mean
         log probability per token.
+        source: language of the lines, such as en, for a model of several languages (default: the tokenizer's).
+        target: language to translate into, such as de, for a model of several languages.
 
         Raises UserError for a model that is not a text encoder-decoder.
         """
@@ -116,6 +120,8 @@ class LocalVerbs:
         temperature: float | None = ...,
         seed: int | None = ...,
         scores: Literal[False] = ...,
+        source: str | None = ...,
+        target: str | None = ...,
     ) -> list[str]: ...
     @overload
     def translate(
@@ -128,6 +134,8 @@ class LocalVerbs:
         temperature: float | None = ...,
         seed: int | None = ...,
         scores: Literal[False] = ...,
+        source: str | None = ...,
+        target: str | None = ...,
     ) -> list[str]: ...
     @overload
     def translate(
@@ -140,6 +148,8 @@ class LocalVerbs:
         temperature: float | None = ...,
         seed: int | None = ...,
         scores: Literal[False] = ...,
+        source: str | None = ...,
+        target: str | None = ...,
     ) -> list[list[str]]: ...
     @overload
     def translate(
@@ -152,6 +162,8 @@ class LocalVerbs:
         seed: int | None = ...,
         *,
         scores: Literal[True],
+        source: str | None = ...,
+        target: str | None = ...,
     ) -> _translation.Scored: ...
     @overload
     def translate(
@@ -164,6 +176,8 @@ class LocalVerbs:
         seed: int | None = ...,
         *,
         scores: Literal[True],
+        source: str | None = ...,
+        target: str | None = ...,
     ) -> list[_translation.Scored]: ...
     @overload
     def translate(
@@ -175,6 +189,8 @@ class LocalVerbs:
         temperature: float | None = ...,
         seed: int | None = ...,
         scores: bool = ...,
+        source: str | None = ...,
+        target: str | None = ...,
     ) -> str | list[str] | list[list[str]] | _translation.Scored | list[_translation.Scored]: ...
     @overload
     def transcribe(
@@ -574,6 +590,8 @@ class RemoteVerbs:
         temperature: float | None = ...,
         seed: int | None = ...,
         scores: Literal[False] = ...,
+        source: str | None = ...,
+        target: str | None = ...,
     ) -> str:
         """Translate a line, or each of several; with `n_best`, return a list of the best translations per line.
 
@@ -583,6 +601,8 @@ class RemoteVerbs:
         seed: the seed of the samples.
         scores: return (text, score) pairs: the log probability divided by the length penalty, or for samples the mean
         log probability per token.
+        source: language of the lines, such as en, for a model of several languages (default: the tokenizer's).
+        target: language to translate into, such as de, for a model of several languages.
 
         Raises UserError for a model that is not a text encoder-decoder.
         """
@@ -597,6 +617,8 @@ class RemoteVerbs:
         temperature: float | None = ...,
         seed: int | None = ...,
         scores: Literal[False] = ...,
+        source: str | None = ...,
+        target: str | None = ...,
     ) -> list[str]: ...
     @overload
     def translate(
@@ -609,6 +631,8 @@ class RemoteVerbs:
         temperature: float | None = ...,
         seed: int | None = ...,
         scores: Literal[False] = ...,
+        source: str | None = ...,
+        target: str | None = ...,
     ) -> list[str]: ...
     @overload
     def translate(
@@ -621,6 +645,8 @@ class RemoteVerbs:
         temperature: float | None = ...,
         seed: int | None = ...,
         scores: Literal[False] = ...,
+        source: str | None = ...,
+        target: str | None = ...,
     ) -> list[list[str]]: ...
     @overload
     def translate(
@@ -633,6 +659,8 @@ class RemoteVerbs:
         seed: int | None = ...,
         *,
         scores: Literal[True],
+        source: str | None = ...,
+        target: str | None = ...,
     ) -> _translation.Scored: ...
     @overload
     def translate(
@@ -645,6 +673,8 @@ class RemoteVerbs:
         seed: int | None = ...,
         *,
         scores: Literal[True],
+        source: str | None = ...,
+        target: str | None = ...,
     ) -> list[_translation.Scored]: ...
     @overload
     def translate(
@@ -656,6 +686,8 @@ class RemoteVerbs:
         temperature: float | None = ...,
         seed: int | None = ...,
         scores: bool = ...,
+        source: str | None = ...,
+        target: str | None = ...,
     ) -> str | list[str] | list[list[str]] | _translation.Scored | list[_translation.Scored]: ...
     @overload
     def caption(

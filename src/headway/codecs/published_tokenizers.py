@@ -29,6 +29,7 @@ from headway.codecs.special_tokens import (
     add_siglip_normalizer,
     add_tokens,
     configured_tokens,
+    listed_tokens,
     published_tokens,
     read_settings,
     read_token,
@@ -61,6 +62,7 @@ from headway.codecs.vocabularies import (
     holds_ranks,
     parse_ranks,
     read_byte_pairs,
+    read_bytes_only,
     read_wordpiece,
     with_word_ends,
 )
@@ -223,9 +225,9 @@ MODELS = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "sentenc
 _MAX_TOKENS = 1 << 24  # maximum tokens in a vocabulary
 
 
-def load_codec(path: Path | str) -> TokenizerCodec:
+def load_codec(path: Path | str, side: TranslationSide = "source") -> TokenizerCodec:
     """The codec in a tokenizer.json, or in a folder with a published tokenizer. Raises UserError if there is none."""
-    codec = published_codec(path)
+    codec = published_codec(path, side)
     if codec is None:
         file = Path(path) / FILE if Path(path).is_dir() else Path(path)
         raise UserError(f"{file} does not exist; pass a tokenizer.json or a folder with one")
@@ -241,9 +243,11 @@ def published_codec(path: Path | str, side: TranslationSide = "source") -> Token
     """
     location = Path(path)
     file = location if location.is_file() else _vocabulary_file(location, side)
+    if file is None and location.is_dir() and style_of(read_settings(location / CONFIG_FILE), {}) == "byt5":
+        file = location / CONFIG_FILE  # the vocabulary is all bytes
     if file is None:
         return None
-    is_tokenizer_json = file.suffix == ".json" and file.name != VOCABULARY
+    is_tokenizer_json = file.suffix == ".json" and file.name not in (VOCABULARY, CONFIG_FILE)
     settings = read_settings(config_path(file) if is_tokenizer_json else file.with_name(CONFIG_FILE))
     style = style_of(settings, object_or_empty(file.with_name("config.json")))
     if settings.get("auto_map") and file.name != FILE:
@@ -307,6 +311,8 @@ def _read_tokenizer(
     file: Path, style: str, settings: Mapping[str, Any], side: TranslationSide
 ) -> tuple[Tokenizer, str, SpecialTokens | None]:
     """The tokenizer in a file, its style, and the style's special tokens; None if they must be guessed."""
+    if file.name == CONFIG_FILE and style == "byt5":
+        return read_bytes_only(listed_tokens(settings)), style, STYLE_TOKENS[style]
     if file.name == VOCABULARY or file.suffix == ".txt":
         if style in UNSUPPORTED_STYLES:
             raise UserError(

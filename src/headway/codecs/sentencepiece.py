@@ -24,10 +24,16 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from headway.codecs.special_tokens import MARIAN_FILES, STYLE_TOKENS, SpecialTokens
+from headway.codecs.special_tokens import (
+    MARIAN_FILES,
+    SOURCE_LANGUAGES,
+    STYLE_TOKENS,
+    SpecialTokens,
+    listed_languages,
+)
 from headway.codecs.tokenizer_files import library_errors, read_bytes
 from headway.codecs.tokenizer_limits import MAX_MAPPED
-from headway.codecs.vocabularies import read_vocabulary
+from headway.codecs.vocabularies import VOCABULARY, read_vocabulary
 from headway.errors import UserError
 
 _VALUE_BIT, _LEAF_BIT = np.uint32(1 << 31), np.uint32(1 << 8)
@@ -303,7 +309,7 @@ _MAX_SPACES = 1 << 20  # spaces; more than any text starts with
 _SPANS_WORDS = re.compile(f"[^{SPACE}]{SPACE}")
 
 
-SUPPORTED_STYLES = ("", "llama", "gemma", "t5", "xlmroberta", "siglip")
+SUPPORTED_STYLES = ("", "llama", "gemma", "t5", "xlmroberta", "siglip", *SOURCE_LANGUAGES)
 """Supported styles."""
 
 _MAX_SENTINELS = 1 << 12
@@ -322,17 +328,22 @@ def read_sentencepiece(path: Path, style: str, settings: Mapping[str, Any]) -> t
     special_tokens = STYLE_TOKENS.get(style) or SpecialTokens(
         bos=pieces.bos, eos=pieces.eos, unk=unknown, pad=pieces.pad
     )
-    if style == "xlmroberta":
+    languages = listed_languages(style, settings) if style in SOURCE_LANGUAGES else []
+    if style == "m2m100":
+        tokenizer = build(_numbered(pieces, path.with_name(VOCABULARY), special_tokens), path)
+        tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in languages])
+        return tokenizer, special_tokens
+    if style == "xlmroberta" or languages:
         if list(pieces.spellings[:3]) != ["<unk>", "<s>", "</s>"]:
             raise UserError(
                 f"{path} starts with {list(pieces.spellings[:3])}, not <unk>, <s>, </s> as in XLM-R; download it again"
             )
-        first = ["<s>", "<pad>", "</s>", "<unk>"]
+        first, last = ["<s>", "<pad>", "</s>", "<unk>"], [*languages, "<mask>"]
         pieces = replace(
             pieces,
-            spellings=[*first, *pieces.spellings[3:], "<mask>"],
-            scores=[*[0.0] * len(first), *pieces.scores[3:], 0.0],
-            types=[CONTROL, CONTROL, CONTROL, UNKNOWN, *pieces.types[3:], CONTROL],
+            spellings=[*first, *pieces.spellings[3:], *last],
+            scores=[*[0.0] * len(first), *pieces.scores[3:], *[0.0] * len(last)],
+            types=[CONTROL, CONTROL, CONTROL, UNKNOWN, *pieces.types[3:], *[CONTROL] * len(last)],
         )
     # Until 2023, the prefix was added after every special token; newer tokenizers set `legacy` to false.
     tokenizer = build(pieces, path, prefix_once=settings.get("legacy") is False)
@@ -359,8 +370,18 @@ def read_marian(directory: Path, side: str) -> Tokenizer:
     model, vocabulary = (directory / name for name in MARIAN_FILES[side])
     if not vocabulary.is_file():
         vocabulary = directory / MARIAN_FILES["source"][1]
+    pieces = _numbered(read_pieces(model), vocabulary, STYLE_TOKENS["marian"])
+    codes = [spelling for spelling in pieces.spellings if spelling.startswith(">>") and spelling.endswith("<<")]
+    # Language codes, which precede a text, are matched anywhere.
+    types = [USER_DEFINED if text in codes else kind for text, kind in zip(pieces.spellings, pieces.types, strict=True)]
+    tokenizer = build(replace(pieces, types=types), model)
+    tokenizer.add_tokens([AddedToken(code, special=False, normalized=False) for code in codes])
+    return tokenizer
+
+
+def _numbered(pieces: PieceTable, vocabulary: Path, special_tokens: SpecialTokens) -> PieceTable:
+    """`pieces` with the ids of a vocabulary, some of whose tokens may not be pieces of this model."""
     ids = read_vocabulary(vocabulary)
-    pieces, special_tokens = read_pieces(model), STYLE_TOKENS["marian"]
     size = max(ids.values()) + 1
     if size > 2 * len(ids):
         raise UserError(f"{vocabulary} has {len(ids)} tokens with ids up to {size - 1}; download it again")
@@ -369,16 +390,10 @@ def read_marian(directory: Path, side: str) -> Tokenizer:
     scores.update((spelling, unknown_score) for spelling in ids if len(spelling) == 1 and spelling not in scores)
     spellings = [f"{HIDDEN}{i}" for i in range(size)]
     types = [UNUSED] * size
+    special_types = {**dict.fromkeys(special_tokens.settings().values(), CONTROL), special_tokens.unk: UNKNOWN}
     for spelling, token_id in ids.items():
-        special_types = {special_tokens.unk: UNKNOWN, special_tokens.eos: CONTROL, special_tokens.pad: CONTROL}
         spellings[token_id] = spelling
         types[token_id] = special_types.get(spelling, NORMAL if spelling in scores else UNUSED)
-    numbered = replace(
+    return replace(
         pieces, spellings=spellings, scores=[scores.get(spelling, 0.0) for spelling in spellings], types=types
     )
-    codes = [spelling for spelling in spellings if spelling.startswith(">>") and spelling.endswith("<<")]
-    # Language codes, which precede a text, are matched anywhere.
-    types = [USER_DEFINED if spelling in codes else kind for spelling, kind in zip(spellings, types, strict=True)]
-    tokenizer = build(replace(numbered, types=types), model)
-    tokenizer.add_tokens([AddedToken(code, special=False, normalized=False) for code in codes])
-    return tokenizer

@@ -14,6 +14,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, processors
 
+from headway.codecs.languages import TOKENS_IN_ORDER, language_code
 from headway.codecs.tokenizer_files import object_or_empty
 from headway.errors import UserError
 
@@ -129,6 +130,9 @@ STYLE_TOKENS: Mapping[str, SpecialTokens] = {
     "t5": SpecialTokens(eos="</s>", unk="<unk>", pad="<pad>"),
     "siglip": SpecialTokens(eos="</s>", unk="<unk>", pad="</s>"),
     "marian": SpecialTokens(eos="</s>", unk="<unk>", pad="<pad>"),
+    "byt5": SpecialTokens(eos="</s>", unk="<unk>", pad="<pad>"),
+    **dict.fromkeys(("mbart", "mbart50", "nllb"), _ROBERTA),
+    "m2m100": replace(_ROBERTA, cls=None, mask=None),
 }
 """The special tokens of each style, for published files that do not name them."""
 
@@ -185,7 +189,10 @@ def set_post_processor(
     For decoders, `add_bos_token` and `add_eos_token` in the settings take precedence.
     """
     has_template = tokenizer.post_processor is not None
-    if has_template and style in _STYLES_WITH_EOS:
+    if style in SOURCE_LANGUAGES and (not has_template or style_of(settings, {}) == style):
+        _set_language_template(tokenizer, style, special_tokens.eos, settings)
+        return
+    if has_template and style in (*_STYLES_WITH_EOS, *SOURCE_LANGUAGES):
         return
     before, after = surrounding_tokens(tokenizer)
     add_start = _bool_setting(settings, "add_bos_token", bool(before) if has_template else style in _STYLES_WITH_BOS)
@@ -206,8 +213,40 @@ def set_post_processor(
 
 
 _STYLES_WITH_BOS = ("bert", "roberta", "xlmroberta", "clip", "llama", "gemma")
-_STYLES_WITH_EOS = ("bert", "roberta", "xlmroberta", "clip", "t5", "siglip", "marian", "whisper")
+_STYLES_WITH_EOS = ("bert", "roberta", "xlmroberta", "clip", "t5", "byt5", "siglip", "marian", "whisper")
 _WHISPER_PREFIX = ("<|startoftranscript|>", "<|notimestamps|>")
+
+
+SOURCE_LANGUAGES = {"mbart": "en_XX", "mbart50": "en_XX", "m2m100": "en", "nllb": "eng_Latn"}
+"""Styles with language tokens, and the source language if the files name none."""
+
+
+def _set_language_template(tokenizer: Tokenizer, style: str, eos: str | None, settings: Mapping[str, Any]) -> None:
+    """Put the source's language before a text, or after its end token (mBART, and NLLB until 2023)."""
+    name = settings.get("src_lang") or SOURCE_LANGUAGES[style]
+    token = f"__{name}__" if style == "m2m100" else str(name)
+    ids = {spelling: tokenizer.token_to_id(spelling) for spelling in (token, str(eos))}
+    if None in ids.values():
+        raise UserError(f"the tokenizer lacks {token!r:.40} or {eos!r:.40}; download its files again")
+    is_suffix = style == "mbart" or (style == "nllb" and settings.get("legacy_behaviour") is True)
+    before, after = ([], [str(eos), token]) if is_suffix else ([token], [str(eos)])
+    tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+        single=[*before, "$A", *after], pair=[*before, "$A", "$B", *after], special_tokens=list(ids.items())
+    )
+
+
+def listed_tokens(settings: Mapping[str, Any]) -> list[str]:
+    """The further special tokens that a tokenizer_config.json or special_tokens_map.json lists, in order."""
+    names = settings.get("additional_special_tokens") or settings.get("extra_special_tokens") or []
+    contents = [name.get("content") if isinstance(name, dict) else name for name in names]
+    return [content for content in contents if isinstance(content, str)]
+
+
+def listed_languages(style: str, settings: Mapping[str, Any]) -> list[str]:
+    """The language tokens of a style, in the order of their ids; NLLB's are in the settings."""
+    if style == "nllb":
+        return [name for name in listed_tokens(settings) if language_code(name) is not None]
+    return TOKENS_IN_ORDER["wmt21" if settings.get("language_codes") == "wmt21" else style]
 
 
 def _bool_setting(settings: Mapping[str, Any], key: str, default: bool) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -109,6 +109,16 @@ def byte_pairs(
         bytewise = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space, use_regex=False)
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, bytewise])  # type: ignore[assignment]
     tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def read_bytes_only(sentinels: Sequence[str]) -> Tokenizer:
+    """ByT5's tokenizer (Xue et al. 2021): three special tokens, the 256 bytes, and sentinels, by default 125."""
+    special = ["<pad>", "</s>", "<unk>"]
+    letters = sorted(BYTES, key=BYTES.__getitem__)
+    tokenizer = byte_pairs({token: i for i, token in enumerate([*special, *letters])}, [])
+    names = [*special, *(sentinels or [f"<extra_id_{i}>" for i in range(125)])]
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
     return tokenizer
 
 

@@ -10,7 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from headway.data.delimited import read_tab_separated
+from headway.data.delimited import read_delimited, read_tab_separated
 from headway.data.input_files import (
     ARCHIVES,
     File,
@@ -74,7 +74,8 @@ def read_parquet_texts(file: File) -> Iterator[str]:
 
 
 TEXT_KINDS = (".txt", ".raw", ".jsonl", ".parquet", *ARCHIVES)
-PAIR_KINDS = (".tsv", ".jsonl", ".zip", ".dict")
+PAIR_KINDS = (".tsv", ".csv", ".jsonl", ".zip", ".dict")
+PAIR_COLUMNS = (("source", "target"), ("text", "summary"), ("document", "summary"), ("article", "highlights"))
 _NON_TEXT_KINDS = (".csv", ".json", ".parquet", *ARCHIVES)
 
 CHUNK_SIZE = 1 << 16
@@ -132,8 +133,8 @@ def iter_documents(paths: Iterable[Path | str]) -> Iterator[str]:
 
 
 def iter_pairs(paths: Iterable[Path | str]) -> Iterator[Pair]:
-    """Stream pairs from two line-aligned files (or four: train and validation, ...), .tsv, .jsonl with "source" and
-    "target", a .zip of one of these, or a pronouncing dictionary (.dict)."""
+    """Stream pairs from two line-aligned files (or four: train and validation, ...), .tsv, .csv or .jsonl with two of
+    `PAIR_COLUMNS`, a .zip of one of these, or a pronouncing dictionary (.dict)."""
     return (pair for source in pair_sources(paths) for pair in read_pairs(source))
 
 
@@ -239,7 +240,12 @@ def read_pairs(source: PairSource) -> Iterator[Pair]:
     if isinstance(source, AlignedFiles):
         return _read_aligned(source)
     if source.kind == ".jsonl":
-        return (Pair(*row) for row in _read_fields(source, ("source", "target")))
+        rows = (
+            (number, row, _pair_columns(f"{source}, line {number}", row)) for number, row in read_json_lines(source)
+        )
+        return (Pair(*(check_text(source, number, key, row[key]) for key in keys)) for number, row, keys in rows)
+    if source.kind == ".csv":
+        return _read_table(source)
     if source.kind == ".dict":
         return (
             Pair(word, pronunciation) for word, variants in read_pronunciations(source) for pronunciation in variants
@@ -284,10 +290,40 @@ def _read_aligned(source: AlignedFiles) -> Iterator[Pair]:
         yield Pair(source_line, target_line)
 
 
+def _pair_columns(location: str, names: Iterable[str]) -> tuple[str, str]:
+    """The names of a pair's columns. UserError if there are none."""
+    present = list(names)
+    known = next((keys for keys in PAIR_COLUMNS if set(keys) <= set(present)), None)
+    if known is None:
+        key = next(key for key in PAIR_COLUMNS[0] if key not in present)
+        raise UserError(f"{location} has no key {key!r}; {suggest_column(key, present)}")
+    return known
+
+
+def _read_objects(source: File) -> Iterator[Pair]:
+    """The pairs of a .jsonl."""
+    for number, row in read_json_lines(source):
+        keys = _pair_columns(f"{source}, line {number}", row)
+        yield Pair(*(check_text(source, number, key, row[key]) for key in keys))
+
+
+def _read_table(source: File) -> Iterator[Pair]:
+    """The pairs of a .csv with a header."""
+    rows = read_delimited(source)
+    _, header = next(rows, (1, []))
+    first, second = map(header.index, _pair_columns(str(source), header))
+    for number, cells in rows:
+        if len(cells) <= max(first, second):
+            raise UserError(f"{source}, line {number} has {len(cells)} columns; write {len(header)}, as in the header")
+        yield Pair(cells[first], cells[second])
+
+
 def _read_tabbed(source: File) -> Iterator[Pair]:
-    """Source TAB target; further columns (Tatoeba's attribution) and blank lines are skipped."""
+    """Source TAB target; a header, further columns (Tatoeba's attribution) and blank lines are skipped."""
     text = read_lines(source)
     for number, columns in read_tab_separated(next(text, ""), text):
+        if number == 1 and tuple(columns[:2]) in PAIR_COLUMNS:
+            continue
         if len(columns) >= 2:
             yield Pair(columns[0], columns[1])
         elif columns[0].strip():
@@ -295,9 +331,9 @@ def _read_tabbed(source: File) -> Iterator[Pair]:
 
 
 def _zip_sources(source: File) -> list[PairSource]:
-    """The sources in a .zip of pairs: .tsv or .jsonl files, two files of lines, or one .txt with TABs (Tatoeba)."""
+    """The sources in a .zip of pairs: .tsv, .csv or .jsonl, two files of lines, or one .txt with TABs (Tatoeba)."""
     files = archive_members(source.path)
-    if files and all(file.kind in (".tsv", ".jsonl") for file in files):
+    if files and all(file.kind in (".tsv", ".csv", ".jsonl") for file in files):
         return list(files)
     if len(files) == 1 and files[0].kind == ".txt":
         return list(files)

@@ -206,8 +206,8 @@ class _Lowering(BlockLowering):
         self.build.barrier()
         return self._attend(
             cross, q, self.memory_tables, self._next("read", memory_block_bytes(block, self.cache_dtype)),
-            norms, stores_kv=False, bias=0, window=0, sinks=None, mean=0, rotations=0, cap=0.0,
-            **self.angles(None, self.capacity),
+            norms, stores_kv=False, bias=0, window=0, sinks=None, mean=0, rotations=0,
+            cap=cross.config.soft_cap or 0.0, **self.angles(None, self.capacity),
         ), cross.out  # fmt: skip
 
     def _attend(

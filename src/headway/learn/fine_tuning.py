@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from headway.codecs import load_codec
+from headway.codecs.special_tokens import MARIAN_FILES
 from headway.codecs.tokenizer import FILE as TOKENIZER
 from headway.config import override
 from headway.errors import ConfigError, UserError, nearest
@@ -108,7 +110,10 @@ def open_new_task(recipe: Recipe, directory: Path) -> Task:
     pretrained, folder = open_start(recipe.start), named_folder(recipe.start)
     with TemporaryDirectory() as temporary:
         workspace = Path(temporary)
-        if pretrained.codec is not None:
+        if (folder / MARIAN_FILES["target"][0]).is_file():  # one tokenizer per language
+            load_codec(folder, "target").save(workspace)
+            load_codec(folder, "source").save(workspace / "source")
+        elif pretrained.codec is not None:
             pretrained.codec.save(workspace)
         pretrained.usage.save(workspace)
         source_tokenizers = [file.relative_to(folder) for file in folder.glob(f"*/{TOKENIZER}")]  # for translation

@@ -18,7 +18,7 @@ from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluation_mode
 from headway.layout import Layout
 from headway.nn.mixers import tree_map
-from headway.nn.models import TokenInputs, TransformerConfig
+from headway.nn.models import EncoderDecoderConfig, TokenInputs, TransformerConfig
 
 Ids = Sequence[int]
 
@@ -121,12 +121,13 @@ def split_by_length(
     return RowChunks(tuple(chunks), torch.from_numpy(np.argsort(order)))
 
 
-def frame_for(codec: Codec, model: TransformerConfig) -> SequenceTemplate:
+def frame_for(codec: Codec, model: TransformerConfig | EncoderDecoderConfig) -> SequenceTemplate:
     """Adds a codec's special tokens around a model's inputs. A second text has its own token type if the model has
     token types.
     """
     frame = sequence_template(codec)
-    return frame._replace(typed=frame.typed and model.embed.types > 1)
+    embed = model.encoder.embed if isinstance(model, EncoderDecoderConfig) else model.embed
+    return frame._replace(typed=frame.typed and embed.types > 1)
 
 
 def frame_rows(

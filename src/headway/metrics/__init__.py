@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         exact_match,
         language_scores,
         perplexity,
+        rouge,
         translation_scores,
     )
 
@@ -78,6 +79,7 @@ __all__ = [
     "paired_recall",
     "perplexity",
     "pronunciation_error_rates",
+    "rouge",
     "tag_scores",
     "translation_scores",
     "wilson_interval",
@@ -118,6 +120,7 @@ lazy_exports(
             "exact_match",
             "language_scores",
             "perplexity",
+            "rouge",
             "translation_scores",
         ),
     },

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from types import ModuleType
@@ -11,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from headway.errors import UserError
-from headway.metrics.intervals import RESAMPLES, TAILS, wilson_interval
+from headway.metrics.intervals import RESAMPLES, TAILS, bootstrap_mean, wilson_interval
 
 
 def perplexity(nats: float, tokens: int) -> float:
@@ -91,6 +93,44 @@ def _score(name: str, hypotheses: Sequence[str], references: References, make: C
     scores = [float(metric._compute_score_from_stats(sums).score) for sums in (resampled @ counts).tolist()]
     interval = [float(bound) for bound in np.percentile(scores, TAILS)]
     return {name: score, f"{name}_signature": str(metric.get_signature()), f"{name}_interval": interval}
+
+
+_WORD = re.compile(r"\w+")
+
+
+def rouge(summaries: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
+    """`rouge1`, `rouge2` and `rougeL` (Lin 2004): mean F1 of words, pairs of words and the longest common subsequence,
+    0 to 1, each with the best of its references and with its interval. Words are lower-case and not stemmed.
+    """
+    rows = []
+    for summary, targets in zip(summaries, references, strict=True):
+        words, scores = _WORD.findall(summary.lower()), []
+        for other in (_WORD.findall(target.lower()) for target in targets):
+            common = [_common_ngrams(words, other, n) for n in (1, 2)] + [_common_subsequence(words, other)]
+            sizes = [(max(0, len(words) - n), max(0, len(other) - n)) for n in (0, 1, 0)]
+            scores.append([2 * shared / (a + b) if shared else 0.0 for shared, (a, b) in zip(common, sizes)])
+        rows.append(np.max(scores, axis=0))
+    if not rows:
+        raise UserError("there are 0 summaries to evaluate; pass at least one")
+    scores: Scores = {}
+    for name, values in zip(("rouge1", "rouge2", "rougeL"), np.array(rows).T):
+        scores |= {name: float(values.mean()), f"{name}_interval": bootstrap_mean(values)}
+    return {**scores, "rouge_signature": "case:lower|tokens:words|stemmer:no", "samples": len(rows)}
+
+
+def _common_ngrams(first: Sequence[str], second: Sequence[str], n: int) -> int:
+    counts = [Counter(zip(*(words[i:] for i in range(n)))) for words in (first, second)]
+    return sum((counts[0] & counts[1]).values())
+
+
+def _common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
+    """Length of the longest common subsequence."""
+    lengths = [0] * (len(second) + 1)
+    for word in first:
+        previous = 0  # of the words before both
+        for i, other in enumerate(second, 1):
+            previous, lengths[i] = lengths[i], previous + 1 if word == other else max(lengths[i], lengths[i - 1])
+    return lengths[-1]
 
 
 def exact_match(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:

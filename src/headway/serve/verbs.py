@@ -61,7 +61,7 @@ _VERBS = {
     "match": ServedVerb("how well images and texts match", "`images` are data: URLs.", is_joint=True),
     "score": ServedVerb("the log probability of each token", is_joint=True),
 }
-_JSON_TYPES: dict[str, Any] = {"bool": bool, "int": int, "float": float, "str | Texts": Strings}
+_JSON_TYPES: dict[str, Any] = {"bool": bool, "int": int, "float": float, "str": str, "str | Texts": Strings}
 _LIMITS = {  # of settings that cost time
     "beam": Meta(ge=1, le=32),
     "length_penalty": Meta(ge=0, le=10),

@@ -234,17 +234,19 @@ def add_verb(
     omit: Sequence[str] = (),
     defaults: Mapping[str, Any] | None = None,
     types: Mapping[str, Callable[[str], Any]] | None = None,
+    options: Mapping[str, str] | None = None,
 ) -> None:
     """Add an option for each optional argument of a verb, with the default of its signature and the explanation of its
     docstring, except those in `omit` and those that are options already.
 
-    `defaults` replaces some defaults. `types` are argparse types of some arguments; others are integers of at least 1,
-    or numbers of at least 0. A capital letter in an explanation stands for the value.
+    `options` names some options differently, and `defaults` replaces some defaults. `types` are argparse types of some
+    arguments; others are integers of at least 1, or numbers of at least 0. A capital letter in an explanation stands
+    for the value.
     """
     signature, explanations = declaration(verb)
     for argument in list(signature.parameters.values())[1:]:
         name, kind = argument.name, str(argument.annotation).removesuffix(" | None")
-        option = f"--{name.replace('_', '-')}"
+        option = (options or {}).get(name, f"--{name.replace('_', '-')}")
         if argument.default is argument.empty or name in ("seed", *omit) or option in parser._option_string_actions:
             continue
         text = explanations[name]
@@ -265,7 +267,7 @@ def add_verb(
             if isinstance(default, (int, float)):
                 text += f" (default: {default:g})"
             value_type = (types or {}).get(name, value_type)
-            parser.add_argument(option, type=value_type, default=default, metavar=metavar, help=text)
+            parser.add_argument(option, dest=name, type=value_type, default=default, metavar=metavar, help=text)
 
 
 def verb_options(args: argparse.Namespace, verb: str) -> dict[str, Any]:

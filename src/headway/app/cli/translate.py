@@ -17,6 +17,7 @@ from headway.errors import UserError
 EXAMPLE = """
 headway translate runs/multi30k-en-de "Two dogs play in the snow." --n-best 3
 headway translate runs/multi30k-en-de --beam 4 < source.en > target.de
+headway translate hf:facebook/nllb-200-distilled-600M --from en --to de "Two dogs play in the snow."
 headway translate runs/multi30k-en-de --temperature 0.8 --n-best 5 --seed 1 < source.en
 """
 CHUNK = 512  # lines to read before translating: enough to batch lines of similar length
@@ -27,7 +28,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("model", type=Path, metavar="RUN|MODEL", help="run directory or published model")
     add("texts", nargs="*", metavar="TEXT", help="text to translate (default: lines of standard input)")
     add("--n-best", type=integer(1), metavar="N", help="print the N best translations per line, as score, TAB, text")
-    add_verb(parser, "translate", omit=["scores"])
+    add_verb(parser, "translate", omit=["scores"], options={"source": "--from", "target": "--to"})
     add_cache(parser)
     add_server(parser)
 

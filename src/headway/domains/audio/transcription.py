@@ -38,8 +38,9 @@ from headway.domains.audio.framing import (
     with_window,
 )
 from headway.domains.audio.mel import HOP, RATE, WINDOW, log_mel
-from headway.domains.audio.sound_files import Sounds, Transcripts, open_sounds, read_transcripts
-from headway.domains.audio.window_transcriber import languages_of
+from headway.domains.audio.sound_files import ArraySound, Sounds, Transcripts, open_sounds, read_transcripts
+from headway.domains.audio.voice_activity import detect_speech
+from headway.domains.audio.window_transcriber import STEP, languages_of
 from headway.errors import ConfigError, UserError, logger, nearest
 from headway.formats.usage import read_usage
 from headway.generate import SearchConfig, beam_search
@@ -74,6 +75,8 @@ def alignment_picture(
 
 START, END, NO_TIMESTAMPS = "<|startoftranscript|>", "<|endoftext|>", "<|notimestamps|>"
 _MASK_STREAM = 1 << 32  # separates the random numbers of masks from all others at a position
+_TIMES_STREAM = 2 << 32  # those that select the samples with timestamps
+_TIMESTAMP = re.compile(r"<\|(\d{1,3}\.\d\d)\|>")
 _PUNCTUATION = re.compile(r"[^\w\s']|_")
 _EOS_LABEL = "·"  # label of the eos token, which has no text
 
@@ -91,16 +94,19 @@ class SpeechConfig(SoundTaskConfig):
 
 class Utterance(NamedTuple):
     """The samples in a window, how many of them are from the recording (silence follows), and the transcript's
-    tokens.
+    tokens, with timestamps if it is `timed`.
     """
 
     window: Float[Tensor, "N"]
     used: int
     ids: Ids
+    timed: bool = False
 
 
 class SpeechSpecialTokens(NamedTuple):
-    """`prompt` precedes every transcript, `eos` follows it, and `suppressed` tokens are never generated."""
+    """`prompt` precedes every transcript, without its last token one with timestamps; `eos` follows it, and
+    `suppressed` tokens are never generated.
+    """
 
     prompt: tuple[int, ...]
     eos: int
@@ -164,9 +170,8 @@ class SpeechDataset(SourceTargetExamples):
             ]
             spectrograms = [mask_spectrogram(x, self.augment, rng) for x, rng in zip(spectrograms, rngs)]
         frames = torch.stack([F.pad(x, (0, 0, 0, self.frames - len(x))) for x in spectrograms])
-        decoder_ids, layout, labels = teacher_forcing(
-            [sound.ids for sound in sounds], self.special_tokens.prompt, self.special_tokens.eos
-        )
+        prompts = [self.special_tokens.prompt[: -1 if sound.timed else None] for sound in sounds]
+        decoder_ids, layout, labels = teacher_forcing([sound.ids for sound in sounds], prompts, self.special_tokens.eos)
         tokens = sum(len(sound.ids) + 1 for sound in sounds)
         computed = len(frames) * self.frames // 2 + decoder_ids.numel()
         return Batch((frames, Layout.full(len(frames), self.frames), decoder_ids, layout), labels, tokens, computed)
@@ -326,11 +331,14 @@ _LOG = logger(__name__)
 @register("transcription")
 @dataclass(frozen=True)
 class TranscriptionConfig(SpeechConfig):
-    """Transcribe speech, without timestamps.
+    """Transcribe speech. If the start model generates timestamps, a share of the training samples has them, so that it
+    continues to do so (Radford et al. 2022, section 2.3).
 
-    `path` and `text` name the columns. `codec` and `size` set the tokenizer and its maximum vocabulary size (none: no
-    limit); a start model keeps its own. A multilingual model is prompted with the `language`, English by default.
-    English transcripts, as stated by a published model or `language`, are scored with Whisper's normaliser.
+    A transcript may have the times of its segments, as in <|0.00|> Hello.<|1.20|>; otherwise it is one segment, from
+    the start to the end of the detected speech. `path` and `text` name the columns. `codec` and `size` set the
+    tokenizer and its maximum vocabulary size (none: no limit); a start model keeps its own. A multilingual model is
+    prompted with the `language`, English by default. English transcripts, as stated by a published model or
+    `language`, are scored with Whisper's normaliser.
     """
 
     path: str = "path"  # column with the paths of audio files
@@ -338,6 +346,12 @@ class TranscriptionConfig(SpeechConfig):
     codec: Literal["char", "byte", "bpe", "unigram"] = "char"  # kind of the tokenizer to train
     size: int | None = None  # maximum vocabulary size; none: no limit
     language: str | None = None  # language spoken; none: English
+    timestamps: float = 0.5  # share of training samples with timestamps, if the start model generates them
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.timestamps <= 1:
+            raise ConfigError(f"task.timestamps is {self.timestamps}; choose a share from 0 to 1")
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that cannot be read, are too small, or do not fit the model."""
@@ -377,7 +391,10 @@ class TranscribedSpeech(SpeechDataset, IndexedExamples):
             raise UserError(
                 f"none of {len(transcripts)} recordings is readable and fits the window; raise task.seconds"
             )
-        self.rows = transcripts.select(self.sound_rows)
+        self.config, self.rows = config, transcripts.select(self.sound_rows)
+        timed = [read_segments(text, where) for text, where in zip(self.rows.texts, self.rows.locations)]
+        self.transcripts = self.rows.texts  # with timestamps, if they have any
+        self.rows = replace(self.rows, texts=[" ".join(part.text for part in parts) for parts in timed])
         keys = [normalize_words(text) for text in self.rows.texts]
         splits = split_by_text(keys, self.rows.named_splits, config.split)
         self.splits = Splits(splits, np.arange(len(self.rows)), "recordings", "a table")
@@ -393,6 +410,9 @@ class TranscribedSpeech(SpeechDataset, IndexedExamples):
         self.ids = codec.encode_batch([f" {text}" for text in self.rows.texts])
         num_tokens = np.array([len(special_tokens.prompt) + len(ids) for ids in self.ids])
         check_targets(num_tokens, model.context, self.rows.locations[int(num_tokens.argmax())])
+        self.segments, self.context = timed, model.context
+        self.first_time = special_tokens.prompt[-1] + 1  # timestamps follow <|notimestamps|>
+        self.times = model.vocab_size - self.first_time if recipe.start is not None else 0
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -401,7 +421,7 @@ class TranscribedSpeech(SpeechDataset, IndexedExamples):
     def contents(self) -> Contents:
         return {
             "sounds": ([self.sounds.keys[row] for row in map(int, self.sound_rows)],),
-            "transcripts": (self.rows.texts,),
+            "transcripts": (self.transcripts,),
         }
 
     def take(self, rows: np.ndarray, rng_key: RngKey | None = None) -> Batch:
@@ -416,9 +436,36 @@ class TranscribedSpeech(SpeechDataset, IndexedExamples):
         rng, augment = sample_rng(self.seed, position), self.augment
         augmented = change_speed_and_gain(sound, augment, rng)
         # If a lower speed would make it too long, it stays unchanged, so that nothing is cut.
-        sound = delay(augmented if len(augmented) <= length else sound, length, augment, rng)
-        window = add_noise(F.pad(sound, (0, length - len(sound))), augment, rng)
-        return Utterance(window, len(sound), self.ids[row])
+        spoken = augmented if len(augmented) <= length else sound
+        delayed = delay(spoken, length, augment, rng)
+        window = add_noise(F.pad(delayed, (0, length - len(delayed))), augment, rng)
+        ids, timed = self.ids[row], False
+        if (
+            self.times > 0
+            and sample_rng(epoch_seed(self.seed, _TIMES_STREAM), position).random() < self.config.timestamps
+        ):
+            stretch, silence = len(spoken) / len(sound), (len(delayed) - len(spoken)) / RATE
+            with_times = self.timed_ids(row, lambda seconds: silence + stretch * seconds)
+            timed = self.context is None or len(self.special_tokens.prompt) + len(with_times) <= self.context
+            ids = with_times if timed else ids
+        return Utterance(window, len(delayed), ids, timed)
+
+    def timed_ids(self, row: int, time: Callable[[float], float]) -> Ids:
+        """A transcript's segments between their timestamps; `time` maps seconds of the recording to the window's."""
+        ids = []
+        for segment in self.segments[row]:
+            start, end = (segment.start, segment.end) if segment.end else self._speech_ends(row)
+            first, last = (
+                self.first_time + min(round(time(seconds) / STEP), self.times - 1) for seconds in (start, end)
+            )
+            ids += [first, *self.codec.encode(f" {segment.text}"), last]
+        return ids
+
+    def _speech_ends(self, row: int) -> tuple[float, float]:
+        """Start and end of the detected speech in seconds; of the recording if there is none."""
+        sound = self.sounds[self.sound_rows[row]]
+        spans = detect_speech(ArraySound(sound)).spans if len(sound) >= WINDOW else ()
+        return (float(spans[0][0]), float(spans[-1][1])) if len(spans) else (0.0, len(sound) / RATE)
 
     def with_transcripts(self, samples: RowSubset) -> Sources:
         rows = samples.rows.tolist()
@@ -444,6 +491,24 @@ class TranscriptRecognition(SpeechRecognition[TranscribedSpeech]):
         frames, weights = aligned.frames[:num_frames], aligned.weights[:, : -(-num_frames // 2)]
         name = f"{examples.rows.files[row].name}: {aligned.text}"
         return [alignment_picture(name, frames, {}, weights, aligned.tokens)]
+
+
+def read_segments(text: str, location: str) -> list[Span]:
+    """The segments of a transcript with their times in seconds: one from 0 to 0 if it has no timestamps. UserError for
+    timestamps that do not enclose each segment, in order.
+    """
+    parts = _TIMESTAMP.split(text)
+    if len(parts) == 1:
+        return [Span(text, 0.0, 0.0)]
+    spans = [Span(words.strip(), float(a), float(b)) for a, words, b in zip(parts[1::4], parts[2::4], parts[3::4])]
+    times = [time for span in spans for time in span[1:]]
+    outside = "".join(parts[0::4]).strip()
+    if len(parts) % 4 != 1 or outside or times != sorted(times) or not all(span.text and span.end for span in spans):
+        raise UserError(
+            f"{location}: the timestamps of {text!r:.80} do not enclose each segment in order; "
+            "write them as in <|0.00|> Hello.<|1.20|>"
+        )
+    return spans
 
 
 def _language_and_tokens(

@@ -426,7 +426,7 @@ class CaptionDataset(SourceTargetExamples, IndexedExamples):
             pixels = shift_images(pixels, self.config.shift, self.seed, rng_key.positions)
         images = torch.from_numpy(np.stack([self.processor.normalize(image) for image in pixels]))
         ids = [self.ids[row] for row in rows.tolist()]
-        decoder_ids, layout, labels = teacher_forcing(ids, (self.bos,), self.eos)
+        decoder_ids, layout, labels = teacher_forcing(ids, [(self.bos,)] * len(ids), self.eos)
         computed = decoder_ids.numel() + self.model.prefix * len(ids)
         return Batch((images, decoder_ids, layout), labels, sum(map(len, ids)) + len(ids), computed)
 

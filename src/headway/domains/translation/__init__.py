@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-RECIPES = ("pronounce", "translation", "multi30k-en-de", "multi30k-en-de-small", "tatoeba", "transformer-base-wmt")
+RECIPES = ("pronounce", "translation", "summarization", "multi30k-en-de", "multi30k-en-de-small", "tatoeba")
+RECIPES += ("transformer-base-wmt",)
 TASKS = {"pronounce": "task", "translation": "task"}
 VERBS = {
     "attention": "is_translator",

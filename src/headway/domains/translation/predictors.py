@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headway.codecs.tokenizer import encode_with_special_tokens
+from headway.codecs.languages import language_id, language_tokens
+from headway.codecs.tokenizer import TokenizerCodec, encode_with_special_tokens
 from headway.domains.translation.task import Codecs, PairsConfig, PairSpecialTokens, source_ids
 from headway.errors import UserError
+from headway.formats.usage import Usage
 from headway.generate import Sampling, SearchConfig, score_targets, translate_ids
 from headway.io import arguments
 from headway.io.arguments import check_types
@@ -35,6 +37,8 @@ def translate(
     temperature: float | None = None,
     seed: int | None = None,
     scores: bool = False,
+    source: str | None = None,
+    target: str | None = None,
 ) -> str | list[str] | list[list[str]] | Scored | list[Scored]:
     """Translate a line, or each of several; with `n_best`, return a list of the best translations per line.
 
@@ -44,6 +48,8 @@ def translate(
     seed: the seed of the samples.
     scores: return (text, score) pairs: the log probability divided by the length penalty, or for samples the mean
     log probability per token.
+    source: language of the lines, such as en, for a model of several languages (default: the tokenizer's).
+    target: language to translate into, such as de, for a model of several languages.
 
     Raises UserError for a model that is not a text encoder-decoder.
     """
@@ -52,14 +58,16 @@ def translate(
         task = None if model.recipe is None else model.recipe.task
         defaults = task if isinstance(task, PairsConfig) else SearchConfig()
         width = max(defaults.beam, count) if beam is None else beam
-        search = SearchConfig(width, defaults.length_penalty if length_penalty is None else length_penalty, count)
+        penalty = defaults.length_penalty if length_penalty is None else length_penalty
+        ratio = defaults.max_ratio if isinstance(defaults, PairsConfig) else defaults.most_ratio
+        search = SearchConfig(width, penalty, count, ratio)
     elif beam is not None:
         raise UserError(f"beam is {beam} and temperature {temperature:g}; use beam search or sampling, not both")
     else:
         search, sampling = SearchConfig(count, n_best=count), Sampling(temperature, seed=seed)
     translations: list[Scored] = []
     if request.items:
-        translator = _translator(model)
+        translator = _with_languages(_translator(model), model.usage, source, target)
         rows = translator.to_source_ids(request.items)
         sources = [ids if line.strip() else [] for line, ids in zip(request.items, rows)]  # empty for an empty line
         if model.recipe is not None:
@@ -70,7 +78,7 @@ def translate(
             bos=translator.bos,
             eos=translator.eos,
             config=search,
-            prefixes=[translator.forced if source else () for source in sources],
+            prefixes=[translator.forced if ids else () for ids in sources],
             suppressed=translator.suppressed,
             sampling=sampling,
         )
@@ -129,7 +137,7 @@ def attention(model: ModelHandle, text: str, target: str | None = None) -> Atten
 
 class _Translator(NamedTuple):
     """`to_source_ids` converts lines to encoder input. A target is between `bos` and `eos`; its first ids are `forced`,
-    and `suppressed` ids never occur in it.
+    and `suppressed` ids never occur in it. `languages` are the ids of language tokens by code.
     """
 
     codecs: Codecs
@@ -138,22 +146,57 @@ class _Translator(NamedTuple):
     eos: int
     forced: tuple[int, ...] = ()
     suppressed: tuple[int, ...] = ()
+    languages: Mapping[str, int] = {}
+
+
+def _with_languages(translator: _Translator, usage: Usage, source: str | None, target: str | None) -> _Translator:
+    """`translator` from one language to another. UserError if the model has no such languages, or needs a target."""
+    languages, encode = translator.languages, translator.to_source_ids
+    ids, forced_by_source = set(languages.values()), usage.family == "marian"
+    if not languages or (forced_by_source and source is not None):
+        for option, language in (("source", source), ("target", target)):
+            if language is not None:
+                raise UserError(f"this model has no {option} languages to choose from; remove {language!r:.40}")
+        return translator
+    if forced_by_source:  # the target's token precedes the source
+        prefix = [] if target is None else [language_id(languages, target)]
+        return translator._replace(to_source_ids=lambda texts: [[*prefix, *row] for row in encode(texts)])
+    starts_with_language = usage.decoder_start is None or usage.decoder_start in ids  # mBART
+    if target is not None:
+        target_id = language_id(languages, target)
+        change = {"bos": target_id, "forced": ()} if starts_with_language else {"forced": (target_id,)}
+        translator = translator._replace(**change)
+    elif not translator.forced and translator.bos not in ids:
+        raise UserError(
+            f"this model translates into {len(languages)} languages; choose one with target (--to): "
+            f"{', '.join(languages)}"
+        )
+    if source is None:
+        return translator
+    source_id = language_id(languages, source)
+    return translator._replace(
+        to_source_ids=lambda texts: [[source_id if i in ids else i for i in row] for row in encode(texts)]
+    )
 
 
 def _translator(model: ModelHandle) -> _Translator:
     if model.recipe is None:
         # With a published model's settings, whose tokenizer adds special tokens to the source.
         codec, usage = model.codec, model.usage
-        start = usage.decoder_start if usage.decoder_start is not None else codec.bos_id
+        languages = language_tokens(codec.tokenizer) if isinstance(codec, TokenizerCodec) else {}
+        starts = usage.decoder_start, usage.begin, codec.bos_id
+        start = next((token for token in starts if token is not None), None)
         if start is None or not usage.ends:
             raise UserError("this model has no decoder_start_token_id or eos_token_id; add them to its config.json")
         suppressed = tuple(token for token in usage.suppressed if token not in usage.ends)
         to_source_ids = lambda texts: [encode_with_special_tokens(codec, text) for text in texts]  # noqa: E731
-        return _Translator(Codecs(codec, codec), to_source_ids, start, usage.ends[0], usage.forced, suppressed)
+        return _Translator(
+            Codecs(codec, codec), to_source_ids, start, usage.ends[0], usage.forced, suppressed, languages
+        )
     task = model.recipe.task
     if not isinstance(task, PairsConfig):
         raise UserError(f"{model.directory} was trained as {type(task).__name__}; choose a run trained on pairs")
     codecs = task.codecs(model.directory)
-    special_tokens = PairSpecialTokens.of(codecs)
-    to_source_ids = lambda texts: source_ids(texts, codecs.source, task)  # noqa: E731
-    return _Translator(codecs, to_source_ids, special_tokens.bos, special_tokens.eos)
+    tokens, context = PairSpecialTokens.of(codecs, model.usage), model.module.config.encoder.context
+    to_source_ids = lambda texts: source_ids(texts, codecs.source, task, tokens, context)  # noqa: E731
+    return _Translator(codecs, to_source_ids, tokens.bos, tokens.eos, tokens.forced, tokens.suppressed)

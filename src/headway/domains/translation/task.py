@@ -4,7 +4,7 @@ inference.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.codecs import Codec, Kind, load_codec, sentence_codec, train_codec
-from headway.codecs.tokenizer import FILE
+from headway.codecs import Codec, Kind, TokenizerCodec, load_codec, sentence_codec, train_codec
+from headway.codecs.languages import language_tokens
+from headway.codecs.tokenizer import FILE, sequence_template
 from headway.config import override
 from headway.config_kinds import register
 from headway.data import (
@@ -32,6 +33,7 @@ from headway.data.array_store import column_digest
 from headway.data.token_store import Encoder
 from headway.errors import ConfigError, UserError, logger
 from headway.formats.out_of_distribution import TrainingStatistics
+from headway.formats.usage import Usage, read_usage
 from headway.generate import SearchConfig, translate_ids
 from headway.generate.prompts import evaluation_mode
 from headway.generate.search import check_beam
@@ -41,11 +43,12 @@ from headway.learn.examples import Batch, Contents, LengthBatches, RngKey, sprea
 from headway.learn.objectives.sequences import Ids, SequenceGeneration, Sources, SourceTargetExamples
 from headway.learn.recipe import batch_tokens_of
 from headway.learn.report import Picture, heatmap
-from headway.metrics import bleu, pronunciation_error_rates, translation_scores
+from headway.metrics import bleu, pronunciation_error_rates, rouge, translation_scores
 from headway.nn.mixers import ConditionalGRU, CrossAttention
 from headway.nn.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, attention_maps
 
 BOS, EOS = "<s>", "</s>"
+NO_USAGE = Usage()
 _SOURCE = "source"  # folder of the source's codec, if separate
 
 
@@ -62,19 +65,52 @@ class Codecs(NamedTuple):
 
 
 class PairSpecialTokens(NamedTuple):
-    """Special tokens around sequences: `bos` starts a target, `eos` ends it, `source_eos` ends a source."""
+    """Special tokens around sequences: `bos` and the `forced` tokens start a target, `eos` ends it; a source is between
+    `before` and `after`. `suppressed` tokens are never generated.
+    """
 
     bos: int
     eos: int
-    source_eos: int
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    forced: tuple[int, ...] = ()
+    suppressed: tuple[int, ...] = ()
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        return (self.bos, *self.forced)
+
+    @property
+    def extra(self) -> tuple[int, int]:
+        """How many special tokens a source and a target have in the model's input."""
+        return len(self.before) + len(self.after), len(self.prompt)
 
     @staticmethod
-    def of(codecs: Codecs) -> PairSpecialTokens:
-        """Raises UserError if a codec lacks them."""
+    def of(codecs: Codecs, usage: Usage) -> PairSpecialTokens:
+        """Those of the published model that a run starts from, or otherwise of its own codecs. UserError if they are
+        missing.
+        """
+        start = usage.begin if usage.decoder_start is None else usage.decoder_start
+        if usage.family and start is not None and usage.ends:
+            codec = codecs.source
+            languages = language_tokens(codec.tokenizer).values() if isinstance(codec, TokenizerCodec) else ()
+            frame = sequence_template(codec)
+            if usage.family != "marian" and {*frame.before, *frame.after} & {*languages}:
+                raise UserError(
+                    "training from a model with language tokens is not supported; use one without, such as T5"
+                )
+            suppressed = tuple(token for token in usage.suppressed if token not in usage.ends)
+            forced = usage.forced or frame.before
+            return PairSpecialTokens(start, usage.ends[0], frame.before, frame.after, forced, suppressed)
         ids = (codecs.target.bos_id, codecs.target.eos_id, codecs.source.eos_id)
         if None in ids:
             raise UserError(f"the tokenizer has no bos or eos token; train one with {BOS} and {EOS}")
-        return PairSpecialTokens(*ids)  # type: ignore[arg-type]
+        bos, eos, source_eos = cast(tuple[int, int, int], ids)
+        return PairSpecialTokens(bos, eos, (), (source_eos,))
+
+    def source(self, ids: Ids) -> Ids:
+        """The encoder input for a source; empty for an empty one."""
+        return [*self.before, *ids, *self.after] if ids else ids
 
 
 @dataclass(frozen=True)
@@ -83,16 +119,19 @@ class PairsConfig(TaskConfig):
 
     `smoothing` is label smoothing (Szegedy et al. 2016). Training pairs with more than `max_length` source or target
     tokens are skipped and counted; without `max_length`, a pair that does not fit into the model or a batch is an
-    error. `beam` and `length_penalty` (Wu et al. 2016) apply to the test split; other splits are decoded greedily.
-    `reverse_source` feeds the source tokens in reverse order, in training and inference (Sutskever et al. 2014, section
-    3.3); the eos token and the padding still follow them.
+    error. With `truncate`, sources are cut at the limit instead. `beam` and `length_penalty` (Wu et al. 2016) apply to
+    the test split; other splits are decoded greedily. `reverse_source` feeds the source tokens in reverse order, in
+    training and inference (Sutskever et al. 2014, section 3.3); the eos token and the padding still follow them.
     """
 
     smoothing: float = 0.1
     max_length: int | None = None  # maximum source and target tokens of a training pair; none: no limit
+    truncate: bool = False  # whether to cut sources that are too long
+    max_ratio: float = 2.0  # maximum output tokens per source token, in addition to 10
     beam: int = 5  # beam size on the test split; 1 is greedy
     length_penalty: float = 0.6  # length penalty of the beam search
     reverse_source: bool = False
+    prefix: str = ""  # text before each source, such as the task's name for T5
     split: SplitConfig = SplitConfig()  # held-out shares
 
     def __post_init__(self) -> None:
@@ -104,11 +143,11 @@ class PairsConfig(TaskConfig):
 
     def prepare(self, source: str) -> str:
         """Prepare a source for its codec."""
-        return source
+        return self.prefix + source
 
     def source_encoder(self, codec: Codec) -> Encoder:
         """The encoder for source files, given the source codec."""
-        return codec
+        return PreparedEncoder(codec, self.prepare, repr(self.prefix)) if self.prefix else codec
 
     def encoder_order(self, source: Sequence[int]) -> list[int]:
         """Source ids without eos, in the order of the encoder's input. Its own inverse."""
@@ -128,6 +167,20 @@ class PairsConfig(TaskConfig):
         return self.codecs(workspace) if (workspace / FILE).exists() else self.train_codecs(paths)
 
 
+class PreparedEncoder:
+    """The source codec for a cache: prepares texts before encoding them."""
+
+    def __init__(self, codec: Codec, prepare: Callable[[str], str], description: str) -> None:
+        self._codec, self._prepare, self._description = codec, prepare, description
+        self.vocab_size, self.bos_id, self.eos_id = codec.vocab_size, codec.bos_id, codec.eos_id
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._codec.encode_batch([self._prepare(text) for text in texts])
+
+    def fingerprint(self) -> str:
+        return f"{self._description} of {self._codec.fingerprint()}"
+
+
 @register("translation")
 @dataclass(frozen=True)
 class TranslationConfig(PairsConfig):
@@ -136,7 +189,7 @@ class TranslationConfig(PairsConfig):
     `codec` and `size` set the tokenizer and its maximum vocabulary size (none: no limit), and `shared` whether both
     languages share one vocabulary. `reverse` translates from the second language to the first. `grouped` scores each
     source once, against all its translations. `lowercase_bleu` adds BLEU on lower-cased text (as `bleu_lowercase`),
-    which many papers report. `goal` picks the best model.
+    which many papers report. `goal` picks the best model; with rougeL, texts are scored as summaries.
     """
 
     codec: Kind = "bpe"  # kind of the tokenizer to train
@@ -146,15 +199,19 @@ class TranslationConfig(PairsConfig):
     reverse: bool = False
     grouped: bool = False
     lowercase_bleu: bool = False
-    goal: Literal["bleu", "chrf", "loss"] = "bleu"
+    goal: Literal["bleu", "chrf", "rougeL", "loss"] = "bleu"
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that cannot be read, are too small, or do not fit the settings."""
         check_recipe(recipe, self.shared)
         paths = recipe.files(data)
         codecs = self.saved_or_trained(paths, workspace)
-        examples = ParallelText(self, recipe, paths, codecs, reverse=self.reverse, grouped=self.grouped)
-        return Task(examples, TargetText(self.goal, self, self.lowercase_bleu))
+        usage = read_usage(workspace)
+        examples = ParallelText(self, recipe, paths, codecs, usage, reverse=self.reverse, grouped=self.grouped)
+        return Task(examples, self.objective())
+
+    def objective(self) -> TargetText:
+        return TargetText(self.goal, self, self.lowercase_bleu)
 
     def train_codecs(self, paths: Sequence[Path]) -> Codecs:
         if self.shared:
@@ -184,11 +241,18 @@ def check_recipe(recipe: Recipe, shared: bool) -> None:
     batch_tokens_of(recipe, "pair")
 
 
-def source_ids(texts: Sequence[str], codec: Codec, config: PairsConfig) -> list[Ids]:
-    """The encoder input for each text; empty for empty text."""
-    end = codec.eos_id
-    rows = [config.encoder_order(row) for row in codec.encode_batch([config.prepare(text) for text in texts])]
-    return [[*row, end] if row and end is not None else row for row in rows]
+def source_ids(
+    texts: Sequence[str],
+    codec: Codec,
+    config: PairsConfig,
+    special_tokens: PairSpecialTokens,
+    context: int | None = None,
+) -> list[Ids]:
+    """The encoder input for each text; empty for empty text. `context` is the model's, to which texts may be cut."""
+    rows = codec.encode_batch([config.prepare(text) if text else text for text in texts])
+    lengths = [length for length in (config.max_length, context) if length is not None]
+    limit = min(lengths) - special_tokens.extra[0] if config.truncate and lengths else None
+    return [special_tokens.source(config.encoder_order(row[:limit])) for row in rows]
 
 
 _LOG = logger(__name__)
@@ -213,18 +277,21 @@ class TokenSequences(NamedTuple):
         start = int(self.starts[index])
         return self.ids[start : start + int(self.lengths[index])].tolist()
 
-    def padded(self, end: int, backwards: bool = False) -> np.ndarray:
-        """All sequences with `end` after each, then 0: int64 [N, longest + 1].
+    def padded(self, before: Sequence[int], after: Sequence[int], backwards: bool = False) -> np.ndarray:
+        """All sequences between the tokens `before` and `after`, then 0: int64 [N, longest + their number].
 
-        `backwards` reverses each sequence without moving its end or padding: [5, 6] becomes [6, 5, end, 0].
+        `backwards` reverses each sequence without moving these or the padding: [5, 6] becomes [6, 5, *after, 0].
         """
         max_length = int(self.lengths.max(initial=0))
-        offsets = np.arange(max_length + 1)
+        offsets = np.arange(max_length)
         mask = offsets < self.lengths[:, None]
-        rows = np.zeros((len(self.lengths), max_length + 1), np.int64)
+        rows = np.zeros((len(self.lengths), len(before) + max_length + len(after)), np.int64)
+        rows[:, : len(before)] = before
         first = (self.starts + self.lengths - 1 if backwards else self.starts)[:, None]
-        rows[mask] = self.ids[(first - offsets if backwards else first + offsets)[mask]]
-        rows[np.arange(len(rows)), self.lengths] = end
+        middle = rows[:, len(before) : len(before) + max_length]
+        middle[mask] = self.ids[(first - offsets if backwards else first + offsets)[mask]]
+        for position, token in enumerate(after, len(before)):
+            rows[np.arange(len(rows)), self.lengths + position] = token
         return rows
 
 
@@ -247,22 +314,25 @@ class SentencePairs:
 
     def take(self, indices: np.ndarray, rng_key: RngKey | None = None) -> Batch:
         """Inputs are the sources, int64 [B, S], and bos with the target tokens, [B, T], each with its layout; labels
-        are the target tokens with eos, [B, T].
+        are the target tokens with eos, [B, T], without the forced ones.
         """
         source, target = self.source.select(indices), self.target.select(indices)
-        labels = target.padded(self.special_tokens.eos)
-        decoder_ids = np.empty_like(labels)
-        decoder_ids[:, 0], decoder_ids[:, 1:] = self.special_tokens.bos, labels[:, :-1]
-        layout = Layout.padded(torch.from_numpy(target.lengths + 1))
+        special_tokens, prompt = self.special_tokens, self.special_tokens.prompt
+        tokens_of_targets = target.padded(prompt, (special_tokens.eos,))
+        decoder_ids, labels = tokens_of_targets[:, :-1].copy(), tokens_of_targets[:, 1:].copy()
+        layout = Layout.padded(torch.from_numpy(target.lengths + len(prompt)))
         if not layout.dense:
-            labels[np.arange(labels.shape[1]) > target.lengths[:, None]] = IGNORE_INDEX
-        ids = torch.from_numpy(source.padded(self.special_tokens.source_eos, self.reverse_source))
-        inputs = ids, Layout.padded(torch.from_numpy(source.lengths + 1)), torch.from_numpy(decoder_ids), layout
+            labels[np.arange(labels.shape[1]) >= target.lengths[:, None] + len(prompt)] = IGNORE_INDEX
+        labels[:, : len(prompt) - 1] = IGNORE_INDEX
+        ids = torch.from_numpy(source.padded(special_tokens.before, special_tokens.after, self.reverse_source))
+        source_layout = Layout.padded(torch.from_numpy(source.lengths + special_tokens.extra[0]))
+        inputs = ids, source_layout, torch.from_numpy(decoder_ids), layout
         tokens = int(target.lengths.sum()) + len(indices)
         return Batch(inputs, torch.from_numpy(labels), tokens, ids.numel() + labels.size)
 
     def plan(self, batch_tokens: int, seed: int) -> PairBatches:
-        return PairBatches(self.source.lengths + 1, self.target.lengths + 1, batch_tokens, seed)
+        source, target = self.special_tokens.extra
+        return PairBatches(self.source.lengths + source, self.target.lengths + target, batch_tokens, seed)
 
     def training_order(self) -> LengthBatches:
         return LengthBatches(self.plan(self.batch_tokens, self.seed), len(self))
@@ -287,12 +357,15 @@ class ParallelText(SourceTargetExamples):
         recipe: Recipe,
         paths: Sequence[Path],
         codecs: Codecs,
+        usage: Usage = NO_USAGE,
         *,
         reverse: bool = False,
         grouped: bool = False,
     ) -> None:
+        """`usage` is that of the model that the run starts from."""
         self.config, self.paths, self.reverse, self.grouped = config, paths, reverse, grouped
-        self.codecs, self.codec, self.special_tokens = codecs, codecs.target, PairSpecialTokens.of(codecs)
+        self.codecs, self.codec, self.usage = codecs, codecs.target, usage
+        self.special_tokens = PairSpecialTokens.of(codecs, usage)
         self.seed = recipe.train.seed
         self.batch_tokens = recipe.train.batch_tokens or 0
         model = cast(EncoderDecoderConfig, recipe.model)
@@ -323,6 +396,8 @@ class ParallelText(SourceTargetExamples):
 
     def save(self, directory: Path) -> None:
         self.codecs.save(directory)
+        if self.usage.family:
+            replace(self.usage, forced=self.special_tokens.forced).save(directory)
 
     def input_statistics(self) -> TrainingStatistics:
         """In-distribution statistics of sources, including eos."""
@@ -339,8 +414,9 @@ class ParallelText(SourceTargetExamples):
         max_length = self.config.max_length if split == "train" else None
         batch_limit = self.batch_tokens if split == "train" else _NO_LIMIT
         limit = min(max_length or _NO_LIMIT, self._model_limit, batch_limit)
-        # The eos token needs one more position.
-        selection = self.cache.within_limits(rows, limit - 1, limit - 1, drop_long=max_length is not None)
+        extra = self.special_tokens.extra[:: -1 if self.reverse else 1]  # positions of special tokens
+        limits = [_NO_LIMIT if self.config.truncate and n == self.reverse else limit - extra[n] for n in (0, 1)]
+        selection = self.cache.within_limits(rows, *limits, drop_long=max_length is not None)
         if selection.too_long or selection.empty:
             _LOG.warning(
                 f"{split}: skipped {selection.too_long:,} of {len(rows):,} pairs with more than {limit:,} tokens, and "
@@ -359,7 +435,11 @@ class ParallelText(SourceTargetExamples):
             ids = np.asarray(column.ids)
             columns.append(TokenSequences(ids, column.offsets[rows_kept], column.lengths[rows_kept]))
         source, target = columns[::-1] if self.reverse else columns
-        eval_tokens = max(_EVAL_BATCH_TOKENS, int(max(source.lengths.max(), target.lengths.max())) + 1)
+        if self.config.truncate:
+            cut = min(self.config.max_length or _NO_LIMIT, limit) - self.special_tokens.extra[0]
+            source = source._replace(lengths=np.minimum(source.lengths, cut))
+        longest = (int(column.lengths.max()) + n for column, n in zip((source, target), self.special_tokens.extra))
+        eval_tokens = max(_EVAL_BATCH_TOKENS, *longest)
         reverse_source = self.config.reverse_source
         self._pairs[split] = SentencePairs(
             source, target, self.special_tokens, reverse_source, self.batch_tokens, eval_tokens, self.seed
@@ -383,21 +463,34 @@ class ParallelText(SourceTargetExamples):
 
 
 class TargetText(SequenceGeneration[ParallelText]):
-    """Targets of sources, scored by BLEU and chrF and, with `lowercase`, also by BLEU on lower-cased text."""
+    """Targets of sources, scored by BLEU and chrF and, with `lowercase`, also by BLEU on lower-cased text; or by ROUGE
+    if that is the goal.
+    """
 
     def __init__(self, goal: str, config: PairsConfig, lowercase: bool = False) -> None:
-        super().__init__(goal, SearchConfig(config.beam, config.length_penalty), config.smoothing)
+        search = SearchConfig(config.beam, config.length_penalty, most_ratio=config.max_ratio)
+        super().__init__(goal, search, config.smoothing)
         self.lowercase = lowercase
 
     def generate(self, model: nn.Module, examples: ParallelText, sources: Sources, search: SearchConfig) -> list[Ids]:
-        rows = source_ids(sources.inputs, examples.codecs.source, examples.config)
         special_tokens = examples.special_tokens
-        translator = cast(EncoderDecoder, model)
-        hypotheses = translate_ids(translator, rows, bos=special_tokens.bos, eos=special_tokens.eos, config=search)
-        return [best.ids for best, *_ in hypotheses]
+        context = cast(EncoderDecoderConfig, model.config).encoder.context
+        rows = source_ids(sources.inputs, examples.codecs.source, examples.config, special_tokens, context)
+        hypotheses = translate_ids(
+            cast(EncoderDecoder, model),
+            rows,
+            bos=special_tokens.bos,
+            eos=special_tokens.eos,
+            config=search,
+            prefixes=[special_tokens.forced if row else () for row in rows],
+            suppressed=special_tokens.suppressed,
+        )
+        return [best.ids[len(special_tokens.forced) :] for best, *_ in hypotheses]
 
     def scores(self, examples: ParallelText, sources: Sources, generated: Sequence[Ids]) -> dict[str, Any]:
         outputs = examples.decode_all(generated)
+        if self.goal == "rougeL":
+            return rouge(outputs, sources.references)
         scores = translation_scores(outputs, sources.references)
         if not self.lowercase:
             return scores
@@ -408,13 +501,13 @@ class TargetText(SequenceGeneration[ParallelText]):
         """The alignment of a text and its translation, for the longest text that is still readable; none without
         attention.
         """
-        texts, codecs, config = examples.sample_sources(_PICTURE_CANDIDATES).inputs, examples.codecs, examples.config
-        rows = [codecs.source.encode(config.prepare(text)) for text in texts]
+        texts, config = examples.sample_sources(_PICTURE_CANDIDATES).inputs, examples.config
+        rows = [examples.codecs.source.encode(config.prepare(text)) for text in texts]
         shortest = min(range(len(rows)), key=lambda i: len(rows[i]))
         readable = [i for i, row in enumerate(rows) if 0 < len(row) <= _MAX_PICTURE_TOKENS] or [shortest]
         index = max(readable, key=lambda i: len(rows[i]))
         [ids] = self.generate(model, examples, Sources([texts[index]], [], []), self.search)
-        weights = alignment(model, codecs, config, rows[index], ids)
+        weights = alignment(model, examples.codecs, config, examples.special_tokens, rows[index], ids)
         if weights is None:
             return []
         [output] = examples.decode_all([ids])
@@ -435,7 +528,12 @@ class Alignment(NamedTuple):
 
 
 def alignment(
-    model: nn.Module, codecs: Codecs, config: PairsConfig, source: list[int], target: list[int]
+    model: nn.Module,
+    codecs: Codecs,
+    config: PairsConfig,
+    special_tokens: PairSpecialTokens,
+    source: list[int],
+    target: list[int],
 ) -> Alignment | None:
     """The cross-attention or additive attention for a pair of sequences (ids without bos and eos), averaged over layers
     and heads; None for a decoder without attention, which takes the source as one vector.
@@ -443,12 +541,9 @@ def alignment(
     A row shows what the decoder attended to when it predicted that token, including eos. Columns are in text order,
     even if the encoder takes the text reversed.
     """
-    special_tokens = PairSpecialTokens.of(codecs)
-    device = next(model.parameters()).device
-    inputs = [
-        torch.tensor([ids], device=device)
-        for ids in ([*config.encoder_order(source), special_tokens.source_eos], [special_tokens.bos, *target])
-    ]
+    device, prompt = next(model.parameters()).device, special_tokens.prompt
+    row = [*special_tokens.before, *config.encoder_order(source), *special_tokens.after]
+    inputs = [torch.tensor([ids], device=device) for ids in (row, [*prompt, *target])]
     layouts = [Layout.full(1, ids.shape[1], device=device) for ids in inputs]
     with evaluation_mode(model):
         maps = attention_maps(model, lambda: model(inputs[0], layouts[0], inputs[1], layouts[1]))
@@ -458,8 +553,9 @@ def alignment(
     ]
     if not attention_weights:
         return None
-    mean: Tensor = torch.stack(attention_weights).mean(0)
-    columns = [*config.encoder_order(range(len(source))), len(source)]
+    mean: Tensor = torch.stack(attention_weights).mean(0)[len(prompt) - 1 :]
+    order = [*config.encoder_order(range(len(source))), len(source)]
+    columns = [len(special_tokens.before) + index for index in order]
     names = [[codec.decode([token]).strip() for token in ids] for codec, ids in zip(codecs, (source, target))]
     return Alignment([*names[0], _EOS_LABEL], [*names[1], _EOS_LABEL], mean[:, columns].cpu().numpy())
 
@@ -484,29 +580,14 @@ class PronounceConfig(PairsConfig):
         """A word as lower-case letters separated by spaces."""
         return " ".join(source.strip().lower())
 
-    def source_encoder(self, codec: Codec) -> SpellingEncoder:
-        return SpellingEncoder(codec, self)
+    def source_encoder(self, codec: Codec) -> Encoder:
+        return PreparedEncoder(codec, self.prepare, "letters")
 
     def train_codecs(self, paths: Sequence[Path]) -> Codecs:
         pairs = split_pairs(paths, "train", self.split)
         strings = (text for word, sounds in pairs for text in (self.prepare(word), sounds))
         codec = train_codec("word", strings, split="space", special=(BOS, EOS))
         return Codecs(codec, codec)
-
-
-class SpellingEncoder:
-    """The source codec for a cache: spells words before encoding them."""
-
-    def __init__(self, codec: Codec, config: PronounceConfig) -> None:
-        self._codec = codec
-        self._config = config
-        self.vocab_size, self.bos_id, self.eos_id = codec.vocab_size, codec.bos_id, codec.eos_id
-
-    def encode_batch(self, words: Sequence[str]) -> list[list[int]]:
-        return self._codec.encode_batch([self._config.prepare(text) for text in words])
-
-    def fingerprint(self) -> str:
-        return f"letters of {self._codec.fingerprint()}"
 
 
 class Pronunciation(TargetText):

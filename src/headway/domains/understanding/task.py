@@ -44,7 +44,14 @@ from headway.learn.token_rows import (
     split_by_length,
 )
 from headway.metrics import nearest_centroid, neighbour_recall, paired_recall
-from headway.nn.models import ModelConfig, PooledHeadConfig, Transformer, TransformerConfig
+from headway.nn.models import (
+    EncoderDecoderConfig,
+    ModelConfig,
+    PooledHeadConfig,
+    TokenEmbedConfig,
+    Transformer,
+    TransformerConfig,
+)
 from headway.nn.parts.norm import RMSNormConfig
 
 SPECIAL = ("[CLS]", "[SEP]")
@@ -66,7 +73,7 @@ class EncoderTaskConfig(TaskConfig):
     split: SplitConfig = SplitConfig(validation=0.1, test=0.1)  # held-out shares
 
     def limit(self, recipe: Recipe) -> LengthLimit:
-        return LengthLimit(check_encoder(recipe.model).context, self.truncate)
+        return LengthLimit(recipe.model.context, self.truncate)
 
     def codec_of(self, train_texts: Iterable[str], workspace: Path) -> Codec:
         """The codec of the run or its start model, otherwise one trained on the training texts."""
@@ -84,6 +91,12 @@ def check_encoder(model: ModelConfig) -> TransformerConfig:
     return model
 
 
+def check_classifier(model: ModelConfig) -> TransformerConfig | EncoderDecoderConfig:
+    """Raises ConfigError for a model that is neither a Transformer nor an encoder-decoder of tokens, such as BART."""
+    is_encoder_decoder = isinstance(model, EncoderDecoderConfig) and isinstance(model.encoder.embed, TokenEmbedConfig)
+    return model if is_encoder_decoder else check_encoder(model)
+
+
 class EncodedTextDataset(IndexedExamples):
     """Token rows with one text or text pair each. `batch_size` is in tokens."""
 
@@ -94,6 +107,9 @@ class EncodedTextDataset(IndexedExamples):
         """`model` with the codec's vocabulary size. UserError for a split without samples."""
         for split in ("train", "validation"):
             self.splits.rows(split)
+        if isinstance(model, EncoderDecoderConfig):
+            parts = (replace(part, vocab_size=self.codec.vocab_size) for part in (model.encoder, model.decoder))
+            return replace(model, **dict(zip(("encoder", "decoder"), parts)))
         return replace(check_encoder(model), vocab_size=self.codec.vocab_size)
 
     def training_order(self, rows: np.ndarray) -> LengthBatches:
@@ -191,7 +207,7 @@ class TextDataset(EncodedTextDataset, TargetSamples):
         self.codec = config.codec_of(train_texts, workspace)
         first = self.codec.encode_batch(first_texts)
         second = self.codec.encode_batch(second_texts) if second_texts is not None else None
-        frame, limit = frame_for(self.codec, check_encoder(recipe.model)), config.limit(recipe)
+        frame, limit = frame_for(self.codec, check_classifier(recipe.model)), config.limit(recipe)
         self.rows = frame_rows(frame, first, second, limit, table.location)
         self.assign_targets(table.columns["label"], chosen, table.location, workspace)
 
@@ -207,11 +223,18 @@ class TextDataset(EncodedTextDataset, TargetSamples):
     def describe_row(self, row: int) -> str:
         return " | ".join(self.table.columns[role][row] for role in ("text", "text2") if role in self.table.columns)
 
-    def with_head(self, model: ModelConfig, name: str, outputs: int) -> TransformerConfig:
+    def with_head(self, model: ModelConfig, name: str, outputs: int) -> ModelConfig:
         """`model` with one head for complete texts. A start model keeps the pooling of its sentence embeddings, or else
         its BERT pooler; otherwise it gets a BERT-style one. A model from scratch uses the mean of its tokens; a causal
-        model uses the last token.
+        model uses the last token, and so does the decoder of an encoder-decoder, with BART's dense layer.
         """
+        if isinstance(model, EncoderDecoderConfig):
+            rate = model.decoder.embed.dropout
+            head = model.decoder.heads.get(name)
+            if not isinstance(head, PooledHeadConfig):
+                head = PooledHeadConfig(pool="last", dense=True, activation="tanh", dropout=rate)
+            head = replace(head, outputs=outputs, scale=1.0, shift=0.0)
+            return replace(model, decoder=replace(model.decoder, heads={name: head}))
         encoder = check_encoder(model)
         rate = encoder.embed.dropout
         heads = (encoder.heads.get(name) for name in _POOLED_HEADS)

@@ -1,4 +1,5 @@
-"""BART (Lewis et al. 2019): the transformer of 2017 with learned positions from 2 on and normalised embeddings.
+"""BART (Lewis et al. 2019): the transformer of 2017 with learned positions from 2 on and normalised embeddings. Its
+classifier's decoder reads the text, too, and its last token is classified.
 
 Marian (Junczys-Dowmunt et al. 2018), as in the OPUS-MT models: the transformer of 2017, with a bias on the logits, and
 positions with sines before cosines. Decoding starts with the padding token.
@@ -8,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal
 
+from headway.formats.heads import label_settings, num_outputs
 from headway.formats.setting_table import ACTIVATION, POSITIONS, SettingTable
 from headway.formats.settings import Settings
 from headway.formats.tensor_rules import (
@@ -29,6 +30,7 @@ from headway.nn.models import (
     BlockConfig,
     EmbedConfig,
     EncoderDecoderConfig,
+    PooledHeadConfig,
     StackConfig,
     TokenEmbedConfig,
     TransformerConfig,
@@ -109,9 +111,30 @@ def write_plain(table: SettingTable, name: str, architecture: str, config: Encod
 BART_TABLE = setting_table(TokenEmbedConfig(LearnedConfig(offset=2), LayerNormConfig()))
 
 
+CLASSIFIER = "BartForSequenceClassification"
+
+
 def read_bart(settings: Settings, names: Collection[str]) -> EncoderDecoderConfig:
-    settings.require("architectures", ["BartForConditionalGeneration"], ["BartModel"])
-    return read_plain(BART_TABLE, settings, names)
+    settings.require("architectures", ["BartForConditionalGeneration"], ["BartModel"], [CLASSIFIER])
+    config = read_plain(BART_TABLE, settings, names)
+    if settings.architecture != CLASSIFIER:
+        return config
+    settings.require("decoder_start_token_id", settings.get("eos_token_id", int))  # the decoder starts with the end
+    rate = settings.get("classifier_dropout", float, 0.0)
+    head = PooledHeadConfig(num_outputs(settings), "last", dense=True, activation="tanh", dropout=rate)
+    return replace(config, decoder=replace(config.decoder, heads={"classes": head}))
+
+
+def write_bart(config: EncoderDecoderConfig) -> dict[str, Any]:
+    heads = config.decoder.heads
+    if "classes" not in heads:
+        return write_plain(BART_TABLE, "bart", "BartForConditionalGeneration", config)
+    rate = expect(heads["classes"], PooledHeadConfig).dropout
+    return {
+        **write_plain(BART_TABLE, "bart", CLASSIFIER, config),
+        **label_settings(heads),
+        "classifier_dropout": rate,
+    }
 
 
 def bart_rules(config: EncoderDecoderConfig) -> list[TensorRule]:
@@ -130,7 +153,13 @@ def shared_table() -> list[TensorRule]:
     return [rule(table, "model.shared.weight"), *(tied_copy(table, name) for name in copies)]
 
 
+_CLASSIFIER_LAYERS = {"dense": "dense", "project": "out_proj"}
+
+
 def head_rules(config: EncoderDecoderConfig) -> list[TensorRule]:
+    if "classes" in config.decoder.heads:
+        target = "decoder.heads.classes"
+        return linears({f"{target}.{ours}": f"classification_head.{name}" for ours, name in _CLASSIFIER_LAYERS.items()})
     biased = expect(config.decoder.heads["vocabulary"], VocabularyHeadConfig).bias
     return [rule("decoder.heads.vocabulary.bias", LOGITS_BIAS, transform=SingleRow())] if biased else []
 
@@ -163,11 +192,12 @@ _RENAMES = ((r"^(?=(shared|encoder|decoder)\.)", "model."),)
 _BART = Family(
     "bart",
     read_bart,
-    partial(write_plain, BART_TABLE, "bart", "BartForConditionalGeneration"),
+    write_bart,
     bart_rules,
     renames=_RENAMES,
     aliases=ALIASES,
     ignored=OLDER,
+    skipped=(r"^model\.(encoder|decoder)\.version$",),
     defaults={
         **BART_TABLE.defaults,
         "bos_token_id": 0,

@@ -2,7 +2,7 @@
 
 Version 1.0 shares one table among source, target and head, and scales the tied head by 1 / sqrt(width). Version 1.1
 (also Flan-T5) has gated feed-forwards and an untied head. mT5 (Xue et al. 2020) and ByT5 (2021) are of version 1.1;
-in umT5 (Chung et al. 2023) each layer has relative positions of its own.
+in umT5 (Chung et al. 2023) each layer has relative positions of its own. An encoder alone embeds texts.
 """
 
 from __future__ import annotations
@@ -72,8 +72,10 @@ TABLE = SettingTable(
 )
 
 
-def read(name: str, settings: Settings, names: Collection[str]) -> EncoderDecoderConfig:
-    settings.require("architectures", [f"{_STEMS[name]}ForConditionalGeneration"], ["T5WithLMHeadModel"])
+def read(name: str, settings: Settings, names: Collection[str]) -> EncoderDecoderConfig | TransformerConfig:
+    encoder_class = f"{_STEMS[name]}EncoderModel"
+    known = f"{_STEMS[name]}ForConditionalGeneration", encoder_class, "T5WithLMHeadModel"
+    settings.require("architectures", *([architecture] for architecture in known))
     default = "scale_decoder_outputs" not in settings.values and settings.get("tie_word_embeddings", bool)
     # null means false in transformers; mT5 never scales
     scaled = name != "mt5" and settings.get("scale_decoder_outputs", bool, default)
@@ -84,9 +86,10 @@ def read(name: str, settings: Settings, names: Collection[str]) -> EncoderDecode
     fields = {"encoder.block.feed_forward": feed, "decoder.block.feed_forward": feed}
     fields |= {"decoder.heads": {"vocabulary": head}, "tie": "all" if tied else "embeddings"}
     config = TABLE.read(settings, fields)
-    if name != "umt5":
-        return config
-    return replace(config, encoder=with_bias_per_layer(config.encoder), decoder=with_bias_per_layer(config.decoder))
+    if name == "umt5":
+        parts = with_bias_per_layer(config.encoder), with_bias_per_layer(config.decoder)
+        config = replace(config, encoder=parts[0], decoder=parts[1])
+    return config.encoder if settings.architecture == encoder_class else config
 
 
 def with_bias_per_layer(config: TransformerConfig) -> TransformerConfig:
@@ -112,7 +115,12 @@ def read_feed(settings: Settings) -> FeedForwardConfig:
     return MLPConfig(hidden, activation=activation, bias=False, dropout=rate)
 
 
-def write(name: str, config: EncoderDecoderConfig) -> dict[str, Any]:
+def write(name: str, config: EncoderDecoderConfig | TransformerConfig) -> dict[str, Any]:
+    if isinstance(config, TransformerConfig):
+        decoder = replace(TABLE.model.decoder, width=config.width, vocab_size=config.vocab_size)
+        settings = write(name, EncoderDecoderConfig(config, decoder, "embeddings"))
+        depth = settings["num_layers"]
+        return {**settings, "num_decoder_layers": depth, "architectures": [f"{_STEMS[name]}EncoderModel"]}
     block = config.encoder.stack.blocks[0]
     mixer, _ = expect(block.mixer, AttentionConfig), expect(block.norm, RMSNormConfig)
     if isinstance(block.feed_forward, GatedConfig):
@@ -121,7 +129,7 @@ def write(name: str, config: EncoderDecoderConfig) -> dict[str, Any]:
     else:
         feed = expect(block.feed_forward, MLPConfig)
         projection = published_activation(feed.activation)
-    bias = expect(next(iter(config.encoder.stack.biases.values())), RelativeConfig)
+    bias = expect(next(iter(config.encoder.stack.biases.values()), None), RelativeConfig)
     head = expect(config.decoder.heads["vocabulary"], VocabularyHeadConfig)
     others = {
         "d_kv": mixer.head_size or config.width // mixer.heads,
@@ -140,19 +148,23 @@ def write(name: str, config: EncoderDecoderConfig) -> dict[str, Any]:
     }
 
 
-def rules(config: EncoderDecoderConfig) -> list[TensorRule]:
+def rules(config: EncoderDecoderConfig | TransformerConfig) -> list[TensorRule]:
+    if isinstance(config, TransformerConfig):
+        table = "embed.table"
+        copies = [rule(table, "shared.weight"), tied_copy(table, "encoder.embed_tokens.weight")]
+        return [*copies, *stack_rules(config.stack, "encoder", "stack")]
     table = "decoder.embed.table"
     return [
         rule(table, "shared.weight"),
         tied_copy(table, "encoder.embed_tokens.weight"),
         tied_copy(table, "decoder.embed_tokens.weight"),
-        *stack_rules(config.encoder.stack, "encoder"),
-        *stack_rules(config.decoder.stack, "decoder"),
+        *stack_rules(config.encoder.stack, "encoder", "encoder.stack"),
+        *stack_rules(config.decoder.stack, "decoder", "decoder.stack"),
         vocabulary(config, table, "lm_head.weight", "decoder.heads.vocabulary"),
     ]
 
 
-def stack_rules(stack: StackConfig, component: str) -> list[TensorRule]:
+def stack_rules(stack: StackConfig, component: str, target: str) -> list[TensorRule]:
     def layer(block: BlockConfig) -> list[TensorRule]:
         cross = {
             "read.before": "1.layer_norm",
@@ -176,9 +188,9 @@ def stack_rules(stack: StackConfig, component: str) -> list[TensorRule]:
 
     bias_source = f"{component}.block.{{}}.layer.0.SelfAttention.relative_attention_bias.weight"
     return [
-        *(rule(f"{component}.stack.biases.{name}.table", bias_source.format(i)) for i, name in enumerate(stack.biases)),
-        *block_rules(stack, f"{component}.block.{{}}.layer.", layer, f"{component}.stack"),
-        rule(f"{component}.stack.norm.weight", f"{component}.final_layer_norm.weight"),
+        *(rule(f"{target}.biases.{name}.table", bias_source.format(i)) for i, name in enumerate(stack.biases)),
+        *block_rules(stack, f"{component}.block.{{}}.layer.", layer, target),
+        rule(f"{target}.norm.weight", f"{component}.final_layer_norm.weight"),
     ]
 
 

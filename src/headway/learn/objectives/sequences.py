@@ -91,15 +91,15 @@ class SourceTargetExamples(SplitExamples):
 
 
 def teacher_forcing(
-    rows: Sequence[Ids], prompt: Sequence[int], eos: int
+    rows: Sequence[Ids], prompts: Sequence[Sequence[int]], eos: int
 ) -> tuple[Int[Tensor, "B T"], Layout, Int[Tensor, "B T"]]:
-    """Teacher forcing: input tokens (the prompt, then each row), their layout, and the labels after the prompt, which
-    are the same tokens followed by EOS.
+    """Teacher forcing: input tokens (each row's prompt, then the row), their layout, and the labels after the prompt,
+    which are the same tokens followed by EOS.
     """
-    lengths = [len(prompt) + len(row) for row in rows]
+    lengths = [len(prompt) + len(row) for prompt, row in zip(prompts, rows, strict=True)]
     inputs = torch.zeros(len(rows), max(lengths), dtype=torch.long)
     labels = torch.full_like(inputs, IGNORE_INDEX)
-    for row_index, (row, length) in enumerate(zip(rows, lengths)):
+    for row_index, (row, prompt, length) in enumerate(zip(rows, prompts, lengths)):
         inputs[row_index, :length] = torch.tensor([*prompt, *row])
         labels[row_index, len(prompt) - 1 : length] = torch.tensor([*row, eos])
     return inputs, Layout.padded(lengths), labels

@@ -40,6 +40,7 @@ class CrossAttentionConfig:
     kv_bias: bool | tuple[bool, bool] = True  # whether keys and values have biases (one value or two)
     out_bias: bool = True  # whether the output projection has a bias
     scale: float | None = None  # factor on scores; none: 1 / sqrt(head size)
+    soft_cap: float | None = None  # c turns scores into c tanh(scores / c) (T5Gemma)
     dropout: float = 0.0  # dropout rate of attention weights
     placed: bool = False  # whether the stacks' positions are added to queries and keys
 
@@ -102,6 +103,7 @@ class CrossAttention(nn.Module):
             memory.values,
             view,
             scale=self.config.scale,
+            soft_cap=self.config.soft_cap,
             dropout=self.dropout if self.training and self.config.dropout else None,
         )
         return self.out(y.reshape(*shape[:2], self.heads * self.size))

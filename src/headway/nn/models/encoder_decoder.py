@@ -19,7 +19,7 @@ from headway.errors import ConfigError, UserError
 from headway.layout import Layout
 from headway.nn.mixers import Bidirectional, Memory, Mixer
 from headway.nn.models.block import Block, BlockConfig
-from headway.nn.models.embeds import Embed, EmbedConfig
+from headway.nn.models.embeds import Embed, EmbedConfig, TokenInputs
 from headway.nn.models.stack import Stack
 from headway.nn.models.transformer import (
     Decoding,
@@ -302,6 +302,15 @@ class EncoderDecoder(nn.Module):
         names = encoded.auxiliary.keys() | terms.keys()
         auxiliary = {name: encoded.auxiliary.get(name, 0.0) + terms.get(name, 0.0) for name in names}
         return ModelFeatures(x, layout, auxiliary)  # type: ignore[arg-type]
+
+    def output(self, head: str, inputs: TokenInputs, layout: Layout) -> Tensor:
+        """The output of a head for whole texts, one per row, which both the encoder and the decoder read (Lewis et al.
+        2019, section 3.1). The decoder starts with a text's last token, its end token.
+        """
+        last = layout.lengths[:, None] - 1
+        previous = torch.where(layout.positions > 0, layout.positions - 1, last)
+        encoded = self(inputs.ids, layout, inputs.ids.gather(1, previous), layout)
+        return self.heads[head](encoded.x, encoded.layout)
 
     def start(self, prompt: Prompt, capacity: int) -> tuple[Float[Tensor, "B C"], Decoding]:
         """Encode the sources and process the targets' first tokens; see Transformer.start."""

@@ -102,8 +102,8 @@ def predicting_head(model: ModelOrConfig) -> Literal["classes", "number"] | None
 
 
 def is_text_classifier(model: ModelOrConfig) -> bool:
-    """A stack that predicts a class, a number or labels for text or a pair of texts."""
-    return is_text(model) and predicting_head(model) is not None
+    """A stack, or an encoder-decoder, that predicts a class, a number or labels for text or a pair of texts."""
+    return (is_text(model) or _encodes_tokens(model)) and predicting_head(model) is not None
 
 
 def is_cross_encoder(model: ModelOrConfig) -> bool:
@@ -119,15 +119,12 @@ def is_tagger(model: ModelOrConfig) -> bool:
 
 def is_encoder_decoder(model: ModelOrConfig) -> bool:
     """An encoder of any input, and a decoder that generates."""
-    return isinstance(_config(model), EncoderDecoderConfig)
+    return isinstance(_config(model), EncoderDecoderConfig) and _has_head(model, "vocabulary")
 
 
 def is_translator(model: ModelOrConfig) -> bool:
     """An encoder-decoder from tokens to tokens."""
-    config = _config(model)
-    return isinstance(config, EncoderDecoderConfig) and _has_embedding(
-        config.encoder, TokenEmbedConfig, OneHotEmbedConfig
-    )
+    return _encodes_tokens(model) and is_encoder_decoder(model)
 
 
 def is_transcriber(model: ModelOrConfig) -> bool:
@@ -200,13 +197,14 @@ def is_chess(model: ModelOrConfig) -> bool:
 
 def reads_prompts(model: ModelOrConfig) -> bool:
     """Whether the model takes text through a tokenizer."""
-    return is_text(model) or is_translator(model) or is_transcriber(model) or is_two_tower(model) or is_captioner(model)
+    text = is_text(model) or _encodes_tokens(model)
+    return text or is_transcriber(model) or is_two_tower(model) or is_captioner(model)
 
 
 def input_kinds(model: ModelOrConfig) -> list[Literal["texts", "images", "sounds"]]:
     """The kinds of input that the model takes; empty for states or a board."""
     inputs: list[Literal["texts", "images", "sounds"]] = []
-    if is_text(model) or is_translator(model) or is_two_tower(model):
+    if is_text(model) or _encodes_tokens(model) or is_two_tower(model):
         inputs.append("texts")
     if is_vision(model) or is_two_tower(model) or is_captioner(model):
         inputs.append("images")
@@ -231,6 +229,7 @@ _KIND_TEXTS = (
     (is_causal, "a language model"),
     (is_masked, "a masked language model"),
     (is_text, "a text model (heads: {heads})"),
+    (is_text_classifier, "an encoder-decoder that classifies text"),
     (is_translator, "an encoder-decoder"),
     (is_transcriber, "a speech recognition model"),
     (is_encoder_decoder, "an encoder-decoder"),
@@ -255,8 +254,15 @@ def _has_embedding(model: ModelOrConfig, *embeds: type[EmbedConfig]) -> bool:
     return isinstance(config, TransformerConfig) and isinstance(config.embed, embeds)
 
 
+def _encodes_tokens(model: ModelOrConfig) -> bool:
+    config = _config(model)
+    tokens = TokenEmbedConfig, OneHotEmbedConfig
+    return isinstance(config, EncoderDecoderConfig) and _has_embedding(config.encoder, *tokens)
+
+
 def _has_head(model: ModelOrConfig, head: str) -> bool:
-    return head in getattr(_config(model), "heads", ())
+    config = _config(model)
+    return head in getattr(config.decoder if isinstance(config, EncoderDecoderConfig) else config, "heads", ())
 
 
 def _has_causal_stack(model: ModelOrConfig) -> bool:
