@@ -67,8 +67,8 @@ def connect(url: str, api_key: str | None = None, model: str | None = None) -> R
 class RemoteModel(RemoteVerbs):
     """The model that `connect` returns, with methods of `headway.Model` that run on a server: `generate`, `stream`,
     `chat`, `classify`, `embed`, `rerank`, `answer`, `tag`, `fill`, `translate`, `caption`, `match` and `score` take the
-    same arguments there. The server's errors are raised as UserError, including for verbs that its model does not support.
-    Images and audio are files, which are read locally and uploaded; the server opens none. The server rejects
+    same arguments there. The server's errors are raised as UserError, including for verbs that its model does not
+    support. Images and audio are files, which are read locally and uploaded; the server opens none. The server rejects
     conversations that are longer than the context.
 
     `name`, `kind`, `verbs`, `context` (tokens, None for no limit) and `parameters` describe the model; `reads` lists

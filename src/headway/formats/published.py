@@ -167,8 +167,8 @@ def load_published(
     """
     directory = Path(directory)
     metadata = _read(directory, context)
-    report_unknown(metadata.family, metadata.settings)
     config = with_modules(metadata.config, metadata.settings, directory)
+    report_unknown(metadata.family, metadata.settings)
     model = uninitialized_model(metadata.config, metadata.shards.size, metadata.shards.source, dtype)
     fill(model, metadata.family.rules(metadata.config), metadata.weights, dtype)
     attach_modules(model, config, metadata.settings, directory, dtype)
