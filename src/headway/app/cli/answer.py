@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING, cast
 
 from headway.app.cli.options import add_server, add_verb, integer, load, torch_options, verb_options
 from headway.app.cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from headway.domains.understanding import Answer
 
 EXAMPLE = """
 headway answer path/to/roberta-base-squad2 --question "Who wrote it?" "Ada wrote the first program." --allow-none
@@ -27,7 +31,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     contexts = args.contexts or [sys.stdin.read()]
     with torch_options(args):
         model = load(args)
-        answers = model.answer(args.question, contexts, **verb_options(args, "answer"))
+        answers = cast("list[Answer]", model.answer(args.question, contexts, **verb_options(args, "answer")))
     for entry in answers:
         terminal.print(f"{entry.score:.4f}\t{entry.start}-{entry.end}\t{entry.text or '(no answer)'}")
     terminal.print_result(

@@ -1,4 +1,6 @@
-"""Fine-tuning tasks for encoders: classes and numbers for texts and pairs, tags of words, sentence embeddings."""
+"""Fine-tuning tasks for encoders: classes and numbers for texts and pairs, tags of words, sentence embeddings,
+relevance of documents.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,8 @@ if TYPE_CHECKING:
     from headway.domains.understanding.predictors import RankedDocument, TaggedWords, Text
 
 __all__ = ["RECIPES", "TASKS", "VERBS", "Answer", "RankedDocument", "TaggedWords", "Text"]
-RECIPES = ("classification", "pairs", "tagging", "embedding", "banking77")
-TASKS = {"classification": "task", "embedding": "task", "pairs": "task", "tagging": "tagging"}
+RECIPES = ("classification", "pairs", "tagging", "embedding", "reranking", "banking77")
+TASKS = {"classification": "task", "embedding": "task", "pairs": "task", "reranking": "reranking", "tagging": "tagging"}
 VERBS = {
     "answer": "is_answerer",
     "classify": "is_text_classifier",
