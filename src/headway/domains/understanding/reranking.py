@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from headway.config_kinds import register
 from headway.data import Table, read_table
-from headway.data.labels import Target, json_list, parse_numbers
+from headway.data.labels import Target, json_list, parse_number
 from headway.data.table_files import read_table_rows
 from headway.domains.understanding.pair_inputs import PairInputs
 from headway.domains.understanding.task import PooledTaskConfig, TextDataset, check_encoder
@@ -66,13 +66,17 @@ class RerankingConfig(PooledTaskConfig):
             ]
         else:
             table = read_table(paths, {"query": self.query, "document": self.document, "label": self.label})
-            labels = [_BOOLEANS.get(label.strip().lower(), label) for label in table.columns["label"]]
-            values = parse_numbers(labels, table.location)
-            if values.min() < 0:
-                row = int(values.argmin())
-                raise UserError(f"{table.location(row)}: the label {labels[row]} is below 0; use 0 for irrelevant")
-            values = values / max(1.0, float(values.max()))
-            groups = [[pair] for pair in zip(table.columns["document"], values.tolist())]
+            values = []
+            for row, label in enumerate(table.columns["label"]):
+                value = parse_number(_BOOLEANS.get(label.strip().lower(), label))
+                if value is None or value < 0:
+                    raise UserError(
+                        f"{table.location(row)}: the label is {label!r:.40}; write 1 for a relevant document and 0 for "
+                        "others, or numbers that are larger for more relevant documents"
+                    )
+                values.append(value)
+            largest = max(1.0, *values)
+            groups = [[(document, value / largest)] for document, value in zip(table.columns["document"], values)]
         pairs: dict[tuple[int, str, str], tuple[int, float]] = {}  # by split, query and document
         for row, (query, group) in enumerate(zip(table.columns["query"], groups)):
             for document, value in group:
