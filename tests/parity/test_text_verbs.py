@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from twins import batch, difference, twins
 
 import headway as hw
 from headway.app.cli.main import USER_ERROR, main
 from headway.errors import UserError
+from headway.formats.published import save_published
 from text_models import INSTRUCTION, NLI, QUESTIONS, TEXTS, TWO, change, save, save_causal
 
 T = pytest.importorskip("transformers")
@@ -361,3 +363,31 @@ def test_scores_have_the_activation_that_the_settings_name(
     assert [one.score for one in sorted(again.rerank(QUERY, TEXTS, truncate=True))] == found
     with pytest.raises(UserError, match="this model takes no instruction"):
         model.rerank(QUERY, TEXTS, instruction="Find it")
+
+
+DECODERS = {"Llama": {}, "Qwen2": {}, "Qwen3": {"head_dim": 8}, "Gemma2": {"head_dim": 8}, "Mistral": {}, "Phi3": {}}
+
+
+@pytest.mark.parametrize("stem", DECODERS)
+def test_decoders_tag_each_token(stem: str, tmp_path: Path) -> None:
+    names = {"id2label": {0: "O", 1: "B-PER", 2: "I-PER"}, "label2id": {"O": 0, "B-PER": 1, "I-PER": 2}}
+    size = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    size |= {"num_key_value_heads": 2, "intermediate_size": 48, "pad_token_id": 0, **DECODERS[stem]}
+    made = twins(getattr(T, f"{stem}ForTokenClassification")(getattr(T, f"{stem}Config")(**size, **names)), tmp_path)
+    b = batch([9, 4, 1], 60)
+    with torch.inference_mode():
+        wanted = made.theirs(b.ids, attention_mask=b.mask).logits
+        found = made.ours.output("tags", b.ids, b.layout)
+        assert difference(wanted, found, b.layout.mask) < 1e-5
+        save_published(made.ours, made.ours.config, tmp_path / "out", made.usage)
+    again = getattr(T, f"{stem}ForTokenClassification").from_pretrained(tmp_path / "out")
+    assert all(torch.equal(a, c) for a, c in zip(made.theirs.state_dict().values(), again.state_dict().values()))
+    assert made.usage.labels == tuple(names["label2id"])
+    assert "tag" in hw.load(tmp_path / "out").verbs
+
+
+def test_a_decoder_whose_class_has_another_head_is_refused(tmp_path: Path) -> None:
+    config = T.GPT2Config(vocab_size=60, n_embd=16, n_layer=1, n_head=2, n_positions=16)
+    T.GPT2ForTokenClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="the head of GPT2ForTokenClassification is not supported"):
+        hw.load(tmp_path)
