@@ -306,6 +306,13 @@ def test_a_folder_that_scores_one_token_of_its_own_prompt(tmp_path: Path) -> Non
         model.rerank(QUERY, TEXTS, instruction="Find it")
 
 
+def test_a_reranker_without_a_prompt_is_refused(tmp_path: Path) -> None:
+    folder = save_causal(tmp_path)
+    write_logit_score(folder, SIGMOID, true_token_id=300, false_token_id=301)
+    with pytest.raises(UserError, match="has no chat template for a query and a document"):
+        hw.load(folder)
+
+
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
@@ -321,7 +328,8 @@ def test_tokens_that_cannot_be_scored(tokens: dict[str, Any], message: str, tmp_
     if "classifier_from_token" in tokens:
         change(folder / "config.json", **tokens)
     else:
-        write_logit_score(folder, "torch.nn.modules.activation.Sigmoid", **tokens)
+        (folder / "chat_template.jinja").write_text(TEMPLATE)
+        write_logit_score(folder, SIGMOID, **tokens)
     with pytest.raises(UserError, match=message):
         hw.load(folder)
 

@@ -138,9 +138,9 @@ def to_classes_model(model: nn.Module) -> nn.Module:
 
 CLASSES, TOKENS = "heads.classes.project.weight", "ForTokenClassification"
 _TAGGERS = {  # decoders that transformers has with a head for the class of each token
-    "Apertus", "Arcee", "DeepseekV3", "Exaone4", "Gemma", "Gemma2", "Glm", "Glm4", "GptOss", "Helium", "Llama", "Ministral",
-    "Mistral", "Mixtral", "Nemotron", "Persimmon", "Phi", "Phi3", "Qwen2", "Qwen2Moe", "Qwen3", "Qwen3Moe", "SeedOss",
-    "SmolLM3", "StableLm", "Starcoder2",
+    "Apertus", "Arcee", "DeepseekV3", "Exaone4", "Gemma", "Gemma2", "Glm", "Glm4", "GptOss", "Helium", "Llama",
+    "Ministral", "Mistral", "Mixtral", "Nemotron", "Persimmon", "Phi", "Phi3", "Qwen2", "Qwen2Moe", "Qwen3", "Qwen3Moe",
+    "SeedOss", "SmolLM3", "StableLm", "Starcoder2",
 }  # fmt: skip
 
 

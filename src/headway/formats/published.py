@@ -27,8 +27,8 @@ from headway.formats.sentence_transformers import (
     HEAD,
     attach_modules,
     check_embedding,
-    pair_template,
     read_sentence_usage,
+    reranker_template,
     usage_settings,
     with_modules,
     write_modules,
@@ -173,10 +173,8 @@ def load_published(
     fill(model, metadata.family.rules(metadata.config), metadata.weights, dtype)
     attach_modules(model, config, metadata.settings, directory, dtype)
     special_tokens = read_special_tokens(directory, metadata.settings)
-    template, processor_files = (
-        pair_template(read_template(directory), metadata.settings, config),
-        metadata.family.processor_files,
-    )
+    template = reranker_template(read_template(directory), config, metadata.settings, directory)
+    processor_files = metadata.family.processor_files
     processor = (
         read_processor(directory)
         if processor_files is None

@@ -209,10 +209,16 @@ def formats_pairs(template: str | None) -> bool:
     return template is not None and all(role.search(template) for role in _PAIR_ROLES)
 
 
-def pair_template(template: str | None, settings: Settings, config: ModelConfig) -> str | None:
-    """Return the chat template of a folder; that of Qwen3-Reranker if the folder only names the tokens to score."""
-    is_reranker = TOKENS in settings and RELEVANCE in getattr(config, "heads", {})
-    return QWEN3_TEMPLATE if is_reranker and not formats_pairs(template) else template
+def reranker_template(template: str | None, config: ModelConfig, settings: Settings, directory: Path) -> str | None:
+    """Return a folder's chat template. A reranker that only names its tokens has the one of Qwen3-Reranker. UserError
+    for a LogitScore without a template for queries and documents.
+    """
+    kinds = [module.kind for module in _read_modules(directory)]
+    if RELEVANCE not in getattr(config, "heads", {}) or formats_pairs(template):
+        return template
+    if "LogitScore" in kinds:
+        raise UserError(f"{directory} has no chat template for a query and a document; download it again")
+    return QWEN3_TEMPLATE if TOKENS in settings and settings.architecture.endswith("ForCausalLM") else template
 
 
 def read_sentence_usage(directory: Path) -> SentenceUsage:

@@ -232,8 +232,9 @@ def neighbour_recall(vectors: np.ndarray, labels: np.ndarray, at: Sequence[int] 
 
 
 def ranking_scores(scores: np.ndarray, relevance: np.ndarray, queries: np.ndarray, at: int = 10) -> Scores:
-    """`mrr_at_K` and `ndcg_at_K` (Järvelin and Kekäläinen 2002) of documents with `scores`, `relevance` from 0 to 1 and
-    query numbers [N], as means over the queries that have a relevant document and another one; empty without any.
+    """NDCG (Järvelin and Kekäläinen 2002) and MRR of the first `at` documents, from the scores, the relevance from 0 to
+    1 and the query numbers [N] of all documents: means over the queries that have a relevant document and another one.
+    Empty without such queries.
 
     MRR counts documents with a relevance of at least half of the largest. Of equal scores, the less relevant document
     comes first.

@@ -152,8 +152,8 @@ def rerank(
     instruction: str | None = None,
 ) -> list[RankedDocument]:
     """Rank documents by their relevance to a query with a cross-encoder or a reranking language model: at most `top_n`,
-    most relevant first. Scores are from 0 to 1 (the sigmoid of the output), or the output if the model's settings say
-    so (Identity).
+    most relevant first. Scores are from 0 to 1: the sigmoid of the output, or the output itself if the model's
+    settings name Identity as the activation.
 
     truncate: truncate inputs that are too long for the model, the longer text first; otherwise they are errors.
     instruction: what makes a document relevant, for models whose prompt contains it, such as Qwen3-Reranker.
