@@ -25,7 +25,7 @@ Where a method takes *one or many*, one thing gives one answer and a list (or a 
 # The methods and attributes of a model, as a person looks for them.
 MODEL = {
     "Texts": ("generate", "stream", "complete", "continuations", "chat", "chat_stream", "talk", "translate"),
-    "Labels, vectors, masks": ("classify", "thresholds", "rerank", "tag", "embed", "fill"),
+    "Labels, vectors, masks": ("classify", "thresholds", "rerank", "answer", "tag", "embed", "fill"),
     "Images and sounds": ("caption", "match", "look", "transcribe", "transcriber"),
     "Time series": ("forecast",),
     "Episodes, robots, chess": ("rollout", "policy", "player"),

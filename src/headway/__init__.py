@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from headway.domains.image_text import Matches
     from headway.domains.masked import Candidate
     from headway.domains.robotics.policy import RobotController
-    from headway.domains.understanding import RankedDocument, TaggedWords
+    from headway.domains.understanding import Answer, RankedDocument, TaggedWords
     from headway.domains.vision import ImageAttention
     from headway.errors import ConfigError, PartialFailureError, UserError
     from headway.generate import Completion, Limits, Sampling, SearchConfig, Session
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AgentPolicy",
+    "Answer",
     "Attention",
     "Candidate",
     "ChessPlayer",
@@ -114,7 +115,7 @@ lazy_exports(
         ),
         ".domains.image_text": ("Matches",),
         ".domains.masked": ("Candidate",),
-        ".domains.understanding": ("RankedDocument", "TaggedWords"),
+        ".domains.understanding": ("Answer", "RankedDocument", "TaggedWords"),
         ".domains.vision": ("ImageAttention",),
         ".errors": (
             "ConfigError",

@@ -26,7 +26,7 @@ from headway.learn.plan.plans import can_scale, plan_run
 from headway.learn.plan.scale import Scale
 
 PACE = Throughput(2000.0, 0.002)
-SIZED = ("audio", "transcription", "classification", "pairs", "tagging", "embedding", "masked", "instruct")
+SIZED = ("audio", "transcription", "classification", "pairs", "tagging", "embedding", "reranking", "masked", "instruct")
 
 
 def scale(name: str) -> Scale:

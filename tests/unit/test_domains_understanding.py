@@ -72,7 +72,9 @@ def sentences(data_dir: Path, tmp_path: Path) -> Path:
 
 
 def test_the_recipes_have_the_promised_names() -> None:
-    assert [make().name for make in RECIPES] == ["classification", "pairs", "tagging", "embedding", "banking77"]
+    assert [make().name for make in RECIPES] == [
+        *("classification", "pairs", "tagging", "embedding", "reranking", "banking77")
+    ]
     assert banking77().data == ("banking77",)
 
 

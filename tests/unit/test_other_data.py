@@ -156,6 +156,12 @@ CASES: dict[str, tuple[str | Recipe, Write, dict[str, Any], str]] = {
         {"task.target": "number"},
         "numbers",
     ),
+    "reranking": (
+        "reranking",
+        lines("a.csv", "query,document,label\n", lambda n, c: f"{phrase(n // 2)},{phrase(n + 1)},{(n + c) % 2}"),
+        {},
+        "relevance",
+    ),
     "tagging": ("tagging", lines("a.conll", "", lambda n, c: f"{phrase(n)[:3]} {kind(n, c)}\nmore O\n"), {}, "labels"),
     "embedding": (
         "embedding",

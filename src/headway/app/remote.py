@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from headway.data.dialogues import Message
     from headway.domains.audio import Transcription
-    from headway.domains.understanding import RankedDocument
+    from headway.domains.understanding import Answer, RankedDocument
 
 T = TypeVar("T")
 Texts = Iterable[str]
@@ -66,9 +66,9 @@ def connect(url: str, api_key: str | None = None, model: str | None = None) -> R
 
 class RemoteModel(RemoteVerbs):
     """The model that `connect` returns, with methods of `headway.Model` that run on a server: `generate`, `stream`,
-    `chat`, `classify`, `embed`, `rerank`, `tag`, `fill`, `translate`, `caption`, `match` and `score` take the same
-    arguments there. The server's errors are raised as UserError, including for verbs that its model does not support.
-    Images and audio are files, which are read locally and uploaded; the server opens none. The server rejects
+    `chat`, `classify`, `embed`, `rerank`, `answer`, `tag`, `fill`, `translate`, `caption`, `match` and `score` take the
+    same arguments there. The server's errors are raised as UserError, including for verbs that its model does not
+    support. Images and audio are files, which are read locally and uploaded; the server opens none. The server rejects
     conversations that are longer than the context.
 
     `name`, `kind`, `verbs`, `context` (tokens, None for no limit) and `parameters` describe the model; `reads` lists
@@ -183,7 +183,7 @@ class RemoteModel(RemoteVerbs):
     def _chat(self, messages: str | Sequence[Message], **settings: Any) -> str:
         return "".join(self.chat_stream(messages, **settings)).strip()
 
-    def _embed(self, items: Any, truncate: bool) -> Float[Tensor, "D"] | Float[Tensor, "N D"]:
+    def _embed(self, items: Any, truncate: bool, prompt: str | None) -> Float[Tensor, "D"] | Float[Tensor, "N D"]:
         many, is_single = _as_list(items)
         # For a model of texts and images, a string that is the path of a file is that image.
         is_image = lambda item: "images" in self.reads and ("texts" not in self.reads or Path(item).is_file())  # noqa: E731
@@ -198,11 +198,13 @@ class RemoteModel(RemoteVerbs):
             vector_bytes = b"".join(base64.b64decode(entry["embedding"]) for entry in response["data"])
             return torch.from_numpy(np.frombuffer(vector_bytes, "<f4").reshape(len(encoded), -1).astype(np.float32))
 
-        fields = {"input": encoded, "encoding_format": "base64", "truncate": truncate}
+        fields = {"input": encoded, "encoding_format": "base64", "truncate": truncate, "prompt": prompt}
         vectors = self._request("/v1/embeddings", fields, parse)
         return vectors[0] if is_single else vectors
 
-    def _rerank(self, query: str, documents: Texts, top_n: int | None, truncate: bool) -> list[RankedDocument]:
+    def _rerank(
+        self, query: str, documents: Texts, top_n: int | None, truncate: bool, instruction: str | None
+    ) -> list[RankedDocument]:
         from headway.domains.understanding import RankedDocument
 
         many = _as_list(documents)[0]
@@ -213,8 +215,18 @@ class RemoteModel(RemoteVerbs):
             scores = [(entry["index"], entry["relevance_score"]) for entry in response["results"]]
             return [RankedDocument(index, score, many[index]) for index, score in scores]
 
-        fields = {"query": query, "documents": many, "truncate": truncate}
-        return self._request("/v1/rerank", fields if top_n is None else {**fields, "top_n": top_n}, parse)
+        fields = {"query": query, "documents": many, "truncate": truncate, "top_n": top_n, "instruction": instruction}
+        return self._request("/v1/rerank", fields, parse)
+
+    def _answer(self, question: str, context: str | Texts, **settings: Any) -> Answer | list[Answer]:
+        from headway.domains.understanding import Answer
+
+        many, is_single = _as_list(context)
+        if not many:
+            return []
+        parse = lambda response: [Answer(**entry) for entry in response["result"]]  # noqa: E731
+        answers = self._request("/v1/answer", {"question": question, "context": many, **settings}, parse)
+        return answers[0] if is_single else answers
 
     def _request(self, path: str, body: Fields, parse: Callable[[Any], T]) -> T:
         return self._server.request("POST", path, {"model": self.name, **body}, parse)

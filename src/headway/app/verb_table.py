@@ -38,8 +38,10 @@ VERBS = {
     "fill": Verb("fill in masks", "use a masked language model, such as BERT"),
     "classify": Verb("classify", "fine-tune one: headway train classification|vision|audio --from MODEL --data FILE"),
     "rerank": Verb(
-        "rank documents", "use a cross-encoder, such as BERT with one label, or fine-tune one: headway train pairs"
+        "rank documents",
+        "use a cross-encoder, such as bge-reranker, or fine-tune one: headway train reranking --from MODEL",
     ),
+    "answer": Verb("answer questions from a text", "use a model for question answering, such as BERT for SQuAD"),
     "tag": Verb("tag words", "fine-tune one: headway train tagging --from MODEL --data FILE"),
     "match": Verb("match images and text", "use a CLIP or SigLIP model"),
     "embed": Verb("make embeddings", "use an encoder, such as BERT, ViT or CLIP"),
@@ -63,7 +65,19 @@ VERBS = {
     "transcriber": _TRANSCRIBE._replace(variant_of="transcribe"),
 }
 ATTRIBUTES = ("session", "talk")  # verbs that are attributes of `Model`, not methods
-REMOTE_VERBS = {"generate", "stream", "chat", "classify", "embed", "rerank", "tag", "fill", "translate", "caption"}
+REMOTE_VERBS = {
+    "generate",
+    "stream",
+    "chat",
+    "classify",
+    "embed",
+    "rerank",
+    "answer",
+    "tag",
+    "fill",
+    "translate",
+    "caption",
+}
 REMOTE_VERBS |= {"match", "score"}  # verbs that a server runs with the arguments that they have here
 RUN_VERBS = {"evaluate": "headway.predict.model_evaluation"}  # verbs of every run, whatever its domain
 _EXPLANATION = re.compile(r"^(\w+(?:, \w+)*): (.+(?:\n(?!\w+(?:, \w+)*: ).+)*)", re.MULTILINE)  # of a docstring

@@ -279,7 +279,12 @@ class LocalVerbs:
     def fill(self, text: _masked.Texts, top: int = ...) -> list[list[list[_masked.Candidate]]]: ...
     @overload
     def classify(
-        self, items: _audio.Sound | _understanding.Text | _vision.Image, truncate: bool = ...
+        self,
+        items: _audio.Sound | _understanding.Text | _vision.Image,
+        truncate: bool = ...,
+        labels: Iterable[str] | None = ...,
+        hypothesis: str = ...,
+        multiple: bool = ...,
     ) -> _audio.Labels:
         """The probability of each label, most probable first, for a text, a text pair (a tuple), an image or an audio
         clip, or for each of several. A regression model returns its prediction as "value". A multi-label model
@@ -290,6 +295,10 @@ class LocalVerbs:
 
         truncate: truncate text that is too long for the model, and use the middle of audio that is too long; otherwise
         both are errors.
+        labels: choose from these labels instead of the model's classes. The model must have a class "entailment", as
+        models for natural language inference have.
+        hypothesis: sentence that a text entails if a label, which replaces {}, is right.
+        multiple: several labels may be right, so each has an independent probability.
 
         Raises UserError for a model without classes.
         """
@@ -299,16 +308,44 @@ class LocalVerbs:
         self,
         items: Iterable[_audio.Sound] | Iterable[_understanding.Text] | Iterable[_vision.Image],
         truncate: bool = ...,
+        labels: Iterable[str] | None = ...,
+        hypothesis: str = ...,
+        multiple: bool = ...,
     ) -> list[_audio.Labels]: ...
     def rerank(
-        self, query: str, documents: _understanding.Texts, top_n: int | None = None, truncate: bool = False
+        self,
+        query: str,
+        documents: _understanding.Texts,
+        top_n: int | None = None,
+        truncate: bool = False,
+        instruction: str | None = None,
     ) -> list[_understanding.RankedDocument]:
-        """Rank documents by their relevance to a query with a cross-encoder: scores from 0 to 1, most relevant first,
-        at most `top_n`.
+        """Rank documents by their relevance to a query with a cross-encoder or a reranking language model: at most `top_n`,
+        most relevant first. Scores are from 0 to 1: the sigmoid of the output, or the output itself if the model's
+        settings name Identity as the activation.
 
         truncate: truncate inputs that are too long for the model, the longer text first; otherwise they are errors.
+        instruction: what makes a document relevant, for models whose prompt contains it, such as Qwen3-Reranker.
 
         Raises UserError for a model that does not have exactly one output.
+        """
+        ...
+    def answer(
+        self,
+        question: str,
+        context: str | _understanding.Texts,
+        window: int = 384,
+        stride: int | None = None,
+        max_tokens: int = 15,
+        allow_none: bool = False,
+    ) -> _understanding.Answer | list[_understanding.Answer]:
+        """Answer a question with a part of a context, or of each of several: its text, its characters from `start` to
+        before `end`, and its score.
+
+        window: number of tokens of the question and a part of a long context that the model reads at once.
+        stride: number of tokens that successive parts share (default: half the window, at most 128).
+        max_tokens: maximum number of tokens of an answer.
+        allow_none: return an empty answer if the score for no answer is higher, as models for SQuAD 2 are trained to.
         """
         ...
     @overload
@@ -339,18 +376,22 @@ class LocalVerbs:
         """
         ...
     @overload
-    def embed(self, items: str | _image_text.Image, truncate: bool = ...) -> Float[Tensor, "D"]:
-        """A unit-length vector for a text or an image, Float[D], or for each of several, Float[N, D].
+    def embed(
+        self, items: str | _image_text.Image, truncate: bool = ..., prompt: str | None = ...
+    ) -> Float[Tensor, "D"]:
+        """A vector for a text or an image, Float[D], or for each of several, Float[N, D]. It has unit length, unless the
+        model is a sentence encoder whose modules do not normalise.
 
         A model with a joint space for images and texts takes both; a string that is an image path stands
         for the image.
 
         truncate: truncate text that is too long for the model.
+        prompt: name of a prompt of the model to put before each text, such as query or document.
         """
         ...
     @overload
     def embed(
-        self, items: _image_text.Texts | Iterable[_image_text.Image], truncate: bool = ...
+        self, items: _image_text.Texts | Iterable[_image_text.Image], truncate: bool = ..., prompt: str | None = ...
     ) -> Float[Tensor, "N D"]: ...
     @overload
     def look(self, images: _vision.Image) -> _vision.ImageAttention:
@@ -737,7 +778,12 @@ class RemoteVerbs:
     def fill(self, text: _masked.Texts, top: int = ...) -> list[list[list[_masked.Candidate]]]: ...
     @overload
     def classify(
-        self, items: _audio.Sound | _understanding.Text | _vision.Image, truncate: bool = ...
+        self,
+        items: _audio.Sound | _understanding.Text | _vision.Image,
+        truncate: bool = ...,
+        labels: Iterable[str] | None = ...,
+        hypothesis: str = ...,
+        multiple: bool = ...,
     ) -> _audio.Labels:
         """The probability of each label, most probable first, for a text, a text pair (a tuple), an image or an audio
         clip, or for each of several. A regression model returns its prediction as "value". A multi-label model
@@ -748,6 +794,10 @@ class RemoteVerbs:
 
         truncate: truncate text that is too long for the model, and use the middle of audio that is too long; otherwise
         both are errors.
+        labels: choose from these labels instead of the model's classes. The model must have a class "entailment", as
+        models for natural language inference have.
+        hypothesis: sentence that a text entails if a label, which replaces {}, is right.
+        multiple: several labels may be right, so each has an independent probability.
 
         Raises UserError for a model without classes.
         """
@@ -757,16 +807,44 @@ class RemoteVerbs:
         self,
         items: Iterable[_audio.Sound] | Iterable[_understanding.Text] | Iterable[_vision.Image],
         truncate: bool = ...,
+        labels: Iterable[str] | None = ...,
+        hypothesis: str = ...,
+        multiple: bool = ...,
     ) -> list[_audio.Labels]: ...
     def rerank(
-        self, query: str, documents: _understanding.Texts, top_n: int | None = None, truncate: bool = False
+        self,
+        query: str,
+        documents: _understanding.Texts,
+        top_n: int | None = None,
+        truncate: bool = False,
+        instruction: str | None = None,
     ) -> list[_understanding.RankedDocument]:
-        """Rank documents by their relevance to a query with a cross-encoder: scores from 0 to 1, most relevant first,
-        at most `top_n`.
+        """Rank documents by their relevance to a query with a cross-encoder or a reranking language model: at most `top_n`,
+        most relevant first. Scores are from 0 to 1: the sigmoid of the output, or the output itself if the model's
+        settings name Identity as the activation.
 
         truncate: truncate inputs that are too long for the model, the longer text first; otherwise they are errors.
+        instruction: what makes a document relevant, for models whose prompt contains it, such as Qwen3-Reranker.
 
         Raises UserError for a model that does not have exactly one output.
+        """
+        ...
+    def answer(
+        self,
+        question: str,
+        context: str | _understanding.Texts,
+        window: int = 384,
+        stride: int | None = None,
+        max_tokens: int = 15,
+        allow_none: bool = False,
+    ) -> _understanding.Answer | list[_understanding.Answer]:
+        """Answer a question with a part of a context, or of each of several: its text, its characters from `start` to
+        before `end`, and its score.
+
+        window: number of tokens of the question and a part of a long context that the model reads at once.
+        stride: number of tokens that successive parts share (default: half the window, at most 128).
+        max_tokens: maximum number of tokens of an answer.
+        allow_none: return an empty answer if the score for no answer is higher, as models for SQuAD 2 are trained to.
         """
         ...
     @overload
@@ -797,18 +875,22 @@ class RemoteVerbs:
         """
         ...
     @overload
-    def embed(self, items: str | _image_text.Image, truncate: bool = ...) -> Float[Tensor, "D"]:
-        """A unit-length vector for a text or an image, Float[D], or for each of several, Float[N, D].
+    def embed(
+        self, items: str | _image_text.Image, truncate: bool = ..., prompt: str | None = ...
+    ) -> Float[Tensor, "D"]:
+        """A vector for a text or an image, Float[D], or for each of several, Float[N, D]. It has unit length, unless the
+        model is a sentence encoder whose modules do not normalise.
 
         A model with a joint space for images and texts takes both; a string that is an image path stands
         for the image.
 
         truncate: truncate text that is too long for the model.
+        prompt: name of a prompt of the model to put before each text, such as query or document.
         """
         ...
     @overload
     def embed(
-        self, items: _image_text.Texts | Iterable[_image_text.Image], truncate: bool = ...
+        self, items: _image_text.Texts | Iterable[_image_text.Image], truncate: bool = ..., prompt: str | None = ...
     ) -> Float[Tensor, "N D"]: ...
     @overload
     def score(self, texts: str, sources: str | _text.Texts | None = ...) -> list[float]:

@@ -444,3 +444,22 @@ def tokenize_words(codec: TokenizerCodec, sentences: Sequence[Sequence[str]]) ->
             start = stop + 1
         word_tokens.append(WordTokens(encoding.ids, first_tokens))
     return word_tokens
+
+
+class LocatedTokens(NamedTuple):
+    """The ids for a text, the first character and the one after the last of each token, and the index of its word, None
+    if the tokenizer has no words.
+    """
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+    words: list[int | None]
+
+
+def locate_tokens(codec: TokenizerCodec, texts: Sequence[str]) -> list[LocatedTokens]:
+    """The tokens for each text with their positions in it."""
+    try:
+        encoded = codec.tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    except BaseException as error:
+        raise _as_user_error(error) from error
+    return [LocatedTokens(encoding.ids, encoding.offsets, encoding.word_ids) for encoding in encoded]

@@ -96,7 +96,7 @@ def infer_target(labels: Sequence[str], requested: str = "auto", every_number: b
     if requested != "auto":
         return Target(requested, f"task.target={requested}")  # type: ignore[arg-type]
     distinct = list(dict.fromkeys(labels))
-    lists = [label for label in distinct if _json_list(label) is not None]
+    lists = [label for label in distinct if json_list(label) is not None]
     if lists:
         return Target("labels", f"{_abbreviate(max(lists[:_MAX_INTEGER_CLASSES], key=len))} is a list")
     joined = [label for label in distinct if _SEPARATORS.search(label)]
@@ -190,7 +190,7 @@ def parse_numbers(labels: Sequence[str], locate: Callable[[int], str]) -> np.nda
 
 def label_set(label: str) -> tuple[str, ...]:
     """The distinct labels of a sample: from a JSON list, or separated by ; or |."""
-    listed = _json_list(label)
+    listed = json_list(label)
     parts = _SEPARATORS.split(label) if listed is None else listed
     return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
 
@@ -211,7 +211,7 @@ def multi_hot(sets: Sequence[Sequence[str]], names: Sequence[str], locate: Calla
     return array
 
 
-def _json_list(label: str) -> list[str] | None:
+def json_list(label: str) -> list[str] | None:
     """The strings of a JSON list of strings or numbers; None for anything else."""
     if not label.lstrip().startswith("["):
         return None

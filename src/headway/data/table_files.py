@@ -31,6 +31,8 @@ _SYNONYMS = {
         "sentence1", "text1", "premise", "question1", "utterance", "query", "title", "description", "input", "string",
     ),
     "text2": ("text2", "sentence2", "hypothesis", "question2", "answer", "passage", "positive", "text_b", "target"),
+    "query": ("query", "question", "anchor", "search_query", "text", "sentence1", "title"),
+    "document": ("document", "passage", "answer", "doc", "context", "product", "text2", "sentence2"),
     "path": ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "audio", "img", "image_path"),
     "caption": ("caption", "captions", "text", "description", "title", "alt", "sentence"),
     "source": ("source", "src", "input", "text", "original"),

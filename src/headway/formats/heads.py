@@ -136,7 +136,12 @@ def to_classes_model(model: nn.Module) -> nn.Module:
     return clone
 
 
-CLASSES = "heads.classes.project.weight"
+CLASSES, TOKENS = "heads.classes.project.weight", "ForTokenClassification"
+_TAGGERS = {  # decoders that transformers has with a head for the class of each token
+    "Apertus", "Arcee", "DeepseekV3", "Exaone4", "Gemma", "Gemma2", "Glm", "Glm4", "GptOss", "Helium", "Llama",
+    "Ministral", "Mistral", "Mixtral", "Nemotron", "Persimmon", "Phi", "Phi3", "Qwen2", "Qwen2Moe", "Qwen3", "Qwen3Moe",
+    "SeedOss", "SmolLM3", "StableLm", "Starcoder2",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -157,11 +162,14 @@ def read_heads(settings: Settings) -> dict[str, Any]:
     """Return the fields `heads` and `tie` of a configuration: the head of the class that the file was saved from.
 
     A tied vocabulary is present even if a base model was saved, because it costs nothing. Labels are predicted from the
-    last token of a row. UserError for classes with other heads.
+    last token of a row, and tags from each token. UserError for classes with other heads.
     """
     name, vocabulary_head = settings.architecture, {"vocabulary": VocabularyHeadConfig()}
     if name.endswith("ForSequenceClassification"):
         return {"heads": {"classes": PooledHeadConfig(num_outputs(settings), "last", bias=False)}, "tie": "none"}
+    if name.endswith(TOKENS) and name.removesuffix(TOKENS) in _TAGGERS:
+        settings.require("token_classification_bias", True)
+        return {"heads": {"tags": PooledHeadConfig(num_outputs(settings), "tokens")}, "tie": "none"}
     if name and not name.endswith(("ForCausalLM", "LMHeadModel", "Model")):
         raise UserError(
             f"{settings.source}: the head of {name} is not supported; "
@@ -181,6 +189,12 @@ def write_heads(config: TransformerConfig, classes: PublishedClasses) -> dict[st
     special_tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     if "classes" in config.heads:
         return {"architectures": [classes.labels], **label_settings(config.heads), **special_tokens}
+    if "tags" in config.heads:
+        return {
+            "architectures": [classes.base.removesuffix("Model") + TOKENS],
+            **label_settings(config.heads),
+            **special_tokens,
+        }
     name = classes.vocabulary if config.heads else classes.base
     return {"architectures": [name], "tie_word_embeddings": config.tie == "head", **special_tokens}
 
@@ -189,4 +203,6 @@ def head_rules(config: TransformerConfig, source: str = "lm_head.weight") -> lis
     """Return the tensors of the head; `source` is the vocabulary's, or the embedding's if they are tied."""
     if "classes" in config.heads:
         return [rule(CLASSES, "score.weight")]
+    if "tags" in config.heads:
+        return linear("heads.tags.project", "score")
     return [vocabulary(config, "embed.table", source)] if config.heads else []

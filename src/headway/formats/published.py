@@ -24,6 +24,16 @@ from headway.formats.families import families, find_family, text_part
 from headway.formats.heads import head_tensors, to_classes_config, to_classes_model
 from headway.formats.native import read_config, uninitialized_model
 from headway.formats.quantization import QUANTIZATION, QuantizedWeights, Scheme, find_scheme
+from headway.formats.sentence_transformers import (
+    HEAD,
+    attach_modules,
+    check_embedding,
+    read_sentence_usage,
+    reranker_template,
+    usage_settings,
+    with_modules,
+    write_modules,
+)
 from headway.formats.settings import Settings
 from headway.formats.tensor_rules import Family, check_fixed, report_unknown, with_aliases
 from headway.formats.tensorfile import Shards, SizedWeights, TensorFile, write_tensors
@@ -33,9 +43,8 @@ from headway.formats.weights import RenamedWeights, fill, find_differing_copy, f
 from headway.io.durable import read_json, write_json
 from headway.io.outputs import check_free_disk
 from headway.nn.mixers import AttentionConfig
-from headway.nn.models import ActConfig, ModelConfig, PooledHeadConfig, TransformerConfig, TwoTowerConfig
+from headway.nn.models import ActConfig, ModelConfig, TransformerConfig, TwoTowerConfig
 from headway.nn.models.kinds import generates
-from headway.nn.models.pooled import Pool
 from headway.nn.parts.experts import ExpertsConfig
 from headway.nn.parts.feedforward import GatedConfig, MLPConfig
 from headway.nn.parts.init import InitConfig
@@ -161,22 +170,28 @@ def load_published(
     """
     directory = Path(directory)
     metadata = _read(directory, context)
+    config = with_modules(metadata.config, metadata.settings, directory)
     report_unknown(metadata.family, metadata.settings)
     if metadata.scheme is not None and is_deferring():
         dtype = dtype or torch.float32  # of decoded matrices, which are not decoded to find out
-    model = uninitialized_model(
-        with_embedding(metadata.config, directory), metadata.shards.size, metadata.shards.source, dtype
-    )
+    model = uninitialized_model(metadata.config, metadata.shards.size, metadata.shards.source, dtype)
     fill(model, metadata.family.rules(metadata.config), metadata.weights, dtype)
+    attach_modules(model, config, metadata.settings, directory, dtype)
     special_tokens = read_special_tokens(directory, metadata.settings)
-    template, processor_files = read_template(directory), metadata.family.processor_files
+    template = reranker_template(read_template(directory), config, metadata.settings, directory)
+    processor_files = metadata.family.processor_files
     processor = (
         read_processor(directory)
         if processor_files is None
         else processor_files.read(directory, metadata.settings, metadata.shards)
     )
     usage = Usage(
-        metadata.family.name, dict(metadata.settings.values), **special_tokens, template=template, processor=processor
+        metadata.family.name,
+        usage_settings(dict(metadata.settings.values), directory),
+        **special_tokens,
+        template=template,
+        processor=processor,
+        sentence=read_sentence_usage(directory),
     )
     return PublishedModel(model.eval(), usage)
 
@@ -194,7 +209,8 @@ def read_processor(directory: Path) -> dict[str, Any]:
 
 def published_config(directory: Path) -> ModelConfig:
     """Return the configuration of the model in a folder, without reading weights."""
-    return with_embedding(_read(Path(directory), None).config, Path(directory))
+    metadata = _read(Path(directory), None)
+    return with_modules(metadata.config, metadata.settings, Path(directory))
 
 
 def described_config(directory: Path) -> ModelConfig:
@@ -204,7 +220,7 @@ def described_config(directory: Path) -> ModelConfig:
     if any((directory / name).is_file() for whole, index, _ in _WEIGHT_FILES for name in (whole, index)):
         return published_config(directory)
     settings, family, _ = _read_family(directory, None)
-    return with_embedding(read_config(family, settings, head_tensors(settings), _MAX_LAYERS), directory)
+    return with_modules(read_config(family, settings, head_tensors(settings), _MAX_LAYERS), settings, directory)
 
 
 class _FolderMetadata(NamedTuple):
@@ -278,7 +294,7 @@ def save_published(model: nn.Module, config: ModelConfig, directory: Path, usage
     usage = usage or Usage()
     bare = config  # as config.json stores it: the head "embedding" has its own files
     if isinstance(config, TransformerConfig) and HEAD in config.heads:
-        _pooling_mode(config.heads[HEAD])
+        check_embedding(config)
         bare = replace(config, heads={name: head for name, head in config.heads.items() if name != HEAD})
     bare, model = to_classes_config(bare), to_classes_model(model)
     family = _find_family(bare, usage.family)
@@ -299,7 +315,7 @@ def save_published(model: nn.Module, config: ModelConfig, directory: Path, usage
         settings["label2id"] = {label: i for i, label in enumerate(usage.labels)}
     write_json(directory / CONFIG, settings)
     _write_weights(directory, tensors)
-    write_embedding(config, directory)
+    write_modules(model, config, directory, usage.sentence)
     if usage.processor and family.processor_files is None:
         write_json(directory / PROCESSOR, usage.processor)
     if generates(config):
@@ -426,77 +442,3 @@ def special_token_settings(usage: Usage) -> dict[str, Any]:
         "decoder_start_token_id": usage.decoder_start,
     }
     return {name: value for name, value in settings.items() if value is not None}
-
-
-# Sentence encoders: folders in sentence-transformers' layout, whose vectors are a pooled head of the model.
-# modules.json lists the modules after the transformer: 1_Pooling pools the tokens of a text into a vector, 2_Normalize
-# scales it to unit length. Neither has weights.
-MODULES = "modules.json"
-HEAD = "embedding"
-_TYPES = "sentence_transformers.models."
-_POOLS: dict[str, Pool] = {"mean": "mean", "cls": "first", "lasttoken": "last"}
-_FLAGS = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token", "lasttoken": "pooling_mode_lasttoken"}
-
-
-def with_embedding(config: ModelConfig, directory: Path) -> ModelConfig:
-    """Return `config` with the head "embedding" if the folder is a sentence encoder, otherwise unchanged."""
-    path = directory / MODULES
-    if not path.is_file() or not isinstance(config, TransformerConfig):
-        return config
-    module_list = read_json(path)
-    if not isinstance(module_list, list) or not all(isinstance(entry, dict) for entry in module_list):
-        raise UserError(f"{path} is not a list of modules; download it again")
-    modules = [Settings(entry, str(path)) for entry in module_list]
-    kinds = [module.get("type", str).rpartition(".")[2] for module in modules]
-    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
-        raise UserError(
-            f"{path} lists {', '.join(kinds)}, which is not supported; it may be Transformer, Pooling and Normalize"
-        )
-    folder = modules[1].get("path", str)
-    if not folder or Path(folder).name != folder:
-        raise UserError(f"{path} has its pooling in {folder!r}, which is not a subfolder; download it again")
-    path = directory / folder / "config.json"
-    values = _read_mapping(path)
-    flags = [name for name, value in values.items() if name.startswith("pooling_mode_") and value is True]
-    modes = [values["pooling_mode"]] if "pooling_mode" in values else [name for name, f in _FLAGS.items() if f in flags]
-    if len(modes) != 1 or len(flags) > 1 or modes[0] not in _POOLS:
-        raise UserError(
-            f"{path} pools by {', '.join(map(str, flags or modes)) or 'nothing'}, which is not supported; "
-            f"it may be one of {', '.join(_POOLS)}"
-        )
-    pool = _POOLS[modes[0]]
-    head = PooledHeadConfig(pool=pool, unit="Normalize" in kinds)
-    return replace(config, heads={**config.heads, HEAD: head})
-
-
-def write_embedding(config: ModelConfig, directory: Path) -> None:
-    """Write modules.json and its folders if `config` has the head "embedding"."""
-    head = config.heads.get(HEAD) if isinstance(config, TransformerConfig) else None
-    if not isinstance(config, TransformerConfig) or head is None:
-        return
-    mode = _pooling_mode(head)
-    parts = [("", "Transformer"), ("1_Pooling", "Pooling")]
-    parts += [("2_Normalize", "Normalize")] if isinstance(head, PooledHeadConfig) and head.unit else []
-    module_list = [{"idx": i, "name": str(i), "path": p, "type": _TYPES + kind} for i, (p, kind) in enumerate(parts)]
-    write_json(directory / MODULES, module_list)
-    pooling: dict[str, Any] = {"word_embedding_dimension": config.width}
-    pooling |= {flag: mode == name for name, flag in _FLAGS.items()}
-    pooling |= {"pooling_mode_max_tokens": False, "pooling_mode_mean_sqrt_len_tokens": False}
-    for path, _ in parts[1:]:
-        (directory / path).mkdir(exist_ok=True)
-    write_json(directory / "1_Pooling" / "config.json", pooling)
-    write_json(directory / "sentence_bert_config.json", {"max_seq_length": config.context})
-
-
-def _pooling_mode(head: object) -> str:
-    """Return the published name of the head's pooling. UserError for a head with weights, which the layout cannot
-    store.
-    """
-    if isinstance(head, PooledHeadConfig):
-        for mode, pool in _POOLS.items():
-            if head == PooledHeadConfig(pool=pool, unit=head.unit):
-                return mode
-    raise UserError(
-        f"the head {HEAD!r} is {head}, which the layout of sentence-transformers cannot express; "
-        f"pool by {', '.join(_POOLS)}, without weights"
-    )

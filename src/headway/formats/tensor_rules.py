@@ -356,6 +356,7 @@ IGNORED = frozenset(
     """
     architectures auto_map model_type name_or_path _name_or_path _commit_hash transformers_version tokenizer_class
     tokenizer_name finetuning_task task_specific_params transformers.js_config unsloth_version unsloth_fixed
+    sentence_transformers sbert_ce_default_activation_function is_original_qwen3_reranker
 
     dtype torch_dtype use_bfloat16 fp16 bf16 fusion_config attn_implementation _attn_implementation
     _attn_implementation_autoset _experts_implementation experts_implementation reorder_and_upcast_attn

@@ -17,6 +17,24 @@ FILE = "usage.json"
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 THRESHOLDS = "thresholds"  # in headway's exports: the probability from which each of several labels is predicted
 PROBLEM = "problem_type"  # a published model's setting for the meaning of its classifier outputs
+CROSS_ENCODER = "sentence_transformers"  # a published cross-encoder's settings, such as the activation of its score
+_OLD_ACTIVATION = "sbert_ce_default_activation_function"  # the name of that setting until 2025
+
+
+@dataclass(frozen=True)
+class SentenceUsage:
+    """How a sentence encoder takes texts: `prompts` by name, which come before a text, and the one to use by default.
+
+    `max_length` is the maximum number of tokens, `lowercase` whether texts are lower-cased first, and `include_prompt`
+    whether the tokens of the prompt are pooled. `similarity` names the function that compares the vectors.
+    """
+
+    prompts: dict[str, str] = field(default_factory=dict)
+    default_prompt: str | None = None
+    similarity: str | None = None
+    max_length: int | None = None
+    lowercase: bool = False
+    include_prompt: bool = True
 
 
 @dataclass(frozen=True)
@@ -29,7 +47,7 @@ class Usage:
     classes of a "classes" head, in order, and `counts` are the training samples per class. `thresholds` are the
     probabilities from which each label of a multi-label model is predicted. `template` is a jinja2 chat template.
     Lowercasing and other changes of text belong to the tokenizer. `processor` is its preprocessor_config.json: how
-    images become inputs.
+    images become inputs. `sentence` is how a sentence encoder takes texts.
     """
 
     family: str = ""
@@ -47,9 +65,18 @@ class Usage:
     template: str | None = None
     generation: dict[str, Any] = field(default_factory=dict)
     processor: dict[str, Any] = field(default_factory=dict)
+    sentence: SentenceUsage = SentenceUsage()
 
     def save(self, directory: Path) -> None:
         write_json(directory / FILE, to_dict(self))
+
+    def to_train(self) -> Usage:
+        """Return the usage of a model that is trained from this one: it sees texts of its whole context, unchanged, and
+        its scores are the sigmoid of its outputs.
+        """
+        activations = (CROSS_ENCODER, _OLD_ACTIVATION)
+        settings = {name: value for name, value in self.settings.items() if name not in activations}
+        return replace(self, settings=settings, sentence=replace(self.sentence, max_length=None, default_prompt=None))
 
     @property
     def problem(self) -> ProblemType | None:
@@ -66,6 +93,22 @@ class Usage:
         if self.problem != "multi_label_classification":
             return {}
         return dict(zip(self.labels, self.thresholds or (0.5,) * len(self.labels)))
+
+    @property
+    def relevance_activation(self) -> Literal["sigmoid", "identity"]:
+        """What turns a cross-encoder's output into its score; sigmoid unless its settings name another. UserError for
+        an unknown one.
+        """
+        settings = self.settings.get(CROSS_ENCODER)
+        name = (settings.get("activation_fn") if isinstance(settings, dict) else None) or self.settings.get(
+            _OLD_ACTIVATION, "Sigmoid"
+        )
+        activation = str(name).rpartition(".")[2].lower()
+        if activation not in ("sigmoid", "identity"):
+            raise UserError(
+                f"the activation of the score is {name!r:.80}, which is not supported; use Sigmoid or Identity"
+            )
+        return activation  # type: ignore[return-value]
 
     def with_problem_type(self, problem: ProblemType, labels: tuple[str, ...] = ()) -> Usage:
         """Return the usage of a model that was trained on this kind of problem."""

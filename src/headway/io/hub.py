@@ -18,7 +18,7 @@ HUB_PREFIX, _HUB_VARIABLE = "hf:", "HEADWAY_HUB"  # prefix of hub names; the var
 # owner/name, then optionally @REVISION (a branch, tag or commit) and :FORMAT (the number format of a .gguf file).
 _HUB_NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?(?::(\w[\w.-]*))?")
 # The files to download for a model in the published format; never code, and files of torch.save only without others.
-_SETTINGS = ["*.json", "*.txt", "*.model", "*.jinja", "*.spm"]
+_SETTINGS = ["*.json", "*.txt", "*.model", "*.jinja", "*.spm", "*_Dense*/*.bin"]
 _WEIGHTS = (["*.safetensors"], ["pytorch_model*.bin"])
 _PART = re.compile(r"-(\d{5})-of-\d{5}$")
 

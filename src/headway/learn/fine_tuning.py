@@ -92,11 +92,13 @@ class TensorMatch(NamedTuple):
 
 
 def open_start(start: str) -> OpenedModel:
-    """Load the pretrained model. Raises UserError for a language model that has no tokenizer."""
+    """Load the pretrained model, with its usage in training. Raises UserError for a language model that has no
+    tokenizer.
+    """
     pretrained = open_model(named_folder(start))
     if pretrained.codec is None and kinds.reads_prompts(pretrained.model):
         raise UserError(f"{start} has no tokenizer next to its weights; add its tokenizer.json to start from it")
-    return pretrained
+    return pretrained._replace(usage=pretrained.usage.to_train())
 
 
 def open_new_task(recipe: Recipe, directory: Path) -> Task:

@@ -42,6 +42,8 @@ TITLES = {
     "f1": "F1",
     "mean_recall_at_1": "recall at 1, mean of both directions",
     "f1_micro": "micro F1",
+    "mrr_at_10": "MRR at 10",
+    "ndcg_at_10": "NDCG at 10",
     "rare_f1": "F1 of rare classes",
     "r2": "R²",
     "policy": "nats per move",

@@ -154,9 +154,9 @@ def frame_rows(
             available = max(0, limit.max_length - special_count)
             if second_ids is None:
                 first_ids = first_ids[:available]
-            else:  # truncate the longer text first, as in BERT's code
+            else:  # truncate the longer text first, as tokenizers does
                 shorter = min(len(first_ids), len(second_ids), available // 2)
-                is_first_longer = len(first_ids) >= len(second_ids)
+                is_first_longer = len(first_ids) > len(second_ids)
                 first_ids = first_ids[: available - shorter if is_first_longer else shorter]
                 second_ids = second_ids[: shorter if is_first_longer else available - shorter]
         rows.append(frame.add_special_tokens(first_ids, second_ids))

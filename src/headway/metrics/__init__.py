@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         nearest_centroid,
         neighbour_recall,
         paired_recall,
+        ranking_scores,
         tag_scores,
     )
     from headway.metrics.error_rates import (
@@ -79,6 +80,7 @@ __all__ = [
     "paired_recall",
     "perplexity",
     "pronunciation_error_rates",
+    "ranking_scores",
     "rouge",
     "tag_scores",
     "translation_scores",
@@ -99,6 +101,7 @@ lazy_exports(
             "nearest_centroid",
             "neighbour_recall",
             "paired_recall",
+            "ranking_scores",
             "entity_spans",
             "tag_scores",
         ),

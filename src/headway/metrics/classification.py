@@ -1,4 +1,4 @@
-"""Metrics for classification, tagged entities and vector retrieval."""
+"""Metrics for classification, tagged entities, vector retrieval and rankings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from headway.errors import UserError
-from headway.metrics.intervals import bootstrap, bootstrap_ratio, wilson_interval
+from headway.metrics.intervals import bootstrap, bootstrap_mean, bootstrap_ratio, wilson_interval
 
 Scores = dict[str, float | list[float]]
 
@@ -229,3 +229,32 @@ def neighbour_recall(vectors: np.ndarray, labels: np.ndarray, at: Sequence[int] 
         scores[f"recall_at_{k}"] = float(column.mean())
         scores[f"recall_at_{k}_interval"] = wilson_interval(int(column.sum()), len(column))
     return {**scores, "samples": len(vectors)}
+
+
+def ranking_scores(scores: np.ndarray, relevance: np.ndarray, queries: np.ndarray, at: int = 10) -> Scores:
+    """NDCG (Järvelin and Kekäläinen 2002) and MRR of the first `at` documents, from the scores, the relevance from 0 to
+    1 and the query numbers [N] of all documents: means over the queries that have a relevant document and another one.
+    Empty without such queries.
+
+    MRR counts documents with a relevance of at least half of the largest. Of equal scores, the less relevant document
+    comes first.
+    """
+    order = np.argsort(queries, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(queries[order])) + 1)
+    reciprocal_ranks, gains = [], []
+    for group in groups:
+        values = relevance[group].astype(np.float64)
+        if values.max() <= 0 or (values == values[0]).all():
+            continue
+        ranked = values[np.lexsort((values, -scores[group]))][:at]
+        hits = np.flatnonzero(ranked >= 0.5 * values.max())
+        reciprocal_ranks.append(1 / (1 + hits[0]) if len(hits) else 0.0)
+        discounts = 1 / np.log2(np.arange(2, 2 + len(ranked)))
+        gains.append((ranked * discounts).sum() / (np.sort(values)[::-1][:at] * discounts).sum())
+    if not gains:
+        return {}
+    means: Scores = {}
+    for name, per_query in ((f"ndcg_at_{at}", gains), (f"mrr_at_{at}", reciprocal_ranks)):
+        means[name] = float(np.mean(per_query))
+        means[f"{name}_interval"] = bootstrap_mean(per_query)
+    return {**means, "queries": len(gains), "samples": len(scores)}

@@ -18,7 +18,7 @@ from headway.codecs.tokenizer_files import object_or_empty
 from headway.domains.image_text import pair_inference as towers
 from headway.domains.understanding import predictors as encoders
 from headway.errors import UserError
-from headway.learn.token_rows import LengthLimit, TokenRows, concatenate_rows, frame_for, frame_rows
+from headway.learn.token_rows import TokenRows, concatenate_rows, frame_for, frame_rows
 from headway.nn.models import TwoTower, kinds
 from headway.serve.body_reader import Neutral, Neutrals, check_count
 from headway.serve.http_errors import StatusError
@@ -32,8 +32,9 @@ _LITTLE_ENDIAN = np.dtype("<f4")
 
 class EmbeddingBody(msgspec.Struct, forbid_unknown_fields=True):
     """`input` is text, or ids from the model's tokenizer without special tokens, or images as data: URLs. `truncate`
-    cuts text to the model's context; otherwise longer text is rejected. `user` has no effect. `dimensions` may be
-    smaller than the model's only if it was trained for that.
+    cuts text to the model's context; otherwise longer text is rejected. `prompt` names a prompt of the model to put
+    before each text, such as query or document. `user` has no effect. `dimensions` may be smaller than the model's only
+    if it was trained for that.
     """
 
     input: str | list[str | int | list[int]]
@@ -41,18 +42,19 @@ class EmbeddingBody(msgspec.Struct, forbid_unknown_fields=True):
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Meta(ge=1)] | None = None
     truncate: bool = False
+    prompt: str | None = None
     user: str | None = None
 
     NEUTRAL: ClassVar[Neutrals] = {
         "add_special_tokens": Neutral((True,), "special tokens are always added; leave it out"),
         "truncate_prompt_tokens": Neutral((), "text is only cut to the model's context; use truncate"),
         "priority": Neutral((0,), "requests are scheduled fairly between API keys; leave it out"),
-        "normalize": Neutral((True,), "embeddings always have unit length; leave it out"),
+        "normalize": Neutral((True,), "embeddings have the length that the model's modules give them; leave it out"),
     }
 
 
 class InputVector(msgspec.Struct):
-    """The unit-length embedding of one input: floats, or little-endian float32 in base64."""
+    """The embedding of one input: floats, or little-endian float32 in base64."""
 
     index: int
     embedding: list[float] | str
@@ -86,6 +88,10 @@ async def embed(body: EmbeddingBody, context: Context) -> EmbeddingAnswer:
     async with context.served.using(body.model) as ready:
         model = ready.model
         predictor(model, "embed")  # UserError for a model without embeddings
+        encoders.sentence_prompt(model, body.prompt)  # UserError for an unknown one
+        prompt = body.prompt or model.usage.sentence.default_prompt
+        if prompt is not None and not all(isinstance(item, str) for item in items):
+            raise StatusError(400, "a prompt comes before text, but the input has ids; send strings", "prompt")
         if body.dimensions not in (None, _width(model)):
             await asyncio.to_thread(_check_dimensions, body.dimensions, ready)
         are_images = all(isinstance(item, str) and item.startswith("data:image/") for item in items)
@@ -95,15 +101,14 @@ async def embed(body: EmbeddingBody, context: Context) -> EmbeddingAnswer:
             vectors = await ready.batcher.submit(lambda images: list(model.embed(images).numpy()), "images", images)
             tokens = 0
         else:
-            encode_items = partial(_encode, model, items, body.truncate)
+            encode_items = partial(_encode, model, items, body.truncate, body.prompt)
             is_short = sum(map(len, items)) <= _INLINE_CHARACTERS
             if is_short and isinstance(items[0], str):
                 rows = cast(list[Any], items)  # tokenized in the model's thread, with other requests
             else:
                 rows = encode_items() if is_short else await asyncio.to_thread(encode_items)
-            embedded = await ready.batcher.submit(
-                partial(_embed_rows, model, body.truncate), ("texts", body.truncate), rows
-            )
+            settings = body.truncate, body.prompt
+            embedded = await ready.batcher.submit(partial(_embed_rows, model, *settings), ("texts", *settings), rows)
             if None in embedded:
                 encode_items()  # raises an error that names the wrong input
             vectors, counts = zip(*embedded)
@@ -133,8 +138,8 @@ def _items(inputs: str | Sequence[str | int | list[int]]) -> list[str | list[int
     return list(inputs)  # type: ignore[arg-type]
 
 
-def _encode(model: Model, items: Sequence[str | list[int]], truncate: bool) -> list[np.ndarray]:
-    """The token ids of each input. UserError for an empty or too long text, and for unknown ids."""
+def _encode(model: Model, items: Sequence[str | list[int]], truncate: bool, prompt: str | None) -> list[np.ndarray]:
+    """The token ids of each input. UserError for an empty or too long text, an unknown prompt, and unknown ids."""
     module: Any = model.module
     strings = [item for item in items if isinstance(item, str)]
     ids = [item for item in items if not isinstance(item, str)]
@@ -142,7 +147,7 @@ def _encode(model: Model, items: Sequence[str | list[int]], truncate: bool) -> l
         towers.check_texts(strings)
         rows = towers.text_rows(model.codec, strings, module.config, truncate)
     elif strings:
-        rows = encoders.text_rows(module, model.codec, strings, truncate)
+        rows = encoders.sentence_rows(model, strings, truncate, encoders.sentence_prompt(model, prompt))
     elif isinstance(module, TwoTower):
         raise UserError("this image-text model does not accept token ids; send strings")
     else:
@@ -152,15 +157,16 @@ def _encode(model: Model, items: Sequence[str | list[int]], truncate: bool) -> l
                 raise StatusError(
                     400, f"input {number} is empty or has unknown ids; send ids from 0 to {vocab_size - 1}", "input"
                 )
-        limit = LengthLimit(module.config.context, truncate)
-        rows = frame_rows(frame_for(model.codec, module.config), ids, None, limit)
+        rows = frame_rows(frame_for(model.codec, module.config), ids, None, encoders.sentence_limit(model, truncate))
     return np.split(rows.ids, rows.offsets[1:-1])
 
 
-def _embed_rows(model: Model, truncate: bool, items: Sequence[str | np.ndarray]) -> list[_Vector | None]:
+def _embed_rows(
+    model: Model, truncate: bool, prompt: str | None, items: Sequence[str | np.ndarray]
+) -> list[_Vector | None]:
     """The embeddings of texts, or of their token ids; None for an invalid text."""
     module: Any = model.module
-    rows = _encode_each(model, truncate, items)
+    rows = _encode_each(model, truncate, prompt, items)
     valid_indices = [index for index, row in enumerate(rows) if row is not None]
     embedded: list[_Vector | None] = [None] * len(rows)
     # Groups of rows with nearly equal lengths avoid padding.
@@ -177,27 +183,29 @@ def _embed_rows(model: Model, truncate: bool, items: Sequence[str | np.ndarray])
         if isinstance(module, TwoTower):
             vectors = towers.text_vectors(module, batch, np.arange(len(group)))
         else:
-            vectors = encoders.embed_rows(module, batch)
+            vectors = encoders.embed_rows(module, batch, encoders.sentence_prompt(model, prompt).skip)
         for i, vector in zip(group, vectors.numpy()):
             embedded[valid_indices[i]] = _Vector(vector, len(rows[valid_indices[i]]))
     return embedded
 
 
-def _encode_each(model: Model, truncate: bool, items: Sequence[str | np.ndarray]) -> list[Any]:
+def _encode_each(model: Model, truncate: bool, prompt: str | None, items: Sequence[str | np.ndarray]) -> list[Any]:
     """The token ids of each item, texts all at once. An invalid text is None and does not affect the others."""
     strings = [item for item in items if isinstance(item, str)]
     try:
-        encoded = iter(_encode(model, strings, truncate) if strings else ())
+        encoded = iter(_encode(model, strings, truncate, prompt) if strings else ())
     except UserError:
         if len(items) == 1:
             return [None]
-        return [row for item in items for row in _encode_each(model, truncate, [item])]
+        return [row for item in items for row in _encode_each(model, truncate, prompt, [item])]
     return [next(encoded) if isinstance(item, str) else item for item in items]
 
 
 def _width(model: Model) -> int:
     module: Any = model.module
-    return module.width if isinstance(module, TwoTower) else module.config.width
+    if isinstance(module, TwoTower):
+        return module.width
+    return module.heads["embedding"].size if "embedding" in module.heads else module.config.width
 
 
 def _check_dimensions(wanted: int, ready: ReadyModel) -> None:

@@ -20,7 +20,7 @@ from headway.serve.interfaces import Context, Endpoint
 
 class RerankBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """`documents` are strings, or objects with a text. `truncate` cuts inputs to the model's context; longer ones are
-    rejected otherwise. `user` has no effect.
+    rejected otherwise. `instruction` is for models whose prompt contains one. `user` has no effect.
     """
 
     query: str
@@ -29,6 +29,7 @@ class RerankBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     top_n: Annotated[int, Meta(ge=1)] | None = None
     return_documents: bool | None = None
     truncate: bool = False
+    instruction: str | None = None
     user: str | None = None
 
 
@@ -39,7 +40,9 @@ class DocumentText(msgspec.Struct):
 
 
 class RankedResult(msgspec.Struct):
-    """The index of a document in the request, and its relevance from 0 to 1."""
+    """The index of a document in the request, and its relevance: from 0 to 1 unless the model's settings name another
+    activation than the sigmoid.
+    """
 
     index: int
     relevance_score: float
@@ -68,8 +71,8 @@ async def rerank(body: RerankBody, context: Context) -> RerankAnswer:
     async with context.served.using(body.model) as ready:
         predictor(ready.model, "rerank")  # UserError for a model that does not rerank
         pairs = [(body.query, document) for document in documents]
-        kind = ("rerank", body.truncate)
-        scored = await ready.batcher.submit(partial(_relevance, ready.model, body.truncate), kind, pairs)
+        settings = body.truncate, body.instruction
+        scored = await ready.batcher.submit(partial(_relevance, ready.model, *settings), ("rerank", *settings), pairs)
     tokens = sum(count for _, count in scored)
     context.log_fields.update(model=ready.name, prompt_tokens=tokens)
     order = sorted(range(len(scored)), key=lambda index: -scored[index][0])[: body.top_n]
@@ -78,10 +81,12 @@ async def rerank(body: RerankBody, context: Context) -> RerankAnswer:
     return RerankAnswer(f"rerank-{context.id}", ready.name, results, InputUsage(tokens, tokens))
 
 
-def _relevance(model: Model, truncate: bool, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
+def _relevance(
+    model: Model, truncate: bool, instruction: str | None, pairs: Sequence[tuple[str, str]]
+) -> list[tuple[float, int]]:
     """The relevance of each pair, and its number of tokens."""
-    rows = pair_rows(model.module, model.codec, pairs, truncate)
-    return list(zip(relevance(model.module, rows), rows.lengths.tolist()))
+    rows = pair_rows(model, pairs, truncate, instruction)
+    return list(zip(relevance(model, rows), rows.lengths.tolist()))
 
 
 ENDPOINTS = tuple(

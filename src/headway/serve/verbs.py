@@ -42,9 +42,16 @@ class ServedVerb(NamedTuple):
 
 
 _VERBS = {
+    "answer": ServedVerb(
+        "the answer to a question from each context",
+        "`question` is a string; `context` is one or several strings.",
+        str,
+        is_joint=True,
+    ),
     "classify": ServedVerb(
         "the probability of each label",
-        "`items` are one or several strings, text pairs (lists of two), or images or audio as data: URLs.",
+        "`items` are one or several strings, text pairs (lists of two), or images or audio as data: URLs. With "
+        "`labels`, a model for natural language inference chooses from them.",
         _StringsOrLists,
     ),
     "tag": ServedVerb(
@@ -61,7 +68,10 @@ _VERBS = {
     "match": ServedVerb("how well images and texts match", "`images` are data: URLs.", is_joint=True),
     "score": ServedVerb("the log probability of each token", is_joint=True),
 }
-_JSON_TYPES: dict[str, Any] = {"bool": bool, "int": int, "float": float, "str": str, "str | Texts": Strings}
+_JSON_TYPES: dict[str, Any] = {
+    **{"bool": bool, "int": int, "float": float, "str": str},
+    **{"str | Texts": Strings, "Iterable[str]": list[str]},
+}
 _LIMITS = {  # of settings that cost time
     "beam": Meta(ge=1, le=32),
     "length_penalty": Meta(ge=0, le=10),
@@ -147,8 +157,9 @@ async def _run_verb(verb: str, body: msgspec.Struct, context: Context) -> VerbAn
     inputs, is_joint = settings.pop(argument), _VERBS[verb].is_joint
     is_single = isinstance(inputs, str)
     items: list[Any] = [inputs] if is_single else inputs
-    if not is_joint:
-        check_count(items, "the request")
+    for name, value in ((argument, items), *settings.items()):
+        if isinstance(value, list) and not (is_joint and name == argument):
+            check_count(value, "the request" if name == argument else name)
     noun = "image" if is_joint else "item"
     async with context.served.using(model_name) as ready:
         predictor(ready.model, verb)  # UserError for a model without this verb
@@ -160,7 +171,7 @@ async def _run_verb(verb: str, body: msgspec.Struct, context: Context) -> VerbAn
             call = lambda: run(converted[0] if is_single else converted, **settings)  # noqa: E731
             result = plain(await ready.batcher.run(call))
         else:
-            kind = (verb, *settings.items())
+            kind = (verb, *((name, tuple(v) if isinstance(v, list) else v) for name, v in settings.items()))
             results = await ready.batcher.submit(lambda batch: run(batch, **settings), kind, converted)
             result = plain(results[0] if is_single else results)
     if verb == "classify":

@@ -9,7 +9,7 @@ from io import StringIO
 from typing import Any
 
 from headway.app.cli.inputs import Failures, image_paths, predict_each, report_outcome, sound_paths, text_inputs
-from headway.app.cli.options import add_server, add_verb, integer, load, torch_options
+from headway.app.cli.options import add_server, add_verb, integer, load, torch_options, verb_options
 from headway.app.cli.terminal import Terminal
 from headway.app.cli.translate import number_chunks
 from headway.errors import UserError
@@ -17,6 +17,7 @@ from headway.errors import UserError
 EXAMPLE = """
 headway classify runs/banking77 "I lost my card" "What is the exchange rate?"
 headway classify runs/pairs --pairs < pairs.tsv                     # two texts per line, separated by a TAB
+headway classify path/to/nli-model "Rates rise again" --labels politics,economy,sports
 headway classify path/to/vit cat.png dog.jpg
 headway classify runs/mine cat.png --attention cat-attention.png    # also draw the attention of the model
 headway classify runs/spoken-digits seven.wav recordings/
@@ -47,7 +48,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="number of labels to print, most probable first (default: 3)",
     )
     add("--attention", metavar="FILE", help="image file for the model's attention over a single input image")
-    add_verb(parser, "classify")
+    add(
+        "--labels",
+        metavar="A,B,...",
+        type=lambda text: [label.strip() for label in text.split(",")],
+        help="labels to choose from, for a model for natural language inference (default: the model's classes)",
+    )
+    add_verb(parser, "classify", omit=["labels"])
     add_server(parser)
 
 
@@ -68,7 +75,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         if args.attention and len(items) != 1:
             raise UserError(f"--attention takes one image, not {len(items)}; pass a single image")
         predict = lambda batch: model.classify(  # noqa: E731
-            list(map(split_pair, batch)) if args.pairs else batch, truncate=args.truncate
+            list(map(split_pair, batch)) if args.pairs else batch, **verb_options(args, "classify")
         )
         for first, lines in [(None, items)] if items else number_chunks(sys.stdin):
             for line, probabilities in predict_each(lines, predict, failures, first=first):

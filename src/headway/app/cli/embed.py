@@ -13,6 +13,7 @@ from headway.app.cli.translate import number_chunks
 
 EXAMPLE = """
 headway embed path/to/all-MiniLM-L6-v2 < lines > vectors.jsonl
+headway embed path/to/Qwen3-Embedding-0.6B --prompt query < questions > vectors.jsonl
 ls *.png | headway embed path/to/vit > vectors.jsonl                # each line is an image path
 headway embed path/to/clip < lines > vectors.jsonl                  # each line is text or an image path
 """

@@ -29,6 +29,7 @@ COMMANDS = {
     "chat": "chat with a model in the terminal",
     "translate": "translate text line by line",
     "transcribe": "transcribe audio or video, with timestamps",
+    "answer": "answer a question with a part of a text",
     "fill": "predict the most probable words for the masks in a text",
     "import": "convert a published model to headway's own format",
     "export": "convert a run or model to a format that other programs read",

@@ -63,7 +63,7 @@ class Parser(argparse.ArgumentParser):
                         value = "none" if default is None else str(default).lower() if is_flag else str(default)
                         kind["help"] = f"default: {value}".replace("%", "%%")
                         group.add_argument(option, action=_TaskSetting, dest="set", metavar="VALUE", **kind)
-        parsed, unknown = self.parse_known_args(args, namespace)
+        parsed, unknown = self.parse_known_intermixed_args(args, namespace)  # positional arguments may follow options
         for word in unknown:
             if word.startswith("-"):
                 option = word.partition("=")[0]

@@ -38,7 +38,16 @@ _BATCH_SIZE = 16  # sounds
 
 
 @check_types
-def classify(model: ModelHandle, items: Sound | Iterable[Sound], truncate: bool = False) -> Labels | list[Labels]:
+def classify(
+    model: ModelHandle,
+    items: Sound | Iterable[Sound],
+    truncate: bool = False,
+    labels: Iterable[str] | None = None,
+    hypothesis: str = "This example is {}.",
+    multiple: bool = False,
+) -> Labels | list[Labels]:
+    if labels is not None:
+        raise UserError("labels can be chosen only for text; remove them")
     request, failures = arguments.audio_inputs(items), arguments.Failures()
     for index, sound in enumerate(request.items):  # before reading the first
         if isinstance(sound, np.ndarray):

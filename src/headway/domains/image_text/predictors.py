@@ -118,8 +118,13 @@ def match(
 
 @check_types
 def embed(
-    model: ModelHandle, items: str | Texts | Image | Iterable[Image], truncate: bool = False
+    model: ModelHandle,
+    items: str | Texts | Image | Iterable[Image],
+    truncate: bool = False,
+    prompt: str | None = None,
 ) -> Float[Tensor, "D"] | Float[Tensor, "N D"]:
+    if prompt is not None:
+        raise UserError("an image-text model has no prompts; remove the prompt")
     request, failures = arguments.image_inputs(items, "image or text"), arguments.Failures()
     images = {}  # by index; a string that is the path of an image file stands for the image
     for index, item in enumerate(request.items):

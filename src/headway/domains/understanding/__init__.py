@@ -1,4 +1,6 @@
-"""Fine-tuning tasks for encoders: classes and numbers for texts and pairs, tags of words, sentence embeddings."""
+"""Fine-tuning tasks for encoders: classes and numbers for texts and pairs, tags of words, sentence embeddings,
+relevance of documents.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +9,17 @@ from typing import TYPE_CHECKING
 from headway.lazy_imports import lazy_exports
 
 if TYPE_CHECKING:
+    from headway.domains.understanding.answers import Answer
     from headway.domains.understanding.predictors import RankedDocument, TaggedWords, Text
 
-__all__ = ["RECIPES", "TASKS", "VERBS", "RankedDocument", "TaggedWords", "Text"]
-RECIPES = ("classification", "pairs", "tagging", "embedding", "banking77")
-TASKS = {"classification": "task", "embedding": "task", "pairs": "task", "tagging": "tagging"}
+__all__ = ["RECIPES", "TASKS", "VERBS", "Answer", "RankedDocument", "TaggedWords", "Text"]
+RECIPES = ("classification", "pairs", "tagging", "embedding", "reranking", "banking77")
+TASKS = {"classification": "task", "embedding": "task", "pairs": "task", "reranking": "reranking", "tagging": "tagging"}
 VERBS = {
+    "answer": "is_answerer",
     "classify": "is_text_classifier",
     "embed": "is_text",
     "rerank": "is_cross_encoder",
     "tag": "is_tagger",
 }
-lazy_exports(__name__, {".predictors": ("RankedDocument", "TaggedWords", "Text")})
+lazy_exports(__name__, {".answers": ("Answer",), ".predictors": ("RankedDocument", "TaggedWords", "Text")})

@@ -10,8 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
+import numpy as np
+
 from headway.data import ClassSplitConfig, read_conll, read_table
 from headway.data.splits import split_code
+from headway.domains.understanding.reranking import RerankingConfig
 from headway.domains.understanding.tagging import TaggedSentences, TaggingConfig
 from headway.domains.understanding.task import ClassificationConfig, EmbeddingConfig, TextPairsConfig
 from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, Task, TaskConfig, TrainConfig
@@ -83,6 +86,14 @@ def embedding() -> Recipe:
     return _encoder_recipe("embedding", description, EmbeddingConfig(), TrainConfig(steps=1000, batch_size=64))
 
 
+def reranking() -> Recipe:
+    """Your own queries with documents."""
+    description = (
+        "queries with documents: .csv, .tsv or .jsonl with query, document and label, or query, positive, negative"
+    )
+    return _encoder_recipe("reranking", description, RerankingConfig(), _TRAIN)
+
+
 def banking77() -> Recipe:
     """Casanueva et al. 2020: bank customers' questions with 77 intents. The data set has its own test split; a tenth of
     the training part picks the best model.
@@ -104,7 +115,7 @@ def banking77() -> Recipe:
     )
 
 
-RECIPES = (classification, pairs, tagging, embedding, banking77)
+RECIPES = (classification, pairs, tagging, embedding, reranking, banking77)
 
 
 _SHAPES = ((64, 1, 2), (96, 1, 3), (128, 1, 4), (128, 2, 4), (192, 2, 6), (256, 3, 8), (384, 4, 6), (512, 6, 8))
@@ -137,6 +148,13 @@ def _embedding_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -
     num_train = count * (1 - sum(held_out_shares(count).values()))
     settings, reason = vocabulary_settings(_VOCABULARIES, count, num_characters, "samples")
     return DataSettings({**settings, "train.batch_size": max(2, min(_DEFAULT_PAIRS, int(num_train / 2)))}, reason)
+
+
+def _reranking_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
+    table = cast(RerankingConfig, recipe.task).read(paths).table
+    rows = np.flatnonzero(table.named_splits <= split_code("train")).tolist()
+    num_characters = sum(len(column[row]) for column in table.columns.values() for row in rows)
+    return vocabulary_settings(_VOCABULARIES, len(rows), num_characters, "samples")
 
 
 def _count_table(
@@ -190,6 +208,7 @@ SCALES = {
         data_settings=_tagging_settings,
         tuning_settings=_tagging_tuning,
     ),
+    "reranking": replace(_TEXTS, data_settings=_reranking_settings),
     # A target is a text with its partner. The batch also provides the negatives, so it is not made smaller than
     # necessary.
     "embedding": replace(

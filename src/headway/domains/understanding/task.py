@@ -132,18 +132,25 @@ class EncodedTextDataset(IndexedExamples):
 _POOLED_HEADS = ("classes", "number", "embedding", "pooled", "next")  # heads in a start model whose pooling is kept
 
 
+@dataclass(frozen=True)
+class PooledTaskConfig(EncoderTaskConfig):
+    """Predict something about each text. `pool` sets the pooling: first, mean or last token (none: what suits the
+    model).
+    """
+
+    pool: Literal["first", "mean", "last"] | None = None
+
+
 @register("classification")
 @dataclass(frozen=True)
-class ClassificationConfig(EncoderTaskConfig, TargetConfig):
+class ClassificationConfig(PooledTaskConfig, TargetConfig):
     """Predict the class, the number or the labels of each text, depending on the labels or `target`.
 
-    `text` and `label` name the columns. `pool` sets the pooling: first, mean or last token (none: what suits the
-    model). `smoothing` is label smoothing (Szegedy et al. 2016). `skip_bad` skips texts without a label and counts
-    them.
+    `text` and `label` name the columns. `smoothing` is label smoothing (Szegedy et al. 2016). `skip_bad` skips texts
+    without a label and counts them.
     """
 
     text: str = "text"  # column with the texts
-    pool: Literal["first", "mean", "last"] | None = None
     smoothing: float = 0.0
     split: ClassSplitConfig = ClassSplitConfig(validation=0.1, test=0.1)  # held-out shares
     skip_bad: bool = False  # whether to skip and count texts without a label
@@ -158,7 +165,7 @@ class ClassificationConfig(EncoderTaskConfig, TargetConfig):
         table = read_table(recipe.files(data), self.columns, target="label")
         noun = "pair" if "text2" in table.columns else "text"
         chosen = choose_target(table.columns["label"], table.location, self, noun, self.skip_bad)
-        dataset = TextDataset(self, recipe, table.select(chosen.rows), chosen, workspace)
+        dataset = TextDataset(self, recipe, table.select(chosen.rows), workspace, chosen)
         return target_task(dataset, self, noun, self.smoothing, workspace)
 
 
@@ -185,16 +192,17 @@ class TextDataset(EncodedTextDataset, TargetSamples):
 
     def __init__(
         self,
-        config: ClassificationConfig,
+        config: PooledTaskConfig,
         recipe: Recipe,
         table: Table,
-        chosen: ChosenTarget,
         workspace: Path,
+        chosen: ChosenTarget | None = None,
     ) -> None:
+        """Without `chosen`, the targets are set by a subclass."""
         first_texts, second_texts = table.columns["text"], table.columns.get("text2")
         self.table, self.config, self.from_start = table, config, recipe.start is not None
         self.seed, self.batch_size = recipe.train.seed, batch_tokens_of(recipe, "text")
-        classes = table.columns["label"] if chosen.target.kind == "class" else None
+        classes = table.columns["label"] if chosen is not None and chosen.target.kind == "class" else None
         self.splits = Splits(
             split_by_text(first_texts, table.named_splits, config.split, classes), np.arange(len(table))
         )
@@ -205,11 +213,16 @@ class TextDataset(EncodedTextDataset, TargetSamples):
             if column
         )
         self.codec = config.codec_of(train_texts, workspace)
-        first = self.codec.encode_batch(first_texts)
-        second = self.codec.encode_batch(second_texts) if second_texts is not None else None
-        frame, limit = frame_for(self.codec, check_classifier(recipe.model)), config.limit(recipe)
-        self.rows = frame_rows(frame, first, second, limit, table.location)
-        self.assign_targets(table.columns["label"], chosen, table.location, workspace)
+        self.rows = self.tokenize(recipe, first_texts, second_texts)
+        if chosen is not None:
+            self.assign_targets(table.columns["label"], chosen, table.location, workspace)
+
+    def tokenize(self, recipe: Recipe, first: Sequence[str], second: Sequence[str] | None) -> TokenRows:
+        """The model inputs of all rows."""
+        frame, limit = frame_for(self.codec, check_classifier(recipe.model)), self.config.limit(recipe)
+        first_ids = self.codec.encode_batch(first)
+        second_ids = None if second is None else self.codec.encode_batch(second)
+        return frame_rows(frame, first_ids, second_ids, limit, self.table.location)
 
     def take(self, rows: np.ndarray, rng_key: RngKey | None = None) -> Batch:
         """Tokens, and targets of shape [B] or [B, C]."""

@@ -25,7 +25,16 @@ Labels = dict[str, float]
 
 
 @check_types
-def classify(model: ModelHandle, items: Image | Iterable[Image], truncate: bool = False) -> Labels | list[Labels]:
+def classify(
+    model: ModelHandle,
+    items: Image | Iterable[Image],
+    truncate: bool = False,
+    labels: Iterable[str] | None = None,
+    hypothesis: str = "This example is {}.",
+    multiple: bool = False,
+) -> Labels | list[Labels]:
+    if labels is not None:
+        raise UserError("labels can be chosen only for text; remove them, or pass them to match with a CLIP model")
     request, failures = arguments.image_inputs(items), arguments.Failures()
     statistics: dict[int, np.ndarray] = {}
     on_pixels = lambda index, pixels: statistics.update({index: out_of_distribution.image_statistics(pixels)})  # noqa: E731
@@ -42,8 +51,10 @@ def classify(model: ModelHandle, items: Image | Iterable[Image], truncate: bool 
 
 @check_types
 def embed(
-    model: ModelHandle, items: Image | Iterable[Image], truncate: bool = False
+    model: ModelHandle, items: Image | Iterable[Image], truncate: bool = False, prompt: str | None = None
 ) -> Float[Tensor, "D"] | Float[Tensor, "N D"]:
+    if prompt is not None:
+        raise UserError("an image model has no prompts; remove the prompt")
     request, failures = arguments.image_inputs(items), arguments.Failures()
     embeddings = attribution.embed(model.module, model.usage, request.items, str(model.directory), failures)
     return request.unwrap(embeddings, failures, "image")

@@ -117,6 +117,11 @@ def is_tagger(model: ModelOrConfig) -> bool:
     return is_text(model) and _has_head(model, "tags")
 
 
+def is_answerer(model: ModelOrConfig) -> bool:
+    """A stack that predicts where an answer starts and ends in a text."""
+    return is_text(model) and _has_head(model, "span")
+
+
 def is_encoder_decoder(model: ModelOrConfig) -> bool:
     """An encoder of any input, and a decoder that generates."""
     return isinstance(_config(model), EncoderDecoderConfig) and _has_head(model, "vocabulary")

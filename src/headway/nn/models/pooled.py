@@ -62,14 +62,16 @@ class ProbeHead(nn.Module):
         return (y + more)[:, 0]
 
 
-Pool = Literal["first", "mean", "last", "tokens"]
+Pool = Literal["first", "mean", "last", "max", "mean_sqrt", "weighted_mean", "tokens"]
 
 
 @register("pooled")
 @dataclass(frozen=True)
 class PooledHeadConfig(HeadConfig):
-    """Pools rows of one document each: their `first` token, `mean` or `last` token, or all `tokens` separately. The
-    mean skips the first `skip` tokens (class and register tokens of images).
+    """Pools rows of one document each: their `first` or `last` token, the `mean` or the largest values (`max`) of their
+    tokens, or all `tokens` separately. `mean_sqrt` divides the sum by the square root of the number of tokens, and
+    `weighted_mean` weighs each token by its position from 1 on. Means skip the first `skip` tokens (class and register
+    tokens of images).
 
     The following steps are optional: norm(activation(dense(x))) (BERT's pooler: dense, tanh), dropout, a linear layer
     to `outputs` classes or numbers, and unit length (`unit`, sentence embeddings). Outputs are multiplied by `scale`,
@@ -78,7 +80,8 @@ class PooledHeadConfig(HeadConfig):
 
     outputs: int | None = None  # number of classes or predicted numbers; none: no output layer
     pool: Pool = "first"  # tokens of a row to pool
-    dense: bool = False  # whether a dense layer as wide as the model comes first
+    dense: bool = False  # whether a dense layer comes first
+    dense_size: int | None = None  # outputs of the dense layer (none: width of the model)
     activation: ActivationName | None = None  # activation after the dense layer
     norm: NormConfig | None = None  # norm after the activation
     dropout: float = 0.0  # dropout rate before the output layer
@@ -97,15 +100,18 @@ class PooledHead(nn.Module):
     def __init__(self, config: PooledHeadConfig, width: int) -> None:
         super().__init__()
         self.config = config
-        self.dense = Projection(width, width, config.dense_bias) if config.dense else nn.Identity()
+        inner = config.dense_size if config.dense and config.dense_size else width
+        self.size = config.outputs or inner  # width of the output
+        self.dense = Projection(width, inner, config.dense_bias) if config.dense else nn.Identity()
         self.activation = ACTIVATIONS[config.activation] if config.activation else nn.Identity()
-        self.norm = config.norm.build(width) if config.norm else nn.Identity()
+        self.norm = config.norm.build(inner) if config.norm else nn.Identity()
         self.dropout = Dropout(config.dropout)
-        self.project = Projection(width, config.outputs, config.bias) if config.outputs else nn.Identity()
+        self.project = Projection(inner, config.outputs, config.bias) if config.outputs else nn.Identity()
 
-    def forward(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B *T E"]:
-        """[B, E], or [B, T, E] without pooling."""
-        x = self.norm(self.activation(self.dense(pool(x, layout, self.config.pool, self.config.skip))))
+    def forward(self, x: Float[Tensor, "B T D"], layout: Layout, skip: int = 0) -> Float[Tensor, "B *T E"]:
+        """[B, E], or [B, T, E] without pooling. Means skip at least `skip` tokens, such as those of a prompt."""
+        pooled = pool(x, layout, self.config.pool, max(skip, self.config.skip))
+        x = self.norm(self.activation(self.dense(pooled)))
         x = self.project(self.dropout(x))
         if self.config.scale != 1.0 or self.config.shift != 0.0:
             exact = x.to(torch.promote_types(x.dtype, torch.float32))  # bf16 cannot represent 1001
@@ -145,7 +151,9 @@ class DistilledHead(nn.Module):
 
 
 def pool(x: Float[Tensor, "B T D"], layout: Layout, kind: Pool, skip: int = 0) -> Float[Tensor, "B *T D"]:
-    """One vector per row, ignoring padding and, in a mean, the first `skip` tokens. UserError for packed rows."""
+    """One vector per row, ignoring padding and, in a mean or maximum, the first `skip` tokens. UserError for packed
+    rows.
+    """
     if kind == "tokens":
         return x
     if not layout.single:
@@ -156,5 +164,9 @@ def pool(x: Float[Tensor, "B T D"], layout: Layout, kind: Pool, skip: int = 0) -
         return x[:, -1]
     if kind == "last":
         return x[torch.arange(layout.batch, device=x.device), layout.lengths - 1]
-    mask = layout.positions >= skip
-    return (x * mask[..., None]).sum(1) / mask.sum(1).clamp(min=1)[:, None]
+    mask = (layout.positions >= skip)[..., None]
+    if kind == "max":
+        return x.masked_fill(~mask, -torch.inf).amax(1)
+    weights = mask * (layout.positions[..., None] + 1) if kind == "weighted_mean" else mask
+    total = weights.sum(1).clamp(min=1)
+    return (x * weights).sum(1) / (total.sqrt() if kind == "mean_sqrt" else total)
