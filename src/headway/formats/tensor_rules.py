@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from headway.errors import UserError, logger
@@ -71,6 +72,16 @@ class Unsplit:
 
     def split(self, tensor: Tensor, sizes: Sequence[int]) -> list[Tensor]:
         return [tensor]
+
+
+class SwappedHalves:
+    """One tensor of two equal parts in the other order (GTE's up and gate)."""
+
+    def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        return list(parts[0].chunk(2)[::-1])
+
+    def split(self, tensor: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        return [torch.cat(tensor.chunk(2)[::-1])]
 
 
 class Transposed:
