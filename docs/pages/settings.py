@@ -23,7 +23,7 @@ from headway.nn.mixers import CrossAttentionConfig, MixerConfig
 from headway.nn.mixers.recurrence import RecurrenceConfig
 from headway.nn.models import ModelConfig, TransformerConfig
 from headway.nn.models.agents import ObservationConfig
-from headway.nn.models.block import BlockConfig
+from headway.nn.models.block import BlockConfig, ConvolutionConfig
 from headway.nn.models.captioner import ProjectorConfig
 from headway.nn.models.chunks import ChunkHeadConfig
 from headway.nn.models.embeds import EmbedConfig
@@ -134,6 +134,7 @@ def pages() -> dict[str, str]:
             "## Stacks and blocks\n\n`model.stack`, and its blocks.\n",
             *_class(StackConfig, "###"),
             *_class(BlockConfig, "###"),
+            *_class(ConvolutionConfig, "###"),
             *_class(CrossAttentionConfig, "###"),
         ),
         "mixers": _family(MixerConfig, "##", RecurrenceConfig),

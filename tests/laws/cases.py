@@ -31,6 +31,7 @@ from headway.nn.mixers import (
 )
 from headway.nn.mixers.attention import POSITIONS
 from headway.nn.models import BlockConfig, EncoderDecoderConfig, StackConfig, TokenEmbedConfig, TransformerConfig
+from headway.nn.models.disentangled import DisentangledConfig
 from headway.nn.models.heads import VocabularyHeadConfig
 from headway.nn.models.score_biases import AlibiConfig, RelativeConfig, SmolgenConfig
 from headway.nn.models.stack import BiasConfig
@@ -43,7 +44,12 @@ from headway.nn.parts.scaling import DynamicScaling, LinearScaling, Llama3Scalin
 from headway.visibility import Causal, Full, Local, Prefix
 
 WIDTH, HEADS = 16, 4
-BIASES: dict[str, BiasConfig] = {"alibi": AlibiConfig(HEADS), "relative": RelativeConfig(HEADS, 8, 16)}
+BIASES: dict[str, BiasConfig] = {
+    "alibi": AlibiConfig(HEADS),
+    "relative": RelativeConfig(HEADS, 8, 16),
+    "disentangled": DisentangledConfig(HEADS, 4, 7, LayerNormConfig()),
+    "disentangled-own": DisentangledConfig(HEADS, 3, None, content_to_position=False, shared=False),
+}
 # Biases of rows that are whole: made from all tokens of a row at once, which is neither padded nor packed.
 WHOLE_BIASES: dict[str, BiasConfig] = {"smolgen": SmolgenConfig(HEADS, 6, 2, 8, 4)}
 PLACES = SinusoidalConfig()  # of attention that is placed
@@ -63,6 +69,8 @@ MIXERS: dict[str, MixerConfig] = {
     "attention-relative": AttentionConfig(HEADS, bias="relative", pattern=Causal(window=5)),
     "attention-full": AttentionConfig(HEADS, pattern=Full(), rotary=_TURN),
     "attention-local": AttentionConfig(HEADS, pattern=Local(2)),
+    "attention-disentangled": AttentionConfig(HEADS, pattern=Full(), bias="disentangled", scale=0.3),
+    "attention-disentangled-own": AttentionConfig(HEADS, pattern=Local(4), bias="disentangled-own"),
     "attention-prefix": AttentionConfig(HEADS, pattern=Prefix(2)),
     "attention-placed": AttentionConfig(HEADS, kv_heads=2, placed=True),
     "attention-placed-window": AttentionConfig(HEADS, placed=True, pattern=Causal(window=3), qk_norm=RMSNormConfig()),
@@ -219,7 +227,7 @@ def seq2seq(tie: str = "all") -> EncoderDecoderConfig:
     decoder = hybrid("sinusoidal")
     cross = CrossAttentionConfig(HEADS, kv_heads=2, qk_norm=RMSNormConfig())
     blocks = tuple(replace(b, cross=cross) for b in decoder.stack.blocks if b.placement != "parallel")
-    both_ways = [name for name, config in MIXERS.items() if not config.causal]
+    both_ways = [name for name, config in MIXERS.items() if not config.causal and not getattr(config, "bias", None)]
     encoder = StackConfig(tuple(BlockConfig(MIXERS[name]) for name in both_ways))
     return EncoderDecoderConfig(
         TransformerConfig(WIDTH, 11, 64, encoder, TokenEmbedConfig(SinusoidalConfig()), {}),

@@ -20,6 +20,8 @@ from headway.layout import Layout
 from headway.nn.kernels import recording
 from headway.nn.mixers import AttentionConfig, GRUConfig, MixerConfig
 from headway.nn.models import BlockConfig, StackConfig
+from headway.nn.models.block import ConvolutionConfig
+from headway.nn.models.disentangled import DisentangledConfig
 from headway.nn.models.score_biases import AlibiConfig, RelativeConfig, SmolgenConfig
 from headway.nn.models.stack import BiasConfig, Stack
 from headway.nn.parts.experts import ExpertsConfig
@@ -40,6 +42,7 @@ ATTENTIONS: dict[str, MixerConfig] = {
     "qk-norm-all": AttentionConfig(HEADS, pattern=Full(), qk_norm=LayerNormConfig(), qk_norm_over="all"),
 }
 REFUSED = ("attention-prefix", "attention-placed", "attention-placed-window")
+REFUSED += ("attention-disentangled", "attention-disentangled-own")
 LOWERED = [name for name in ATTENTIONS if name not in REFUSED]
 FEEDS = [feed for name, feed in FEED_FORWARDS.items() if not name.startswith("experts")]
 PLACEMENTS = ("pre", "post", "sandwich", "branch", "parallel", "none")
@@ -173,6 +176,14 @@ def test_what_has_no_instruction_is_named() -> None:
     for mixer, name in ((GRUConfig(), "GRU"), (AttentionConfig(HEADS, pattern=Prefix(2)), "Prefix")):
         with pytest.raises(CannotLowerError, match=name):
             StackProgram(Stack(StackConfig((BlockConfig(mixer),)), WIDTH))
+    attention = AttentionConfig(HEADS, pattern=Full(), bias="positions")
+    with pytest.raises(CannotLowerError, match="the bias Disentangled"):
+        StackProgram(
+            Stack(StackConfig((BlockConfig(attention),), biases={"positions": DisentangledConfig(HEADS)}), WIDTH)
+        )
+    block = BlockConfig(AttentionConfig(HEADS, pattern=Full()), convolution=ConvolutionConfig())
+    with pytest.raises(CannotLowerError, match="ConvolvedBlock"):
+        StackProgram(Stack(StackConfig((block,)), WIDTH))
 
 
 def test_a_parameter_that_the_program_does_not_read_is_named() -> None:

@@ -28,6 +28,14 @@ CLASSES: dict[str, dict[str, Any]] = {
     **{f"{stem}ForQuestionAnswering": TEXT for stem in ("Bert", "Roberta", "MPNet")},
     **{f"{stem}ForMaskedLM": TEXT for stem in ("Roberta", "ModernBert")},
     **{f"{stem}Model": TEXT for stem in ("Roberta", "ModernBert", "MPNet")},
+    **{f"Electra{head}": {**TEXT, "embedding_size": 8} for head in ("ForPreTraining", "ForMaskedLM")},
+    **{f"DebertaV2{head}": {**TEXT, "relative_attention": True, "pos_att_type": ["c2p"]}
+       for head in ("ForMaskedLM", "ForSequenceClassification")},
+    "EsmForMaskedLM": {**TEXT, "position_embedding_type": "rotary"},
+    "EsmModel": {**TEXT, "position_embedding_type": "rotary"},
+    **{f"{stem}{head}": TEXT for stem in ("NomicBert", "Gte")
+       for head in ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification")},
+    **{f"EuroBert{head}": TEXT for head in ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification")},
     **{f"DistilBert{head}": {"vocab_size": 67, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24}
        for head in ("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification")},
     **{f"{stem}{head}": IMAGE for stem in ("ViT", "DeiT") for head in ("Model", "ForImageClassification")},

@@ -46,6 +46,7 @@ from headway.layout import Layout
 from headway.nn.kernels import recorder
 from headway.nn.mixers.attention import QKNorm, SelfAttention
 from headway.nn.models.block import Block
+from headway.nn.models.convolved import ConvolvedBlock
 from headway.nn.models.score_biases import Alibi, Relative, Smolgen
 from headway.nn.models.stack import Stack
 from headway.nn.parts.experts import Experts
@@ -180,7 +181,7 @@ class _StackLowering(BlockLowering):
     def program(self, threads: int) -> DocumentsProgram:
         build, read = self.build, self.x
         for block in self.stack.blocks:
-            if not isinstance(block, Block):
+            if not isinstance(block, Block) or isinstance(block, ConvolvedBlock):
                 raise CannotLowerError(type(block).__name__)
             if isinstance(block.feed_forward, Experts):
                 raise CannotLowerError("experts in an encoder")

@@ -143,7 +143,7 @@ class _Lowering(BlockLowering):
         )  # fmt: skip
 
     def _embed(self, embed: nn.Module) -> None:
-        if not isinstance(embed, TokenEmbed) or not isinstance(embed.project, nn.Identity):
+        if type(embed) is not TokenEmbed or not isinstance(embed.project, nn.Identity):
             raise CannotLowerError(f"the embedding {type(embed).__name__}")
         packed = self.build.weights.matrix(embed.table)
         positions = None

@@ -25,22 +25,33 @@ from headway.nn.models import (
 POOLER = PooledHeadConfig(dense=True, activation="tanh")  # Devlin et al. 2019: the first token through a dense layer
 SPAN, SPAN_TENSOR = PooledHeadConfig(2, pool="tokens"), "qa_outputs"  # whether an answer starts and ends at each token
 
+ESM_FREQUENCIES = "esm.rotary_embeddings.inv_freq"  # rotary frequencies, which files of all of ESM's classes have
 
 _HEAD_TENSORS = {  # names by which the families recognise heads, by the end of transformers' classes
-    "ForPreTraining": ("cls.predictions.bias", "cls.seq_relationship.weight", "bert.pooler.dense.weight"),
-    "ForMaskedLM": ("cls.predictions.bias", "vocab_projector.bias", "lm_head.bias", "head.dense.weight"),
+    "ForPreTraining": (
+        *("cls.predictions.bias", "cls.seq_relationship.weight", "bert.pooler.dense.weight"),
+        "discriminator_predictions.dense.weight",
+    ),
+    "ForMaskedLM": (
+        *("cls.predictions.bias", "vocab_projector.bias", "lm_head.bias", "head.dense.weight"),
+        *("generator_lm_head.bias", ESM_FREQUENCIES),
+    ),
     "ForNextSentencePrediction": ("cls.seq_relationship.weight", "bert.pooler.dense.weight"),
     "ForSequenceClassification": (
         *("classifier.weight", "classifier.out_proj.weight", "head.dense.weight", "bert.pooler.dense.weight"),
+        ESM_FREQUENCIES,
     ),
-    "ForTokenClassification": ("classifier.weight", "head.dense.weight"),
+    "ForTokenClassification": ("classifier.weight", "head.dense.weight", ESM_FREQUENCIES),
     "ForQuestionAnswering": (f"{SPAN_TENSOR}.weight",),
     "ForImageClassificationWithTeacher": ("cls_classifier.weight",),
     "ForImageClassification": ("classifier.weight",),
     "M2M100ForConditionalGeneration": (),
     "ForConditionalGeneration": ("final_logits_bias", "lm_head.weight"),
     "MarianMTModel": ("final_logits_bias",),
-    "Model": tuple(f"{stem}.pooler.dense.weight" for stem in ("bert", "roberta", "mpnet", "vit", "deit")),
+    "Model": (
+        *(f"{stem}.pooler.dense.weight" for stem in ("bert", "roberta", "mpnet", "vit", "deit", "esm")),
+        ESM_FREQUENCIES,
+    ),
 }
 
 
@@ -88,6 +99,7 @@ def architecture(stem: str, heads: Mapping[str, HeadConfig]) -> list[str]:
         "tags": "ForTokenClassification",
         "span": "ForQuestionAnswering",
         "next": "ForNextSentencePrediction",
+        "replaced": "ForPreTraining",
     }
     return [stem + next((ending for name, ending in endings.items() if name in heads), "Model")]
 

@@ -39,6 +39,7 @@ from headway.nn.models import (
     TwoTower,
     UNetPolicy,
 )
+from headway.nn.models.disentangled import DisentangledConfig
 from headway.nn.models.heads import VocabularyHeadConfig
 from headway.nn.models.kinds import predicting_head
 from headway.nn.models.pooled import DistilledHeadConfig, PooledHeadConfig, pool
@@ -141,6 +142,11 @@ def _build_graph(model: nn.Module, usage: Usage, source: str) -> Graph:
             raise UserError(
                 f"layer {number} of {source} is a {block.mixer.kind}, which processes tokens step by step, "  # type: ignore[attr-defined]
                 "and torch's ONNX exporter has no loop over a dynamic length; train with model.mixer=attention"
+            )
+        if isinstance(config.stack.biases.get(block.mixer.bias or ""), DisentangledConfig):
+            raise UserError(
+                f"layer {number} of {source} has disentangled attention, which cannot be exported to ONNX; use "
+                "--format hf"
             )
         if not isinstance(block.feed_forward, (MLPConfig, GatedConfig, type(None))):
             raise UserError(

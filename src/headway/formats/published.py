@@ -79,6 +79,8 @@ def resolve_defaults(config: Any, width: int = 0) -> Any:
     elif isinstance(config, (MLPConfig, GatedConfig)):
         hidden = config.hidden if config.hidden is not None else round(config.ratio * width)
         changes |= {"hidden": hidden, "ratio": 0.0}
+        if isinstance(config, GatedConfig):
+            changes["down_bias"] = config.bias if config.down_bias is None else config.down_bias
     elif isinstance(config, ExpertsConfig):
         changes |= {"balance": 0.0, "z_loss": 0.0}
     elif isinstance(config, TwoTowerConfig):

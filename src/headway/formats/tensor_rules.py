@@ -74,6 +74,16 @@ class Unsplit:
         return [tensor]
 
 
+class SwappedHalves:
+    """One tensor of two equal parts in the other order (GTE's up and gate)."""
+
+    def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        return list(parts[0].chunk(2)[::-1])
+
+    def split(self, tensor: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        return [torch.cat(tensor.chunk(2)[::-1])]
+
+
 class Transposed:
     """One matrix whose rows are the inputs (GPT-2's Conv1D)."""
 

@@ -8,6 +8,7 @@ XLM-R (Conneau et al. 2020): positions start after the padding id.
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,7 +25,17 @@ from headway.formats.heads import (
 )
 from headway.formats.setting_table import ACTIVATION, POSITIONS, SettingTable
 from headway.formats.settings import Settings
-from headway.formats.tensor_rules import Family, TensorRule, block_rules, expect, linear, linears, rule, tied_copy
+from headway.formats.tensor_rules import (
+    Family,
+    TensorRule,
+    Unsplit,
+    block_rules,
+    expect,
+    linear,
+    linears,
+    rule,
+    tied_copy,
+)
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
     BlockConfig,
@@ -36,6 +47,8 @@ from headway.nn.models import (
     TransformerConfig,
     VocabularyHeadConfig,
 )
+from headway.nn.models.score_biases import AlibiConfig
+from headway.nn.parts.feedforward import ActivationName, GatedConfig, MLPConfig, hidden_width
 from headway.nn.parts.norm import LayerNormConfig
 from headway.nn.parts.positions import LearnedConfig
 from headway.visibility import Full
@@ -90,7 +103,41 @@ def read_bert(settings: Settings, names: Collection[str]) -> TransformerConfig:
         heads["span"] = SPAN
     if "bert.pooler.dense.weight" in names and not heads.keys() & {"next", "classes"}:
         heads["pooled"] = POOLER
-    return encoder(settings, heads)
+    if settings.values.get(_POSITIONS) != "alibi":
+        return encoder(settings, heads)
+    return with_alibi(settings, encoder(replace(settings, values={**settings.values, _POSITIONS: "absolute"}), heads))
+
+
+_POSITIONS, _ALIBI = "position_embedding_type", "alibi"
+_GATES: dict[str, ActivationName] = {"geglu": "gelu", "reglu": "relu"}  # activations by `feed_forward_type`
+
+
+def with_alibi(settings: Settings, config: TransformerConfig) -> TransformerConfig:
+    """Jina v2 (Günther et al. 2023): ALiBi in both directions instead of positions, and gated feed-forward layers."""
+    settings.require("feed_forward_type", "original", *_GATES)
+    gate, block = settings.get("feed_forward_type", str, "original"), config.stack.blocks[0]
+    mixer, feed = expect(block.mixer, AttentionConfig), expect(block.feed_forward, MLPConfig)
+    if gate in _GATES:
+        feed = GatedConfig(feed.hidden, activation=_GATES[gate], down_bias=True)
+    block = replace(block, mixer=replace(mixer, bias=_ALIBI), feed_forward=feed)
+    stack = replace(config.stack, blocks=(block,) * len(config.stack.blocks), biases={_ALIBI: AlibiConfig(mixer.heads)})
+    embed = replace(expect(config.embed, TokenEmbedConfig), positions=None)
+    return replace(config, stack=stack, embed=embed)
+
+
+def without_alibi(config: TransformerConfig) -> tuple[TransformerConfig, dict[str, Any]]:
+    """The reverse of `with_alibi`: BERT's configuration, and the settings that BERT has not."""
+    block, head = config.stack.blocks[0], config.heads.get("vocabulary")
+    mixer, feed, settings = expect(block.mixer, AttentionConfig), block.feed_forward, {"feed_forward_type": "original"}
+    if isinstance(feed, GatedConfig):
+        transform = head.transform if isinstance(head, VocabularyHeadConfig) else None
+        settings["feed_forward_type"] = next(name for name, gate in _GATES.items() if gate == feed.activation)
+        hidden = hidden_width(feed.hidden, feed.ratio, config.width)
+        feed = MLPConfig(hidden, activation=transform.activation if transform else "gelu")
+    block = replace(block, mixer=replace(mixer, bias=None), feed_forward=feed)
+    stack = replace(config.stack, blocks=(block,) * len(config.stack.blocks), biases={})
+    embed = replace(expect(config.embed, TokenEmbedConfig), positions=LearnedConfig())
+    return replace(config, stack=stack, embed=embed), {**settings, _POSITIONS: "alibi"}
 
 
 def read_classifier(settings: Settings, kind: str | None) -> dict[str, HeadConfig]:
@@ -118,12 +165,11 @@ def encoder(settings: Settings, heads: dict[str, HeadConfig], offset: int = 0) -
 
 
 def write_bert(config: TransformerConfig) -> dict[str, Any]:
-    return {
-        "model_type": "bert",
-        "architectures": architecture("Bert", config.heads),
-        **shared_settings(config),
-        "position_embedding_type": "absolute",
-    }
+    stem, others = "Bert", {_POSITIONS: "absolute"}
+    if _ALIBI in config.stack.biases:
+        stem, (config, others) = "JinaBert", without_alibi(config)
+    architectures = architecture(stem, config.heads)
+    return {"model_type": "bert", "architectures": architectures, **shared_settings(config), **others}
 
 
 def shared_settings(config: TransformerConfig) -> dict[str, Any]:
@@ -152,16 +198,27 @@ def encoder_rules(config: TransformerConfig, prefix: str) -> list[TensorRule]:
         "mixer.qkv": "attention.self.{query,key,value}",
         "mixer.out": "attention.output.dense",
         "mix.last": "attention.output.LayerNorm",
+    }
+    plain = {
         "feed_forward.up": "intermediate.dense",
         "feed_forward.down": "output.dense",
         "feed.last": "output.LayerNorm",
     }
+    gated = {"feed_forward.down": "mlp.wo", "feed.last": "mlp.layernorm"}
+
+    def layer(block: BlockConfig) -> list[TensorRule]:
+        if not isinstance(block.feed_forward, GatedConfig):
+            return linears(names | plain)
+        packed = linear("feed_forward.gate_up", "mlp.gated_layers", bias=False, transform=Unsplit())
+        return [*linears(names | gated), *packed]
+
+    tables = {"": "word", "positions.": "position", "types.": "token_type"}
+    if expect(config.embed, TokenEmbedConfig).positions is None:
+        del tables["positions."]
     return [
-        rule("embed.table", f"{prefix}.embeddings.word_embeddings.weight"),
-        rule("embed.positions.table", f"{prefix}.embeddings.position_embeddings.weight"),
-        rule("embed.types.table", f"{prefix}.embeddings.token_type_embeddings.weight"),
+        *(rule(f"embed.{to}table", f"{prefix}.embeddings.{name}_embeddings.weight") for to, name in tables.items()),
         *linear("embed.norm", f"{prefix}.embeddings.LayerNorm"),
-        *block_rules(config.stack, f"{prefix}.encoder.layer.{{}}.", lambda block: linears(names)),
+        *block_rules(config.stack, f"{prefix}.encoder.layer.{{}}.", layer),
     ]
 
 
@@ -189,7 +246,7 @@ _BERT = Family(
         (r"LayerNorm\.beta$", "LayerNorm.bias"),
     ),
     skipped=(r"\.embeddings\.position_ids$",),
-    ignored=(*OLDER, IS_CAUSAL),
+    ignored=(*OLDER, IS_CAUSAL, "emb_pooler"),
     defaults=TABLE.defaults,
 )
 
@@ -290,17 +347,21 @@ _DISTILBERT = Family(
 
 def roberta_heads(settings: Settings, names: Collection[str], prefix: str) -> dict[str, HeadConfig]:
     heads: dict[str, HeadConfig] = {}
-    is_text_classifier = settings.architecture.endswith("ForSequenceClassification")
-    kind = classifier(settings, names, "classifier.out_proj.weight" if is_text_classifier else "classifier.weight")
     if "lm_head.bias" in names:
         norm = LayerNormConfig(settings.get("layer_norm_eps", float))
         heads["vocabulary"] = VocabularyHeadConfig(bias=True, transform=TransformConfig("gelu", norm))
-    heads |= read_classifier(settings, kind)
-    if f"{SPAN_TENSOR}.weight" in names:
-        heads["span"] = SPAN
+    heads |= label_heads(settings, names)
     if f"{prefix}.pooler.dense.weight" in names:
         heads["pooled"] = POOLER
     return heads
+
+
+def label_heads(settings: Settings, names: Collection[str]) -> dict[str, HeadConfig]:
+    """The heads of `label_rules`."""
+    is_text_classifier = settings.architecture.endswith("ForSequenceClassification")
+    kind = classifier(settings, names, "classifier.out_proj.weight" if is_text_classifier else "classifier.weight")
+    span = {"span": SPAN} if f"{SPAN_TENSOR}.weight" in names else {}
+    return read_classifier(settings, kind) | span
 
 
 def read_roberta(settings: Settings, names: Collection[str]) -> TransformerConfig:
@@ -326,15 +387,18 @@ def roberta_rules(config: TransformerConfig) -> list[TensorRule]:
 
 
 def roberta_head_rules(config: TransformerConfig, prefix: str) -> list[TensorRule]:
+    pooled = linear("heads.pooled.dense", f"{prefix}.pooler.dense") if "pooled" in config.heads else []
+    return [*pooled, *masked_rules(config, "lm_head", "dense", "layer_norm"), *label_rules(config)]
+
+
+def label_rules(config: TransformerConfig) -> list[TensorRule]:
+    """The heads for labels and answers, whose names RoBERTa and its relatives share."""
     names = {
-        "pooled": {"heads.pooled.dense": f"{prefix}.pooler.dense"},
         "classes": {"heads.classes.dense": "classifier.dense", "heads.classes.project": "classifier.out_proj"},
         "tags": {"heads.tags.project": "classifier"},
         "span": {"heads.span.project": SPAN_TENSOR},
     }
-    pooled, *others = (linears(names[head]) if head in config.heads else [] for head in names)
-    masked = masked_rules(config, "lm_head", "dense", "layer_norm")
-    return [*pooled, *masked, *(tensor_rule for head_rules in others for tensor_rule in head_rules)]
+    return [tensor_rule for head, layers in names.items() if head in config.heads for tensor_rule in linears(layers)]
 
 
 def _roberta(name: str, stem: str, **defaults: Any) -> Family:

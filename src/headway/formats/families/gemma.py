@@ -2,6 +2,7 @@
 
 Gemma 2 (2024) has norms before and after each branch, a window in every other layer, and soft caps. Gemma 3 (2025),
 text only, has query and key norms instead of soft caps, and a separate rotary base in layers with a window.
+EmbeddingGemma (2025) is Gemma 3 with attention in both directions.
 """
 
 from __future__ import annotations
@@ -123,9 +124,11 @@ def read_gemma3(settings: Settings, names: Collection[str]) -> TransformerConfig
         rotary = full_rotary if mixer.pattern == Causal() else local_rotary
         return replace(block, mixer=replace(mixer, rotary=rotary, qk_norm=norm))
 
-    plain = replace(settings, values={**settings.values, "rope_parameters": None, "rope_scaling": None})
+    plain = replace(settings, values={**settings.values, **dict.fromkeys(("rope_parameters", "rope_scaling", _BOTH))})
     config = read_sandwich(plain, every=settings.get("sliding_window_pattern", int, 6))
-    return replace(llama.with_blocks(config, layer), context=settings.served_positions(full_rotary))
+    config = replace(llama.with_blocks(config, layer), context=settings.served_positions(full_rotary))
+    # The window counts both sides.
+    return llama.bidirectional(config, lambda window: window // 2) if settings.get(_BOTH, bool, False) else config
 
 
 def write_rotary(config: TransformerConfig) -> dict[str, Any]:
@@ -138,12 +141,23 @@ def write_rotary(config: TransformerConfig) -> dict[str, Any]:
     return {"rope_parameters": rotary_settings}
 
 
+_BOTH = "use_bidirectional_attention"  # EmbeddingGemma
+_WRITE_GEMMA3 = llama.writer("gemma3_text", GEMMA3_CLASSES, llama.write_attention_bias, write_scores, write_rotary)
+
+
+def write_gemma3(config: TransformerConfig) -> dict[str, Any]:
+    if config.stack.causal:
+        return _WRITE_GEMMA3(config)
+    return {**_WRITE_GEMMA3(llama.causal(config, lambda reach: 2 * reach)), _BOTH: True}
+
+
 _GEMMA3 = llama.family(
     "gemma3_text",
     read_gemma3,
-    llama.writer("gemma3_text", GEMMA3_CLASSES, llama.write_attention_bias, write_scores, write_rotary),
+    write_gemma3,
     older=("rope_local_base_freq", "sliding_window_pattern", "_sliding_window_pattern"),
     **GEMMA2_DEFAULTS,
     max_position_embeddings=131072,
 )
+_GEMMA3 = replace(_GEMMA3, write=write_gemma3)  # with the family's own setting for both directions
 FAMILIES = (_GEMMA, _GEMMA2, _GEMMA3)

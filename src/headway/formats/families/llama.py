@@ -32,7 +32,7 @@ from headway.nn.parts.experts import ExpertsConfig
 from headway.nn.parts.feedforward import GatedConfig, hidden_width
 from headway.nn.parts.norm import LayerNormConfig, RMSNormConfig
 from headway.nn.parts.positions import RotaryConfig
-from headway.visibility import Causal
+from headway.visibility import Causal, Full, Local
 
 TABLE = SettingTable(
     TransformerConfig(
@@ -60,6 +60,7 @@ TABLE = SettingTable(
     },
 )
 FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
+IS_CAUSAL = "is_causal"  # of all decoders in transformers
 
 # Published names of a layer's norms, by placement.
 NORMS: dict[Placement, dict[str, str]] = {
@@ -229,6 +230,19 @@ def write_layer_types(config: TransformerConfig) -> dict[str, Any]:
     return settings
 
 
+def bidirectional(config: TransformerConfig, reach: Callable[[int], int] = int) -> TransformerConfig:
+    """Return `config` with attention in both directions; `reach` is how far on each side, by window."""
+    windows = windows_of(config)
+    patterns = [Full() if window is None else Local(reach(window)) for window in windows]
+    return with_blocks(config, lambda i, block: replace(block, mixer=replace(attention(block), pattern=patterns[i])))
+
+
+def causal(config: TransformerConfig, window: Callable[[int], int] = int) -> TransformerConfig:
+    """The reverse of `bidirectional`: `window` by how far a layer attends on each side."""
+    patterns = (attention(block).pattern for block in config.stack.blocks)
+    return with_windows(config, [window(part.reach) if isinstance(part, Local) else None for part in patterns])
+
+
 def windows_of(config: TransformerConfig) -> list[int | None]:
     return [expect(attention(block).pattern, Causal).window for block in config.stack.blocks]
 
@@ -302,14 +316,25 @@ def family(
     older: tuple[str, ...] = (),
     **defaults: Any,
 ) -> Family:
-    """Return a family of this kind; `defaults` are those that differ from Llama's."""
+    """Return a family of this kind; `defaults` are those that differ from Llama's. `is_causal` false makes attention
+    bidirectional, as in sentence encoders made of decoders.
+    """
+
+    def read_any(settings: Settings, names: Collection[str]) -> TransformerConfig:
+        config = read(settings, names)
+        return config if settings.get(IS_CAUSAL, bool, True) or not config.stack.causal else bidirectional(config)
+
+    def write_any(config: TransformerConfig) -> dict[str, Any]:
+        return write(config) if config.stack.causal else {**write(causal(config)), IS_CAUSAL: False}
+
     return Family(
         name,
-        read,
-        write,
+        read_any,
+        write_any,
         rules,
         renames=((r"^(?=(layers|embed_tokens|norm)\.)", "model."),),
         skipped=(r"\.rotary_emb\.inv_freq$",),
+        ignored=(IS_CAUSAL,),
         defaults={**TABLE.defaults, **defaults},
         older=("rope_theta", "rope_scaling", "partial_rotary_factor", *older),
     )

@@ -80,6 +80,14 @@ def shared_heads(heads: int, kv_heads: int | None) -> int:
     return groups
 
 
+class LayeredBias(nn.Module):
+    """Base of score biases from queries and keys, for which each layer has a module of its own."""
+
+    def layer(self, width: int, heads: int, groups: int, size: int) -> nn.Module:
+        """A layer's module: from (q, k, query layout, key layout, qkv projection) to [B, H, T, S], not scaled."""
+        raise NotImplementedError
+
+
 class QKNorm(nn.Module):
     """One norm for the queries and one for the keys of every head; without weights both are one call."""
 
@@ -148,6 +156,9 @@ class SelfAttention(Mixer):
         norm = {"head": QKNorm, "all": WideQKNorm, "each": EachQKNorm}[config.qk_norm_over]
         self.qk_norm = norm(config.qk_norm, self.heads, self.groups, self.size) if config.qk_norm else None
         self.rotary = Rotary(config.rotary, self.size) if config.rotary else None
+        if self.rotary is not None and self.rotary.config.stored:
+            self.rotary.frequencies = self.rotary.frequencies.float()
+            self.register_buffer("frequencies", self.rotary.frequencies)
         self.sinks = nn.Parameter(torch.zeros(self.heads)) if config.sinks else None
         self.dropout = Dropout(config.dropout)
         self._window = config.pattern.window if isinstance(config.pattern, Causal) else None
@@ -155,7 +166,10 @@ class SelfAttention(Mixer):
             known = nearest(config.bias, biases.keys())
             raise ConfigError(f"attention uses the bias {config.bias!r}, which the stack does not have; {known}")
         # The Stack's bias of that name. A bound method is not a submodule, so the bias stays registered once.
-        self._bias = None if config.bias is None else biases[config.bias].forward
+        bias = None if config.bias is None else biases[config.bias]
+        self._bias = None if bias is None else bias.forward
+        shape = (width, self.heads, self.groups, self.size)
+        self.terms = bias.layer(*shape) if isinstance(bias, LayeredBias) else None
         self._positions = shared_positions(biases) if config.placed else None
 
     def parallel(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
@@ -214,6 +228,11 @@ class SelfAttention(Mixer):
         q, k = qk.split((self.heads, self.groups), dim=2)
         return q, k, v
 
+    def _score_bias(self, x: Tensor, q: Tensor, k: Tensor, view: View) -> Float[Tensor, "#B H T S"] | None:
+        if self.terms is not None:
+            return self.terms(q, k, view.query, view.key, self.qkv) * (self.config.scale or self.size**-0.5)
+        return None if self._bias is None else self._bias(x, view.query, view.key)
+
     def _attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
         y = attend(
             q,
@@ -221,7 +240,7 @@ class SelfAttention(Mixer):
             v,
             view,
             scale=self.config.scale,
-            bias=None if self._bias is None else self._bias(x, view.query, view.key),
+            bias=self._score_bias(x, q, k, view),
             soft_cap=self.config.soft_cap,
             sinks=self.sinks,
             dropout=self.dropout if self.training and self.config.dropout else None,

@@ -5,8 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 # Imported to register kinds and the settings that --set accepts.
+from headway.nn.models import disentangled as _disentangled  # noqa: F401
 from headway.nn.models import score_biases as _score_biases  # noqa: F401
 from headway.nn.models import settings as _settings  # noqa: F401
+from headway.nn.models import token_dropout as _token_dropout  # noqa: F401
 from headway.nn.models.act import Act, ActConfig, SceneEmbed, SceneEmbedConfig, act
 from headway.nn.models.agents import (
     ConvolutionsConfig,

@@ -16,10 +16,22 @@ from headway.nn.mixers.attention import AttentionConfig
 from headway.nn.mixers.base import Memory, MixerConfig, State
 from headway.nn.mixers.cross import CrossAttentionConfig
 from headway.nn.parts.dropout import Dropout, DropPath
-from headway.nn.parts.feedforward import FeedForwardConfig, MLPConfig, Terms
+from headway.nn.parts.feedforward import ActivationName, FeedForwardConfig, MLPConfig, Terms
 from headway.nn.parts.norm import LayerNormConfig, NormConfig
 
 Placement = Literal["pre", "post", "sandwich", "branch", "parallel", "none"]
+
+
+@dataclass(frozen=True)
+class ConvolutionConfig:
+    """A convolution of a block's input, whose activation is added to the block's output before another norm."""
+
+    taps: int = 3  # tokens that each output depends on: an odd number
+    activation: ActivationName = "tanh"  # activation of the convolution
+
+    def __post_init__(self) -> None:
+        if self.taps < 1 or self.taps % 2 == 0:
+            raise ConfigError(f"convolution.taps is {self.taps}; set an odd number, such as 3")
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,7 @@ class BlockConfig:
     layer_scale: float | None = None
     drop_path: float = 0.0
     branch_scale: float = 1.0  # fixed factor on each branch's output (Granite)
+    convolution: ConvolutionConfig | None = None  # convolution next to the block; none: no convolution
 
     def __post_init__(self) -> None:
         if self.branch_scale != 1.0 and self.layer_scale is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -96,6 +96,7 @@ class TokenEmbedConfig(EmbedConfig):
     dropout: float = 0.0  # dropout rate of the sum
     width: int | None = None
     scale: float = 1.0
+    projects: Literal["tokens", "sum"] = "tokens"  # what to project: tokens, or the sum after its norm (ELECTRA)
 
     def build(self, width: int, vocab_size: int, context: int | None) -> TokenEmbed:
         return TokenEmbed(self, width, vocab_size, context)
@@ -110,7 +111,9 @@ class TokenEmbed(Embed):
             raise ConfigError(f"the vocabulary has {vocab_size} tokens; set model.vocab_size to at least 1")
         inner = config.width or width
         self.table = nn.Parameter(torch.empty(vocab_size, inner))
-        self.project = Projection(inner, width, bias=False) if inner != width else nn.Identity()
+        self.project = Projection(inner, width, bias=config.projects == "sum") if inner != width else nn.Identity()
+        self.projects = config.projects
+        width = inner if config.projects == "sum" else width
         self.scale = config.scale * (math.sqrt(width) if config.scaled else 1.0)
         self.positions = config.positions.build(width, context) if config.positions else None
         self.types = TypeEmbed(config.types, width) if config.types else None
@@ -126,19 +129,21 @@ class TokenEmbed(Embed):
         ids, types = (inputs, None) if isinstance(inputs, Tensor) else inputs
         return self.add_positions(self.look_up(ids), layout, types), layout
 
-    def look_up(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+    def look_up(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T E"]:
         """Token vectors without positions."""
-        return self.project(F.embedding(ids, self.table)) * self.scale
+        x = F.embedding(ids, self.table)
+        return (self.project(x) if self.projects == "tokens" else x) * self.scale
 
     def add_positions(
-        self, x: Float[Tensor, "B T D"], layout: Layout, types: Int[Tensor, "B T"] | None = None
+        self, x: Float[Tensor, "B T E"], layout: Layout, types: Int[Tensor, "B T"] | None = None
     ) -> Float[Tensor, "B T D"]:
         """Add positions and types to token vectors, or to image vectors between them: the input of the first block."""
         if self.positions is not None:
             x = x + self.positions(layout, x)
         if self.types is not None:
             x = x + self.types(layout.positions, types)
-        return self.dropout(self.norm(x))
+        x = self.dropout(self.norm(x))
+        return self.project(x) if self.projects == "sum" else x
 
 
 class TypeEmbed(nn.Module):

@@ -44,6 +44,7 @@ class TransformConfig:
     activation: ActivationName = "gelu"  # activation after the dense layer
     norm: NormConfig = LayerNormConfig()  # norm after the activation
     bias: bool = True  # whether the dense layer has a bias
+    width: int | None = None  # width after the dense layer; none: the model's (ELECTRA: the embedding's)
 
 
 @register("vocabulary")
@@ -70,11 +71,11 @@ class VocabularyHeadConfig(HeadConfig):
 class Transform(nn.Module):
     def __init__(self, config: TransformConfig, width: int) -> None:
         super().__init__()
-        self.dense = Projection(width, width, config.bias)
+        self.dense = Projection(width, config.width or width, config.bias)
         self.activation = ACTIVATIONS[config.activation]
-        self.norm = config.norm.build(width)
+        self.norm = config.norm.build(config.width or width)
 
-    def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+    def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... E"]:
         return self.norm(self.activation(self.dense(x)))
 
 
@@ -95,7 +96,9 @@ class VocabularyHead(nn.Module):
     def __init__(self, config: VocabularyHeadConfig, width: int, vocab_size: int, table: nn.Parameter | None) -> None:
         super().__init__()
         self.config = config
-        self.transform = Transform(config.transform, width) if config.transform else nn.Identity()
+        self.transform: nn.Module = nn.Identity()
+        if config.transform is not None:
+            self.transform, width = Transform(config.transform, width), config.transform.width or width
         if config.maxout is not None:
             self.transform, width = Maxout(width, config.maxout), config.maxout
         if table is not None and table.shape[1] != width:

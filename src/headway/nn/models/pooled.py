@@ -91,6 +91,7 @@ class PooledHeadConfig(HeadConfig):
     skip: int = 0  # first tokens that the mean skips
     scale: float = 1.0  # factor on the outputs
     shift: float = 0.0  # number added to the outputs
+    late: bool = False  # whether tokens are pooled after the dense layer, activation and norm
 
     def build(self, width: int, vocab_size: int, table: nn.Parameter | None) -> PooledHead:
         return PooledHead(self, width)
@@ -110,8 +111,9 @@ class PooledHead(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T D"], layout: Layout, skip: int = 0) -> Float[Tensor, "B *T E"]:
         """[B, E], or [B, T, E] without pooling. Means skip at least `skip` tokens, such as those of a prompt."""
-        pooled = pool(x, layout, self.config.pool, max(skip, self.config.skip))
-        x = self.norm(self.activation(self.dense(pooled)))
+        kind, late, skip = self.config.pool, self.config.late, max(skip, self.config.skip)
+        x = self.norm(self.activation(self.dense(x if late else pool(x, layout, kind, skip))))
+        x = pool(x, layout, kind, skip) if late else x
         x = self.project(self.dropout(x))
         if self.config.scale != 1.0 or self.config.shift != 0.0:
             exact = x.to(torch.promote_types(x.dtype, torch.float32))  # bf16 cannot represent 1001

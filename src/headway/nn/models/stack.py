@@ -72,6 +72,14 @@ class CompiledStack(Protocol):
     def __call__(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T E"]: ...
 
 
+def _build(config: BlockConfig, width: int, shared: nn.ModuleDict) -> Block:
+    if config.convolution is not None:
+        from headway.nn.models.convolved import ConvolvedBlock  # of one family
+
+        return ConvolvedBlock(config, width, shared, config.convolution)
+    return (ParallelBlock if config.placement == "parallel" else Block)(config, width, shared)
+
+
 class Stack(nn.Module):
     def __init__(self, config: StackConfig, width: int) -> None:
         super().__init__()
@@ -86,8 +94,7 @@ class Stack(nn.Module):
         self.width_in = self.width = width  # width of the input and of the output
         self.program: CompiledStack | None = None  # set when weights are packed
         for block in config.blocks:
-            kind = ParallelBlock if block.placement == "parallel" else Block
-            self.blocks.append(kind(block, self.width, shared))
+            self.blocks.append(_build(block, self.width, shared))
             self.width = block.mixer.width_out(self.width)
         self.norm = config.norm.build(self.width) if config.norm else nn.Identity()
 

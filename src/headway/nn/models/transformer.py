@@ -119,12 +119,6 @@ class Transformer(nn.Module):
         """`table` is an embedding to share with another model; without a `seed` weights stay uninitialised."""
         super().__init__()
         self.config = config
-        inner = config.embed.width if isinstance(config.embed, TokenEmbedConfig) else None
-        if config.tie == "head" and inner is not None and inner != config.width:
-            raise ConfigError(
-                f"tie head cannot share an embedding of width {inner} with a model of width {config.width}; set tie to "
-                "none"
-            )
         self.embed = config.embed.build(config.width, config.vocab_size, config.context)
         if table is not None:
             self.embed.table = table

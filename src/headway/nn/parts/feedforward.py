@@ -102,9 +102,10 @@ class GatedConfig(FeedForwardConfig):
     hidden: int | None = None  # inner width; none: ratio times the model's width
     ratio: float = 8 / 3  # inner width divided by the model's width
     activation: ActivationName = "silu"  # activation of the gate
-    bias: bool = False  # whether all three layers have biases
+    bias: bool = False  # whether gate and up have biases, and down by default
     dropout: float = 0.0  # dropout rate of the inner vector
     limit: float | None = None  # clamps the gate to c and the other half to -c to c, and adds 1 to it (gpt-oss)
+    down_bias: bool | None = None  # whether down has a bias; none: as gate and up
 
     def build(self, width: int) -> nn.Module:
         return Gated(self, width)
@@ -119,7 +120,8 @@ class Gated(nn.Module):
         super().__init__()
         hidden = hidden_width(config.hidden, config.ratio, width)
         self.gate_up = Projection(width, (hidden, hidden), config.bias, inner=True)
-        self.down = Projection(hidden, width, config.bias, residual=True)
+        down_bias = config.bias if config.down_bias is None else config.down_bias
+        self.down = Projection(hidden, width, down_bias, residual=True)
         self.activation = ACTIVATIONS[config.activation]
         self.limit = config.limit
         self.dropout = Dropout(config.dropout)

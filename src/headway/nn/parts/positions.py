@@ -33,6 +33,7 @@ class RotaryConfig:
     theta: float = 10000.0  # base of the wavelengths
     fraction: float = 1.0  # share of a head's features to rotate
     scaling: ScalingConfig | None = None  # scaling for contexts longer than in training
+    stored: bool = False  # whether the frequencies are a tensor of the model (ESM-2 has rounded ones)
 
     def __post_init__(self) -> None:
         if not (self.theta > 0 and 0 < self.fraction <= 1):
@@ -74,7 +75,8 @@ class Rotary:
             angles = positions.clamp(min=0)[:, :, None, None] * self.frequencies.to(like.device)
             return tuple((part * self.factor).to(like.dtype) for part in (angles.cos(), angles.sin()))
 
-        return layout.derived(("rotary", self.config, self.size, like.dtype), compute)
+        same = self if self.config.stored else self.config  # what rotates alike
+        return layout.derived(("rotary", same, self.size, like.dtype), compute)
 
 
 @family
