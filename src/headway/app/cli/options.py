@@ -64,6 +64,8 @@ class Parser(argparse.ArgumentParser):
                         kind["help"] = f"default: {value}".replace("%", "%%")
                         group.add_argument(option, action=_TaskSetting, dest="set", metavar="VALUE", **kind)
         parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown and not any(word.startswith("-") for word in unknown):  # texts after options
+            parsed, unknown = self.parse_known_intermixed_args(args, namespace)
         for word in unknown:
             if word.startswith("-"):
                 option = word.partition("=")[0]
