@@ -204,7 +204,7 @@ def test_a_model_of_several_languages_needs_a_target(
         ours.translate(PLAIN)
     with pytest.raises(UserError, match="no language 'xx'; use one of ace_Arab, deu_Latn, eng_Latn"):
         ours.translate(PLAIN, target="xx")
-    assert cli.main(["translate", str(tmp_path), OTHER, "--from", "en", "--to", "de", "--beam", "1"]) == 0
+    assert cli.main(["translate", str(tmp_path), "--from", "en", "--to", "de", "--beam", "1", OTHER]) == 0
     assert capsys.readouterr().out.splitlines()[0] == translated("nllb", theirs, made, 1)[1]
 
 

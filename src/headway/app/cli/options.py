@@ -63,7 +63,9 @@ class Parser(argparse.ArgumentParser):
                         value = "none" if default is None else str(default).lower() if is_flag else str(default)
                         kind["help"] = f"default: {value}".replace("%", "%%")
                         group.add_argument(option, action=_TaskSetting, dest="set", metavar="VALUE", **kind)
-        parsed, unknown = self.parse_known_intermixed_args(args, namespace)  # positional arguments may follow options
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown and not any(word.startswith("-") for word in unknown):  # texts after options
+            parsed, unknown = self.parse_known_intermixed_args(args, namespace)
         for word in unknown:
             if word.startswith("-"):
                 option = word.partition("=")[0]
