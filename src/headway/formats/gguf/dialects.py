@@ -158,22 +158,71 @@ _WINDOW = "attention.sliding_window"
 
 DIALECTS = {
     "llama": Dialect(
-        "llama", {"expert_count": "mixtral", _WINDOW: "mistral"}, interleaved=True, flags=_BIASES, windowed=True
+        "llama",
+        {"expert_count": "mixtral", _WINDOW: "mistral"},
+        interleaved=True,
+        flags=_BIASES,
+        windowed=True,
     ),
     "qwen2": Dialect("qwen2"),
     "qwen3": Dialect("qwen3"),
-    "qwen3moe": Dialect("qwen3_moe", fixed={"norm_topk_prob": True}),
-    "olmo2": Dialect("olmo2", {_WINDOW: "olmo3"}, windowed=True),
-    "olmoe": Dialect("olmoe", sizes=_NUM_EXPERTS, fixed={"norm_topk_prob": False}),
-    "phi3": Dialect("phi3", fused=FUSED, zeros=(_WINDOW,), windowed=True),
-    "gemma": Dialect("gemma", offset=True),
-    "gemma2": Dialect("gemma2", offset=True, windowed=True),
-    "gemma3": Dialect("gemma3_text", offset=True, windowed=True),
-    "smollm3": Dialect("smollm3", interleaved=True, flags=_BIASES),
-    "stablelm": Dialect("stablelm", flags={"use_qkv_bias": "attn_q.bias", "use_parallel_residual": "-ffn_norm.weight"}),
-    "starcoder2": Dialect("starcoder2", sizes={**SIZES, _EPSILON: "norm_epsilon"}),
-    "gptneox": Dialect("gpt_neox", fused=FUSED_QKV),
-    "gpt2": Dialect("gpt2", rotary=False, sizes=GPT2_SIZES, fused=FUSED_QKV),
+    "qwen3moe": Dialect(
+        "qwen3_moe",
+        fixed={"norm_topk_prob": True},
+    ),
+    "olmo2": Dialect(
+        "olmo2",
+        {_WINDOW: "olmo3"},
+        windowed=True,
+    ),
+    "olmoe": Dialect(
+        "olmoe",
+        sizes=_NUM_EXPERTS,
+        fixed={"norm_topk_prob": False},
+    ),
+    "phi3": Dialect(
+        "phi3",
+        fused=FUSED,
+        zeros=(_WINDOW,),
+        windowed=True,
+    ),
+    "gemma": Dialect(
+        "gemma",
+        offset=True,
+    ),
+    "gemma2": Dialect(
+        "gemma2",
+        offset=True,
+        windowed=True,
+    ),
+    "gemma3": Dialect(
+        "gemma3_text",
+        offset=True,
+        windowed=True,
+    ),
+    "smollm3": Dialect(
+        "smollm3",
+        interleaved=True,
+        flags=_BIASES,
+    ),
+    "stablelm": Dialect(
+        "stablelm",
+        flags={"use_qkv_bias": "attn_q.bias", "use_parallel_residual": "-ffn_norm.weight"},
+    ),
+    "starcoder2": Dialect(
+        "starcoder2",
+        sizes={**SIZES, _EPSILON: "norm_epsilon"},
+    ),
+    "gptneox": Dialect(
+        "gpt_neox",
+        fused=FUSED_QKV,
+    ),
+    "gpt2": Dialect(
+        "gpt2",
+        rotary=False,
+        sizes=GPT2_SIZES,
+        fused=FUSED_QKV,
+    ),
 }
 # Families that can be written, with their architecture.
 WRITABLE_FAMILIES = {
