@@ -89,6 +89,7 @@ TITLES: Mapping[str, str] = {
 COMPARISONS: Mapping[str, str] = {
     "decoder_models.py": "test_decoders.py",
     "test_encoders.py": "test_encoders.py",
+    "test_encoder_traps.py": "test_encoder_traps.py",
     "test_seq2seq.py": "test_seq2seq.py",
     "test_vision.py": "test_vision.py",
     "test_image_text.py": "test_image_text.py",

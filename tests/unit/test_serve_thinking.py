@@ -360,6 +360,9 @@ def test_models_that_do_not_think_are_as_before(server: TestClient) -> None:
         answer = server.post(CHAT, json=body)
         assert answer.status_code == 400
         assert problem in answer.json()["error"]["message"]
+    body = {"model": "thinks", "messages": [{"role": "user", "content": "?"}], "thinking_token_budget": 2}
+    answer = server.post(CHAT, json={**body, "allowed_token_ids": [65]}).json()
+    assert "which ends the thinking; add it" in answer["error"]["message"]
     body = {"model": "thinks", "messages": [{"role": "user", "content": "?"}], "reasoning_effort": "none"}
     assert server.post(CHAT, json={**body, "thinking_token_budget": 4}).status_code == 400
 

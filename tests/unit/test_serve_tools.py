@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from typing import Any
 
 import numpy as np
@@ -416,6 +417,37 @@ def test_strict_tools_are_held_to_where_a_call_is_free(
     assert allowed_to_end(codec, tools, good)
     assert not allowed_to_end(codec, tools, bad)
     assert not allowed_to_end(codec, tools, good[: len(good) - len(after) - 1])
+
+
+@pytest.fixture(scope="module")
+def tagged() -> TokenizerCodec:
+    """A tokenizer in which the tags of new formats are special symbols."""
+    tags = re.findall(r"</?(?:tool_call|arg_key|arg_value)>", " ".join(["<tool_call></tool_call>", GLM_CITY]))
+    tags += ["<start_function_call>", "<end_function_call>", "<escape>", "<|tool_call|>", "<|/tool_call|>"]
+    tags += ["<|START_ACTION|>", "<|END_ACTION|>", "<|assistant|>"]
+    return train_codec("byte", ["any"], special=("<|end|>", *dict.fromkeys(tags), "<|endoftext|>"))
+
+
+@pytest.mark.parametrize("template", [HERMES, GLM45, GLM4, FUNCTION_GEMMA, GRANITE, PHI4, COMMAND_A])
+def test_tags_of_new_formats_may_be_special_symbols(tagged: TokenizerCodec, template: str) -> None:
+    tools, ended = Toolbox(tagged, template, [WEATHER], "required"), 0
+    for seed in range(12):
+        ids = walk(tagged, tools, seed)
+        reader, stream = tools.reader(), tagged.stream()
+        assert reader is not None
+        if ids is not None:
+            said, calls = read(reader, [(stream.push(symbol), symbol) for symbol in ids])
+            assert (said, {name for name, _ in calls}) == ("", {"weather"})
+            assert all(len(arguments["city"]) <= 9 for _, arguments in calls)
+            ended += 1
+    assert ended >= 6
+
+
+def test_a_later_call_of_glm_4_has_its_mark(tagged: TokenizerCodec) -> None:
+    reader, mark = Toolbox(tagged, GLM4, TOOLS).reader(), tagged.token_id("<|assistant|>")
+    assert reader is not None
+    symbols = [("\nLet me see.", None), ("", mark), ('weather\n{"city": "Ulm"}', None), ("", mark), ("clock\n{}", None)]
+    assert read(reader, symbols) == ("\nLet me see.", [ULM, NOW])
 
 
 @pytest.mark.parametrize("template", NEW)

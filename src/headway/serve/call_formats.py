@@ -179,7 +179,9 @@ def _value_grammar(
             raise UserError(
                 f"{source} requires unique items or keys, which cannot be enforced in calls; leave that out"
             )
-        return f"{grammar.start} {after}".strip(), grammar.lines, grammar.ignored
+        # llguidance fails if a special token must follow a number that has more digits in one of its expressions.
+        line_break = '"\\n"? ' if after.startswith("<[") else ""
+        return f"{grammar.start} {line_break}{after}".strip(), grammar.lines, grammar.ignored
     words = schema.get("enum", [schema["const"]] if "const" in schema else None)
     unenforced = next((name for name in _UNLIMITED if name in schema), None)
     if unenforced is not None or (words and not all(isinstance(word, str) for word in words)):

@@ -202,6 +202,10 @@ async def prepare(body: ChatBody, context: Context) -> AsyncIterator[GenerationJ
             texts, header = () if rule is None else rule.token_texts, _answer_header(thinking, rule is tools_rule)
             stop_ids = limits.all_stop_ids(conversation.codec)
             make_rule = thinking_rule(thinking, state, rule, budget, stop_ids, vocab_size, texts, header)
+            forced = thinking.ids(f"{thinking.closing}{header or thinking.separator}") if make_rule is not rule else ()
+            if body.allowed_token_ids is not None and (missing := {*forced} - {*body.allowed_token_ids}):
+                message = f"allowed_token_ids lacks {min(missing)}, which ends the thinking; add it, or leave them out"
+                raise StatusError(400, message, "allowed_token_ids")
         restricted = restricted_rule(make_rule, body, ready.model, limits)
         readers = [None if tools is None else tools.reader(body.stream) for _ in range(n)]
         reader = None if thinking is None else partial(answer_reader, thinking, state)
