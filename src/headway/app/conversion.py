@@ -123,7 +123,7 @@ def quantize(
     if bits_per_weight is not None:
         layer_costs = weight_errors(layers) if costs is None else costs.layers
         formats = FormatSizes(layers).choose(layer_costs, bits_per_weight)
-    by_name = {name: formats[layer] for layer, matrices in layers.items() for name in matrices}
+    by_name: dict[str, Weights] = {name: formats[layer] for layer, matrices in layers.items() for name in matrices}
     with _atomic_folder(directory) as draft:
         after = save_quantised(opened.model, by_name, draft)
         if RunDirectory(source).exists():

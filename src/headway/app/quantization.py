@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -142,7 +142,7 @@ def weight_errors(layers: Mapping[str, Mapping[str, Tensor]]) -> list[LayerCost]
     """The costs without texts: the squared error of each matrix relative to its squares, summed over a layer."""
     costs = []
     for layer, matrices in layers.items():
-        errors = dict.fromkeys(("int8", "int4"), 0.0)
+        errors: dict[str, float] = dict.fromkeys(("int8", "int4"), 0.0)
         for name, matrix in matrices.items():
             values = computed(matrix.detach()).float()
             total = values.square().sum().item() or 1.0
@@ -231,7 +231,7 @@ def quantised_matrices(model: nn.Module, formats: Mapping[str, Format]) -> Itera
     try:
         yield
     finally:
-        replace(model, {id(parameter): matrix for matrix, parameter in packed.values()})
+        replace(model, {id(parameter): cast(nn.Parameter, matrix) for matrix, parameter in packed.values()})
 
 
 @torch.no_grad()

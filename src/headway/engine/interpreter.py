@@ -10,7 +10,7 @@ from headway.engine.barrier import barrier
 from headway.engine.cells import associate, cell, combine, link
 from headway.engine.instructions import SIZE, Opcode
 from headway.engine.int8_keys import padded_to_vectors, split_query, subtract_mean
-from headway.engine.machine import compiled, f32, i64, intrinsic, types
+from headway.engine.machine import F32, compiled, f32, i64, intrinsic, types
 from headway.engine.operations import BLOCK, CHUNK, GATED_SHARED, at, exp, norm_row, share, share_rows
 from headway.engine.paged_attention import (
     add_attend,

@@ -170,7 +170,8 @@ def packed_bytes(matrix: Tensor, dtype: Format) -> int:
     """Bytes of a matrix in a number format, with its scales and padding."""
     if dtype == "fp32":
         return 4 * matrix.numel()
-    return sum(part.nbytes for part in _unset_parts(*matrix.shape, dtype, "meta"))
+    rows, columns = matrix.shape
+    return sum(part.nbytes for part in _unset_parts(rows, columns, dtype, "meta"))
 
 
 def _finite_floats(name: str, tensor: Tensor) -> Tensor:
@@ -247,7 +248,7 @@ def save_quantised(model: nn.Module, formats: Format | Mapping[str, Format], dir
             assert tensor.packed.scales is not None  # fp32 is never packed
             tensors[name + _CODES], tensors[name + _SCALES] = tensor.packed.weights, tensor.packed.scales
         elif name in matrices and dtype != "fp32":
-            like = _unset_parts(*tensor.shape, dtype, "meta")
+            like = _unset_parts(tensor.shape[0], tensor.shape[1], dtype, "meta")
             parts = deferred_parts(like, partial(_pack_parts, tensor, dtype, name))
             tensors[name + _CODES], tensors[name + _SCALES] = parts
         elif isinstance(tensor, nn.Parameter):

@@ -132,7 +132,7 @@ def load_model(directory: Path, device: torch.device | str = "cpu", target: nn.M
 def read_model(path: Path) -> tuple[dict[str, Tensor], ModelConfig]:
     """Return the memory-mapped tensors by name, and the configuration, of a native model file."""
     file, config = _header(path)
-    tensors = {name: file.get(name) for name in file.names()}
+    tensors: dict[str, Tensor] = {name: file.get(name) for name in file.names()}
     if is_deferring():
         reader = Reader(file.done)
         tensors = {

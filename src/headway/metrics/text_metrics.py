@@ -104,12 +104,12 @@ def rouge(summaries: Sequence[str], references: Sequence[Sequence[str]]) -> Scor
     """
     rows = []
     for summary, targets in zip(summaries, references, strict=True):
-        words, scores = _WORD.findall(summary.lower()), []
+        words, by_reference = _WORD.findall(summary.lower()), []
         for other in (_WORD.findall(target.lower()) for target in targets):
             common = [_common_ngrams(words, other, n) for n in (1, 2)] + [_common_subsequence(words, other)]
             sizes = [(max(0, len(words) - n), max(0, len(other) - n)) for n in (0, 1, 0)]
-            scores.append([2 * shared / (a + b) if shared else 0.0 for shared, (a, b) in zip(common, sizes)])
-        rows.append(np.max(scores, axis=0))
+            by_reference.append([2 * shared / (a + b) if shared else 0.0 for shared, (a, b) in zip(common, sizes)])
+        rows.append(np.max(by_reference, axis=0))
     if not rows:
         raise UserError("there are 0 summaries to evaluate; pass at least one")
     scores: Scores = {}

@@ -464,7 +464,7 @@ class TranscribedSpeech(SpeechDataset, IndexedExamples):
     def _speech_ends(self, row: int) -> tuple[float, float]:
         """Start and end of the detected speech in seconds; of the recording if there is none."""
         sound = self.sounds[self.sound_rows[row]]
-        spans = detect_speech(ArraySound(sound)).spans if len(sound) >= WINDOW else ()
+        spans: Any = detect_speech(ArraySound(sound)).spans if len(sound) >= WINDOW else ()
         return (float(spans[0][0]), float(spans[-1][1])) if len(spans) else (0.0, len(sound) / RATE)
 
     def with_transcripts(self, samples: RowSubset) -> Sources:

@@ -93,8 +93,9 @@ def check_encoder(model: ModelConfig) -> TransformerConfig:
 
 def check_classifier(model: ModelConfig) -> TransformerConfig | EncoderDecoderConfig:
     """Raises ConfigError for a model that is neither a Transformer nor an encoder-decoder of tokens, such as BART."""
-    is_encoder_decoder = isinstance(model, EncoderDecoderConfig) and isinstance(model.encoder.embed, TokenEmbedConfig)
-    return model if is_encoder_decoder else check_encoder(model)
+    if isinstance(model, EncoderDecoderConfig) and isinstance(model.encoder.embed, TokenEmbedConfig):
+        return model
+    return check_encoder(model)
 
 
 class EncodedTextDataset(IndexedExamples):

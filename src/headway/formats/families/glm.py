@@ -5,7 +5,7 @@ experts chosen as in DeepSeek-V3, in one group, and one that all tokens pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,11 +14,12 @@ from headway.formats.families.experts import expert_rules, first_experts, read_e
 from headway.formats.settings import Settings, rope_parameters
 from headway.formats.tensor_rules import TensorRule, Unsplit, expect, linear, rule, tied_copy
 from headway.nn.models import BlockConfig, TransformerConfig
+from headway.nn.models.block import Placement
 from headway.nn.parts.experts import ExpertsConfig
 from headway.nn.parts.feedforward import GatedConfig
 from headway.nn.parts.norm import RMSNormConfig
 
-NORMS = {
+NORMS: Mapping[Placement, Mapping[str, str]] = {
     **llama.NORMS,
     "sandwich": {
         "mix.before": "input_layernorm",

@@ -124,7 +124,8 @@ class EachQKNorm(nn.Module):
     def __init__(self, config: NormConfig, heads: int, groups: int, size: int) -> None:
         super().__init__()
         self.norm = config.build(size)
-        self.norm.weight = self.norm.bias = None
+        for name in ("weight", "bias"):
+            setattr(self.norm, name, None)
         self.q, self.k = (nn.Parameter(torch.ones(count, size)) for count in (heads, groups))
 
     def forward(self, qk: Float[Tensor, "B T HG K"]) -> Float[Tensor, "B T HG K"]:
