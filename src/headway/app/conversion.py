@@ -116,7 +116,7 @@ def quantize(
     with deferred_weights():
         opened = open_model(source, None)
     before, layers = _weight_bytes(opened.model), layers_of(opened.model)
-    formats: dict[str, Weights] = dict.fromkeys(layers, weights or "int8")
+    formats: dict[str, Weights] = {layer: weights or "int8" for layer in layers}
     if bits_per_weight is not None:
         FormatSizes(layers).check_bits(bits_per_weight)
     costs = None if report is None else measure(opened, source, Path(report))

@@ -16,8 +16,14 @@ from headway.app.runs import open_recipe
 from headway.data.corpus import iter_chunks, text_sources
 from headway.domains.text.predictors import prompt_ids
 from headway.engine import Format
-from headway.engine.packed_weights import PackedTensor, pack, packed_bytes, parameter_of, quantisable
-from headway.engine.packed_weights import replace_parameters as replace
+from headway.engine.packed_weights import (
+    PackedTensor,
+    pack,
+    packed_bytes,
+    parameter_of,
+    quantisable,
+    replace_parameters,
+)
 from headway.errors import UserError
 from headway.formats.deferred import computed, deferred_weights
 from headway.formats.native import QUANTISED, quantised_formats
@@ -31,6 +37,7 @@ from headway.nn.models.kinds import is_causal, is_text, kind_of
 from headway.predict.model_handle import ModelHandle
 
 FORMATS: tuple[Format, ...] = ("int4", "int8", "fp32")  # by size
+_QUANTISED: tuple[Format, ...] = ("int8", "int4")
 _MAX_TOKENS, _ROW_TOKENS = 4096, 512  # of the texts, and of a row
 _MAX_OUTPUTS, _BATCH_TOKENS = 1 << 27, 2048  # numbers that the outputs for all tokens may have; tokens in a batch
 _HEADROOM = 1.5  # memory for the original, a quantised copy and outputs, relative to the original
@@ -142,12 +149,12 @@ def weight_errors(layers: Mapping[str, Mapping[str, Tensor]]) -> list[LayerCost]
     """The costs without texts: the squared error of each matrix relative to its squares, summed over a layer."""
     costs = []
     for layer, matrices in layers.items():
-        errors = dict.fromkeys(("int8", "int4"), 0.0)
+        errors: dict[str, float] = dict.fromkeys(_QUANTISED, 0.0)
         for name, matrix in matrices.items():
             values = computed(matrix.detach()).float()
             total = values.square().sum().item() or 1.0
-            for dtype in errors:
-                rounded = computed(PackedTensor(pack(values, dtype, name)))  # type: ignore[arg-type]
+            for dtype in _QUANTISED:
+                rounded = computed(PackedTensor(pack(values, dtype, name)))
                 errors[dtype] += (rounded - values).square().sum().item() / total
         costs.append(LayerCost(layer, sum(matrix.numel() for matrix in matrices.values()), errors))
     return costs
@@ -199,18 +206,18 @@ def report_costs(module: nn.Module, rows: Sequence[Sequence[int]]) -> Quantizati
     divergence = partial(_kl_divergence if has_vocabulary else _relative_difference, original)
     costs = [_format_cost("fp32", 32.0, module, rows, original, 0.0)]
     names = {name: layer for layer, matrices in layers.items() for name in matrices}
-    for dtype in ("int8", "int4"):
+    for dtype in _QUANTISED:
         bits = sizes.bits(dict.fromkeys(layers, dtype))
         with quantised_matrices(module, dict.fromkeys(names, dtype)):
             outputs = _outputs(module, rows)
         costs.append(_format_cost(dtype, bits, module, rows, outputs, divergence(outputs)))
     layer_costs = []
     for layer, matrices in layers.items():
-        found: dict[str, float] = {}
-        for dtype in ("int8", "int4"):
+        divergences: dict[str, float] = {}
+        for dtype in _QUANTISED:
             with quantised_matrices(module, dict.fromkeys(matrices, dtype)):
-                found[dtype] = divergence(_outputs(module, rows))
-        layer_costs.append(LayerCost(layer, sum(matrix.numel() for matrix in matrices.values()), found))
+                divergences[dtype] = divergence(_outputs(module, rows))
+        layer_costs.append(LayerCost(layer, sum(matrix.numel() for matrix in matrices.values()), divergences))
     measure = (
         "KL divergence of the predicted tokens in nats per token"
         if has_vocabulary
@@ -222,30 +229,27 @@ def report_costs(module: nn.Module, rows: Sequence[Sequence[int]]) -> Quantizati
 @contextmanager
 def quantised_matrices(model: nn.Module, formats: Mapping[str, Format]) -> Iterator[None]:
     """In this context, some matrices of a model are quantised."""
-    packed = {
-        id(matrix): (matrix, parameter_of(PackedTensor(pack(matrix, formats[name], name))))
-        for name, matrix in quantisable(model).items()
-        if formats.get(name, "fp32") != "fp32"
-    }
-    replace(model, {key: parameter for key, (_, parameter) in packed.items()})
+    matrices = quantisable(model)
+    packed = {name: parameter_of(PackedTensor(pack(matrices[name], dtype, name))) for name, dtype in formats.items()}
+    replace_parameters(model, {id(matrices[name]): parameter for name, parameter in packed.items()})
     try:
         yield
     finally:
-        replace(model, {id(parameter): matrix for matrix, parameter in packed.values()})
+        replace_parameters(model, {id(parameter): matrices[name] for name, parameter in packed.items()})
 
 
 @torch.no_grad()
 def _outputs(model: Any, rows: Sequence[Sequence[int]]) -> list[Tensor]:
     """Log probabilities of tokens [T, C] per row, or the vectors [T, D] of a model without a vocabulary."""
-    found: list[Tensor] = [torch.empty(0)] * len(rows)
+    outputs: list[Tensor] = [torch.empty(0)] * len(rows)
+    has_vocabulary = "vocabulary" in model.heads
     for batch in batches([len(row) for row in rows], _BATCH_TOKENS):
         ids, layout = pad([rows[i] for i in batch], torch.device("cpu"))
         x = model(ids, layout).x
         for i, features in zip(batch, x):
             features = features[: len(rows[i])]
-            has_vocabulary = "vocabulary" in model.heads
-            found[i] = model.heads["vocabulary"](features).float().log_softmax(-1) if has_vocabulary else features
-    return found
+            outputs[i] = model.heads["vocabulary"](features).float().log_softmax(-1) if has_vocabulary else features
+    return outputs
 
 
 def _kl_divergence(original: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:

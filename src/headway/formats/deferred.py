@@ -36,7 +36,7 @@ class DeferredTensor(torch.Tensor):
     """
 
     compute: Callable[[], Tensor]
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, shape: Sequence[int], dtype: torch.dtype, compute: Callable[[], Tensor]) -> DeferredTensor:

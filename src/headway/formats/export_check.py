@@ -24,6 +24,7 @@ from headway.nn.models import (
 from headway.nn.models.frames import FramesEmbedConfig, SpectrogramEmbedConfig
 
 _ROWS, _TOKENS, _FRAMES, _SEED = 2, 16, 64, 2017  # of the sample
+_CHUNK = 1 << 22  # numbers that are compared at once
 _ROUNDING = 1e-5  # largest difference that another order of sums explains, relative to the largest output
 
 
@@ -90,9 +91,15 @@ def compare(expected: dict[str, Tensor], written: dict[str, Any], tolerance: flo
         other = written.get(name)
         if other is None or other.shape != values.shape:
             raise UserError(f"the written model has no {name!r} of shape {tuple(values.shape)}; choose another format")
-        a, b = values.detach().float(), other.detach().float()
-        gap = (a - b).abs().masked_fill((a == b) | (a.isnan() & b.isnan()), 0.0).max().item() if a.numel() else 0.0
-        size = a.abs().nan_to_num(0.0, 0.0).max().item() if a.numel() else 0.0
+        size, gap = 0.0, 0.0
+        for a, b in zip(*(tensor.detach().reshape(-1).split(_CHUNK) for tensor in (values, other))):
+            if not a.numel():
+                continue
+            a, b = a.float(), b.float()
+            size = max(size, *(abs(bound) for bound in map(Tensor.item, a.aminmax())))
+            if not torch.equal(a, b):
+                both_nan = a.isnan() & b.isnan()
+                gap = max(gap, (a - b).abs().masked_fill((a == b) | both_nan, 0.0).nan_to_num(torch.inf).max().item())
         if not gap <= tolerance * max(size, 1e-3):
             raise UserError(
                 f"the written model differs from its source: {compared}, {name!r}, by {gap:.3g} (largest {size:.3g}), "

@@ -135,10 +135,9 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], ModelConfig]:
     tensors = {name: file.get(name) for name in file.names()}
     if is_deferring():
         reader = Reader(file.done)
-        tensors = {
-            name: DeferredTensor(tensor.shape, tensor.dtype, partial(reader.read, (name,), partial(file.get, name)))
-            for name, tensor in tensors.items()
-        }
+        for name, tensor in tensors.items():
+            read = partial(reader.read, (name,), partial(file.get, name))
+            tensors[name] = DeferredTensor(tensor.shape, tensor.dtype, read)
     return tensors, config
 
 

@@ -384,8 +384,8 @@ def load_gguf_codec(path: Path) -> TokenizerCodec | None:
 
 Precision = Literal["F32", "F16", "Q8_0"]
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7}
-# Largest rounding error of a weight, relative to the largest of its tensor: half a unit in the last of 11 bits; and half
-# a code of 127, with a scale in F16.
+# Largest rounding error of a weight, relative to the largest of its tensor: half a unit in the last of 11 bits, and
+# half of one of 127 codes, with a scale in F16.
 _STEPS: Mapping[Precision, float] = {"F32": 0.0, "F16": 2.0**-11, "Q8_0": 0.5 / 127 + 2.0**-10}
 _WINDOWED = {"mistral"}  # families whose window is stored
 _Q8_BLOCK = 32  # numbers that share a scale in Q8_0
