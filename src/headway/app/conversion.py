@@ -116,14 +116,14 @@ def quantize(
     with deferred_weights():
         opened = open_model(source, None)
     before, layers = _weight_bytes(opened.model), layers_of(opened.model)
-    formats: dict[str, Weights] = {layer: weights or "int8" for layer in layers}
+    formats: dict[str, Weights] = dict.fromkeys(layers, weights or "int8")
     if bits_per_weight is not None:
         FormatSizes(layers).check_bits(bits_per_weight)
     costs = None if report is None else measure(opened, source, Path(report))
     if bits_per_weight is not None:
         layer_costs = weight_errors(layers) if costs is None else costs.layers
         formats = FormatSizes(layers).choose(layer_costs, bits_per_weight)
-    by_name = {name: formats[layer] for layer, matrices in layers.items() for name in matrices}
+    by_name: dict[str, Weights] = {name: formats[layer] for layer, matrices in layers.items() for name in matrices}
     with _atomic_folder(directory) as draft:
         after = save_quantised(opened.model, by_name, draft)
         if RunDirectory(source).exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -73,8 +74,7 @@ def check_export(source: nn.Module, written: nn.Module, step: float = 0.0) -> Ex
             for name, tensor in named_tensors(source)
         ]
         if not expected:
-            largest, difference = (max(getattr(check, field) for check in checks) for field in ExportCheck._fields[1:])
-            return ExportCheck(f"{len(checks)} tensors", largest, difference)
+            return joined(f"{len(checks)} tensors", checks)
         twin: Any = outline(source.config).eval()  # type: ignore[arg-type]
         for name, target in dict(named_tensors(twin)).items():
             replace_tensor(target, tensors[name].detach())
@@ -82,6 +82,12 @@ def check_export(source: nn.Module, written: nn.Module, step: float = 0.0) -> Ex
     kind = "logits" if "vocabulary" in expected else "outputs"
     compared = f"{kind} of {sum(tensor[..., 0].numel() for tensor in expected.values())} positions"
     return compare(expected, outputs, float("inf") if is_rounded else _ROUNDING, compared)
+
+
+def joined(compared: str, checks: Sequence[ExportCheck]) -> ExportCheck:
+    """One check of all that `checks` compared."""
+    largest = max((check.largest for check in checks), default=0.0)
+    return ExportCheck(compared, largest, max((check.difference for check in checks), default=0.0))
 
 
 def compare(expected: dict[str, Tensor], written: dict[str, Any], tolerance: float, compared: str) -> ExportCheck:
