@@ -30,7 +30,7 @@ _ROUNDING = 1e-5  # largest difference that another order of sums explains, rela
 
 
 class ExportCheck(NamedTuple):
-    """What was compared after an export, its largest magnitude in the source, and the largest absolute difference."""
+    """The compared outputs of an export, the largest magnitude in its source, and the largest absolute difference."""
 
     compared: str
     largest: float
