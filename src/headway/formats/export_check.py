@@ -46,7 +46,7 @@ class ExportCheck(NamedTuple):
 
 
 class ExportResult(NamedTuple):
-    """The name of the written model's family or kind in its format, and the check of what was written."""
+    """The name of the written model's family or kind in its format, and its check."""
 
     family: str
     check: ExportCheck

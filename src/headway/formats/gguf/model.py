@@ -513,23 +513,15 @@ def _write(draft: FileContents, path: Path, kinds: Sequence[NumberFormat], packa
         if key != "general.architecture":  # already written by the writer
             _add(writer, key, value)
     for (name, tensor), kind in zip(draft.tensors.items(), kinds):
-        if kind.dtype is None:
-            raw = package.GGMLQuantizationType[kind.name]
-            shape = (*tensor.shape[:-1], tensor.shape[-1] // kind.block * kind.size)
-            writer.add_tensor_info(name, shape, np.dtype(np.uint8), math.prod(shape), raw_dtype=raw)
-        else:
-            dtype = np.dtype(np.float16 if kind.dtype == torch.float16 else np.float32)
-            writer.add_tensor_info(name, tuple(tensor.shape), dtype, tensor.numel() * kind.size)
+        size = tensor.numel() // kind.block * kind.size
+        raw = package.GGMLQuantizationType[kind.name]
+        writer.add_tensor_info(name, tuple(tensor.shape), np.dtype(np.float32), size, raw_dtype=raw)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for tensor, kind in zip(draft.tensors.values(), kinds):
-        values = computed(tensor.detach()).float().contiguous()
-        if kind.dtype is None:
-            array = package.quants.quantize(values.numpy(), package.GGMLQuantizationType[kind.name])
-        else:
-            array = values.to(kind.dtype).numpy()
-        writer.write_tensor_data(array)
+        array = computed(tensor.detach()).float().contiguous().numpy()
+        writer.write_tensor_data(package.quants.quantize(array, package.GGMLQuantizationType[kind.name]))
     writer.close()
 
 
