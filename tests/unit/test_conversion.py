@@ -119,7 +119,7 @@ def test_large_exports_have_shards_that_transformers_opens(tmp_path: Path, monke
 
 
 MEASURED = """
-import resource, sys
+import shutil, sys
 from pathlib import Path
 import headway as hw
 from headway.io import machine_memory
@@ -141,6 +141,7 @@ for turn, source in enumerate((tiny, large)):
         else:
             hw.export(source, target, form)
         print(form, peak() - before)
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
 """
 
 

@@ -97,7 +97,7 @@ def quantize(
     weights: "int8" or "int4" for all layers (None: "int8").
     bits_per_weight: choose the format of each layer instead: int4, int8 or fp32, so that the mean is at most this many
     bits, scales included, and the divergence is small. The divergence of a layer is measured on the texts of the
-    report; without one, the errors of its weights stand in for it.
+    report; without one, the errors of its weights replace it.
     report: a file or folder of texts; measures the loss of the original and of each format, and the divergence of
     their predictions, also if only one layer is quantised.
 
@@ -145,8 +145,8 @@ def export(model: str | Path, out: str | Path, format: str | None = None, dtype:
     "hf" is a folder for transformers; "gguf" is one file for llama.cpp, with weights in `dtype` f32 (or None), f16,
     q8_0, q4_k_m or another format of llama.cpp; "onnx" is a graph for onnxruntime, where `out` is the file or a folder
     for model.onnx, with the tokenizer, labels and image processor next to it. None chooses by the suffix of `out`:
-    .gguf, .onnx, otherwise hf. Weights are read one by one, except for onnx. What was written is read back and must
-    have the outputs of the model.
+    .gguf, .onnx, otherwise hf. Weights are read one by one, except for onnx. The output is read back and must compute
+    the same as the model.
 
     Raises UserError for a model that the format cannot represent, if `out` already exists or its disk is too small, and
     if outputs differ by more than the number format explains; then nothing is written.
@@ -176,8 +176,8 @@ def export_checked(model: str | Path, out: str | Path, format: str | None, dtype
 def export_model(
     opened: OpenedModel, directory: Path, target_format: str = "hf", dtype: str | None = None, source: str = "the model"
 ) -> ExportResult:
-    """Write a published format; return its name for the model's family, and the comparison of the model with what was
-    written.
+    """Write a published format; return its name for the model's family, and the comparison of the model with the
+    written one.
 
     "hf": config.json, safetensors and tokenizer.json for transformers. "gguf": one file, `dtype` f32 (or None) or
     another number format of llama.cpp. "onnx": see `save_onnx`. `source` names the model in messages. Raises UserError

@@ -6,23 +6,30 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headway.app.runs import open_recipe
 from headway.data.corpus import iter_chunks, text_sources
 from headway.domains.text.predictors import prompt_ids
 from headway.engine import Format
-from headway.engine.packed_weights import PackedTensor, pack, packed_bytes, parameter_of, quantisable
-from headway.engine.packed_weights import replace_parameters as replace
+from headway.engine.packed_weights import (
+    PackedTensor,
+    pack,
+    packed_bytes,
+    parameter_of,
+    quantisable,
+    replace_parameters,
+)
 from headway.errors import UserError
 from headway.formats.deferred import computed, deferred_weights
 from headway.formats.native import QUANTISED, quantised_formats
 from headway.formats.open import OpenedModel, open_model
-from headway.generate.prompts import batches, pad
 from headway.io.machine_memory import free_bytes
 from headway.learn.run import RunDirectory
 from headway.metrics import perplexity
@@ -31,6 +38,7 @@ from headway.nn.models.kinds import is_causal, is_text, kind_of
 from headway.predict.model_handle import ModelHandle
 
 FORMATS: tuple[Format, ...] = ("int4", "int8", "fp32")  # by size
+_QUANTISED: tuple[Format, ...] = ("int8", "int4")
 _MAX_TOKENS, _ROW_TOKENS = 4096, 512  # of the texts, and of a row
 _MAX_OUTPUTS, _BATCH_TOKENS = 1 << 27, 2048  # numbers that the outputs for all tokens may have; tokens in a batch
 _HEADROOM = 1.5  # memory for the original, a quantised copy and outputs, relative to the original
@@ -95,7 +103,7 @@ class FormatSizes:
     """The bytes of each layer in each number format, with scales and padding."""
 
     def __init__(self, layers: Mapping[str, Mapping[str, Tensor]]) -> None:
-        self.weights = sum(matrix.numel() for matrices in layers.values() for matrix in matrices.values())
+        self.weights = {layer: sum(map(Tensor.numel, matrices.values())) for layer, matrices in layers.items()}
         self.bytes = {
             layer: {dtype: sum(packed_bytes(matrix, dtype) for matrix in matrices.values()) for dtype in FORMATS}
             for layer, matrices in layers.items()
@@ -103,7 +111,8 @@ class FormatSizes:
 
     def bits(self, formats: Mapping[str, Format]) -> float:
         """Mean bits per weight for a format per layer."""
-        return 8 * sum(self.bytes[layer][dtype] for layer, dtype in formats.items()) / self.weights
+        size = sum(self.bytes[layer][dtype] for layer, dtype in formats.items())
+        return 8 * size / sum(self.weights.values())
 
     def check_bits(self, bits: float) -> None:
         """Raise UserError for fewer bits than int4 needs, or more than fp32."""
@@ -122,34 +131,34 @@ class FormatSizes:
         """
         chosen: dict[str, Format] = dict.fromkeys(self.bytes, FORMATS[0])
         divergences = {cost.layer: {**cost.divergence, "fp32": 0.0} for cost in costs}
-        room = bits * self.weights / 8 - sum(sizes[FORMATS[0]] for sizes in self.bytes.values())
+        spare = (bits - self.bits(chosen)) * sum(self.weights.values()) / 8  # bytes
         while True:
             steps: list[tuple[float, str, Format, int]] = []
             for layer, sizes in self.bytes.items():
                 now = chosen[layer]
                 for dtype in FORMATS[FORMATS.index(now) + 1 :]:
                     gain, size = divergences[layer][now] - divergences[layer][dtype], sizes[dtype] - sizes[now]
-                    if gain > 0 and size <= room:
+                    if gain > 0 and size <= spare:
                         steps.append((gain / size, layer, dtype, size))
             if not steps:
                 return chosen
             _, layer, dtype, size = max(steps, key=lambda step: step[0])
             chosen[layer] = dtype
-            room -= size
+            spare -= size
 
 
 def weight_errors(layers: Mapping[str, Mapping[str, Tensor]]) -> list[LayerCost]:
     """The costs without texts: the squared error of each matrix relative to its squares, summed over a layer."""
     costs = []
     for layer, matrices in layers.items():
-        errors: dict[str, float] = dict.fromkeys(("int8", "int4"), 0.0)
+        errors: dict[str, float] = dict.fromkeys(_QUANTISED, 0.0)
         for name, matrix in matrices.items():
             values = computed(matrix.detach()).float()
             total = values.square().sum().item() or 1.0
-            for dtype in errors:
-                rounded = computed(PackedTensor(pack(values, dtype, name)))  # type: ignore[arg-type]
+            for dtype in _QUANTISED:
+                rounded = computed(PackedTensor(pack(values, dtype, name)))
                 errors[dtype] += (rounded - values).square().sum().item() / total
-        costs.append(LayerCost(layer, sum(matrix.numel() for matrix in matrices.values()), errors))
+        costs.append(LayerCost(layer, sum(map(Tensor.numel, matrices.values())), errors))
     return costs
 
 
@@ -160,115 +169,93 @@ def measure(opened: OpenedModel, source: Path, texts: Path) -> QuantizationRepor
     if not is_text(opened.model):
         raise UserError(f"{source} is {kind_of(opened.model)}, which does not read texts in one stack; remove --report")
     recipe = open_recipe(source) if RunDirectory(source).exists() else None
-    handle = ModelHandle(opened, source, recipe)
-    rows = read_rows(handle, [texts])
+    ids = read_rows(ModelHandle(opened, source, recipe), texts)
     needed, free = 4 * sum(tensor.numel() for tensor in opened.model.parameters()), free_bytes(torch.device("cpu"))
     is_small = free is None or _HEADROOM * needed < free
     with nullcontext() if is_small else deferred_weights():
         module = open_model(source).model
-    return report_costs(module, rows)
+    return report_costs(module, ids)
 
 
-def read_rows(model: ModelHandle, paths: Sequence[Path]) -> list[list[int]]:
-    """The token ids of the first texts in files, in rows of at most 512, up to 4096 tokens (fewer with a large
-    vocabulary). UserError for texts without two tokens.
+def read_rows(model: ModelHandle, path: Path) -> Int[Tensor, "N T"]:
+    """The first tokens of texts in rows of at most 512, at most 4096 in total, or fewer with a large vocabulary.
+    UserError for texts with fewer than two tokens.
     """
-    config = model.module.config
+    config, ids = model.module.config, list[int]()
     length = min(_ROW_TOKENS, config.context or _ROW_TOKENS)
     limit = min(_MAX_TOKENS, max(length, _MAX_OUTPUTS // max(config.vocab_size, config.width)))
-    rows: list[list[int]] = []
-    for chunk in (chunk for source in text_sources(paths) for chunk in iter_chunks(source)):
-        ids = prompt_ids(model, chunk.text) if chunk.text.strip() else []
-        rows += [ids[start : start + length] for start in range(0, len(ids), length)]
-        if sum(map(len, rows)) >= limit:
+    for chunk in chain.from_iterable(map(iter_chunks, text_sources([path]))):
+        if chunk.text.strip():
+            ids += prompt_ids(model, chunk.text)
+        if len(ids) >= limit:
             break
-    rows = [row for row in rows if len(row) > 1]
-    if not rows:
-        raise UserError(f"{', '.join(map(str, paths))} has no text of two tokens; pass a file with text to --report")
-    while len(rows) > 1 and sum(map(len, rows)) > limit:
-        rows.pop()
-    return rows
+    length = min(length, len(ids))
+    if length < 2:
+        raise UserError(f"{path} has no text of two tokens; pass a file with text to --report")
+    count = min(limit, len(ids)) // length
+    return torch.tensor(ids[: count * length]).view(count, length)
 
 
-def report_costs(module: nn.Module, rows: Sequence[Sequence[int]]) -> QuantizationReport:
+def report_costs(module: nn.Module, ids: Int[Tensor, "N T"]) -> QuantizationReport:
     """Compare the model with itself in int8 and int4, as a whole and one layer at a time."""
-    layers = layers_of(module)
-    sizes = FormatSizes(layers)
-    original = _outputs(module, rows)
+    layers, original = layers_of(module), _outputs(module, ids)
     has_vocabulary = "vocabulary" in module.heads  # type: ignore[operator]
     divergence = partial(_kl_divergence if has_vocabulary else _relative_difference, original)
-    costs = [_format_cost("fp32", 32.0, module, rows, original, 0.0)]
-    names = {name: layer for layer, matrices in layers.items() for name in matrices}
-    for dtype in ("int8", "int4"):
+    sizes, names = FormatSizes(layers), quantisable(module)
+    costs = []
+    for dtype in reversed(FORMATS):
+        with quantised_matrices(module, {} if dtype == "fp32" else dict.fromkeys(names, dtype)):
+            outputs = _outputs(module, ids)
+        loss, likelihood = None, None
+        if is_causal(module):
+            loss = -outputs[:, :-1].gather(2, ids[:, 1:, None]).double().mean().item()
+            likelihood = perplexity(loss, 1)
         bits = sizes.bits(dict.fromkeys(layers, dtype))
-        with quantised_matrices(module, dict.fromkeys(names, dtype)):
-            outputs = _outputs(module, rows)
-        costs.append(_format_cost(dtype, bits, module, rows, outputs, divergence(outputs)))
+        costs.append(FormatCost(dtype, bits, loss, likelihood, divergence(outputs)))
     layer_costs = []
     for layer, matrices in layers.items():
-        found: dict[str, float] = {}
-        for dtype in ("int8", "int4"):
+        divergences: dict[str, float] = {}
+        for dtype in _QUANTISED:
             with quantised_matrices(module, dict.fromkeys(matrices, dtype)):
-                found[dtype] = divergence(_outputs(module, rows))
-        layer_costs.append(LayerCost(layer, sum(matrix.numel() for matrix in matrices.values()), found))
-    measure = (
+                divergences[dtype] = divergence(_outputs(module, ids))
+        layer_costs.append(LayerCost(layer, sizes.weights[layer], divergences))
+    description = (
         "KL divergence of the predicted tokens in nats per token"
         if has_vocabulary
         else "squared difference of the vectors relative to their squares"
     )
-    return QuantizationReport(sum(map(len, rows)), measure, costs, layer_costs)
+    return QuantizationReport(ids.numel(), description, costs, layer_costs)
 
 
 @contextmanager
 def quantised_matrices(model: nn.Module, formats: Mapping[str, Format]) -> Iterator[None]:
     """In this context, some matrices of a model are quantised."""
-    packed = {
-        id(matrix): (matrix, parameter_of(PackedTensor(pack(matrix, formats[name], name))))
-        for name, matrix in quantisable(model).items()
-        if formats.get(name, "fp32") != "fp32"
-    }
-    replace(model, {key: parameter for key, (_, parameter) in packed.items()})
+    matrices = quantisable(model)
+    packed = {name: parameter_of(PackedTensor(pack(matrices[name], dtype, name))) for name, dtype in formats.items()}
+    replace_parameters(model, {id(matrices[name]): parameter for name, parameter in packed.items()})
     try:
         yield
     finally:
-        replace(model, {id(parameter): cast(nn.Parameter, matrix) for matrix, parameter in packed.values()})
+        replace_parameters(model, {id(parameter): matrices[name] for name, parameter in packed.items()})
 
 
 @torch.no_grad()
-def _outputs(model: Any, rows: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Log probabilities of tokens [T, C] per row, or the vectors [T, D] of a model without a vocabulary."""
-    found: list[Tensor] = [torch.empty(0)] * len(rows)
-    for batch in batches([len(row) for row in rows], _BATCH_TOKENS):
-        ids, layout = pad([rows[i] for i in batch], torch.device("cpu"))
-        x = model(ids, layout).x
-        for i, features in zip(batch, x):
-            features = features[: len(rows[i])]
-            has_vocabulary = "vocabulary" in model.heads
-            found[i] = model.heads["vocabulary"](features).float().log_softmax(-1) if has_vocabulary else features
-    return found
+def _outputs(model: Any, ids: Int[Tensor, "N T"]) -> Float[Tensor, "N T C"]:
+    """Log probabilities of tokens, or the vectors of a model without a vocabulary."""
+    outputs = []
+    for rows in ids.split(max(1, _BATCH_TOKENS // ids.shape[1])):
+        x = model(rows).x
+        if "vocabulary" in model.heads:
+            x = model.heads["vocabulary"](x).float().log_softmax(-1)
+        outputs.append(x)
+    return torch.cat(outputs)
 
 
-def _kl_divergence(original: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
-    total = sum((p.exp() * (p - q)).sum(-1).double().sum().item() for p, q in zip(original, outputs))
-    return max(total, 0.0) / sum(map(len, original))
+def _kl_divergence(original: Float[Tensor, "N T C"], outputs: Float[Tensor, "N T C"]) -> float:
+    rows = [(p.exp() * (p - q)).sum(-1).double().mean() for p, q in zip(original, outputs)]
+    return torch.stack(rows).mean().clamp(min=0.0).item()
 
 
-def _relative_difference(original: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
-    difference = sum((a - b).double().square().sum().item() for a, b in zip(original, outputs))
-    return difference / sum(a.double().square().sum().item() for a in original)
-
-
-def _format_cost(
-    dtype: str,
-    bits: float,
-    model: nn.Module,
-    rows: Sequence[Sequence[int]],
-    outputs: Sequence[Tensor],
-    divergence: float,
-) -> FormatCost:
-    if not is_causal(model):
-        return FormatCost(dtype, bits, None, None, divergence)
-    targets = [torch.tensor(row[1:])[:, None] for row in rows]
-    nats = -sum(scores[:-1].gather(1, ids).double().sum().item() for scores, ids in zip(outputs, targets))
-    count = sum(map(len, targets))
-    return FormatCost(dtype, bits, nats / count, perplexity(nats, count), divergence)
+def _relative_difference(original: Float[Tensor, "N T D"], outputs: Float[Tensor, "N T D"]) -> float:
+    difference = original - outputs
+    return (difference.square().sum() / original.square().sum()).item()

@@ -62,7 +62,7 @@ def pack(matrix: Float[Tensor, "R C"], dtype: Format, name: str = "a weight") ->
     check_finite(name, values)
     if dtype == "fp32":
         return PackedMatrix(FP32, values, None, rows, columns)
-    codes, scales = _unset_parts(rows, columns, dtype)
+    codes, scales = _unset_parts(matrix.shape, dtype)
     fields = (CODES[dtype], values.data_ptr(), rows, columns, codes.data_ptr(), scales.data_ptr())
     threads = pool(max_threads())
     with announce_compilation(pack_tiles):
@@ -70,9 +70,9 @@ def pack(matrix: Float[Tensor, "R C"], dtype: Format, name: str = "a weight") ->
     return PackedMatrix(CODES[dtype], codes, scales, rows, columns)
 
 
-def _unset_parts(rows: int, columns: int, dtype: Format, device: str = "cpu") -> tuple[Tensor, Tensor]:
+def _unset_parts(shape: torch.Size, dtype: Format, device: str = "cpu") -> tuple[Tensor, Tensor]:
     """Memory for the codes and scales of a matrix."""
-    tile_rows, groups = -(-rows // TILE), -(-columns // GROUP)
+    tile_rows, groups = -(-shape[0] // TILE), -(-shape[1] // GROUP)
     size, code_dtype = (TILE8, torch.int8) if dtype == "int8" else (TILE4, torch.uint8)
     codes = torch.empty(tile_rows, groups, size, dtype=code_dtype, device=device)
     return codes, torch.empty(tile_rows, groups, TILE, device=device)
@@ -158,7 +158,7 @@ def quantise(model: nn.Module, formats: Format | Mapping[str, Format]) -> nn.Mod
     return model
 
 
-def replace_parameters(model: nn.Module, replacements: Mapping[int, nn.Parameter]) -> None:
+def replace_parameters(model: nn.Module, replacements: Mapping[int, Tensor]) -> None:
     """Replace parameters by their id, wherever the model has them, so that ties are kept."""
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
@@ -170,8 +170,7 @@ def packed_bytes(matrix: Tensor, dtype: Format) -> int:
     """Bytes of a matrix in a number format, with its scales and padding."""
     if dtype == "fp32":
         return 4 * matrix.numel()
-    rows, columns = matrix.shape
-    return sum(part.nbytes for part in _unset_parts(rows, columns, dtype, "meta"))
+    return sum(part.nbytes for part in _unset_parts(matrix.shape, dtype, "meta"))
 
 
 def _finite_floats(name: str, tensor: Tensor) -> Tensor:
@@ -248,7 +247,7 @@ def save_quantised(model: nn.Module, formats: Format | Mapping[str, Format], dir
             assert tensor.packed.scales is not None  # fp32 is never packed
             tensors[name + _CODES], tensors[name + _SCALES] = tensor.packed.weights, tensor.packed.scales
         elif name in matrices and dtype != "fp32":
-            like = _unset_parts(tensor.shape[0], tensor.shape[1], dtype, "meta")
+            like = _unset_parts(tensor.shape, dtype, "meta")
             parts = deferred_parts(like, partial(_pack_parts, tensor, dtype, name))
             tensors[name + _CODES], tensors[name + _SCALES] = parts
         elif isinstance(tensor, nn.Parameter):
@@ -338,7 +337,7 @@ def _packed(
             "quantize the model again"
         )
     rows, columns = shape
-    parts = zip((codes, scales), _unset_parts(rows, columns, dtype, "meta"))
+    parts = zip((codes, scales), _unset_parts(shape, dtype, "meta"))
     if not all(part is not None and (part.shape, part.dtype) == (like.shape, like.dtype) for part, like in parts):
         raise UserError(
             f"{path}: {name!r} has codes of {codes.dtype} {tuple(codes.shape)}, which do not match {dtype} weights of "

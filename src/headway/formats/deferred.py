@@ -92,7 +92,7 @@ def deferred_parts(like: Iterable[Tensor], compute: Callable[[], Sequence[Tensor
     return [DeferredTensor(part.shape, part.dtype, partial(take, index)) for index, part in enumerate(like)]
 
 
-class Reader:
+class SequentialReader:
     """Reads tensors of files in turn. Reading one releases the pages of the previous one, which may be views of a map;
     `release` takes the name of a tensor.
     """

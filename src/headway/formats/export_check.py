@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,11 +25,12 @@ from headway.nn.models import (
 from headway.nn.models.frames import FramesEmbedConfig, SpectrogramEmbedConfig
 
 _ROWS, _TOKENS, _FRAMES, _SEED = 2, 16, 64, 2017  # of the sample
+_CHUNK = 1 << 22  # numbers that are compared at once
 _ROUNDING = 1e-5  # largest difference that another order of sums explains, relative to the largest output
 
 
 class ExportCheck(NamedTuple):
-    """What was compared after an export, its largest magnitude in the source, and the largest absolute difference."""
+    """The compared outputs of an export, the largest magnitude in its source, and the largest absolute difference."""
 
     compared: str
     largest: float
@@ -44,7 +46,7 @@ class ExportCheck(NamedTuple):
 
 
 class ExportResult(NamedTuple):
-    """The name of the written model's family or kind in its format, and the check of what was written."""
+    """The name of the written model's family or kind in its format, and its check."""
 
     family: str
     check: ExportCheck
@@ -72,8 +74,7 @@ def check_export(source: nn.Module, written: nn.Module, step: float = 0.0) -> Ex
             for name, tensor in named_tensors(source)
         ]
         if not expected:
-            largest, difference = (max(getattr(check, field) for check in checks) for field in ExportCheck._fields[1:])
-            return ExportCheck(f"{len(checks)} tensors", largest, difference)
+            return joined(f"{len(checks)} tensors", checks)
         twin: Any = outline(source.config).eval()  # type: ignore[arg-type]
         for name, target in dict(named_tensors(twin)).items():
             replace_tensor(target, tensors[name].detach())
@@ -83,6 +84,12 @@ def check_export(source: nn.Module, written: nn.Module, step: float = 0.0) -> Ex
     return compare(expected, outputs, float("inf") if is_rounded else _ROUNDING, compared)
 
 
+def joined(compared: str, checks: Sequence[ExportCheck]) -> ExportCheck:
+    """One check of all that `checks` compared."""
+    largest = max((check.largest for check in checks), default=0.0)
+    return ExportCheck(compared, largest, max((check.difference for check in checks), default=0.0))
+
+
 def compare(expected: dict[str, Tensor], written: dict[str, Any], tolerance: float, compared: str) -> ExportCheck:
     """Raise UserError if a difference exceeds `tolerance` times the largest expected value."""
     largest, difference = 0.0, 0.0
@@ -90,9 +97,15 @@ def compare(expected: dict[str, Tensor], written: dict[str, Any], tolerance: flo
         other = written.get(name)
         if other is None or other.shape != values.shape:
             raise UserError(f"the written model has no {name!r} of shape {tuple(values.shape)}; choose another format")
-        a, b = values.detach().float(), other.detach().float()
-        gap = (a - b).abs().masked_fill((a == b) | (a.isnan() & b.isnan()), 0.0).max().item() if a.numel() else 0.0
-        size = a.abs().nan_to_num(0.0, 0.0).max().item() if a.numel() else 0.0
+        size, gap = 0.0, 0.0
+        for a, b in zip(*(tensor.detach().reshape(-1).split(_CHUNK) for tensor in (values, other))):
+            if not a.numel():
+                continue
+            a, b = a.float(), b.float()
+            size = max(size, *(abs(bound) for bound in map(Tensor.item, a.aminmax())))
+            if not torch.equal(a, b):
+                both_nan = a.isnan() & b.isnan()
+                gap = max(gap, (a - b).abs().masked_fill((a == b) | both_nan, 0.0).nan_to_num(torch.inf).max().item())
         if not gap <= tolerance * max(size, 1e-3):
             raise UserError(
                 f"the written model differs from its source: {compared}, {name!r}, by {gap:.3g} (largest {size:.3g}), "

@@ -16,7 +16,7 @@ from torch.utils import swap_tensors
 
 from headway.config import from_dict, to_dict
 from headway.errors import ConfigError, UserError, nearest
-from headway.formats.deferred import DeferredTensor, Reader, is_deferring
+from headway.formats.deferred import DeferredTensor, SequentialReader, is_deferring
 from headway.formats.tensorfile import TensorFile, write_tensors
 from headway.io.json_files import parse_json
 from headway.io.machine_memory import check_free_memory
@@ -134,11 +134,10 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], ModelConfig]:
     file, config = _header(path)
     tensors: dict[str, Tensor] = {name: file.get(name) for name in file.names()}
     if is_deferring():
-        reader = Reader(file.done)
-        tensors = {
-            name: DeferredTensor(tensor.shape, tensor.dtype, partial(reader.read, (name,), partial(file.get, name)))
-            for name, tensor in tensors.items()
-        }
+        reader = SequentialReader(file.done)
+        for name, tensor in tensors.items():
+            read = partial(reader.read, (name,), partial(file.get, name))
+            tensors[name] = DeferredTensor(tensor.shape, tensor.dtype, read)
     return tensors, config
 
 

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from headway.errors import UserError, nearest
+from headway.errors import UserError, logger, nearest
+from headway.formats.export_check import ExportCheck, compare, joined
 from headway.formats.families import families
 from headway.formats.native import named_tensors
 from headway.formats.published import can_express
@@ -34,6 +35,8 @@ _TASKS = {
     "ForTokenClassification": "TOKEN_CLS",
     "ForConditionalGeneration": "SEQ_2_SEQ_LM",
 }
+_LOG = logger(__name__)
+_ROUNDING = 1e-5  # largest difference that another order of sums explains, relative to the largest change
 _UNSUPPORTED = (
     "trainable_token_indices",
     "target_parameters",
@@ -104,6 +107,34 @@ def save_adapter(
         draft.mkdir()
         write_json(draft / CONFIG, config)
         write_tensors(draft / WEIGHTS, tensors, {"format": "pt"})
+        _LOG.info(f"{directory}: {_check_saved(draft, rules, factors, full_tensors, settings).summary}")
+
+
+def _check_saved(
+    folder: Path,
+    rules: Sequence[TensorRule],
+    factors: Mapping[str, Factors],
+    full_tensors: Mapping[str, Tensor],
+    settings: AdapterSettings,
+) -> ExportCheck:
+    """Compare the written adapter with the changes s B A that `factors` make. UserError if they differ."""
+    config, tensors = _read(folder)
+    changes = {name: change for name in tensors for name, change, _ in [_read_change(name, tensors, config, folder)]}
+    scale = settings.alpha / (math.sqrt(settings.rank) if settings.rslora else settings.rank)
+    checks = [compare({name: part}, changes, _ROUNDING, "changes") for name, part in full_tensors.items()]
+    for rule in rules:
+        if rule.target not in factors:
+            continue
+        a, b, chosen, sizes = factors[rule.target]
+        update = b.new_zeros(sum(sizes), a.shape[1])
+        rows, rank = update.split(list(sizes)), b.shape[1]
+        for slice_, a_part, b_part in zip(chosen, a.split(rank), b.split([sizes[i] for i in chosen])):
+            rows[slice_][:] = scale * (b_part @ a_part)
+        parts = [update] if isinstance(rule.transform, Transposed) else rule.transform.split(update, sizes)
+        for source, part in zip(rule.sources, parts):
+            if part.any() or changes.get(source) is not None:
+                checks.append(compare({source: part}, changes, _ROUNDING, "changes"))
+    return joined(f"the changes to {len(checks)} tensors", checks)
 
 
 def _published_factors(rule: TensorRule, factors: Factors) -> Iterator[tuple[str, Tensor, Tensor]]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from headway.errors import UserError, nearest
-from headway.formats.deferred import DeferredTensor, Reader, combined, computed, deferred_parts, is_deferring
+from headway.formats.deferred import DeferredTensor, SequentialReader, combined, computed, deferred_parts, is_deferring
 from headway.formats.native import named_tensors, replace_tensor
 from headway.formats.tensor_rules import Family, TensorRule
 from headway.formats.tensorfile import Shards, adjacent_view
@@ -138,7 +138,7 @@ def fill(model: nn.Module, rules: Sequence[TensorRule], weights: Weights, dtype:
     for name in model_tensors:
         if name not in targets:
             raise UserError(f"no rule of {weights.source} makes {name!r}; {nearest(name, targets)}")
-    reader = Reader(weights.done)
+    reader = SequentialReader(weights.done)
     for rule in _without_copies(rules):
         target = model_tensors[rule.target]
         make = partial(_make, rule, weights, torch.empty(target.shape, device="meta"), dtype)

@@ -411,28 +411,21 @@ def _write(draft: FileContents, path: Path, kinds: Sequence[NumberFormat]) -> No
         if key != "general.architecture":  # already written by the writer
             _add(writer, key, value)
     for (name, tensor), kind in zip(draft.tensors.items(), kinds):
-        if kind.dtype is None:
-            raw = package.GGMLQuantizationType[kind.name]
-            shape = (*tensor.shape[:-1], tensor.shape[-1] // kind.block * kind.size)
-            writer.add_tensor_info(name, shape, np.dtype(np.uint8), math.prod(shape), raw_dtype=raw)
-        else:
-            dtype = np.dtype(np.float16 if kind.dtype == torch.float16 else np.float32)
-            writer.add_tensor_info(name, tuple(tensor.shape), dtype, tensor.numel() * kind.size)
+        size = tensor.numel() // kind.block * kind.size
+        raw = package.GGMLQuantizationType[kind.name]
+        writer.add_tensor_info(name, tuple(tensor.shape), np.dtype(np.float32), size, raw_dtype=raw)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for (name, tensor), kind in zip(draft.tensors.items(), kinds):
-        values = computed(tensor.detach()).float().contiguous()
-        if kind.dtype is not None:
-            writer.write_tensor_data(values.to(kind.dtype).numpy())
-            continue
-        if not values.isfinite().all():
+        array = computed(tensor.detach()).float().contiguous().numpy()
+        if kind.dtype is None and not np.isfinite(array).all():
             raise UserError(f"tensor {name} contains NaN or infinity, which {kind.name} cannot store; export as f32")
-        number = package.GGMLQuantizationType[kind.name]
-        array = values.numpy()
-        writer.write_tensor_data(
-            encode(array, kind.name) if kind.name in FORMATS else package.quants.quantize(array, number)
-        )
+        if kind.name in FORMATS:
+            array = encode(array, kind.name)
+        else:
+            array = package.quants.quantize(array, package.GGMLQuantizationType[kind.name])
+        writer.write_tensor_data(array)
     writer.close()
 
 
