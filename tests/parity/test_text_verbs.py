@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,17 @@ from text_models import INSTRUCTION, NLI, QUESTIONS, TEXTS, TWO, change, save, s
 T = pytest.importorskip("transformers")
 
 
+@cache
+def question_answering(folder: Path) -> tuple[Any, Any]:
+    """A folder's tokenizer and model of transformers."""
+    return T.AutoTokenizer.from_pretrained(folder), T.AutoModelForQuestionAnswering.from_pretrained(folder).eval()
+
+
 def expected_answer(folder: Path, question: str, context: str, window: int, stride: int, longest: int) -> Any:
     """The best answer by the definition of transformers' question-answering pipeline (until version 4), and the score
     for no answer: windows from its tokenizer, logits from its model, and every span one by one.
     """
-    tokenizer = T.AutoTokenizer.from_pretrained(folder)
-    model = T.AutoModelForQuestionAnswering.from_pretrained(folder).eval()
+    tokenizer, model = question_answering(folder)
     encoded = tokenizer(
         question,
         context,
@@ -332,6 +338,22 @@ def test_tokens_that_cannot_be_scored(tokens: dict[str, Any], message: str, tmp_
         write_logit_score(folder, SIGMOID, **tokens)
     with pytest.raises(UserError, match=message):
         hw.load(folder)
+
+
+def test_the_command_ranks_with_an_instruction(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_causal(tmp_path)
+    change(folder / "config.json", classifier_from_token=["no", "yes"])
+    wanted = hw.load(folder).rerank(QUERY, TEXTS, 2, instruction="Find sea animals")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(TEXTS)))
+    command = ["rerank", str(folder), "--query", QUERY, "--instruction", "Find sea animals", "--top", "2", "--json"]
+    assert main(command) == 0
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [row["index"] for row in printed["results"]] == [one.index for one in wanted]
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert main(command) == USER_ERROR
+    assert "there are no documents" in capsys.readouterr().err
 
 
 SIGMOID, IDENTITY = "torch.nn.modules.activation.Sigmoid", "torch.nn.modules.linear.Identity"
