@@ -120,10 +120,10 @@ def with_modules(config: ModelConfig, settings: Settings, directory: Path) -> Mo
 def _read_pooling(settings: Settings) -> Pool:
     values = settings.values
     flags = [name for name, value in values.items() if name.startswith("pooling_mode_") and value is True]
-    modes = [values["pooling_mode"]] if "pooling_mode" in values else [_FLAGS.get(flag) for flag in flags]
+    modes = [str(values["pooling_mode"])] if "pooling_mode" in values else [_FLAGS.get(flag, flag) for flag in flags]
     if len(modes) != 1 or len(flags) > 1 or modes[0] not in _POOLS:
         raise UserError(
-            f"{settings.source} pools by {', '.join(map(str, flags or modes)) or 'nothing'}, which is not supported; "
+            f"{settings.source} pools by {', '.join(flags or modes) or 'nothing'}, which is not supported; "
             f"it may be one of {', '.join(_POOLS)}"
         )
     return _POOLS[modes[0]]
@@ -166,7 +166,8 @@ def attach_modules(model: nn.Module, config: ModelConfig, settings: Settings, di
         return
     heads: Any = model.heads
     if HEAD in config.heads:
-        head = heads[HEAD] = config.heads[HEAD].build(config.width, config.vocab_size, None)
+        with torch.device("meta"):  # sizes are checked before memory is allocated
+            head = heads[HEAD] = config.heads[HEAD].build(config.width, config.vocab_size, None)
         folders = [module.folder for module in _read_modules(directory) if module.kind == "Dense"]
         for folder, layer in zip(folders, (head.dense, head.project)):
             files = [(folder / name, opener) for name, opener in _WEIGHTS if (folder / name).is_file()]
