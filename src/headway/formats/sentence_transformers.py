@@ -35,6 +35,7 @@ _WEIGHTS = (("model.safetensors", TensorFile), ("pytorch_model.bin", TorchFile))
 _TYPES = "sentence_transformers.models."
 _FOLDERS = ("Pooling", "Dense", "LogitScore")  # modules with files
 _MAX_DENSE = 2  # dense layers of a head: one with an activation, then one without
+_MAX_FEATURES = 1 << 20  # outputs of a dense layer
 _MAX_LENGTH = 1 << 31  # tokenizers without a limit have a larger one
 _POOLS: dict[str, Pool] = {
     "cls": "first",
@@ -141,10 +142,10 @@ def _with_dense(head: PooledHeadConfig, settings: Settings, width: int) -> Poole
     settings.require("activation_function", *names)
     for name in ("module_input_name", "module_output_name"):
         settings.require(name, "sentence_embedding")
-    if inputs != (head.dense_size or width) or outputs < 1:
+    if inputs != (head.dense_size or width) or not 1 <= outputs <= _MAX_FEATURES:
         raise UserError(
-            f"{settings.source} maps {inputs} features to {outputs}; it should map {head.dense_size or width} to 1 or "
-            "more"
+            f"{settings.source} maps {inputs} features to {outputs}; it should map {head.dense_size or width} to 1 to "
+            f"{_MAX_FEATURES:,}"
         )
     if head.dense:
         return replace(head, outputs=outputs, bias=bias)
