@@ -206,7 +206,7 @@ def test_the_package_makes_vectors(client: Any, minilm: Path) -> None:
     assert np.allclose(client.embeddings("minilm:latest", "one").embedding, found.embeddings[0], atol=1e-6)
     long = "word " * 900
     assert len(client.embed("minilm", long).embeddings) == 1
-    with pytest.raises(ollama.ResponseError, match="reads at most 512"):
+    with pytest.raises(ollama.ResponseError, match="reads at most 256"):
         client.embed("minilm", long, truncate=False)
     assert client.embed("minilm", []).embeddings == []
 

@@ -82,10 +82,10 @@ def test_an_instruction(zoo: Path, client: TestClient) -> None:
     ("path", "body", "told"),
     [
         ("answer", {"model": "qa", "question": "", "context": "a"}, "the question is empty"),
-        ("answer", {"model": "qa", "question": "a", "context": []}, "context has 0 items"),
+        ("answer", {"model": "qa", "question": "a", "context": ["b"] * 2049}, "context has 2,049 items"),
         ("answer", {"model": "qa", "question": "a"}, "context"),
         ("answer", {"model": "nli", "question": "a", "context": "b"}, "cannot answer questions from a text"),
-        ("classify", {"model": "nli", "items": "a", "labels": []}, "labels has 0 items"),
+        ("classify", {"model": "nli", "items": "a", "labels": []}, "the labels are empty"),
         ("classify", {"model": "nli", "items": "a", "labels": ["b", "b"]}, "the label 'b' is repeated"),
         ("embeddings", {"model": "minilm", "input": "a", "prompt": "passage"}, "no prompt 'passage'; choose from"),
         ("embeddings", {"model": "minilm", "input": [5, 6], "prompt": "query"}, "a prompt comes before text"),

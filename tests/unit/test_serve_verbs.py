@@ -118,7 +118,7 @@ def test_vectors_of_texts_and_ids_in_both_encodings(client: TestClient, minilm: 
     assert len(one) == 1
     torch.testing.assert_close(torch.tensor(one[0]["embedding"]), vectors[0], rtol=0, atol=1e-6)
     long = asked(client, "/v1/embeddings", model="minilm", input="so " * 600, truncate=True)
-    assert long["usage"]["prompt_tokens"] == 512
+    assert long["usage"]["prompt_tokens"] == 256
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_vectors_of_texts_and_ids_in_both_encodings(client: TestClient, minilm: 
         ({"input": [[1], []]}, "input 2 is empty"),
         ({"input": [True]}, "bool"),
         ({"input": ["a", " "]}, "text 2 of 2 is empty"),
-        ({"input": "so " * 600}, "has 602 tokens, but the model reads at most 512"),
+        ({"input": "so " * 600}, "has 602 tokens, but the model reads at most 256"),
         (
             {"input": "a", "dimensions": 64},
             "its configuration has no shorter ones (matryoshka_dimensions)",
@@ -166,7 +166,7 @@ def test_shorter_vectors_where_the_model_was_trained_for_them(minilm: Path, tmp_
 
 def test_a_text_that_cannot_be_read_is_no_matter_of_those_beside_it(client: TestClient, minilm: Path) -> None:
     texts = ["a", " ", "so " * 600, "the stock market", "a man"]
-    together = embeddings._embed_rows(hw.load(minilm), False, texts)
+    together = embeddings._embed_rows(hw.load(minilm), False, None, texts)
     assert [vector is None for vector in together] == [False, True, True, False, False]
 
     def ask(text: str) -> Any:
@@ -181,7 +181,7 @@ def test_a_text_that_cannot_be_read_is_no_matter_of_those_beside_it(client: Test
             assert told["usage"]["prompt_tokens"] == vector.tokens
             np.testing.assert_allclose(told["data"][0]["embedding"], vector.vector, rtol=0, atol=1e-6)
     assert "is empty" in found[1].json()["error"]["message"]
-    assert "reads at most 512" in found[2].json()["error"]["message"]
+    assert "reads at most 256" in found[2].json()["error"]["message"]
 
 
 def test_verbs_say_what_the_model_says(client: TestClient, folder: Path) -> None:

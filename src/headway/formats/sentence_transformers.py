@@ -35,6 +35,7 @@ _WEIGHTS = (("model.safetensors", TensorFile), ("pytorch_model.bin", TorchFile))
 _TYPES = "sentence_transformers.models."
 _FOLDERS = ("Pooling", "Dense", "LogitScore")  # modules with files
 _MAX_DENSE = 2  # dense layers of a head: one with an activation, then one without
+_MAX_FEATURES = 1 << 20  # outputs of a dense layer
 _MAX_LENGTH = 1 << 31  # tokenizers without a limit have a larger one
 _POOLS: dict[str, Pool] = {
     "cls": "first",
@@ -120,10 +121,10 @@ def with_modules(config: ModelConfig, settings: Settings, directory: Path) -> Mo
 def _read_pooling(settings: Settings) -> Pool:
     values = settings.values
     flags = [name for name, value in values.items() if name.startswith("pooling_mode_") and value is True]
-    modes = [values["pooling_mode"]] if "pooling_mode" in values else [_FLAGS.get(flag) for flag in flags]
+    modes = [str(values["pooling_mode"])] if "pooling_mode" in values else [_FLAGS.get(flag, flag) for flag in flags]
     if len(modes) != 1 or len(flags) > 1 or modes[0] not in _POOLS:
         raise UserError(
-            f"{settings.source} pools by {', '.join(map(str, flags or modes)) or 'nothing'}, which is not supported; "
+            f"{settings.source} pools by {', '.join(flags or modes) or 'nothing'}, which is not supported; "
             f"it may be one of {', '.join(_POOLS)}"
         )
     return _POOLS[modes[0]]
@@ -141,10 +142,10 @@ def _with_dense(head: PooledHeadConfig, settings: Settings, width: int) -> Poole
     settings.require("activation_function", *names)
     for name in ("module_input_name", "module_output_name"):
         settings.require(name, "sentence_embedding")
-    if inputs != (head.dense_size or width) or outputs < 1:
+    if inputs != (head.dense_size or width) or not 1 <= outputs <= _MAX_FEATURES:
         raise UserError(
-            f"{settings.source} maps {inputs} features to {outputs}; it should map {head.dense_size or width} to 1 or "
-            "more"
+            f"{settings.source} maps {inputs} features to {outputs}; it should map {head.dense_size or width} to 1 to "
+            f"{_MAX_FEATURES:,}"
         )
     if head.dense:
         return replace(head, outputs=outputs, bias=bias)
@@ -166,7 +167,8 @@ def attach_modules(model: nn.Module, config: ModelConfig, settings: Settings, di
         return
     heads: Any = model.heads
     if HEAD in config.heads:
-        head = heads[HEAD] = config.heads[HEAD].build(config.width, config.vocab_size, None)
+        with torch.device("meta"):  # sizes are checked before memory is allocated
+            head = heads[HEAD] = config.heads[HEAD].build(config.width, config.vocab_size, None)
         folders = [module.folder for module in _read_modules(directory) if module.kind == "Dense"]
         for folder, layer in zip(folders, (head.dense, head.project)):
             files = [(folder / name, opener) for name, opener in _WEIGHTS if (folder / name).is_file()]

@@ -18,7 +18,7 @@ from headway.codecs.tokenizer_files import object_or_empty
 from headway.domains.image_text import pair_inference as towers
 from headway.domains.understanding import predictors as encoders
 from headway.errors import UserError
-from headway.learn.token_rows import TokenRows, concatenate_rows, frame_for, frame_rows
+from headway.learn.token_rows import TokenRows, concatenate_rows, frame_rows
 from headway.nn.models import TwoTower, kinds
 from headway.serve.body_reader import Neutral, Neutrals, check_count
 from headway.serve.http_errors import StatusError
@@ -157,7 +157,7 @@ def _encode(model: Model, items: Sequence[str | list[int]], truncate: bool, prom
                 raise StatusError(
                     400, f"input {number} is empty or has unknown ids; send ids from 0 to {vocab_size - 1}", "input"
                 )
-        rows = frame_rows(frame_for(model.codec, module.config), ids, None, encoders.sentence_limit(model, truncate))
+        rows = frame_rows(encoders.text_frame(model), ids, None, encoders.sentence_limit(model, truncate))
     return np.split(rows.ids, rows.offsets[1:-1])
 
 

@@ -157,9 +157,11 @@ async def _run_verb(verb: str, body: msgspec.Struct, context: Context) -> VerbAn
     inputs, is_joint = settings.pop(argument), _VERBS[verb].is_joint
     is_single = isinstance(inputs, str)
     items: list[Any] = [inputs] if is_single else inputs
-    for name, value in ((argument, items), *settings.items()):
-        if isinstance(value, list) and not (is_joint and name == argument):
-            check_count(value, "the request" if name == argument else name)
+    if not is_joint:
+        check_count(items, "the request")
+    for name, value in settings.items():
+        if isinstance(value, list) and value:
+            check_count(value, name)
     noun = "image" if is_joint else "item"
     async with context.served.using(model_name) as ready:
         predictor(ready.model, verb)  # UserError for a model without this verb

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 
 from headway.codecs import Codec
 from headway.codecs.chat_template import ChatTemplate, Locator
-from headway.codecs.tokenizer import TokenizerCodec
+from headway.codecs.tokenizer import SequenceTemplate, TokenizerCodec
 from headway.errors import UserError
 from headway.formats.sentence_transformers import formats_pairs
 from headway.formats.usage import Usage
-from headway.learn.token_rows import LengthLimit, TokenRows, concatenate_rows, frame_for, frame_rows
+from headway.learn.token_rows import LengthLimit, TokenRows, concatenate_rows, frame_rows
 from headway.nn.models import TransformerConfig
 
 _MARKS = {"system": "headwayinstruction", "query": "headwayquery", "document": "headwaydocument"}  # replaced by texts
@@ -23,10 +23,17 @@ class PairInputs:
     language model; other models have none.
     """
 
-    def __init__(self, codec: Codec, model: TransformerConfig, usage: Usage, instruction: str | None = None) -> None:
+    def __init__(
+        self,
+        codec: Codec,
+        model: TransformerConfig,
+        usage: Usage,
+        frame: SequenceTemplate,
+        instruction: str | None = None,
+    ) -> None:
         """UserError for an instruction that the model does not take, and a template that formats no pairs."""
         limits = [limit for limit in (model.context, usage.sentence.max_length) if limit is not None]
-        self._codec, self._frame, self._max_length = codec, frame_for(codec, model), min(limits, default=None)
+        self._codec, self._frame, self._max_length = codec, frame, min(limits, default=None)
         self._prompt: tuple[Locator, list[str], str] | None = None
         if not formats_pairs(usage.template) or not model.stack.causal or not isinstance(codec, TokenizerCodec):
             if instruction is not None:

@@ -12,8 +12,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from headway.codecs import Codec
-from headway.codecs.tokenizer import TokenizerCodec, tokenize_words
+from headway.codecs.tokenizer import (
+    SequenceTemplate,
+    TokenizerCodec,
+    encode_with_special_tokens,
+    tokenize_words,
+)
 from headway.domains.understanding.answers import Answer, ContextWindows
 from headway.domains.understanding.pair_inputs import PairInputs
 from headway.domains.understanding.tagging import WordTokenRows, word_tags
@@ -89,7 +93,7 @@ def classify(
     if labels is not None:
         chosen = arguments.text_inputs(labels, "label").items
         return request.unwrap(_choose_labels(model, request.items, chosen, hypothesis, multiple, truncate))
-    rows = text_rows(model.module, model.codec, request.items, truncate)
+    rows = text_rows(model, request.items, truncate)
     scores: dict[int, Labels] = {}
     for indices, logits in _batched_outputs(model.module, kinds.predicting_head(model.module) or "classes", rows):
         scores.update(zip(indices.tolist(), named_scores(logits, model.usage)))
@@ -124,7 +128,7 @@ def _choose_labels(
         return []
     hypotheses = model.codec.encode_batch([hypothesis.replace("{}", label) for label in labels])
     premises, config = model.codec.encode_batch(cast(list[str], texts)), model.module.config
-    frame, limit = frame_for(model.codec, config), LengthLimit(config.context, truncate)
+    frame, limit = text_frame(model), LengthLimit(config.context, truncate)
     pairs = [(premise, other) for premise in premises for other in hypotheses]
     if truncate and config.context is not None:  # only the text, so that all hypotheses stay complete
         free = config.context - frame.num_special_tokens(2)
@@ -270,7 +274,16 @@ def sentence_prompt(model: ModelHandle, name: str | None) -> SentencePrompt:
     if not text or sentence.include_prompt:
         return SentencePrompt(text)
     prompt_ids = model.codec.encode((text.lower() if sentence.lowercase else text).strip())
-    return SentencePrompt(text, len(frame_for(model.codec, model.module.config).before) + len(prompt_ids))
+    return SentencePrompt(text, len(text_frame(model).before) + len(prompt_ids))
+
+
+def text_frame(model: ModelHandle) -> SequenceTemplate:
+    """The special tokens around texts: none for a published model whose tokenizer adds none."""
+    frame = frame_for(model.codec, model.module.config)
+    is_published = model.recipe is None and model.usage.family != ""
+    if is_published and encode_with_special_tokens(model.codec, "a") == model.codec.encode("a"):
+        return frame._replace(before=(), between=(), after=())
+    return frame
 
 
 def sentence_limit(model: ModelHandle, truncate: bool) -> LengthLimit:
@@ -288,8 +301,8 @@ def sentence_rows(model: ModelHandle, texts: Sequence[str], truncate: bool, prom
         texts = [(prompt.text + text).strip() for text in texts]
     if model.usage.sentence.lowercase:
         texts = [text.lower() for text in texts]
-    frame = frame_for(model.codec, model.module.config)
-    return frame_rows(frame, model.codec.encode_batch(texts), None, sentence_limit(model, truncate))
+    ids = model.codec.encode_batch(texts)
+    return frame_rows(text_frame(model), ids, None, sentence_limit(model, truncate))
 
 
 def embed_rows(model: Transformer, rows: TokenRows, skip: int = 0) -> Float[Tensor, "N D"]:
@@ -332,7 +345,7 @@ def pair_rows(
             raise UserError("the query is empty; pass the text to rank the documents by")
         if not document.strip():
             raise UserError(f"document {number} of {len(pairs)} is empty; fill it in or remove it")
-    inputs = PairInputs(model.codec, model.module.config, model.usage, instruction)
+    inputs = PairInputs(model.codec, model.module.config, model.usage, text_frame(model), instruction)
     queries, documents = [query for query, _ in pairs], [document for _, document in pairs]
     return inputs.rows(queries, documents, truncate, lambda row: f"document {row + 1} of {len(pairs)}")
 
@@ -344,13 +357,13 @@ def check_not_empty(texts: Sequence[Text]) -> None:
             raise UserError(f"text {number + 1} of {len(texts)} is empty; fill it in or remove it")
 
 
-def text_rows(model: Transformer, codec: Codec, texts: Sequence[Text], truncate: bool) -> TokenRows:
+def text_rows(model: ModelHandle, texts: Sequence[Text], truncate: bool) -> TokenRows:
     """Model inputs for texts or text pairs. UserError for text that is empty or too long."""
     check_not_empty(texts)
     paired = [isinstance(text, tuple) for text in texts]
     if any(paired) and not all(paired):
         raise UserError(f"{sum(paired)} of {len(texts)} inputs are text pairs; pass only pairs or only single texts")
-    frame, limit = frame_for(codec, model.config), LengthLimit(model.config.context, truncate)
+    frame, codec, limit = text_frame(model), model.codec, LengthLimit(model.module.config.context, truncate)
     if not any(paired):
         return frame_rows(frame, codec.encode_batch(cast(list[str], list(texts))), None, limit)
     first, second = (codec.encode_batch(list(column)) for column in zip(*cast(list[tuple[str, str]], texts)))

@@ -23,7 +23,7 @@ from headway.learn import Recipe, Task
 from headway.learn.examples import Contents
 from headway.learn.objectives.predictions import Goals, MultiLabel, Prediction
 from headway.learn.report import Picture
-from headway.learn.token_rows import TokenRows
+from headway.learn.token_rows import TokenRows, frame_for
 from headway.metrics import ranking_scores
 
 _LABEL = "relevant"
@@ -116,7 +116,8 @@ class RankedPairs(TextDataset):
                 )
 
     def tokenize(self, recipe: Recipe, first: Sequence[str], second: Sequence[str] | None) -> TokenRows:
-        inputs = PairInputs(self.codec, check_encoder(recipe.model), self.usage)
+        model = check_encoder(recipe.model)
+        inputs = PairInputs(self.codec, model, self.usage, frame_for(self.codec, model))
         return inputs.rows(first, second or (), self.truncate, self.table.location)
 
     def limited_rows(self, rows: np.ndarray, limit: int | None) -> np.ndarray:
