@@ -326,7 +326,7 @@ def _read_tokenizer(
         encoding = encoding_of(file.stem, ranks)
         return build_tiktoken(ranks, encoding, file), "", SpecialTokens(bos=encoding.bos, eos=encoding.eos)
     tokenizer, special_tokens = read_sentencepiece(file, style, settings)
-    return tokenizer, style, special_tokens
+    return tokenizer, "bert" if style == "debertav2" else style, special_tokens
 
 
 def _read_json(file: Path) -> Tokenizer:

@@ -117,6 +117,7 @@ _CLIP = SpecialTokens(bos="<|startoftext|>", eos=END_OF_TEXT, unk=END_OF_TEXT, p
 MARIAN_FILES = {"source": ("source.spm", "vocab.json"), "target": ("target.spm", "target_vocab.json")}
 STYLE_TOKENS: Mapping[str, SpecialTokens] = {
     "bert": _BERT,
+    "debertav2": _BERT,
     "roberta": _ROBERTA,
     "xlmroberta": _ROBERTA,
     "gpt2": _GPT2,

@@ -228,6 +228,8 @@ def read_values(file: GgufContents, architecture: str, dialect: Dialect) -> dict
     settings: dict[str, Any] = {setting: values[key] for key, setting in dialect.sizes.items() if key in values}
     settings["model_type"] = dialect.family
     settings["tie_word_embeddings"] = "output.weight" not in file.names()
+    if values.get("attention.causal") is False:
+        settings["is_causal"] = False
     if "token_embd.weight" in file.names():
         settings["vocab_size"] = file.shape("token_embd.weight")[0]
     if dialect.rotary:
