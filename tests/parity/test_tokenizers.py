@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from headway.codecs.published_tokenizers import published_codec
 from headway.codecs.tokenizer import TokenizerCodec
+from headway.errors import UserError
 
 T = pytest.importorskip("transformers")
 
@@ -249,6 +250,20 @@ def test_families_that_number_pieces_anew(case: str, spm: Spm, lines: list[str],
     if name == "T5Tokenizer":
         codec = read(tmp_path)
         assert codec.token_id("<extra_id_0>") == theirs.convert_tokens_to_ids("<extra_id_0>") == codec.vocab_size - 1
+
+
+def test_residues_of_esm(tmp_path: Path) -> None:
+    names = "<cls> <pad> <eos> <unk> L A G V S E R T I D P K Q N F Y M H W C X B U Z O . - <null_1> <mask>"
+    (tmp_path / "vocab.txt").write_text("\n".join(names.split()))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "EsmTokenizer"}))
+    theirs, codec = T.EsmTokenizer.from_pretrained(tmp_path), read(tmp_path)
+    for text in ("MKTAYIAKQR", "mkt MKJJT.A-", "  M K\nT ", ""):
+        assert codec.tokenizer.encode(text).ids == theirs(text)["input_ids"], text
+        assert codec.encode(text) == theirs(text, add_special_tokens=False)["input_ids"], text
+    assert codec.tokenizer.encode("MK", "TA").ids == theirs("MK", "TA")["input_ids"]
+    (tmp_path / "vocab.txt").write_text("L\nA")
+    with pytest.raises(UserError, match="has 2 tokens; a protein model has <unk>"):
+        read(tmp_path)
 
 
 def test_languages_of_nllb(spm: Spm, lines: list[str], tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ from headway.codecs.vocabularies import (
     holds_ranks,
     parse_ranks,
     read_byte_pairs,
+    read_residues,
     read_wordpiece,
 )
 from headway.errors import UserError
@@ -312,6 +313,8 @@ def _read_tokenizer(
                 f"{file} belongs to a tokenizer with the unsupported class {style!r}; "
                 f"add a {FILE} next to it (transformers' save_pretrained writes one)"
             )
+        if style == "esm" and file.suffix == ".txt":
+            return read_residues(file), style, STYLE_TOKENS[style]
         tokenizer = (read_wordpiece if file.suffix == ".txt" else read_byte_pairs)(file, style, settings)
         if style not in STYLE_TOKENS:
             markers = {"[CLS]": "bert", "<|startoftext|>": "clip", "</s>": "roberta", END_OF_TEXT: "gpt2"}
