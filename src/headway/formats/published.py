@@ -24,7 +24,7 @@ from headway.formats.heads import head_tensors, to_classes_config, to_classes_mo
 from headway.formats.native import read_config, uninitialized_model
 from headway.formats.quantization import QUANTIZATION, QuantizedWeights, Scheme, find_scheme
 from headway.formats.settings import Settings
-from headway.formats.tensor_rules import Family, check_fixed, report_unknown, with_aliases
+from headway.formats.tensor_rules import Family, check_fixed, expect, report_unknown, with_aliases
 from headway.formats.tensorfile import Shards, SizedWeights, TensorFile, write_tensors
 from headway.formats.torch_file import TorchFile
 from headway.formats.usage import THRESHOLDS, Usage
@@ -364,7 +364,7 @@ def classification_head(config: ModelConfig, name: str) -> PooledHeadConfig | No
     try:
         values = {**family.defaults, **family.write(config), "architectures": ["ForSequenceClassification"]}
         settings = Settings(values, name, config.context)
-        head = family.read(settings, head_tensors(settings)).heads.get("classes")
+        head = expect(family.read(settings, head_tensors(settings)), TransformerConfig).heads.get("classes")
     except (*_MISMATCH_ERRORS, UserError):
         return None
     return head if isinstance(head, PooledHeadConfig) else None
