@@ -64,6 +64,7 @@ HTTP_HEAD = f"""# HTTP API
 # Names of families as people write them.
 TITLES: Mapping[str, str] = {
     "act": "ACT (action chunking with transformers, LeRobot)",
+    "albert": "ALBERT",
     "bart": "BART",
     "bert": "BERT, and sentence encoders made of it; Jina v2",
     "clip": "CLIP",

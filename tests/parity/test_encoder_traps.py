@@ -47,7 +47,7 @@ def logits(ours: Any, ids: Any, layout: Layout, head: str = "vocabulary") -> Ten
         return ours.output(head, ids, layout)
 
 
-@pytest.mark.parametrize("stem", ["Electra", "DebertaV2", "Esm", "NomicBert", "Gte", "EuroBert"])
+@pytest.mark.parametrize("stem", ["Albert", "Electra", "DebertaV2", "Esm", "NomicBert", "Gte", "EuroBert"])
 def test_gradients_are_theirs(stem: str, tmp_path: Path) -> None:
     pair = twins(model(stem, "ForMaskedLM", "small"), tmp_path)
     b, given, ours_given = inputs(pair.theirs)
@@ -281,7 +281,7 @@ def test_esm_keeps_its_frequencies_and_scales_by_the_share_of_masks(tmp_path: Pa
 
 
 @pytest.mark.parametrize("form", ["int8", "int4"])
-@pytest.mark.parametrize("stem", ["Electra", "DebertaV2", "Esm", "NomicBert", "Gte", "EuroBert", "Jina"])
+@pytest.mark.parametrize("stem", ["Albert", "Electra", "DebertaV2", "Esm", "NomicBert", "Gte", "EuroBert", "Jina"])
 def test_the_engine_reads_what_torch_reads(stem: str, form: Any, tmp_path: Path) -> None:
     theirs = model("Bert" if stem == "Jina" else stem, "Model", "small")
     pair = twins(theirs, tmp_path)
