@@ -25,6 +25,7 @@ TESTS = Path(__file__).parents[2] / "tests"
 # Names of families as people write them.
 TITLES: Mapping[str, str] = {
     "act": "ACT (action chunking with transformers, LeRobot)",
+    "albert": "ALBERT",
     "bart": "BART",
     "bert": "BERT, and sentence encoders made of it; Jina v2",
     "clip": "CLIP",

@@ -42,7 +42,7 @@ SMALL: dict[str, Any] = {
 }
 # The same under the other names that families have for them.
 OTHER: dict[str, Any] = {
-    **dict.fromkeys(("n_embd", "d_model", "dim", "d_ff", "hidden_dim"), WIDTH),
+    **dict.fromkeys(("n_embd", "d_model", "dim", "d_ff", "hidden_dim", "embedding_size"), WIDTH),
     **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), WIDTH),
     **dict.fromkeys(("head_dim", "d_kv", "query_pre_attn_scalar"), WIDTH // HEADS),
     **dict.fromkeys(("n_head", "n_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads"), HEADS),

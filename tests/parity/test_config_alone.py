@@ -31,6 +31,7 @@ CLASSES: dict[str, dict[str, Any]] = {
     **{f"Electra{head}": {**TEXT, "embedding_size": 8} for head in ("ForPreTraining", "ForMaskedLM")},
     **{f"DebertaV2{head}": {**TEXT, "relative_attention": True, "pos_att_type": ["c2p"]}
        for head in ("ForMaskedLM", "ForSequenceClassification")},
+    **{f"Albert{head}": {**TEXT, "embedding_size": 8} for head in ("Model", "ForMaskedLM", "ForPreTraining")},
     "EsmForMaskedLM": {**TEXT, "position_embedding_type": "rotary"},
     "EsmModel": {**TEXT, "position_embedding_type": "rotary"},
     **{f"{stem}{head}": TEXT for stem in ("NomicBert", "Gte")

@@ -20,7 +20,7 @@ from twins import Twins, batch, difference, perturb, twins
 from headway.engine import quantise, use_programs
 from headway.errors import UserError
 from headway.formats.families import families
-from headway.formats.published import load_published, save_published
+from headway.formats.published import can_express, classification_head, load_published, save_published
 from headway.formats.weights import published_tensors
 from headway.layout import Layout
 from headway.nn.models.convolved import DocumentConvolution
@@ -47,7 +47,7 @@ def logits(ours: Any, ids: Any, layout: Layout, head: str = "vocabulary") -> Ten
         return ours.output(head, ids, layout)
 
 
-@pytest.mark.parametrize("stem", ["Electra", "DebertaV2", "Esm", "NomicBert", "Gte", "EuroBert"])
+@pytest.mark.parametrize("stem", ["Albert", "Electra", "DebertaV2", "Esm", "NomicBert", "Gte", "EuroBert"])
 def test_gradients_are_theirs(stem: str, tmp_path: Path) -> None:
     pair = twins(model(stem, "ForMaskedLM", "small"), tmp_path)
     b, given, ours_given = inputs(pair.theirs)
@@ -281,7 +281,7 @@ def test_esm_keeps_its_frequencies_and_scales_by_the_share_of_masks(tmp_path: Pa
 
 
 @pytest.mark.parametrize("form", ["int8", "int4"])
-@pytest.mark.parametrize("stem", ["Electra", "DebertaV2", "Esm", "NomicBert", "Gte", "EuroBert", "Jina"])
+@pytest.mark.parametrize("stem", ["Albert", "Electra", "DebertaV2", "Esm", "NomicBert", "Gte", "EuroBert", "Jina"])
 def test_the_engine_reads_what_torch_reads(stem: str, form: Any, tmp_path: Path) -> None:
     theirs = model("Bert" if stem == "Jina" else stem, "Model", "small")
     pair = twins(theirs, tmp_path)
@@ -300,6 +300,27 @@ def test_the_engine_reads_what_torch_reads(stem: str, form: Any, tmp_path: Path)
         use_programs(ours)
         assert (ours.stack.program is None) == (stem == "DebertaV2")  # disentangled attention stays with torch
         assert difference(wanted, ours(ours_given, b.layout).x, b.layout.mask) < 1e-3
+
+
+@pytest.mark.parametrize(
+    "stem",
+    ["Bert", "Roberta", "DistilBert", "ModernBert", "Electra", "DebertaV2", "Esm", "NomicBert", "Gte", "EuroBert"],
+)
+def test_a_classifier_made_of_a_model_has_its_familys_head(stem: str, tmp_path: Path) -> None:
+    theirs = model(stem, "ForMaskedLM", "small")
+    theirs.save_pretrained(tmp_path)
+    config, family = load_published(tmp_path).model.config, families()[theirs.config.model_type]
+    head = classification_head(config, family.name)
+    assert head is not None
+    tuned = replace(config, heads={"classes": replace(head, outputs=7, dropout=0.3)})
+    assert can_express(family, tuned)
+    wanted = load_published_classifier(stem, tmp_path / "classifier")
+    assert replace(head, outputs=3) == replace(wanted, dropout=head.dropout)
+
+
+def load_published_classifier(stem: str, folder: Path) -> Any:
+    model(stem, "ForSequenceClassification", "small").save_pretrained(folder)
+    return load_published(folder).model.config.heads["classes"]
 
 
 def test_embedding_gemma_attends_both_ways_within_half_its_window(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from twins import Twins, batch, difference, perturb, twins
 import headway as hw
 from headway.codecs import train_codec
 from headway.errors import UserError
-from headway.formats.published import load_published
+from headway.formats.published import load_published, save_published
 
 T = pytest.importorskip("transformers")
 GIVEN = batch([24, 5, 17], SYMBOLS)
@@ -175,11 +175,19 @@ CAUSAL = sorted({name for name, size in CONFIGS if size == "small"})
 
 
 @pytest.mark.parametrize("name", CAUSAL)
-def test_attention_both_ways_is_refused_in_a_decoder(name: str, tmp_path: Path) -> None:
-    make(name, "small").save_pretrained(tmp_path / "a")
-    with pytest.raises(UserError, match="is_causal is False, which is not supported; it may be True"):
-        load_published(copied(tmp_path / "a", tmp_path / "b", is_causal=False))
+def test_attention_both_ways_is_theirs_or_refused_in_a_decoder(name: str, tmp_path: Path) -> None:
+    theirs = make(name, "small")
+    theirs.save_pretrained(tmp_path / "a")
+    both = copied(tmp_path / "a", tmp_path / "b", is_causal=False)
     load_published(copied(tmp_path / "a", tmp_path / "c", is_causal=True))
+    if not name.startswith(("GPT", "OpenAI")):
+        assert same(theirs, both)
+        ours, usage = load_published(both)
+        save_published(ours, ours.config, tmp_path / "d", usage)
+        assert same(theirs, tmp_path / "d")
+        return
+    with pytest.raises(UserError, match="is_causal is False, which is not supported; it may be True"):
+        load_published(both)
 
 
 def test_windows_of_smollm3_are_used_or_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from headway.codecs.published_tokenizers import published_codec
 from headway.codecs.tokenizer import TokenizerCodec
+from headway.errors import UserError
 
 T = pytest.importorskip("transformers")
 
@@ -226,6 +228,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "T5Tokenizer": ("spiece.model", {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}, {}),
     "T5Tokenizer, few": ("spiece.model", {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}, {"extra_ids": 7}),
     "XLMRobertaTokenizer": ("sentencepiece.bpe.model", {"unk_id": 0, "bos_id": 1, "eos_id": 2}, {}),
+    "DebertaV2Tokenizer": (
+        "spm.model",
+        {"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3}
+        | {"pad_piece": "[PAD]", "bos_piece": "[CLS]", "eos_piece": "[SEP]", "unk_piece": "[UNK]"},
+        {},
+    ),
 }
 
 
@@ -238,10 +246,28 @@ def test_families_that_number_pieces_anew(case: str, spm: Spm, lines: list[str],
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name, **settings}))
     # What transformers makes of rare characters is not what sentencepiece does, to which we are held above.
     theirs = getattr(T, name).from_pretrained(tmp_path)
-    check(read(tmp_path), theirs, [PLAIN, OTHER, *lines[::5]])
+    # DebertaV2Tokenizer composes characters, where the model's own rules (NFKC) replace more.
+    texts = [line for line in lines[::5] if name != "DebertaV2Tokenizer" or unicodedata.is_normalized("NFKC", line)]
+    check(read(tmp_path), theirs, [PLAIN, OTHER, *texts])
+    if name == "DebertaV2Tokenizer":
+        assert read(tmp_path).token_id("[MASK]") == theirs.convert_tokens_to_ids("[MASK]") == 300
     if name == "T5Tokenizer":
         codec = read(tmp_path)
         assert codec.token_id("<extra_id_0>") == theirs.convert_tokens_to_ids("<extra_id_0>") == codec.vocab_size - 1
+
+
+def test_residues_of_esm(tmp_path: Path) -> None:
+    names = "<cls> <pad> <eos> <unk> L A G V S E R T I D P K Q N F Y M H W C X B U Z O . - <null_1> <mask>"
+    (tmp_path / "vocab.txt").write_text("\n".join(names.split()))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "EsmTokenizer"}))
+    theirs, codec = T.EsmTokenizer.from_pretrained(tmp_path), read(tmp_path)
+    for text in ("MKTAYIAKQR", "mkt MKJJT.A-", "  M K\nT ", ""):
+        assert codec.tokenizer.encode(text).ids == theirs(text)["input_ids"], text
+        assert codec.encode(text) == theirs(text, add_special_tokens=False)["input_ids"], text
+    assert codec.tokenizer.encode("MK", "TA").ids == theirs("MK", "TA")["input_ids"]
+    (tmp_path / "vocab.txt").write_text("L\nA")
+    with pytest.raises(UserError, match="has 2 tokens; a protein model has <unk>"):
+        read(tmp_path)
 
 
 def test_languages_of_nllb(spm: Spm, lines: list[str], tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ from headway.codecs.vocabularies import (
     parse_ranks,
     read_byte_pairs,
     read_bytes_only,
+    read_residues,
     read_wordpiece,
     with_word_ends,
 )
@@ -319,6 +320,8 @@ def _read_tokenizer(
                 f"{file} belongs to a tokenizer with the unsupported class {style!r}; "
                 f"add a {FILE} next to it (transformers' save_pretrained writes one)"
             )
+        if style == "esm" and file.suffix == ".txt":
+            return read_residues(file), style, STYLE_TOKENS[style]
         tokenizer = (read_wordpiece if file.suffix == ".txt" else read_byte_pairs)(file, style, settings)
         if style not in STYLE_TOKENS:
             markers = {"[CLS]": "bert", "<|startoftext|>": "clip", "</s>": "roberta", END_OF_TEXT: "gpt2"}
@@ -333,7 +336,7 @@ def _read_tokenizer(
         encoding = encoding_of(file.stem, ranks)
         return build_tiktoken(ranks, encoding, file), "", SpecialTokens(bos=encoding.bos, eos=encoding.eos)
     tokenizer, special_tokens = read_sentencepiece(file, style, settings)
-    return tokenizer, style, special_tokens
+    return tokenizer, "bert" if style == "debertav2" else style, special_tokens
 
 
 def _read_json(file: Path) -> Tokenizer:

@@ -309,7 +309,7 @@ _MAX_SPACES = 1 << 20  # spaces; more than any text starts with
 _SPANS_WORDS = re.compile(f"[^{SPACE}]{SPACE}")
 
 
-SUPPORTED_STYLES = ("", "llama", "gemma", "t5", "xlmroberta", "siglip", *SOURCE_LANGUAGES)
+SUPPORTED_STYLES = ("", "llama", "gemma", "t5", "xlmroberta", "siglip", "debertav2", *SOURCE_LANGUAGES)
 """Supported styles."""
 
 _MAX_SENTINELS = 1 << 12
@@ -356,6 +356,13 @@ def read_sentencepiece(path: Path, style: str, settings: Mapping[str, Any]) -> t
         names = [f"<extra_id_{i}>" for i in reversed(range(count))]
         missing = [name for name in names if tokenizer.token_to_id(name) is None]
         tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in missing])
+    if style == "debertav2":  # the mask token follows the pieces
+        for name in ("do_lower_case", "split_by_punct"):
+            if settings.get(name):
+                raise UserError(
+                    f"the settings next to {path} have {name} true, which is not supported; add a tokenizer.json"
+                )
+        tokenizer.add_special_tokens([AddedToken("[MASK]", special=True, normalized=False)])
     return tokenizer, special_tokens
 
 

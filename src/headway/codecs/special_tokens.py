@@ -118,6 +118,8 @@ _CLIP = SpecialTokens(bos="<|startoftext|>", eos=END_OF_TEXT, unk=END_OF_TEXT, p
 MARIAN_FILES = {"source": ("source.spm", "vocab.json"), "target": ("target.spm", "target_vocab.json")}
 STYLE_TOKENS: Mapping[str, SpecialTokens] = {
     "bert": _BERT,
+    "debertav2": _BERT,
+    "esm": SpecialTokens(unk="<unk>", eos="<eos>", pad="<pad>", cls="<cls>", mask="<mask>"),
     "roberta": _ROBERTA,
     "xlmroberta": _ROBERTA,
     "gpt2": _GPT2,
@@ -149,9 +151,7 @@ _STYLE_ALIASES = {
 }
 
 
-_UNSUPPORTED_NAMES = (
-    "ctrl fsmt xlm biogpt herbert blenderbotsmall phobert bertweet bertjapanese esm cpmant roformer luke"
-)
+_UNSUPPORTED_NAMES = "ctrl fsmt xlm biogpt herbert blenderbotsmall phobert bertweet bertjapanese cpmant roformer luke"
 UNSUPPORTED_STYLES = frozenset(_UNSUPPORTED_NAMES.split())
 """Styles with the same file names but other rules for splitting text."""
 
@@ -212,8 +212,8 @@ def set_post_processor(
     )
 
 
-_STYLES_WITH_BOS = ("bert", "roberta", "xlmroberta", "clip", "llama", "gemma")
-_STYLES_WITH_EOS = ("bert", "roberta", "xlmroberta", "clip", "t5", "byt5", "siglip", "marian", "whisper")
+_STYLES_WITH_BOS = ("bert", "esm", "roberta", "xlmroberta", "clip", "llama", "gemma")
+_STYLES_WITH_EOS = ("bert", "esm", "roberta", "xlmroberta", "clip", "t5", "byt5", "siglip", "marian", "whisper")
 _WHISPER_PREFIX = ("<|startoftranscript|>", "<|notimestamps|>")
 
 

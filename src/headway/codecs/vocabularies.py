@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -189,6 +190,29 @@ def read_wordpiece(path: Path, style: str, settings: Mapping[str, Any]) -> Token
             )
             tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         tokenizer.decoder = decoders.WordPiece()
+    return tokenizer
+
+
+_MAX_RESIDUES = 1 << 10  # tokens of a protein model, which has 33
+
+
+def read_residues(path: Path) -> Tokenizer:
+    """The tokenizer for the vocab.txt of a protein model (ESM): a token per amino acid, and names in angle brackets."""
+    tokens = [line.strip() for line in read_text(path).splitlines()]
+    if "<unk>" not in tokens or not 1 < len(tokens) <= _MAX_RESIDUES:
+        raise UserError(
+            f"{path} has {len(tokens)} tokens; a protein model has <unk> and at most {_MAX_RESIDUES}; download it again"
+        )
+    names = [token for token in tokens if token.startswith("<")]
+    residues = "|".join(re.escape(token) for token in tokens if token and token not in names)
+    with library_errors(path):
+        vocabulary = {token: i for i, token in enumerate(tokens)}
+        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+        split = pre_tokenizers.Split(
+            Regex(residues or "<unk>"), "isolated"
+        )  # unknown characters in a row are one token
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), split])
+        tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
     return tokenizer
 
 

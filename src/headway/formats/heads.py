@@ -30,11 +30,11 @@ ESM_FREQUENCIES = "esm.rotary_embeddings.inv_freq"  # rotary frequencies, which 
 _HEAD_TENSORS = {  # names by which the families recognise heads, by the end of transformers' classes
     "ForPreTraining": (
         *("cls.predictions.bias", "cls.seq_relationship.weight", "bert.pooler.dense.weight"),
-        "discriminator_predictions.dense.weight",
+        *("discriminator_predictions.dense.weight", "predictions.bias", "sop_classifier.classifier.weight"),
     ),
     "ForMaskedLM": (
         *("cls.predictions.bias", "vocab_projector.bias", "lm_head.bias", "head.dense.weight"),
-        *("generator_lm_head.bias", ESM_FREQUENCIES),
+        *("generator_lm_head.bias", "predictions.bias", ESM_FREQUENCIES),
     ),
     "ForNextSentencePrediction": ("cls.seq_relationship.weight", "bert.pooler.dense.weight"),
     "ForSequenceClassification": (
@@ -50,7 +50,7 @@ _HEAD_TENSORS = {  # names by which the families recognise heads, by the end of 
     "MarianMTModel": ("final_logits_bias",),
     "Model": (
         *(f"{stem}.pooler.dense.weight" for stem in ("bert", "roberta", "mpnet", "vit", "deit", "esm")),
-        ESM_FREQUENCIES,
+        *("albert.pooler.weight", ESM_FREQUENCIES),
     ),
 }
 

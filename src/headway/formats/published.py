@@ -35,7 +35,7 @@ from headway.formats.sentence_transformers import (
     write_modules,
 )
 from headway.formats.settings import Settings
-from headway.formats.tensor_rules import Family, check_fixed, report_unknown, with_aliases
+from headway.formats.tensor_rules import Family, check_fixed, expect, report_unknown, with_aliases
 from headway.formats.tensorfile import Shards, SizedWeights, TensorFile, write_tensors
 from headway.formats.torch_file import TorchFile
 from headway.formats.usage import THRESHOLDS, Usage
@@ -71,6 +71,8 @@ def resolve_defaults(config: Any, width: int = 0) -> Any:
     fields = [field.name for field in dataclasses.fields(config)]
     changes = {name: resolve_defaults(getattr(config, name), width) for name in fields}
     changes |= {name: 0.0 for name in ("dropout", "drop_path") if name in changes}
+    if isinstance(config, TransformerConfig) and "vocabulary" not in config.heads:
+        changes["tie"] = "none"  # nothing is tied
     if isinstance(config, AttentionConfig):
         even = config.heads > 0 and width % config.heads == 0
         changes["kv_heads"] = config.kv_heads or config.heads
@@ -396,6 +398,20 @@ def _round_trip(family: Family, config: ModelConfig) -> Any:
     settings = {**family.defaults, **json.loads(json.dumps(family.write(config)))}
     tensor_names = {name for rule in family.rules(config) if not rule.is_copy for name in rule.sources}
     return resolve_defaults(family.read(Settings(settings, family.name, config.context), tensor_names))
+
+
+def classification_head(config: ModelConfig, name: str) -> PooledHeadConfig | None:
+    """Return the head for the classes of texts that the published family of this name has; None if it has none."""
+    family = families().get(name)
+    if family is None:
+        return None
+    try:
+        values = {**family.defaults, **family.write(config), "architectures": ["ForSequenceClassification"]}
+        settings = Settings(values, name, config.context)
+        head = expect(family.read(settings, head_tensors(settings)), TransformerConfig).heads.get("classes")
+    except (*_MISMATCH_ERRORS, UserError):
+        return None
+    return head if isinstance(head, PooledHeadConfig) else None
 
 
 # Special tokens of a published model (BOS, EOS, padding, decoder start): read and written.

@@ -19,6 +19,8 @@ from headway.data.labels import merge_spellings
 from headway.data.splits import SplitIndices, text_key
 from headway.errors import ConfigError, UserError
 from headway.formats.out_of_distribution import TrainingStatistics
+from headway.formats.published import classification_head
+from headway.formats.usage import read_usage
 from headway.learn import Recipe, Task, TaskConfig
 from headway.learn.examples import (
     Batch,
@@ -202,6 +204,7 @@ class TextDataset(EncodedTextDataset, TargetSamples):
         """Without `chosen`, the targets are set by a subclass."""
         first_texts, second_texts = table.columns["text"], table.columns.get("text2")
         self.table, self.config, self.from_start = table, config, recipe.start is not None
+        self.family = read_usage(workspace).family  # of the published model that it starts from
         self.seed, self.batch_size = recipe.train.seed, batch_tokens_of(recipe, "text")
         classes = table.columns["label"] if chosen is not None and chosen.target.kind == "class" else None
         self.splits = Splits(
@@ -239,8 +242,9 @@ class TextDataset(EncodedTextDataset, TargetSamples):
 
     def with_head(self, model: ModelConfig, name: str, outputs: int) -> ModelConfig:
         """`model` with one head for complete texts. A start model keeps the pooling of its sentence embeddings, or else
-        its BERT pooler; otherwise it gets a BERT-style one. A model from scratch uses the mean of its tokens; a causal
-        model uses the last token, and so does the decoder of an encoder-decoder, with BART's dense layer.
+        its BERT pooler; otherwise it gets its family's head, or a BERT-style one. A model from scratch uses the mean of
+        its tokens; a causal model uses the last token, and so does the decoder of an encoder-decoder, with BART's dense
+        layer.
         """
         if isinstance(model, EncoderDecoderConfig):
             rate = model.decoder.embed.dropout
@@ -260,7 +264,8 @@ class TextDataset(EncodedTextDataset, TargetSamples):
             norm = RMSNormConfig(weight=False) if poolers[0].unit else poolers[0].norm
             head = replace(poolers[0], outputs=outputs, dropout=poolers[0].dropout or rate, unit=False, norm=norm)
         elif self.config.pool is None and self.from_start and not encoder.stack.causal:
-            head = PooledHeadConfig(outputs, dense=True, activation="tanh", dropout=rate)
+            head = classification_head(encoder, self.family) or PooledHeadConfig(dense=True, activation="tanh")
+            head = replace(head, outputs=outputs, dropout=head.dropout or rate)
         else:
             head = PooledHeadConfig(
                 outputs, self.config.pool or ("last" if encoder.stack.causal else "mean"), dropout=rate

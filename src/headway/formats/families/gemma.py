@@ -127,8 +127,10 @@ def read_gemma3(settings: Settings, names: Collection[str]) -> TransformerConfig
     plain = replace(settings, values={**settings.values, **dict.fromkeys(("rope_parameters", "rope_scaling", _BOTH))})
     config = read_sandwich(plain, every=settings.get("sliding_window_pattern", int, 6))
     config = replace(llama.with_blocks(config, layer), context=settings.served_positions(full_rotary))
-    # The window counts both sides.
-    return llama.bidirectional(config, lambda window: window // 2) if settings.get(_BOTH, bool, False) else config
+    if not settings.get(_BOTH, bool, False):
+        return config
+    settings.require(llama.IS_CAUSAL, True)  # the other setting for both directions has other windows
+    return llama.bidirectional(config, lambda window: window // 2)  # the window counts both sides
 
 
 def write_rotary(config: TransformerConfig) -> dict[str, Any]:
@@ -148,7 +150,7 @@ _WRITE_GEMMA3 = llama.writer("gemma3_text", GEMMA3_CLASSES, llama.write_attentio
 def write_gemma3(config: TransformerConfig) -> dict[str, Any]:
     if config.stack.causal:
         return _WRITE_GEMMA3(config)
-    return {**_WRITE_GEMMA3(llama.causal(config, lambda reach: 2 * reach)), _BOTH: True}
+    return {**_WRITE_GEMMA3(llama.causal(config, lambda reach: 2 * reach)), _BOTH: True, llama.IS_CAUSAL: True}
 
 
 _GEMMA3 = llama.family(

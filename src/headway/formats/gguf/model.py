@@ -115,6 +115,8 @@ def read_values(file: GgufContents, architecture: str, dialect: Dialect) -> dict
         settings[setting] = (f"blk.0.{tensor.removeprefix('-')}" in names) != tensor.startswith("-")
     family = next((variant for key, variant in dialect.variants.items() if values.get(key)), dialect.family)
     settings |= {"model_type": family, "tie_word_embeddings": "output.weight" not in names}
+    if values.get("attention.causal") is False:
+        settings["is_causal"] = False
     if "token_embd.weight" in names:
         settings["vocab_size"] = file.shape("token_embd.weight")[0]
     if "sliding_window" in settings:  # otherwise the family's default applies

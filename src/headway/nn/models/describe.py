@@ -106,15 +106,16 @@ def flop_per_token(model: nn.Module, context: int | None) -> int:
     the N cells of an LSTM. Scans are counted token by token; chunkwise they compute more, but faster. Elementwise
     functions and norms are not counted.
     """
-    weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, Projection))
-    weights += sum(m.weight.numel() for m in model.modules() if isinstance(m, VocabularyHead) and m.project is None)
-    for experts in (m for m in model.modules() if isinstance(m, Experts)):
+    modules = [module for _, module in model.named_modules(remove_duplicate=False)]  # shared layers run several times
+    weights = sum(m.weight.numel() for m in modules if isinstance(m, Projection))
+    weights += sum(m.weight.numel() for m in modules if isinstance(m, VocabularyHead) and m.project is None)
+    for experts in (m for m in modules if isinstance(m, Experts)):
         expert_weights = sum(m.weight.numel() for m in experts.experts.modules() if isinstance(m, Projection))
         weights -= expert_weights * (experts.config.count - experts.config.active) // experts.config.count
-    scans = sum(m.scan_flop for m in model.modules() if isinstance(m, Mixer))
-    scans += sum(m.flop for m in model.modules() if isinstance(m, ConvolutionalStem))
+    scans = sum(m.scan_flop for m in modules if isinstance(m, Mixer))
+    scans += sum(m.flop for m in modules if isinstance(m, ConvolutionalStem))
     length = context or 0
-    for module in model.modules():  # scores and sums of attention
+    for module in modules:  # scores and sums of attention
         if isinstance(module, ConditionalGRU) and module.config.context == "additive":
             units, width = module.keys.weight.shape
             scans += 2 * (units + width) * length

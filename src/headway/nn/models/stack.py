@@ -38,6 +38,7 @@ class StackConfig:
     blocks: tuple[BlockConfig, ...] = ()  # one block per layer
     norm: NormConfig | None = LayerNormConfig()  # norm after the last block
     biases: dict[str, BiasConfig] = field(default_factory=dict)  # score biases, which mixers refer to by name
+    shared: bool = False  # whether all blocks are one, with the same weights (Lan et al. 2020, ALBERT)
     positions: PositionsConfig | None = None  # positions of queries and keys, for attention with placed=true
 
     @property
@@ -85,6 +86,8 @@ class Stack(nn.Module):
         super().__init__()
         if not config.blocks:
             raise ConfigError("the stack has no blocks; set model.depth to 1 or more")
+        if config.shared and len({*config.blocks}) > 1:
+            raise ConfigError("the stack's blocks differ, so they cannot share weights; set its shared to false")
         self.biases = nn.ModuleDict({name: bias.build(width) for name, bias in config.biases.items()})
         self.positions = config.positions.build(width, None) if config.positions else None
         shared = self.biases
@@ -94,7 +97,8 @@ class Stack(nn.Module):
         self.width_in = self.width = width  # width of the input and of the output
         self.program: CompiledStack | None = None  # set when weights are packed
         for block in config.blocks:
-            self.blocks.append(_build(block, self.width, shared))
+            first = self.blocks[0] if config.shared and self.blocks else None
+            self.blocks.append(first or _build(block, self.width, shared))
             self.width = block.mixer.width_out(self.width)
         self.norm = config.norm.build(self.width) if config.norm else nn.Identity()
 
