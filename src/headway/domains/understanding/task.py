@@ -91,12 +91,6 @@ def check_encoder(model: ModelConfig) -> TransformerConfig:
     return model
 
 
-def check_classifier(model: ModelConfig) -> TransformerConfig | EncoderDecoderConfig:
-    """Raises ConfigError for a model that is neither a Transformer nor an encoder-decoder of tokens, such as BART."""
-    is_encoder_decoder = isinstance(model, EncoderDecoderConfig) and isinstance(model.encoder.embed, TokenEmbedConfig)
-    return model if is_encoder_decoder else check_encoder(model)
-
-
 class EncodedTextDataset(IndexedExamples):
     """Token rows with one text or text pair each. `batch_size` is in tokens."""
 
@@ -207,7 +201,10 @@ class TextDataset(EncodedTextDataset, TargetSamples):
         self.codec = config.codec_of(train_texts, workspace)
         first = self.codec.encode_batch(first_texts)
         second = self.codec.encode_batch(second_texts) if second_texts is not None else None
-        frame, limit = frame_for(self.codec, check_classifier(recipe.model)), config.limit(recipe)
+        model, limit = recipe.model, config.limit(recipe)
+        if not isinstance(model, EncoderDecoderConfig) or not isinstance(model.encoder.embed, TokenEmbedConfig):
+            model = check_encoder(model)
+        frame = frame_for(self.codec, model)
         self.rows = frame_rows(frame, first, second, limit, table.location)
         self.assign_targets(table.columns["label"], chosen, table.location, workspace)
 
