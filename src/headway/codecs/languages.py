@@ -45,7 +45,7 @@ _PAIRS = (
     "ss:ssw st:sot su:sun sv:swe sw:swh ta:tam te:tel tg:tgk th:tha ti:tir tk:tuk tl:tgl tn:tsn tr:tur ts:tso "
     "tt:tat tw:twi ug:uig uk:ukr ur:urd uz:uzn vi:vie wo:wol xh:xho yi:ydd yo:yor zh:zho_Hans zu:zul"
 )
-_FLORES = {short: code for short, _, code in (pair.partition(":") for pair in _PAIRS.split())}
+_FLORES = {pair[:2]: pair[3:] for pair in _PAIRS.split()}
 
 
 def language_code(token: str) -> str | None:

@@ -24,12 +24,13 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from headway.codecs.languages import TOKENS_IN_ORDER, language_code
 from headway.codecs.special_tokens import (
     MARIAN_FILES,
     SOURCE_LANGUAGES,
     STYLE_TOKENS,
     SpecialTokens,
-    listed_languages,
+    listed_tokens,
 )
 from headway.codecs.tokenizer_files import library_errors, read_bytes
 from headway.codecs.tokenizer_limits import MAX_MAPPED
@@ -328,7 +329,9 @@ def read_sentencepiece(path: Path, style: str, settings: Mapping[str, Any]) -> t
     special_tokens = STYLE_TOKENS.get(style) or SpecialTokens(
         bos=pieces.bos, eos=pieces.eos, unk=unknown, pad=pieces.pad
     )
-    languages = listed_languages(style, settings) if style in SOURCE_LANGUAGES else []
+    languages = TOKENS_IN_ORDER.get("wmt21" if settings.get("language_codes") == "wmt21" else style, [])
+    if style == "nllb":  # its files list the languages
+        languages = [name for name in listed_tokens(settings) if language_code(name) is not None]
     if style == "m2m100":
         tokenizer = build(_numbered(pieces, path.with_name(VOCABULARY), special_tokens), path)
         tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in languages])

@@ -14,7 +14,6 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, processors
 
-from headway.codecs.languages import TOKENS_IN_ORDER, language_code
 from headway.codecs.tokenizer_files import object_or_empty
 from headway.errors import UserError
 
@@ -231,7 +230,9 @@ def _set_language_template(tokenizer: Tokenizer, style: str, eos: str | None, se
     is_suffix = style == "mbart" or (style == "nllb" and settings.get("legacy_behaviour") is True)
     before, after = ([], [str(eos), token]) if is_suffix else ([token], [str(eos)])
     tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
-        single=[*before, "$A", *after], pair=[*before, "$A", "$B", *after], special_tokens=list(ids.items())
+        single=[*before, "$A", *after],
+        pair=[*before, "$A", "$B", *after],
+        special_tokens=list(ids.items()),
     )
 
 
@@ -240,13 +241,6 @@ def listed_tokens(settings: Mapping[str, Any]) -> list[str]:
     names = settings.get("additional_special_tokens") or settings.get("extra_special_tokens") or []
     contents = [name.get("content") if isinstance(name, dict) else name for name in names]
     return [content for content in contents if isinstance(content, str)]
-
-
-def listed_languages(style: str, settings: Mapping[str, Any]) -> list[str]:
-    """The language tokens of a style, in the order of their ids; NLLB's are in the settings."""
-    if style == "nllb":
-        return [name for name in listed_tokens(settings) if language_code(name) is not None]
-    return TOKENS_IN_ORDER["wmt21" if settings.get("language_codes") == "wmt21" else style]
 
 
 def _bool_setting(settings: Mapping[str, Any], key: str, default: bool) -> bool:

@@ -106,9 +106,10 @@ def rouge(summaries: Sequence[str], references: Sequence[Sequence[str]]) -> Scor
     for summary, targets in zip(summaries, references, strict=True):
         words, by_reference = _WORD.findall(summary.lower()), []
         for other in (_WORD.findall(target.lower()) for target in targets):
-            common = [_common_ngrams(words, other, n) for n in (1, 2)] + [_common_subsequence(words, other)]
-            sizes = [(max(0, len(words) - n), max(0, len(other) - n)) for n in (0, 1, 0)]
-            by_reference.append([2 * shared / (a + b) if shared else 0.0 for shared, (a, b) in zip(common, sizes)])
+            counts = [[Counter(zip(*(row[i:] for i in range(n)))) for row in (words, other)] for n in (1, 2)]
+            common = [sum((a & b).values()) for a, b in counts] + [_common_subsequence(words, other)]
+            sizes = [len(words) + len(other) - 2 * missing for missing in (0, 1, 0)]
+            by_reference.append([2 * shared / size if shared else 0.0 for shared, size in zip(common, sizes)])
         rows.append(np.max(by_reference, axis=0))
     if not rows:
         raise UserError("there are 0 summaries to evaluate; pass at least one")
@@ -116,11 +117,6 @@ def rouge(summaries: Sequence[str], references: Sequence[Sequence[str]]) -> Scor
     for name, values in zip(("rouge1", "rouge2", "rougeL"), np.array(rows).T):
         scores |= {name: float(values.mean()), f"{name}_interval": bootstrap_mean(values)}
     return {**scores, "rouge_signature": "case:lower|tokens:words|stemmer:no", "samples": len(rows)}
-
-
-def _common_ngrams(first: Sequence[str], second: Sequence[str], n: int) -> int:
-    counts = [Counter(zip(*(words[i:] for i in range(n)))) for words in (first, second)]
-    return sum((counts[0] & counts[1]).values())
 
 
 def _common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:

@@ -451,21 +451,17 @@ class TranscribedSpeech(SpeechDataset, IndexedExamples):
         return Utterance(window, len(delayed), ids, timed)
 
     def timed_ids(self, row: int, time: Callable[[float], float]) -> Ids:
-        """A transcript's segments between their timestamps; `time` maps seconds of the recording to the window's."""
-        ids = []
-        for segment in self.segments[row]:
-            start, end = (segment.start, segment.end) if segment.end else self._speech_ends(row)
-            first, last = (
-                self.first_time + min(round(time(seconds) / STEP), self.times - 1) for seconds in (start, end)
-            )
-            ids += [first, *self.codec.encode(f" {segment.text}"), last]
+        """A transcript's segments between their timestamps; `time` maps seconds of the recording to the window's. A
+        segment without times is between the ends of the detected speech, or of the recording if there is none.
+        """
+        ids, sound = [], self.sounds[self.sound_rows[row]]
+        for text, *times in self.segments[row]:
+            if not times[1]:
+                spans = detect_speech(ArraySound(sound)).spans.tolist() if len(sound) >= WINDOW else []
+                times = [spans[0][0], spans[-1][1]] if spans else [0.0, len(sound) / RATE]
+            start, end = (self.first_time + min(round(time(seconds) / STEP), self.times - 1) for seconds in times)
+            ids += [start, *self.codec.encode(f" {text}"), end]
         return ids
-
-    def _speech_ends(self, row: int) -> tuple[float, float]:
-        """Start and end of the detected speech in seconds; of the recording if there is none."""
-        sound = self.sounds[self.sound_rows[row]]
-        spans: Any = detect_speech(ArraySound(sound)).spans if len(sound) >= WINDOW else ()
-        return (float(spans[0][0]), float(spans[-1][1])) if len(spans) else (0.0, len(sound) / RATE)
 
     def with_transcripts(self, samples: RowSubset) -> Sources:
         rows = samples.rows.tolist()

@@ -100,13 +100,19 @@ class PairSpecialTokens(NamedTuple):
                     "training from a model with language tokens is not supported; use one without, such as T5"
                 )
             suppressed = tuple(token for token in usage.suppressed if token not in usage.ends)
-            forced = usage.forced or frame.before
-            return PairSpecialTokens(start, usage.ends[0], frame.before, frame.after, forced, suppressed)
+            forced = usage.forced or tuple(token for token in frame.before if token != start)
+            return PairSpecialTokens(
+                start,
+                usage.ends[0],
+                frame.before,
+                frame.after,
+                forced,
+                suppressed,
+            )
         ids = (codecs.target.bos_id, codecs.target.eos_id, codecs.source.eos_id)
         if None in ids:
             raise UserError(f"the tokenizer has no bos or eos token; train one with {BOS} and {EOS}")
-        bos, eos, source_eos = cast(tuple[int, int, int], ids)
-        return PairSpecialTokens(bos, eos, (), (source_eos,))
+        return PairSpecialTokens(ids[0], ids[1], (), (ids[2],))  # type: ignore[arg-type]
 
     def source(self, ids: Ids) -> Ids:
         """The encoder input for a source; empty for an empty one."""
@@ -208,10 +214,7 @@ class TranslationConfig(PairsConfig):
         codecs = self.saved_or_trained(paths, workspace)
         usage = read_usage(workspace)
         examples = ParallelText(self, recipe, paths, codecs, usage, reverse=self.reverse, grouped=self.grouped)
-        return Task(examples, self.objective())
-
-    def objective(self) -> TargetText:
-        return TargetText(self.goal, self, self.lowercase_bleu)
+        return Task(examples, TargetText(self.goal, self, self.lowercase_bleu))
 
     def train_codecs(self, paths: Sequence[Path]) -> Codecs:
         if self.shared:

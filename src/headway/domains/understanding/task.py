@@ -93,13 +93,6 @@ def check_encoder(model: ModelConfig) -> TransformerConfig:
     return model
 
 
-def check_classifier(model: ModelConfig) -> TransformerConfig | EncoderDecoderConfig:
-    """Raises ConfigError for a model that is neither a Transformer nor an encoder-decoder of tokens, such as BART."""
-    if isinstance(model, EncoderDecoderConfig) and isinstance(model.encoder.embed, TokenEmbedConfig):
-        return model
-    return check_encoder(model)
-
-
 class EncodedTextDataset(IndexedExamples):
     """Token rows with one text or text pair each. `batch_size` is in tokens."""
 
@@ -223,10 +216,12 @@ class TextDataset(EncodedTextDataset, TargetSamples):
 
     def tokenize(self, recipe: Recipe, first: Sequence[str], second: Sequence[str] | None) -> TokenRows:
         """The model inputs of all rows."""
-        frame, limit = frame_for(self.codec, check_classifier(recipe.model)), self.config.limit(recipe)
+        model, limit = recipe.model, self.config.limit(recipe)
+        if not isinstance(model, EncoderDecoderConfig) or not isinstance(model.encoder.embed, TokenEmbedConfig):
+            model = check_encoder(model)
         first_ids = self.codec.encode_batch(first)
         second_ids = None if second is None else self.codec.encode_batch(second)
-        return frame_rows(frame, first_ids, second_ids, limit, self.table.location)
+        return frame_rows(frame_for(self.codec, model), first_ids, second_ids, limit, self.table.location)
 
     def take(self, rows: np.ndarray, rng_key: RngKey | None = None) -> Batch:
         """Tokens, and targets of shape [B] or [B, C]."""

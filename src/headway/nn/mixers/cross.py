@@ -54,16 +54,14 @@ class CrossAttention(nn.Module):
 
     def __init__(self, config: CrossAttentionConfig, width: int, biases: nn.ModuleDict) -> None:
         super().__init__()
-        self.config = config
-        self.heads = config.heads
+        self.config, self.heads = config, config.heads
         self.groups = shared_heads(config.heads, config.kv_heads)
         self.size = head_size(config.heads, config.head_size, width)
         inner, shared = self.heads * self.size, self.groups * self.size
         self.q = Projection(width, inner, config.q_bias)
         self.kv = Projection(config.width or width, (shared, shared), config.kv_bias)
         self.out = Projection(inner, width, config.out_bias, residual=True)
-        self.q_norm = config.qk_norm.build(self.size) if config.qk_norm else nn.Identity()
-        self.k_norm = config.qk_norm.build(self.size) if config.qk_norm else nn.Identity()
+        self.q_norm, self.k_norm = (config.qk_norm.build(self.size) if config.qk_norm else nn.Identity() for _ in "qk")
         self.dropout = Dropout(config.dropout)
         self._positions = shared_positions(biases) if config.placed else None
 
