@@ -93,14 +93,16 @@ def _experts(build: Builder, feed: Experts, x: Slot) -> Slot:
         weights=weights.address, weights_stride=weights.stride, sum=total.address, sum_stride=total.stride,
         width=x.width, scale=config.scale,
     )  # fmt: skip
+    inputs = build.shared(x.width) if build.wide else build.private(x.width)
+    rows = build.private_bytes(8 * build.rows)
     for number, expert in enumerate(experts):
-        with build.unless_idle(weights, number):
-            hidden, out = feed_forward(build, expert, x)
+        with build.gathered(x, inputs, rows, weights, number):
+            hidden, out = feed_forward(build, expert, inputs)
             assert isinstance(out, Projection)
             build.project(hidden, out, output)
             build.emit(
                 Opcode.WEIGH, weights=weights.address, count=weights.width, expert=number, src=output.address,
-                src_stride=output.stride, sum=total.address, sum_stride=total.stride, width=x.width,
+                src_stride=output.stride, sum=total.address, sum_stride=total.stride, width=x.width, rows=rows,
             )  # fmt: skip
     build.barrier()
     return total

@@ -14,11 +14,12 @@ from headway.formats.families.experts import expert_rules, first_experts, read_e
 from headway.formats.settings import Settings, rope_parameters
 from headway.formats.tensor_rules import TensorRule, Unsplit, expect, linear, rule, tied_copy
 from headway.nn.models import BlockConfig, TransformerConfig
+from headway.nn.models.block import Placement
 from headway.nn.parts.experts import ExpertsConfig
 from headway.nn.parts.feedforward import GatedConfig
 from headway.nn.parts.norm import RMSNormConfig
 
-NORMS = {
+NORMS: dict[Placement, dict[str, str]] = {
     **llama.NORMS,
     "sandwich": {
         "mix.before": "input_layernorm",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -115,7 +115,7 @@ class EachQKNorm(nn.Module):
 
     def __init__(self, config: NormConfig, heads: int, groups: int, size: int) -> None:
         super().__init__()
-        self.norm = config.build(size)
+        self.norm: Any = config.build(size)
         self.norm.weight = self.norm.bias = None
         self.q, self.k = (nn.Parameter(torch.ones(count, size)) for count in (heads, groups))
 

@@ -51,6 +51,8 @@ class Experts(nn.Module):
     the bias for the choice, which no gradient changes: DeepSeek-AI 2024, equations 15 and 16.
     """
 
+    correction: Tensor | None
+
     def __init__(self, config: ExpertsConfig, width: int) -> None:
         super().__init__()
         self.config = config
