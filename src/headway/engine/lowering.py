@@ -16,7 +16,7 @@ from headway.engine.operations import ADD, BLOCK, CHUNK, FAR, GATED, NEAR
 from headway.engine.packed_weights import unpack
 from headway.layout import Layout
 from headway.nn.mixers.associative import Associative, LogDecay, Strength
-from headway.nn.mixers.attention import EachQKNorm, SelfAttention, WideQKNorm
+from headway.nn.mixers.attention import SelfAttention
 from headway.nn.mixers.conditional_gru import ConditionalGRU
 from headway.nn.mixers.delta import Delta, GatedDelta
 from headway.nn.mixers.dynamic_links import DynamicLinks
@@ -25,7 +25,8 @@ from headway.nn.mixers.gated import GRU, LSTM, Elman
 from headway.nn.mixers.linear_attention import LinearAttention
 from headway.nn.mixers.multiplicative import MLSTM, Multiplicative, SigmaPi
 from headway.nn.mixers.pointwise import Pointwise
-from headway.nn.models.block import Block, Branch, FixedScale, LayerScale, ParallelBlock
+from headway.nn.mixers.qk_norms import EachQKNorm, WideQKNorm
+from headway.nn.models.block import Block, Branch, LayerScale, ParallelBlock
 from headway.nn.models.stack import Stack
 from headway.nn.parts.experts import Experts
 from headway.nn.parts.feedforward import ACTIVATIONS, MLP, Gated
@@ -413,8 +414,8 @@ class BlockLowering:
     def _join(self, branch: Branch, inner: Slot, out: nn.Module) -> None:
         """x = last(x + gain x after(out(inner))). Without a residual x may change its width."""
         gain = branch.gain.gain if isinstance(branch.gain, LayerScale) else None
-        if isinstance(branch.gain, FixedScale):
-            gain = torch.full((self.x.width,), branch.gain.factor)
+        if branch.scale != 1.0:
+            gain = (torch.ones(self.x.width) if gain is None else gain) * branch.scale
         plain = isinstance(branch.after, nn.Identity) and gain is None and branch.residual
         if plain and isinstance(out, Projection):
             self.build.project(inner, out, self.x, ADD)
