@@ -16,7 +16,7 @@ from run import Reader
 
 from headway.codecs import train_codec
 from headway.formats.ctranslate2 import ModelBin
-from headway.formats.families import families, find_family
+from headway.formats.families import families, find_family, text_part
 from headway.formats.gguf import load_gguf, load_gguf_codec, save_gguf
 from headway.formats.llama2c import load_llama2c
 from headway.formats.native import read_config, uninitialized_model
@@ -72,12 +72,13 @@ def config_seeds(folder: Path) -> list[bytes]:
         seen = SEEN if name in ("act", "diffusion") else {}
         settings = {**family.defaults, **SMALL, **small, **towers, **seen, "model_type": name}
         found.append(json.dumps(settings).encode())
+    found.append(json.dumps({"model_type": "gemma3", "text_config": {**SMALL, "head_dim": 16}}).encode())
     return found
 
 
 def read_config_file(path: Path) -> None:
     settings = read_settings(path.parent)
-    family = find_family(settings)
+    family, settings = find_family(settings), text_part(settings)
     settings = Settings({**family.defaults, **settings.values}, settings.source)
     config = read_config(family, settings, NAMES)
     uninitialized_model(config, HELD, settings.source)
