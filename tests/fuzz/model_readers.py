@@ -18,7 +18,7 @@ from run import Reader
 
 from headway.codecs import train_codec
 from headway.formats.ctranslate2 import ModelBin
-from headway.formats.families import families, find_family
+from headway.formats.families import families, find_family, text_part
 from headway.formats.gguf import GgufFile, load_gguf, load_gguf_codec, save_gguf
 from headway.formats.gguf.file import gguf
 from headway.formats.gguf.k_quants import FORMATS, encode
@@ -77,12 +77,13 @@ def config_seeds(folder: Path) -> list[bytes]:
         seen = SEEN if name in ("act", "diffusion") else {}
         settings = {**family.defaults, **SMALL, **small, **towers, **seen, "model_type": name}
         found.append(json.dumps(settings).encode())
+    found.append(json.dumps({"model_type": "gemma3", "text_config": {**SMALL, "head_dim": 16}}).encode())
     return found
 
 
 def read_config_file(path: Path) -> None:
     settings = read_settings(path.parent)
-    family = find_family(settings)
+    family, settings = find_family(settings), text_part(settings)
     settings = Settings({**family.defaults, **settings.values}, settings.source)
     config = read_config(family, settings, NAMES)
     uninitialized_model(config, HELD, settings.source)

@@ -70,7 +70,7 @@ def lowered(config: TransformerConfig) -> TransformerConfig:
             norms[i % len(norms)],
             placements[i % len(placements)],  # type: ignore[arg-type]
             layer_scale=0.9 if i % 2 else None,
-            branch_scale=1.0 if i % 2 else 0.7,
+            branch_scale=0.7 if i % 3 else 1.0,
             shared_norm=i % 12 == 4,
         )
         for i in range(18)

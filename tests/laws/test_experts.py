@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from cases import FEED_FORWARDS, inputs, shake
 from torch import Tensor
 
 from headway.layout import Layout
-from headway.nn.parts.experts import Experts, ExpertsConfig
+from headway.nn.parts.experts import ExpertsConfig
 from headway.nn.parts.feedforward import GatedConfig
 
 
-def one_by_one(module: Experts, x: Tensor) -> Tensor:
+def one_by_one(module: Any, x: Tensor) -> Tensor:
     """The sum over experts in their order, each with a look at all tokens."""
     tokens = x.reshape(-1, x.shape[-1])
     weights, expert_ids = module.router(tokens).softmax(-1).topk(module.config.active, dim=-1)
@@ -29,7 +31,7 @@ def one_by_one(module: Experts, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(("count", "active"), [(4, 2), (9, 4), (3, 1), (40, 3)])
 def test_sorted_tokens_keep_the_bits(count: int, active: int) -> None:
     """Outputs, and gradients of the input and of every weight: a run of an older version resumes as it was."""
-    module = ExpertsConfig(count, active, GatedConfig(ratio=1.0)).build(16)
+    module: Any = ExpertsConfig(count, active, GatedConfig(ratio=1.0)).build(16)
     shake(module)
     module.float()
     x = inputs(3, 7, 16).float()
@@ -47,7 +49,7 @@ def test_sorted_tokens_keep_the_bits(count: int, active: int) -> None:
 
 @pytest.mark.parametrize("name", [name for name in FEED_FORWARDS if name.startswith("experts")])
 def test_gradients_are_those_of_differences(name: str) -> None:
-    module = FEED_FORWARDS[name].build(4)
+    module: Any = FEED_FORWARDS[name].build(4)
     shake(module)
     x = inputs(1, 5, 4).requires_grad_()
     layout = Layout.full(1, 5)
@@ -55,7 +57,7 @@ def test_gradients_are_those_of_differences(name: str) -> None:
 
 
 def test_the_bias_for_the_choice_chooses_but_does_not_weigh() -> None:
-    module = ExpertsConfig(4, 2, GatedConfig(ratio=1.0), scores="sigmoid", normalise=False).build(8)
+    module: Any = ExpertsConfig(4, 2, GatedConfig(ratio=1.0), scores="sigmoid", normalise=False).build(8)
     shake(module)
     x, layout = inputs(2, 3, 8), Layout.full(2, 3)
     before, _ = module(x, layout)

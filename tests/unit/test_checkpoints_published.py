@@ -176,7 +176,8 @@ def test_every_family_says_what_it_reads() -> None:
     sizes = {"hidden_size": 16, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 9}
     sizes |= {"intermediate_size": 24, "n_embd": 16, "n_layer": 2, "n_head": 4, "head_dim": 4, "num_key_value_heads": 2}
     for name in ("gpt2", "openai-gpt", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2",
-                 "gemma3_text", "phi3", "olmo2", "smollm3", "mixtral", "stablelm"):  # fmt: skip
+                 "gemma3_text", "phi3", "olmo2", "smollm3", "mixtral", "stablelm", "qwen2_moe", "granite", "granitemoe",
+                 "glm", "glm4", "glm4_moe", "cohere", "cohere2", "gpt_oss"):  # fmt: skip
         family = families()[name]
         config = family.read(Settings({**family.defaults, **sizes}, name), ())
         assert can_express(family, config), name

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
@@ -153,3 +155,11 @@ def test_renamed_settings_are_read_under_both_names() -> None:
     expected = override(recipe, {"model.vocab_size": recipe.model.vocab_size + 7, "train.keep_checkpoints": 4})
     assert config.from_dict(type(recipe), plain) == expected
     assert override(recipe, {"model.symbols": recipe.model.vocab_size + 7, "train.keep": 4}) == expected
+
+
+def test_models_alone_register_the_scalings_of_positions() -> None:
+    """A run that was fine-tuned from a model with YaRN is opened without the readers of published models."""
+    code = "import headway.nn.models; from headway.nn.parts.positions import ScalingConfig as S"
+    code += "; from headway.config_kinds import kinds; print(*kinds(S))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {"yarn", "llama3", "longrope", "dynamic", "linear"} <= set(found.stdout.split())

@@ -208,12 +208,19 @@ class Builder:
         self._instructions.append(words + [0] * (LENGTH - len(words)))
 
     @contextmanager
-    def unless_idle(self, weights: Slot, expert: int) -> Iterator[None]:
-        """Skip the instructions emitted within if no row is routed to the expert."""
+    def gathered(self, x: Slot, y: Slot, rows: int, weights: Slot, expert: int) -> Iterator[None]:
+        """The instructions emitted within, which end with WEIGH, have the rows of x that are routed to the expert, in
+        y; they are skipped if there are none. `rows` is the address of a private list of these rows.
+        """
         start = len(self)
-        self.emit(Opcode.SKIP, weights=weights.address, count=weights.width, expert=expert, instructions=0)
+        self.emit(
+            Opcode.GATHER, weights=weights.address, count=weights.width, expert=expert, src=x.address,
+            src_stride=x.stride, dst=y.address, dst_stride=y.stride, width=x.width, rows=rows, instructions=0,
+        )  # fmt: skip
+        if self.wide:  # y is shared
+            self.barrier()
         yield
-        self._instructions[start][WORDS[Opcode.SKIP]["instructions"]] = len(self) - start - 1
+        self._instructions[start][WORDS[Opcode.GATHER]["instructions"]] = len(self) - start - 1
 
     def barrier(self) -> None:
         self._free()

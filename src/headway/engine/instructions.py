@@ -24,7 +24,7 @@ class Opcode(IntEnum):
     LINK = 11
     ADD_ATTEND = 12
     ROUTE = 13
-    SKIP = 14
+    GATHER = 14
     WEIGH = 15
     ATTEND_DOCUMENTS = 16
     BATCH = 17
@@ -51,8 +51,8 @@ _OPERANDS = {
     Opcode.ADD_ATTEND: "query stride units width score tables table_step lengths layer partials scores capacity",
     Opcode.ROUTE: "logits stride count active normalise correction shared weights weights_stride sum sum_stride width; "
     "scale",
-    Opcode.SKIP: "weights count expert instructions",
-    Opcode.WEIGH: "weights count expert src src_stride sum sum_stride width",
+    Opcode.GATHER: "weights count expert src src_stride dst dst_stride width rows instructions",
+    Opcode.WEIGH: "weights count expert src src_stride sum sum_stride width rows",
     Opcode.ATTEND_DOCUMENTS: "qkv stride heads groups size after norm q_weight q_bias k_weight k_bias cos sin half "
     "before bias_kind bias span table sinks keys values q scores spare result out out_stride bf16; eps cap scale",
     Opcode.BATCH: "rows",

@@ -46,7 +46,7 @@ def _operands(kind: Opcode) -> Any:
 
 
 Embed, Norm, Quantise, Multiply, Attend, Merge, Sum, _, Combine = map(_operands, list(Opcode)[:9])
-Cell, Associate, Link, AddAttend, Route, Skip, Weigh, AttendDocuments, Batch = map(_operands, list(Opcode)[9:])
+Cell, Associate, Link, AddAttend, Route, Gather, Weigh, AttendDocuments, Batch = map(_operands, list(Opcode)[9:])
 
 
 @compiled
@@ -341,25 +341,43 @@ def route(op: Any, batch: int, scratch: int, thread: int, threads: int) -> None:
 
 
 @compiled
-def weigh(op: Any, batch: int, scratch: int, thread: int, threads: int) -> None:
-    """sum += probability x the expert's output, one thread's share of the columns."""
-    first, last = share_rows(op.width, thread, threads)
+def gather(op: Any, batch: int, scratch: int, thread: int, threads: int) -> int:
+    """Copy the rows that are routed to an expert to consecutive ones, and list them. Returns their number."""
+    rows, count = i64(at(op.rows, scratch)), 0
     for b in range(batch):
+        if f32(at(op.weights, scratch) + 4 * b * op.count)[op.expert] != 0:
+            rows[count] = b
+            count += 1
+    first, last = share_of(op.dst, count, thread, threads)
+    for n in range(first, last):
+        x, y = f32(at(op.src, scratch) + rows[n] * op.src_stride), f32(at(op.dst, scratch) + n * op.dst_stride)
+        for i in range(op.width):
+            y[i] = x[i]
+    return count
+
+
+@compiled
+def weigh(op: Any, count: int, scratch: int, thread: int, threads: int) -> None:
+    """sum += weight x the expert's output, for the rows that `gather` listed: one thread's share of the columns."""
+    first, last = share_rows(op.width, thread, threads)
+    for n in range(count):
+        b = i64(at(op.rows, scratch))[n]
         weight = f32(at(op.weights, scratch) + 4 * b * op.count)[op.expert]
-        x, y = f32(op.src + b * op.src_stride), f32(op.sum + b * op.sum_stride)
-        if weight != 0:
-            for i in range(first, last):
-                y[i] += weight * x[i]
+        x, y = f32(op.src + n * op.src_stride), f32(op.sum + b * op.sum_stride)
+        for i in range(first, last):
+            y[i] += weight * x[i]
 
 
 @compiled
 def execute_all(
-    row: int, tokens: int, positions: int, batch: int, scratch: int, counter: int, thread: int, threads: int
-) -> int:
-    """`execute` with all instructions; returns how many of the next ones to skip."""
+    row: int, tokens: int, positions: int, batch: int, rows: int, scratch: int, counter: int, thread: int, threads: int
+) -> tuple[int, int]:
+    """`execute` with all instructions. `rows` is the number of rows; from GATHER to WEIGH they are those of one expert.
+    Returns how many instructions to skip, and the number of rows of the next one.
+    """
     kind = i64(row)[0]
     if kind < _RECURRENT:
-        execute(row, tokens, positions, batch, scratch, counter, thread, threads)
+        execute(row, tokens, positions, rows, scratch, counter, thread, threads)
     elif kind == Opcode.COMBINE:
         combine(Combine(row), batch, scratch)
     elif kind == Opcode.CELL:
@@ -372,15 +390,14 @@ def execute_all(
         link(Link(row), positions, batch, scratch, thread, threads)
     elif kind == Opcode.ROUTE:
         route(Route(row), batch, scratch, thread, threads)
-    elif kind == Opcode.SKIP:
-        skip = Skip(row)
-        for b in range(batch):
-            if f32(at(skip.weights, scratch) + 4 * b * skip.count)[skip.expert] != 0:
-                return 0  # a row is routed to the expert
-        return skip.instructions
+    elif kind == Opcode.GATHER:
+        rows = gather(Gather(row), batch, scratch, thread, threads)
+        if rows == 0:
+            return Gather(row).instructions, batch
     else:
-        weigh(Weigh(row), batch, scratch, thread, threads)
-    return 0
+        weigh(Weigh(row), rows, scratch, thread, threads)
+        rows = batch
+    return 0, rows
 
 
 @compiled
@@ -403,8 +420,9 @@ def run_all_step(
     threads: int, sampling_call: int,
 ) -> None:  # fmt: skip
     """`run_step` with all instructions, whose code takes longer to compile."""
-    row, end = program, program + SIZE * count
+    row, end, rows = program, program + SIZE * count, batch
     while row < end:
-        row += SIZE * (1 + execute_all(row, tokens, positions, batch, scratch, counter, thread, threads))
+        skipped, rows = execute_all(row, tokens, positions, batch, rows, scratch, counter, thread, threads)
+        row += SIZE * (1 + skipped)
     if sampling_call:
         sample_batch(sampling_call, counter, thread, threads)

@@ -16,7 +16,7 @@ from headway.engine.operations import ADD, BLOCK, CHUNK, FAR, GATED, NEAR
 from headway.engine.packed_weights import unpack
 from headway.layout import Layout
 from headway.nn.mixers.associative import Associative, LogDecay, Strength
-from headway.nn.mixers.attention import EachQKNorm, SelfAttention, WideQKNorm
+from headway.nn.mixers.attention import SelfAttention
 from headway.nn.mixers.conditional_gru import ConditionalGRU
 from headway.nn.mixers.delta import Delta, GatedDelta
 from headway.nn.mixers.dynamic_links import DynamicLinks
@@ -25,7 +25,8 @@ from headway.nn.mixers.gated import GRU, LSTM, Elman
 from headway.nn.mixers.linear_attention import LinearAttention
 from headway.nn.mixers.multiplicative import MLSTM, Multiplicative, SigmaPi
 from headway.nn.mixers.pointwise import Pointwise
-from headway.nn.models.block import Block, Branch, FixedScale, LayerScale, ParallelBlock
+from headway.nn.mixers.qk_norms import EachQKNorm, WideQKNorm
+from headway.nn.models.block import Block, Branch, LayerScale, ParallelBlock
 from headway.nn.models.stack import Stack
 from headway.nn.parts.experts import Experts
 from headway.nn.parts.feedforward import ACTIVATIONS, MLP, Gated
@@ -93,14 +94,16 @@ def _experts(build: Builder, feed: Experts, x: Slot) -> Slot:
         weights=weights.address, weights_stride=weights.stride, sum=total.address, sum_stride=total.stride,
         width=x.width, scale=config.scale,
     )  # fmt: skip
+    inputs = build.shared(x.width) if build.wide else build.private(x.width)
+    rows = build.private_bytes(8 * build.rows)
     for number, expert in enumerate(experts):
-        with build.unless_idle(weights, number):
-            hidden, out = feed_forward(build, expert, x)
+        with build.gathered(x, inputs, rows, weights, number):
+            hidden, out = feed_forward(build, expert, inputs)
             assert isinstance(out, Projection)
             build.project(hidden, out, output)
             build.emit(
                 Opcode.WEIGH, weights=weights.address, count=weights.width, expert=number, src=output.address,
-                src_stride=output.stride, sum=total.address, sum_stride=total.stride, width=x.width,
+                src_stride=output.stride, sum=total.address, sum_stride=total.stride, width=x.width, rows=rows,
             )  # fmt: skip
     build.barrier()
     return total
@@ -411,8 +414,8 @@ class BlockLowering:
     def _join(self, branch: Branch, inner: Slot, out: nn.Module) -> None:
         """x = last(x + gain x after(out(inner))). Without a residual x may change its width."""
         gain = branch.gain.gain if isinstance(branch.gain, LayerScale) else None
-        if isinstance(branch.gain, FixedScale):
-            gain = torch.full((self.x.width,), branch.gain.factor)
+        if branch.scale != 1.0:
+            gain = (torch.ones(self.x.width) if gain is None else gain) * branch.scale
         plain = isinstance(branch.after, nn.Identity) and gain is None and branch.residual
         if plain and isinstance(out, Projection):
             self.build.project(inner, out, self.x, ADD)

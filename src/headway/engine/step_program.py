@@ -31,12 +31,13 @@ from headway.engine.operations import BLOCK, GATED
 from headway.engine.paged_attention import query_bytes, scratch_bytes
 from headway.layout import Layout
 from headway.nn.mixers.associative import LogDecay, Strength
-from headway.nn.mixers.attention import EachQKNorm, QKNorm, SelfAttention, WideQKNorm
+from headway.nn.mixers.attention import QKNorm, SelfAttention
 from headway.nn.mixers.conditional_gru import ConditionalGRU
 from headway.nn.mixers.cross import CrossAttention
+from headway.nn.mixers.qk_norms import EachQKNorm, WideQKNorm
 from headway.nn.mixers.recurrence import Recurrence
 from headway.nn.models import Transformer
-from headway.nn.models.block import Block, Branch, FixedScale, LayerScale
+from headway.nn.models.block import Block, Branch, LayerScale
 from headway.nn.models.embeds import TokenEmbed, TypeEmbed
 from headway.nn.models.heads import Maxout, Transform, VocabularyHead
 from headway.nn.models.score_biases import Alibi, Relative
@@ -267,8 +268,8 @@ class _Lowering(BlockLowering):
 
 _RECURRENT = RECURRENT | LINEAR
 _KNOWN = (
-    Transformer, TokenEmbed, TypeEmbed, Learned, Sinusoidal, Stack, Block, Branch, LayerScale, FixedScale,
-    SelfAttention, QKNorm, WideQKNorm, EachQKNorm, CrossAttention, ConditionalGRU, *_RECURRENT, Strength, LogDecay,
-    Projection, MLP, Gated, Experts, LayerNorm, RMSNorm, VocabularyHead, Transform, Maxout, Alibi, Relative, Dropout,
-    nn.Identity, nn.ModuleList, nn.ModuleDict, nn.ParameterList,
+    Transformer, TokenEmbed, TypeEmbed, Learned, Sinusoidal, Stack, Block, Branch, LayerScale, SelfAttention, QKNorm,
+    WideQKNorm, EachQKNorm, CrossAttention, ConditionalGRU, *_RECURRENT, Strength, LogDecay, Projection, MLP, Gated,
+    Experts, LayerNorm, RMSNorm, VocabularyHead, Transform, Maxout, Alibi, Relative, Dropout, nn.Identity,
+    nn.ModuleList, nn.ModuleDict, nn.ParameterList,
 )  # fmt: skip

@@ -27,10 +27,10 @@ def run_timed(
     """`interpreter.run_all_step` without sampling that also writes to `ticks`, per thread, the time before each
     instruction and after the last.
     """
-    times, number = i64(ticks + 8 * thread * (count + 1)), 0
+    times, number, rows = i64(ticks + 8 * thread * (count + 1)), 0, batch
     while number < count:
         now, row = _ticks(), program + SIZE * number
-        skipped = execute_all(row, tokens, positions, batch, scratch, counter, thread, threads)
+        skipped, rows = execute_all(row, tokens, positions, batch, rows, scratch, counter, thread, threads)
         for _ in range(1 + skipped):
             times[number] = now
             number += 1

@@ -34,7 +34,7 @@ _LANGUAGE_MODEL, _OTHER_PARTS = r"^(model\.)?language_model\.", r"^(model\.)?(vi
 
 def text_part(settings: Settings) -> Settings:
     """Return the settings of the text part of a model of images and texts; those of other models are unchanged."""
-    kind = settings.values.get("model_type")
+    kind = str(settings.values.get("model_type"))
     if kind not in TEXT_PARTS:
         return settings
     part = settings.part("text_config")
@@ -47,7 +47,7 @@ def text_part(settings: Settings) -> Settings:
 def find_family(settings: Settings) -> Family:
     """Return the family of a config.json. Raises UserError for an unknown one, listing the known ones."""
     known = families()
-    if settings.values.get("model_type") in TEXT_PARTS:
+    if str(settings.values.get("model_type")) in TEXT_PARTS:
         family = find_family(text_part(settings))
         renames = ((_LANGUAGE_MODEL, r"\1"), *family.renames)
         return replace(family, renames=renames, skipped=(_OTHER_PARTS, *family.skipped))

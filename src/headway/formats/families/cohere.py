@@ -24,11 +24,10 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
     if settings.get("use_qk_norm", bool, False):
         config = llama.with_mixers(config, qk_norm=norm, qk_norm_over="each")
 
-    def layer(_: int, block: BlockConfig) -> BlockConfig:
-        feed = replace(llama.gated(block), bias=False)
-        return replace(block, feed_forward=feed, norm=norm, placement="parallel", shared_norm=True)
-
-    config, scale = llama.with_blocks(config, layer), settings.get("logit_scale", float)
+    config, scale = llama.without_feed_biases(config), settings.get("logit_scale", float)
+    config = llama.with_blocks(
+        config, lambda _, block: replace(block, norm=norm, placement="parallel", shared_norm=True)
+    )
     heads = {"vocabulary": VocabularyHeadConfig(scale=scale)} if "vocabulary" in config.heads else config.heads
     return replace(config, stack=replace(config.stack, norm=norm), heads=heads)
 

@@ -49,14 +49,18 @@ def first_experts(config: TransformerConfig) -> ExpertsConfig:
     return expect(next((feed for feed in feeds if isinstance(feed, ExpertsConfig)), None), ExpertsConfig)
 
 
-def write_experts(config: TransformerConfig, count: str) -> dict[str, Any]:
+def write_counts(config: TransformerConfig, count: str = "num_local_experts") -> dict[str, Any]:
+    """The settings of all families with experts."""
     experts = first_experts(config)
     return {
         count: experts.count,
         "num_experts_per_tok": experts.active,
-        "norm_topk_prob": experts.normalise,
         "router_aux_loss_coef": experts.balance,
     }
+
+
+def write_experts(config: TransformerConfig, count: str) -> dict[str, Any]:
+    return {**write_counts(config, count), "norm_topk_prob": first_experts(config).normalise}
 
 
 MATRICES = {"gate_up": "{gate,up}_proj", "down": "down_proj"}
@@ -118,8 +122,9 @@ def read_qwen2_moe(settings: Settings, names: Collection[str]) -> TransformerCon
         settings = replace(settings, values={**settings.values, "layer_types": kinds})
     config = llama.with_windows(llama.read(settings, names), llama.windows_by_layer(settings))
     config = llama.with_mixers(config, qkv_bias=settings.get("qkv_bias", bool), out_bias=False)
-    config = llama.with_blocks(config, lambda _, block: replace(block, feed_forward=_unbiased(block)))
-    shared = replace(_unbiased(config.stack.blocks[0]), hidden=settings.get("shared_expert_intermediate_size", int))
+    config = llama.without_feed_biases(config)
+    width = settings.get("shared_expert_intermediate_size", int)
+    shared = replace(llama.gated(config.stack.blocks[0]), hidden=width)
     return read_experts(
         settings,
         config,
@@ -129,10 +134,6 @@ def read_qwen2_moe(settings: Settings, names: Collection[str]) -> TransformerCon
         shared=shared,
         shared_gate=True,
     )
-
-
-def _unbiased(block: BlockConfig) -> GatedConfig:
-    return replace(llama.gated(block), bias=False)
 
 
 def write_qwen2_moe(config: TransformerConfig) -> dict[str, Any]:
@@ -201,20 +202,47 @@ def stacks(
 
 FAMILIES = (
     _family(
-        "qwen2_moe", read_qwen2_moe, write_qwen2_moe, {},
-        max_position_embeddings=32768, num_key_value_heads=16, use_sliding_window=False, sliding_window=4096,
-        max_window_layers=28, num_experts=60, num_experts_per_tok=4, moe_intermediate_size=1408,
-        shared_expert_intermediate_size=5632, decoder_sparse_step=1, intermediate_size=5632, qkv_bias=True,
+        "qwen2_moe",
+        read_qwen2_moe,
+        write_qwen2_moe,
+        {},
+        max_position_embeddings=32768,
+        num_key_value_heads=16,
+        use_sliding_window=False,
+        sliding_window=4096,
+        max_window_layers=28,
+        num_experts=60,
+        num_experts_per_tok=4,
+        moe_intermediate_size=1408,
+        shared_expert_intermediate_size=5632,
+        decoder_sparse_step=1,
+        intermediate_size=5632,
+        qkv_bias=True,
         router_aux_loss_coef=0.001,
     ),
     _family(
-        "qwen3_moe", read_qwen3_moe, write_qwen3_moe, {"num_experts": "num_local_experts"},
-        max_position_embeddings=32768, num_key_value_heads=4, use_sliding_window=False, sliding_window=4096,
-        num_local_experts=128, moe_intermediate_size=768, decoder_sparse_step=1, intermediate_size=6144,
+        "qwen3_moe",
+        read_qwen3_moe,
+        write_qwen3_moe,
+        {"num_experts": "num_local_experts"},
+        max_position_embeddings=32768,
+        num_key_value_heads=4,
+        use_sliding_window=False,
+        sliding_window=4096,
+        num_local_experts=128,
+        moe_intermediate_size=768,
+        decoder_sparse_step=1,
+        intermediate_size=6144,
         router_aux_loss_coef=0.001,
     ),
     _family(
-        "olmoe", read_olmoe, write_olmoe, {"num_local_experts": "num_experts"}, rms_norm_eps=1e-5,
-        max_position_embeddings=4096, num_experts=64, router_aux_loss_coef=0.01,
+        "olmoe",
+        read_olmoe,
+        write_olmoe,
+        {"num_local_experts": "num_experts"},
+        rms_norm_eps=1e-5,
+        max_position_embeddings=4096,
+        num_experts=64,
+        router_aux_loss_coef=0.01,
     ),
-)  # fmt: skip
+)

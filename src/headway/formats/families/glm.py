@@ -31,10 +31,7 @@ NORMS: Mapping[Placement, Mapping[str, str]] = {
 
 
 def read_glm(settings: Settings, names: Collection[str]) -> TransformerConfig:
-    config = llama.with_mixers(llama.read_plain(settings), out_bias=False)
-    return llama.with_blocks(
-        config, lambda _, block: replace(block, feed_forward=replace(llama.gated(block), bias=False))
-    )
+    return llama.without_feed_biases(llama.with_mixers(llama.read_plain(settings), out_bias=False))
 
 
 def read_glm4(settings: Settings, names: Collection[str]) -> TransformerConfig:
@@ -121,14 +118,28 @@ FAMILIES = (
     llama.family("glm4", read_glm4, llama.writer("glm4", "Glm4", write_extras), rules, **_DEFAULTS),
     replace(
         llama.family(
-            "glm4_moe", read_moe, write_moe, moe_rules,
-            rms_norm_eps=1e-5, num_key_value_heads=8, partial_rotary_factor=0.5, max_position_embeddings=131072,
-            moe_intermediate_size=1408, num_experts_per_tok=8, n_shared_experts=1, n_routed_experts=128,
-            routed_scaling_factor=1.0, first_k_dense_replace=1, norm_topk_prob=True, use_qk_norm=False,
-            router_aux_loss_coef=0.0, n_group=1, topk_group=1,
+            "glm4_moe",
+            read_moe,
+            write_moe,
+            moe_rules,
+            rms_norm_eps=1e-5,
+            num_key_value_heads=8,
+            partial_rotary_factor=0.5,
+            max_position_embeddings=131072,
+            moe_intermediate_size=1408,
+            num_experts_per_tok=8,
+            n_shared_experts=1,
+            n_routed_experts=128,
+            routed_scaling_factor=1.0,
+            first_k_dense_replace=1,
+            norm_topk_prob=True,
+            use_qk_norm=False,
+            router_aux_loss_coef=0.0,
+            n_group=1,
+            topk_group=1,
         ),
         aliases={"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"},
         ignored=("num_nextn_predict_layers",),
         stacked=stacks(),
     ),
-)  # fmt: skip
+)

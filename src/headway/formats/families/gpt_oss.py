@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from headway.formats.families import llama
-from headway.formats.families.experts import first_experts, read_experts
+from headway.formats.families.experts import read_experts, write_counts
 from headway.formats.settings import Settings
 from headway.formats.tensor_rules import InterleavedGate, Stacked, TensorRule, Transposed, expect, linear, rule
 from headway.nn.mixers import AttentionConfig
@@ -37,14 +37,11 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
 
 
 def write_extras(config: TransformerConfig) -> dict[str, Any]:
-    experts = first_experts(config)
     return {
+        **write_counts(config),
         **llama.write_layer_types(config),
         **llama.write_attention_bias(config),
         "hidden_act": "silu",  # not used
-        "num_local_experts": experts.count,
-        "num_experts_per_tok": experts.active,
-        "router_aux_loss_coef": experts.balance,
         "swiglu_alpha": _ALPHA,
         "swiglu_limit": llama.gated(config.stack.blocks[0]).limit,
     }

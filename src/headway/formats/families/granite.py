@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from headway.formats.families import llama
-from headway.formats.families.experts import expert_rules, first_experts, read_experts, stacks
+from headway.formats.families.experts import expert_rules, read_experts, stacks, write_counts
 from headway.formats.settings import Settings
 from headway.formats.tensor_rules import TensorRule, expect
 from headway.nn.models import TokenEmbedConfig, TransformerConfig, VocabularyHeadConfig
@@ -43,15 +43,6 @@ def write_factors(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-def write_experts(config: TransformerConfig) -> dict[str, Any]:
-    experts = first_experts(config)
-    return {
-        "num_local_experts": experts.count,
-        "num_experts_per_tok": experts.active,
-        "router_aux_loss_coef": experts.balance,
-    }
-
-
 def rules(config: TransformerConfig) -> list[TensorRule]:
     source = "block_sparse_moe"
     return llama.rules(config, feed=lambda block: expert_rules(block, source, router="router.layer"))
@@ -66,7 +57,7 @@ DEFAULTS: dict[str, Any] = {
 _MOE = llama.family(
     "granitemoe",
     read_moe,
-    llama.writer("granitemoe", "GraniteMoe", write_factors, write_experts),
+    llama.writer("granitemoe", "GraniteMoe", write_factors, write_counts),
     rules,
     **DEFAULTS,
     num_local_experts=8,

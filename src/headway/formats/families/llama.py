@@ -114,6 +114,11 @@ def with_mixers(config: TransformerConfig, **changes: Any) -> TransformerConfig:
     return with_blocks(config, lambda i, block: replace(block, mixer=replace(attention(block), **changes)))
 
 
+def without_feed_biases(config: TransformerConfig) -> TransformerConfig:
+    """Return `config` for families whose feed-forwards have no biases, whatever mlp_bias is."""
+    return with_blocks(config, lambda _, block: replace(block, feed_forward=replace(gated(block), bias=False)))
+
+
 def with_windows(config: TransformerConfig, windows: list[int | None]) -> TransformerConfig:
     """Return `config` with an attention window per layer; None attends to everything before."""
     patterns = [Causal(window) for window in windows]

@@ -11,9 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 from headway.formats.families import llama
-from headway.formats.families.experts import expert_rules
+from headway.formats.families.experts import expert_rules, write_counts
 from headway.formats.settings import Settings
-from headway.formats.tensor_rules import Stacked, TensorRule, expect
+from headway.formats.tensor_rules import Stacked, TensorRule
 from headway.nn.models import TransformerConfig
 from headway.nn.parts.experts import ExpertsConfig
 
@@ -52,15 +52,6 @@ def read_mixtral(settings: Settings, names: Collection[str]) -> TransformerConfi
     return llama.with_blocks(config, lambda i, block: replace(block, feed_forward=experts))
 
 
-def write_experts(config: TransformerConfig) -> dict[str, Any]:
-    experts = expect(config.stack.blocks[0].feed_forward, ExpertsConfig)
-    return {
-        "num_local_experts": experts.count,
-        "num_experts_per_tok": experts.active,
-        "router_aux_loss_coef": experts.balance,
-    }
-
-
 def rules(config: TransformerConfig) -> list[TensorRule]:
     names = {"gate_up": "w{1,3}", "down": "w2"}
     return llama.rules(config, feed=lambda block: expert_rules(block, "block_sparse_moe", names))
@@ -69,7 +60,7 @@ def rules(config: TransformerConfig) -> list[TensorRule]:
 _PLAIN = llama.family(
     "mixtral",
     read_mixtral,
-    llama.writer("mixtral", "Mixtral", llama.write_window, write_experts),
+    llama.writer("mixtral", "Mixtral", llama.write_window, write_counts),
     rules,
     **DEFAULTS,
     rope_theta=1e6,

@@ -25,16 +25,14 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
     )
 
     def layer(i: int, block: BlockConfig) -> BlockConfig:
-        feed = replace(llama.gated(block), bias=False)
         return replace(
             block,
-            feed_forward=feed,
             norm=norm,
             placement="parallel" if parallel else "pre",
             shared_norm=parallel,
         )
 
-    config = llama.with_blocks(config, layer)
+    config = llama.with_blocks(llama.without_feed_biases(config), layer)
     return replace(config, stack=replace(config.stack, norm=norm))
 
 

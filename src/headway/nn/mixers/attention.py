@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -104,34 +104,6 @@ class QKNorm(nn.Module):
         return torch.cat([self.q(q), self.k(k)], dim=2)
 
 
-class WideQKNorm(nn.Module):
-    """One norm over the queries of all heads together, and one over the keys."""
-
-    def __init__(self, config: NormConfig, heads: int, groups: int, size: int) -> None:
-        super().__init__()
-        self.q, self.k = config.build(heads * size), config.build(groups * size)
-        self.parts = (heads, groups)
-
-    def forward(self, qk: Float[Tensor, "B T HG K"]) -> Float[Tensor, "B T HG K"]:
-        q, k = qk.split(self.parts, dim=2)
-        both = [norm(part.flatten(2)).view(part.shape) for norm, part in ((self.q, q), (self.k, k))]
-        return torch.cat(both, dim=2)
-
-
-class EachQKNorm(nn.Module):
-    """A norm per head, and weights [H, K] and [G, K] that differ between heads (Cohere)."""
-
-    def __init__(self, config: NormConfig, heads: int, groups: int, size: int) -> None:
-        super().__init__()
-        self.norm = config.build(size)
-        for name in ("weight", "bias"):
-            setattr(self.norm, name, None)
-        self.q, self.k = (nn.Parameter(torch.ones(count, size)) for count in (heads, groups))
-
-    def forward(self, qk: Float[Tensor, "B T HG K"]) -> Float[Tensor, "B T HG K"]:
-        return self.norm(qk) * torch.cat([self.q, self.k])
-
-
 class KeyValues(NamedTuple):
     """Keys and values by slot; the token at position p is in slot p modulo the number of slots."""
 
@@ -154,7 +126,11 @@ class SelfAttention(Mixer):
         inner, shared = self.heads * self.size, self.groups * self.size
         self.qkv = Projection(width, (inner, shared, shared), config.qkv_bias)
         self.out = Projection(inner, width, config.out_bias, residual=True)
-        norm = {"head": QKNorm, "all": WideQKNorm, "each": EachQKNorm}[config.qk_norm_over]
+        norm: Any = QKNorm
+        if config.qk_norm_over != "head":  # a few families; most programs need no other norm
+            from headway.nn.mixers.qk_norms import EachQKNorm, WideQKNorm
+
+            norm = WideQKNorm if config.qk_norm_over == "all" else EachQKNorm
         self.qk_norm = norm(config.qk_norm, self.heads, self.groups, self.size) if config.qk_norm else None
         self.rotary = Rotary(config.rotary, self.size) if config.rotary else None
         if self.rotary is not None and self.rotary.config.stored:

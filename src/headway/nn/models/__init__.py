@@ -62,6 +62,7 @@ from headway.nn.models.trajectories import (
 from headway.nn.models.transformer import Decoding, ModelConfig, ModelFeatures, Prompt, Transformer, TransformerConfig
 from headway.nn.models.two_tower import TwoTower, TwoTowerConfig
 from headway.nn.models.unet_policy import KeypointsConfig, UNetConfig, UNetPolicy, UNetPolicyConfig
+from headway.nn.parts import scaling as _scaling  # noqa: F401
 
 
 def build(config: ModelConfig, seed: int | None = 0) -> nn.Module:

@@ -60,10 +60,6 @@ class BlockConfig:
     branch_scale: float = 1.0  # fixed factor on each branch's output (Granite)
     convolution: ConvolutionConfig | None = None  # convolution next to the block; none: no convolution
 
-    def __post_init__(self) -> None:
-        if self.branch_scale != 1.0 and self.layer_scale is not None:
-            raise ConfigError("branches have a layer_scale and a branch_scale; set one of them")
-
 
 class BlockOutput(NamedTuple):
     x: Float[Tensor, "B T D"]
@@ -80,15 +76,6 @@ class LayerScale(nn.Module):
         return x * self.gain
 
 
-class FixedScale(nn.Module):
-    def __init__(self, factor: float) -> None:
-        super().__init__()
-        self.factor = factor
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.factor
-
-
 class Branch(nn.Module):
     """A residual branch: norms before and after a function and after the sum, dropout, gain and residual."""
 
@@ -98,11 +85,8 @@ class Branch(nn.Module):
         self.before = config.norm.build(width) if placement in ("pre", "sandwich", "parallel") else nn.Identity()
         self.after = config.norm.build(out) if placement in ("sandwich", "branch") else nn.Identity()
         self.last = config.norm.build(out) if placement == "post" else nn.Identity()
-        self.gain: nn.Module = nn.Identity()
-        if config.layer_scale is not None:
-            self.gain = LayerScale(out, config.layer_scale)
-        elif config.branch_scale != 1.0:
-            self.gain = FixedScale(config.branch_scale)
+        self.gain = LayerScale(out, config.layer_scale) if config.layer_scale is not None else nn.Identity()
+        self.scale = config.branch_scale
         self.dropout = Dropout(config.dropout)
         self.path = DropPath(config.drop_path) if config.drop_path else nn.Identity()
         self.residual = config.residual
@@ -113,6 +97,7 @@ class Branch(nn.Module):
 
     def join(self, x: Tensor, y: Tensor) -> Tensor:
         y = self.path(self.dropout(self.gain(self.after(y))))
+        y = y if self.scale == 1.0 else y * self.scale
         return self.last(x + y if self.residual else y)
 
 

@@ -84,9 +84,8 @@ class Embed(nn.Module):
 @register("tokens")
 @dataclass(frozen=True)
 class TokenEmbedConfig(EmbedConfig):
-    """`scaled` multiplies by sqrt(width) (2017), `scale` by itself (Granite); `types` is the number of token types with
-    a learned vector (BERT: 2); `width` is the table's width, which is projected to the model's width (none: the model's
-    width).
+    """`scaled` multiplies by sqrt(width) (2017); `types` is the number of token types with a learned vector (BERT: 2);
+    `width` is the table's width, which is projected to the model's width (none: the model's width).
     """
 
     positions: PositionsConfig | None = None  # position vectors, added to token vectors
@@ -95,7 +94,7 @@ class TokenEmbedConfig(EmbedConfig):
     types: int = 0
     dropout: float = 0.0  # dropout rate of the sum
     width: int | None = None
-    scale: float = 1.0
+    scale: float = 1.0  # factor on token vectors (Granite)
     projects: Literal["tokens", "sum"] = "tokens"  # what to project: tokens, or the sum after its norm (ELECTRA)
 
     def build(self, width: int, vocab_size: int, context: int | None) -> TokenEmbed:
