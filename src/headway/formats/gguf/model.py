@@ -35,13 +35,14 @@ from headway.formats.gguf.k_quants import FORMATS, encode
 from headway.formats.gguf.mixtures import FormatMixture, Precision
 from headway.formats.gguf.tokens import read_codec, read_special_tokens, write_codec
 from headway.formats.native import read_config, uninitialized_model
-from headway.formats.published import PublishedModel, can_express, resolve_defaults
+from headway.formats.published import HEAD, PublishedModel, can_express, resolve_defaults
 from headway.formats.settings import Settings
 from headway.formats.tensor_rules import Family, expect
 from headway.formats.usage import Usage
 from headway.formats.weights import fill, published_tensors
 from headway.io.durable import atomic_write
-from headway.nn.models import ModelConfig, TransformerConfig
+from headway.nn.models import ModelConfig, PooledHeadConfig, TransformerConfig
+from headway.nn.models.pooled import Pool
 from headway.nn.parts.positions import Rotary, RotaryConfig
 from headway.nn.parts.scaling import LinearScaling, Llama3Scaling, LongRopeScaling, YarnScaling
 
@@ -114,6 +115,8 @@ def read_values(file: GgufContents, architecture: str, dialect: Dialect) -> dict
     settings |= {"model_type": family, "tie_word_embeddings": "output.weight" not in names}
     if "token_embd.weight" in names:
         settings["vocab_size"] = file.shape("token_embd.weight")[0]
+    if "token_types.weight" in names:
+        settings["type_vocab_size"] = file.shape("token_types.weight")[0]
     if "sliding_window" in settings:  # otherwise the family's default applies
         settings["sliding_window"] = settings["sliding_window"] or None
         if (pattern := values.get("attention.sliding_window_pattern")) is not None:
@@ -221,7 +224,11 @@ def _read(file: GgufFile, context: int | None) -> _FileMetadata:
     values = read_values(file, name, dialect)
     family = families()[values["model_type"]]
     settings = Settings({**family.defaults, **values}, file.source, context)
-    return _FileMetadata(dialect, family, settings, read_config(family, settings, file.names()))
+    config: Any = read_config(family, settings, file.names())
+    pool = _POOLS.get(str(file.values.get(f"{name}.pooling_type")))
+    if pool is not None:
+        config = replace(config, heads={**config.heads, HEAD: PooledHeadConfig(pool=pool, unit=True)})
+    return _FileMetadata(dialect, family, settings, config)
 
 
 def load_gguf_codec(path: Path) -> TokenizerCodec | None:
@@ -230,6 +237,7 @@ def load_gguf_codec(path: Path) -> TokenizerCodec | None:
     return read_codec(file.values, file.source)
 
 
+_POOLS: dict[str, Pool] = {"1": "mean", "2": "first", "3": "last"}  # how the vector of a text is made, by pooling_type
 _VERSION = 2  # version of the quantisation format
 _NO_TOKENIZER = {"tokenizer.ggml.model": "none"}  # required by llama.cpp
 
@@ -269,6 +277,7 @@ def save_gguf(
     if precision not in get_args(Precision):
         raise UserError(f"precision is {precision!r}; {nearest(precision, get_args(Precision))}")
     usage = usage or Usage()
+    pooling, config = _split_embedding(config)
     family = _find_family(config, usage.family)
     architecture = WRITABLE_FAMILIES[family.name]
     dialect = DIALECTS[architecture]
@@ -285,9 +294,11 @@ def save_gguf(
         "general.type": "model",
         "general.file_type": gguf().LlamaFileType[f"{'ALL' if precision == 'F32' else 'MOSTLY'}_{precision}"].value,
         "general.quantization_version": _VERSION,
-        **{f"{architecture}.{key}": value for key, value in sizes.items()},
+        **{f"{architecture}.{key}": value for key, value in {**sizes, **pooling}.items()},
         **(_NO_TOKENIZER if codec is None else write_codec(codec, config.vocab_size, usage)),
     }
+    if "token_types.weight" in tensors:
+        values["tokenizer.ggml.token_type_count"] = len(tensors["token_types.weight"])
     draft = FileContents(values, {**tensors, **factors}, str(path))
     if not _is_read_back(draft, dialect, config):
         raise UserError(
@@ -296,6 +307,20 @@ def save_gguf(
         )
     _write(draft, path, mixture)
     return architecture
+
+
+def _split_embedding(config: ModelConfig) -> tuple[dict[str, int], ModelConfig]:
+    """Return the value for the pooling of a sentence encoder, and its configuration without heads that GGUF lacks."""
+    head = config.heads.get(HEAD) if isinstance(config, TransformerConfig) else None
+    if head is None or not isinstance(config, TransformerConfig):
+        return {}, config
+    kinds = {pool: int(number) for number, pool in _POOLS.items()}
+    if not isinstance(head, PooledHeadConfig) or head != PooledHeadConfig(pool=head.pool, unit=True):
+        raise UserError(f"GGUF stores vectors of unit length without weights, but {HEAD!r} is {head}; export a folder")
+    if head.pool not in kinds:
+        raise UserError(f"GGUF cannot store vectors of {head.pool}; pool by {', '.join(kinds)}")
+    heads = {name: head for name, head in config.heads.items() if name not in (HEAD, "pooled")}
+    return {"pooling_type": kinds[head.pool]}, replace(config, heads=heads)
 
 
 def _is_read_back(draft: FileContents, dialect: Dialect, config: TransformerConfig) -> bool:
@@ -349,7 +374,7 @@ def _sizes(dialect: Dialect, family: Family, config: TransformerConfig) -> Rotar
     settings, mixer = family.write(config), llama.attention(config.stack.blocks[0])
     values = {key: settings[setting] for key, setting in dialect.sizes.items() if settings.get(setting) is not None}
     size = mixer.head_size or config.width // mixer.heads
-    values |= {key: 0 for key in dialect.zeros if key not in values}
+    values = {**dialect.constants, **values}
     values |= {"attention.key_length": size, "attention.value_length": size, "vocab_size": config.vocab_size}
     if not dialect.rotary:
         return RotaryValues(values, {})
