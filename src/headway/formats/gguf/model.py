@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, get_args
@@ -30,8 +31,8 @@ from headway.formats.gguf.dialects import (
     ExpertWeights,
     find_dialect,
 )
-from headway.formats.gguf.file import GgufFile, gguf
-from headway.formats.gguf.k_quants import FORMATS, encode
+from headway.formats.gguf.file import KINDS, GgufFile, NumberFormat, gguf
+from headway.formats.gguf.k_quants import encode
 from headway.formats.gguf.mixtures import FormatMixture, Precision
 from headway.formats.gguf.tokens import read_codec, read_special_tokens, write_codec
 from headway.formats.native import read_config, uninitialized_model
@@ -305,7 +306,10 @@ def save_gguf(
             f"GGUF has no settings for some features of this {family.name} model (windows or positions of some layers, "
             "some biases); export it as a folder instead"
         )
-    _write(draft, path, mixture)
+    by_name = {kind.name: kind for kind in KINDS.values()}
+    kinds = [by_name[mixture.format_of(name, tuple(tensor.shape))] for name, tensor in draft.tensors.items()]
+    with atomic_write(path, new=True) as draft_path:
+        _write(draft, draft_path, kinds)
     return architecture
 
 
@@ -401,28 +405,32 @@ def _stack_experts(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**tensors, **{name: torch.stack([experts[i] for i in sorted(experts)]) for name, experts in stacks.items()}}
 
 
-def _write(draft: FileContents, path: Path, mixture: FormatMixture) -> None:
+def _write(draft: FileContents, path: Path, kinds: Sequence[NumberFormat]) -> None:
+    """Write the tensors one by one, each in its number format."""
     package = gguf()
-    with atomic_write(path, new=True) as draft_path:
-        writer = package.GGUFWriter(draft_path, draft.values["general.architecture"])
+    with closing(package.GGUFWriter(path, draft.values["general.architecture"])) as writer:
         for key, value in draft.values.items():
             if key != "general.architecture":  # already written by the writer
                 _add(writer, key, value)
-        for name, tensor in draft.tensors.items():
-            array = tensor.detach().float().contiguous().numpy()
-            kind = mixture.format_of(name, array.shape)
-            if kind in ("F32", "F16"):
-                writer.add_tensor(name, array if kind == "F32" else array.astype(np.float16))
-                continue
-            if not np.isfinite(array).all():
-                raise UserError(f"tensor {name} contains NaN or infinity, which {kind} cannot store; export as f32")
-            number = package.GGMLQuantizationType[kind]
-            blocks = encode(array, kind) if kind in FORMATS else package.quants.quantize(array, number)
-            writer.add_tensor(name, blocks, raw_dtype=number)
+        for (name, tensor), kind in zip(draft.tensors.items(), kinds):
+            if kind.dtype is None:
+                raw = package.GGMLQuantizationType[kind.name]
+                shape = (*tensor.shape[:-1], tensor.shape[-1] // kind.block * kind.size)
+                writer.add_tensor_info(name, shape, np.dtype(np.uint8), math.prod(shape), raw_dtype=raw)
+            else:
+                dtype = np.dtype(np.float16 if kind.dtype == torch.float16 else np.float32)
+                writer.add_tensor_info(name, tuple(tensor.shape), dtype, tensor.numel() * kind.size)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        writer.write_ti_data_to_file()
+        for (name, tensor), kind in zip(draft.tensors.items(), kinds):
+            values = tensor.detach().float().contiguous()
+            if kind.dtype is not None:
+                writer.write_tensor_data(values.to(kind.dtype).numpy())
+                continue
+            if not values.isfinite().all():
+                raise UserError(f"tensor {name} contains NaN or infinity, which {kind.name} cannot store; use f32")
+            writer.write_tensor_data(encode(values.numpy(), kind.name))
 
 
 def _add(writer: Any, key: str, value: Any) -> None:
