@@ -34,6 +34,7 @@ SIZES = {
     "block_count": "num_hidden_layers",
     "feed_forward_length": "intermediate_size",
     "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
     "expert_count": "num_local_experts",
     "expert_used_count": "num_experts_per_tok",
     "attention.head_count": "num_attention_heads",
@@ -78,6 +79,9 @@ LAYER = {
     "feed_forward.up": "ffn_up",
     "feed_forward.down": "ffn_down",
     "feed_forward.router": "ffn_gate_inp",
+    "feed_forward.shared.gate_up": "ffn_{gate,up}_shexp",
+    "feed_forward.shared.down": "ffn_down_shexp",
+    "feed_forward.shared_gate": "ffn_gate_inp_shexp",
     "feed_forward.experts.{}.gate_up": "ffn_{gate,up}_exps.{}",
     "feed_forward.experts.{}.down": "ffn_down_exps.{}",
 }
