@@ -3,6 +3,7 @@
     python benchmarks/fuzz.py                        # 100,000 files a reader, about 10 minutes each
     python benchmarks/fuzz.py --count 2000 gguf      # fewer, of one reader
     python benchmarks/fuzz.py --count 2000 composed  # of readers whose names begin so: valid structure, hostile values
+    python benchmarks/fuzz.py --count 70000 composed-gguf  # architectures, blocks and K-quants of GGUF: about an hour
     python benchmarks/fuzz.py --minutes 120 runs     # JSON files of runs, then the commands that read them
 
 `runs` trains a run of a few steps in each domain, composes one of its JSON files (or the JSON header of a file of

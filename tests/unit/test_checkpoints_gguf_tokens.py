@@ -167,7 +167,8 @@ def test_tokenizers_that_do_not_hold_together_are_refused(tmp_path: Path, text: 
     values = GgufFile(tmp_path / "a.gguf").values
     start = "tokenizer.ggml."
     cases = {
-        "kind 'bert'": {"model": "bert"},
+        "kind 't5'": {"model": "t5"},
+        "-1 as the unknown one": {"model": "bert"},
         "pre-tokenizer 'gpt3'": {"pre": "gpt3"},
         "token_type for": {"token_type": [1]},
         "type 9": {"token_type": [9] * len(values[start + "tokens"])},

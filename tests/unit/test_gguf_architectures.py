@@ -4,6 +4,8 @@ converter changes them (conversion/*.py, 2026).
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,14 @@ import pytest
 import torch
 from torch import Tensor
 
+import headway as hw
+from headway.codecs import load_codec
 from headway.errors import UserError
-from headway.formats.gguf import GgufFile, load_gguf, save_gguf
+from headway.formats.gguf import GgufFile, load_gguf, load_gguf_codec, save_gguf
 from headway.formats.gguf.model import DIALECTS, WRITABLE_FAMILIES
 from headway.formats.published import load_published, save_published
 from headway.formats.usage import Usage
+from headway.nn.models import PooledHeadConfig
 
 gguf = pytest.importorskip("gguf", reason="the package gguf is not installed: pip install 'headway[gguf]'")
 T = pytest.importorskip("transformers")
@@ -108,6 +113,8 @@ def converted(model: Any, architecture: str) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         if name in ("lm_head.weight", "embed_out.weight") and config.tie_word_embeddings:
+            continue
+        if "pooler." in name:
             continue
         if name.endswith("experts.gate_up_proj"):  # transformers 5 stacks what files have apart
             stem = name.removesuffix("gate_up_proj")
@@ -233,9 +240,9 @@ def test_values_are_those_of_the_converter(case: str, written: Path) -> None:
 
 
 def test_cases_are_complete() -> None:
-    assert {case.split(",")[0] for case in CASES} == DIALECTS.keys()
+    assert {case.split(",")[0] for case in CASES} == DIALECTS.keys() - {"bert"}
     classes = {getattr(T, f"{name}{'Text' if name == 'Gemma3' else ''}Config") for name, _ in CASES.values()}
-    assert {each.model_type for each in classes} == WRITABLE_FAMILIES.keys() - {"mistral"}
+    assert {each.model_type for each in classes} == WRITABLE_FAMILIES.keys() - {"mistral", "bert"}
 
 
 def changed(case: str, tmp_path: Path, **settings: Any) -> None:
@@ -293,3 +300,66 @@ def test_experts_as_older_files_have_them(tmp_path: Path) -> None:
     ):
         write()
     assert torch.allclose(logits(load_gguf(tmp_path / "b.gguf").model), logits(model), atol=2e-5)
+
+
+WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the a man woman dog eat ##s ##ing run . , naive hello world".split()  # noqa: SIM905
+POOLING = {"mean": 1, "cls": 2}
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> tuple[Any, Path]:
+    """BERT of transformers, in a folder with a vocabulary."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(1)  # transformers draws from the global generator
+    model = T.BertModel(T.BertConfig(vocab_size=len(WORDS), **sizes, max_position_embeddings=40)).eval()
+    model.save_pretrained(tmp_path / "bert")
+    (tmp_path / "bert/vocab.txt").write_text("\n".join(WORDS) + "\n")
+    (tmp_path / "bert/tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    return model, tmp_path / "bert"
+
+
+@pytest.mark.parametrize("mode", POOLING)
+def test_sentence_encoders(encoder: tuple[Any, Path], tmp_path: Path, mode: str) -> None:
+    model, folder = encoder
+    types = ["", "1_Pooling", "2_Normalize"]
+    names = ["Transformer", "Pooling", "Normalize"]
+    modules = [{"path": path, "type": f"sentence_transformers.models.{name}"} for path, name in zip(types, names)]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling/config.json").write_text(json.dumps({"pooling_mode": mode}))
+    assert hw.export(folder, tmp_path / "a.gguf") == "bert"
+    file = GgufFile(tmp_path / "a.gguf")
+    wanted = {name: tensor for name, tensor in converted(model, "bert").items() if not name.startswith("cls")}
+    assert set(file.names()) == wanted.keys()
+    assert all(torch.equal(file.get(name), tensor) for name, tensor in wanted.items())
+    said = {key: file.values[f"bert.{key}"] for key in ("pooling_type", "attention.causal", "context_length")}
+    assert said == {"pooling_type": POOLING[mode], "attention.causal": False, "context_length": 40}
+    texts = ["The man eats.", "a dog, a WOMAN eating", "na\u00efve unseen world"]
+    ours, found = hw.load(folder), hw.load(tmp_path / "a.gguf")
+    assert np.array_equal(found.embed(texts), ours.embed(texts))
+    codec = load_gguf_codec(tmp_path / "a.gguf")
+    theirs = T.AutoTokenizer.from_pretrained(folder)
+    assert codec is not None
+    assert [codec.tokenizer.encode(text).ids for text in texts] == theirs(texts)["input_ids"]
+    assert codec.decode(codec.encode(texts[1])) == "a dog, a woman eating"
+    tokens, kinds = (file.values[f"tokenizer.ggml.{name}"] for name in ("tokens", "token_type"))
+    assert tokens[2:12] == ["[CLS]", "[SEP]", "[MASK]", *(f"\u2581{w}" for w in WORDS[5:11]), "s"]
+    assert kinds[:5] == [3] * 5
+    roles = {"cls": 2, "seperator": 3, "bos": 2, "eos": 3, "unknown": 1, "padding": 0, "mask": 4}
+    assert {role: file.values[f"tokenizer.ggml.{role}_token_id"] for role in roles} == roles
+    assert file.values["tokenizer.ggml.token_type_count"] == 2
+
+
+def test_encoders_that_gguf_cannot_store(encoder: tuple[Any, Path], tmp_path: Path) -> None:
+    _, folder = encoder
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "do_lower_case": false}')
+    ours, usage = load_published(folder)
+    config = replace(ours.config, heads={})  # type: ignore[type-var, arg-type]
+    with pytest.raises(UserError, match="its ids would change"):
+        save_gguf(ours, config, tmp_path / "a.gguf", load_codec(folder), usage)
+    for head, message in (
+        (PooledHeadConfig(pool="mean"), "stores vectors of unit length"),
+        (PooledHeadConfig(pool="tokens", unit=True), "cannot store vectors of tokens"),
+    ):
+        with pytest.raises(UserError, match=message):
+            save_gguf(ours, replace(config, heads={"embedding": head}), tmp_path / "a.gguf", usage=usage)

@@ -177,19 +177,24 @@ def read_wordpiece(path: Path, style: str, settings: Mapping[str, Any]) -> Token
     if name not in vocabulary:
         raise UserError(f"{path} does not contain the unknown token {name!r:.80}; set it in tokenizer_config.json")
     with library_errors(path):
-        tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=name, max_input_chars_per_word=MAX_WORD_LENGTH))
-        if settings.get("do_basic_tokenize") is False:
-            tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        else:
-            accents = settings.get("strip_accents")
-            tokenizer.normalizer = normalizers.BertNormalizer(
-                clean_text=True,
-                handle_chinese_chars=bool(settings.get("tokenize_chinese_chars", True)),
-                strip_accents=None if accents is None else bool(accents),
-                lowercase=bool(settings.get("do_lower_case", True)),
-            )
-            tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        tokenizer.decoder = decoders.WordPiece()
+        return word_pieces(vocabulary, name, settings)
+
+
+def word_pieces(vocabulary: dict[str, int], unknown: str, settings: Mapping[str, Any]) -> Tokenizer:
+    """BERT's tokenizer with a vocabulary and the settings of `read_wordpiece`."""
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=unknown, max_input_chars_per_word=MAX_WORD_LENGTH))
+    if settings.get("do_basic_tokenize") is False:
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    else:
+        accents = settings.get("strip_accents")
+        tokenizer.normalizer = normalizers.BertNormalizer(
+            clean_text=True,
+            handle_chinese_chars=bool(settings.get("tokenize_chinese_chars", True)),
+            strip_accents=None if accents is None else bool(accents),
+            lowercase=bool(settings.get("do_lower_case", True)),
+        )
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
     return tokenizer
 
 

@@ -34,6 +34,7 @@ SIZES = {
     "block_count": "num_hidden_layers",
     "feed_forward_length": "intermediate_size",
     "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
     "expert_count": "num_local_experts",
     "expert_used_count": "num_experts_per_tok",
     "attention.head_count": "num_attention_heads",
@@ -58,6 +59,8 @@ GPT2_SIZES = {
 OUTER = {
     "embed": "token_embd",
     "embed.positions": "position_embd",
+    "embed.types": "token_types",
+    "embed.norm": "token_embd_norm",
     "stack.norm": "output_norm",
     "heads.vocabulary.project": "output",
 }
@@ -66,6 +69,8 @@ LAYER = {
     "mix.after": "post_attention_norm",
     "feed.before": "ffn_norm",
     "feed.after": "post_ffw_norm",
+    "mix.last": "attn_output_norm",
+    "feed.last": "layer_output_norm",
     "mixer.qkv": "attn_{q,k,v}",
     "mixer.qk_norm.q": "attn_q_norm",
     "mixer.qk_norm.k": "attn_k_norm",
@@ -74,6 +79,9 @@ LAYER = {
     "feed_forward.up": "ffn_up",
     "feed_forward.down": "ffn_down",
     "feed_forward.router": "ffn_gate_inp",
+    "feed_forward.shared.gate_up": "ffn_{gate,up}_shexp",
+    "feed_forward.shared.down": "ffn_down_shexp",
+    "feed_forward.shared_gate": "ffn_gate_inp_shexp",
     "feed_forward.experts.{}.gate_up": "ffn_{gate,up}_exps.{}",
     "feed_forward.experts.{}.down": "ffn_down_exps.{}",
 }
@@ -102,8 +110,8 @@ class Dialect:
 
     `interleaved`: rotary pairs of queries and keys are adjacent. `offset`: norms include the 1 that is added to them.
     `fused`: stored names of layers that are one tensor. `fixed`: settings without a key, which llama.cpp never varies.
-    `flags`: settings that are true if the first layer has a tensor, or lacks one with a leading "-". `zeros`: keys that
-    are 0 where the setting is null. `windowed`: the window of attention is stored.
+    `flags`: settings that are true if the first layer has a tensor, or lacks one with a leading "-". `constants`:
+    values of keys whose setting is null. `windowed`: the window of attention is stored.
     """
 
     family: str
@@ -115,7 +123,7 @@ class Dialect:
     fused: Mapping[str, str] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     flags: Mapping[str, str] = field(default_factory=dict)
-    zeros: tuple[str, ...] = ()
+    constants: Mapping[str, Any] = field(default_factory=dict)
     windowed: bool = False
 
     def tensor_rules(
@@ -183,7 +191,7 @@ DIALECTS = {
     "phi3": Dialect(
         "phi3",
         fused=FUSED,
-        zeros=(_WINDOW,),
+        constants={_WINDOW: 0},
         windowed=True,
     ),
     "gemma": Dialect(
@@ -216,6 +224,12 @@ DIALECTS = {
     "gptneox": Dialect(
         "gpt_neox",
         fused=FUSED_QKV,
+    ),
+    "bert": Dialect(
+        "bert",
+        rotary=False,
+        constants={"attention.causal": False},
+        windowed=True,
     ),
     "gpt2": Dialect(
         "gpt2",

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from headway.formats.gguf.file import gguf
+
 _BLOCK = 256  # numbers of a K-quant's block
 _NUMBERS = 1 << 16  # encoded at once: arrays that fit a processor's cache
 _MAX_HALF = 65504.0  # the largest number in fp16
@@ -32,6 +34,8 @@ class BlockFormat(NamedTuple):
 
 def encode(array: np.ndarray, name: str) -> np.ndarray:
     """Return the bytes of a matrix whose rows consist of complete blocks, [..., bytes per row]."""
+    if name not in FORMATS:  # Q8_0, where a search gains nothing
+        return gguf().quants.quantize(array, gguf().GGMLQuantizationType[name])
     block_format = FORMATS[name]
     block = _BLOCK if block_format.scales else block_format.part
     blocks = np.asarray(array, np.float32).reshape(-1, block)

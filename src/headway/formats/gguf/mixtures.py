@@ -6,6 +6,7 @@ half of the layers, are Q6_K.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Literal, NamedTuple
 
@@ -43,7 +44,7 @@ class FormatMixture(NamedTuple):
 
     def format_of(self, name: str, shape: tuple[int, ...]) -> str:
         """Return the name of the format for a tensor."""
-        if len(shape) < 2 or self.precision == "F32" or _UNQUANTIZED.search(name):
+        if math.prod(shape[:-1]) < 2 or self.precision == "F32" or _UNQUANTIZED.search(name):
             return "F32"
         if self.precision == "F16":
             return "F16"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, get_args
@@ -33,18 +34,19 @@ from headway.formats.gguf.dialects import (
     find_dialect,
 )
 from headway.formats.gguf.file import KINDS, GgufFile, NumberFormat, gguf
-from headway.formats.gguf.k_quants import FORMATS, encode
+from headway.formats.gguf.k_quants import encode
 from headway.formats.gguf.mixtures import FormatMixture, Precision
 from headway.formats.gguf.tokens import read_codec, read_special_tokens, write_codec
 from headway.formats.native import read_config, uninitialized_model
-from headway.formats.published import PublishedModel, can_express, resolve_defaults
+from headway.formats.published import HEAD, PublishedModel, can_express, resolve_defaults
 from headway.formats.settings import Settings
 from headway.formats.tensor_rules import Family, expect
 from headway.formats.usage import Usage
 from headway.formats.weights import fill, published_tensors
 from headway.io.durable import atomic_write
 from headway.io.outputs import check_free_disk
-from headway.nn.models import ModelConfig, TransformerConfig
+from headway.nn.models import ModelConfig, PooledHeadConfig, TransformerConfig
+from headway.nn.models.pooled import Pool
 from headway.nn.parts.positions import Rotary, RotaryConfig
 from headway.nn.parts.scaling import LinearScaling, Llama3Scaling, LongRopeScaling, YarnScaling
 
@@ -119,6 +121,8 @@ def read_values(file: GgufContents, architecture: str, dialect: Dialect) -> dict
         settings["is_causal"] = False
     if "token_embd.weight" in names:
         settings["vocab_size"] = file.shape("token_embd.weight")[0]
+    if "token_types.weight" in names:
+        settings["type_vocab_size"] = file.shape("token_types.weight")[0]
     if "sliding_window" in settings:  # otherwise the family's default applies
         settings["sliding_window"] = settings["sliding_window"] or None
         if (pattern := values.get("attention.sliding_window_pattern")) is not None:
@@ -226,7 +230,11 @@ def _read(file: GgufFile, context: int | None) -> _FileMetadata:
     values = read_values(file, name, dialect)
     family = families()[values["model_type"]]
     settings = Settings({**family.defaults, **values}, file.source, context)
-    return _FileMetadata(dialect, family, settings, read_config(family, settings, file.names()))
+    config: Any = read_config(family, settings, file.names())
+    pool = _POOLS.get(str(file.values.get(f"{name}.pooling_type")))
+    if pool is not None:
+        config = replace(config, heads={**config.heads, HEAD: PooledHeadConfig(pool=pool, unit=True)})
+    return _FileMetadata(dialect, family, settings, config)
 
 
 def load_gguf_codec(path: Path) -> TokenizerCodec | None:
@@ -250,6 +258,7 @@ _STEPS: Mapping[str, float] = {
     "Q3_K": 0.5,
     "Q2_K": 1.0,
 }
+_POOLS: dict[str, Pool] = {"1": "mean", "2": "first", "3": "last"}  # how the vector of a text is made, by pooling_type
 _VERSION = 2  # version of the quantisation format
 _NO_TOKENIZER = {"tokenizer.ggml.model": "none"}  # required by llama.cpp
 
@@ -291,6 +300,7 @@ def save_gguf(
     if precision not in get_args(Precision):
         raise UserError(f"precision is {precision!r}; {nearest(precision, get_args(Precision))}")
     usage = usage or Usage()
+    pooling, config = _split_embedding(config)
     family = _find_family(config, usage.family)
     architecture = WRITABLE_FAMILIES[family.name]
     dialect = DIALECTS[architecture]
@@ -307,9 +317,11 @@ def save_gguf(
         "general.type": "model",
         "general.file_type": gguf().LlamaFileType[f"{'ALL' if precision == 'F32' else 'MOSTLY'}_{precision}"].value,
         "general.quantization_version": _VERSION,
-        **{f"{architecture}.{key}": value for key, value in sizes.items()},
+        **{f"{architecture}.{key}": value for key, value in {**sizes, **pooling}.items()},
         **(_NO_TOKENIZER if codec is None else write_codec(codec, config.vocab_size, usage)),
     }
+    if "token_types.weight" in tensors:
+        values["tokenizer.ggml.token_type_count"] = len(tensors["token_types.weight"])
     draft = FileContents(values, {**tensors, **factors}, str(path))
     if not _is_read_back(draft, dialect, config):
         raise UserError(
@@ -324,6 +336,20 @@ def save_gguf(
         _write(draft, draft_path, kinds)
         with deferred_weights():
             return ExportResult(architecture, check_export(model, load_gguf(draft_path).model, step))
+
+
+def _split_embedding(config: ModelConfig) -> tuple[dict[str, int], ModelConfig]:
+    """Return the value for the pooling of a sentence encoder, and its configuration without heads that GGUF lacks."""
+    head = config.heads.get(HEAD) if isinstance(config, TransformerConfig) else None
+    if head is None or not isinstance(config, TransformerConfig):
+        return {}, config
+    kinds = {pool: int(number) for number, pool in _POOLS.items()}
+    if not isinstance(head, PooledHeadConfig) or head != PooledHeadConfig(pool=head.pool, unit=True):
+        raise UserError(f"GGUF stores vectors of unit length without weights, but {HEAD!r} is {head}; export a folder")
+    if head.pool not in kinds:
+        raise UserError(f"GGUF cannot store vectors of {head.pool}; pool by {', '.join(kinds)}")
+    heads = {name: head for name, head in config.heads.items() if name not in (HEAD, "pooled")}
+    return {"pooling_type": kinds[head.pool]}, replace(config, heads=heads)
 
 
 def _is_read_back(draft: FileContents, dialect: Dialect, config: TransformerConfig) -> bool:
@@ -377,7 +403,7 @@ def _sizes(dialect: Dialect, family: Family, config: TransformerConfig) -> Rotar
     settings, mixer = family.write(config), llama.attention(config.stack.blocks[0])
     values = {key: settings[setting] for key, setting in dialect.sizes.items() if settings.get(setting) is not None}
     size = mixer.head_size or config.width // mixer.heads
-    values |= {key: 0 for key in dialect.zeros if key not in values}
+    values = {**dialect.constants, **values}
     values |= {"attention.key_length": size, "attention.value_length": size, "vocab_size": config.vocab_size}
     if not dialect.rotary:
         return RotaryValues(values, {})
@@ -408,27 +434,29 @@ def _stack_experts(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _write(draft: FileContents, path: Path, kinds: Sequence[NumberFormat]) -> None:
     """Write the tensors one by one, because they may be deferred, each in its number format."""
     package = gguf()
-    writer = package.GGUFWriter(path, draft.values["general.architecture"])
-    for key, value in draft.values.items():
-        if key != "general.architecture":  # already written by the writer
-            _add(writer, key, value)
-    for (name, tensor), kind in zip(draft.tensors.items(), kinds):
-        size = tensor.numel() // kind.block * kind.size
-        raw = package.GGMLQuantizationType[kind.name]
-        writer.add_tensor_info(name, tuple(tensor.shape), np.dtype(np.float32), size, raw_dtype=raw)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for (name, tensor), kind in zip(draft.tensors.items(), kinds):
-        array = computed(tensor.detach()).float().contiguous().numpy()
-        if kind.dtype is None and not np.isfinite(array).all():
-            raise UserError(f"tensor {name} contains NaN or infinity, which {kind.name} cannot store; export as f32")
-        if kind.name in FORMATS:
-            array = encode(array, kind.name)
-        else:
-            array = package.quants.quantize(array, package.GGMLQuantizationType[kind.name])
-        writer.write_tensor_data(array)
-    writer.close()
+    with closing(package.GGUFWriter(path, draft.values["general.architecture"])) as writer:
+        for key, value in draft.values.items():
+            if key != "general.architecture":  # already written by the writer
+                _add(writer, key, value)
+        for (name, tensor), kind in zip(draft.tensors.items(), kinds):
+            if kind.dtype is None:
+                raw = package.GGMLQuantizationType[kind.name]
+                shape = (*tensor.shape[:-1], tensor.shape[-1] // kind.block * kind.size)
+                writer.add_tensor_info(name, shape, np.dtype(np.uint8), math.prod(shape), raw_dtype=raw)
+            else:
+                dtype = np.dtype(np.float16 if kind.dtype == torch.float16 else np.float32)
+                writer.add_tensor_info(name, tuple(tensor.shape), dtype, tensor.numel() * kind.size)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for (name, tensor), kind in zip(draft.tensors.items(), kinds):
+            values = computed(tensor.detach()).float().contiguous()
+            if kind.dtype is not None:
+                writer.write_tensor_data(values.to(kind.dtype).numpy())
+                continue
+            if not values.isfinite().all():
+                raise UserError(f"tensor {name} contains NaN or infinity, which {kind.name} cannot store; use f32")
+            writer.write_tensor_data(encode(values.numpy(), kind.name))
 
 
 def _add(writer: Any, key: str, value: Any) -> None:

@@ -15,7 +15,7 @@ from headway.codecs.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, 
 from headway.codecs.special_tokens import SpecialTokens, set_post_processor, surrounding_tokens
 from headway.codecs.tokenizer import encode_with_special_tokens
 from headway.codecs.tokenizer_files import library_errors
-from headway.codecs.vocabularies import byte_pairs
+from headway.codecs.vocabularies import byte_pairs, word_pieces
 from headway.config import from_dict
 from headway.errors import UserError, nearest
 from headway.formats.gguf.pretokenizers import BOS_PRETOKENIZERS, WORDS
@@ -25,6 +25,8 @@ PREFIX = "tokenizer.ggml."
 _MAX_TOKEN_CHARS = 1000  # characters per token; the longest in known vocabularies have some hundred
 _KINDS = (NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE)
 _ROLES = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad", "mask": "mask"}
+_ROLES |= {"cls": "cls", "seperator": "sep"}  # spelled so in llama.cpp
+_INNER = "##"  # before a piece of BERT that does not begin a word; GGUF marks those that do instead
 
 
 class TokenizerValues(NamedTuple):
@@ -53,10 +55,11 @@ class TokenizerValues(NamedTuple):
 
     def framing(self) -> dict[str, bool]:
         """Whether BOS and EOS frame a text; the defaults are llama.cpp's."""
-        add_bos = self.get("model", str) == "llama" or self.get("pre", str) in BOS_PRETOKENIZERS
+        kind = self.get("model", str)
+        add_bos = kind in ("llama", "bert") or self.get("pre", str) in BOS_PRETOKENIZERS
         return {
             "add_bos_token": self.get("add_bos_token", bool, add_bos),
-            "add_eos_token": self.get("add_eos_token", bool, False),
+            "add_eos_token": self.get("add_eos_token", bool, kind == "bert"),
         }
 
 
@@ -66,8 +69,8 @@ def read_codec(raw_values: Mapping[str, Any], source: str) -> TokenizerCodec | N
     kind, tokens = values.get("model", str, "none"), values.tokens()
     if kind in ("none", "no_vocab") or not tokens:
         return None
-    if kind not in ("llama", "gpt2"):
-        known = "llama and gpt2"
+    if kind not in ("llama", "gpt2", "bert"):
+        known = "llama, gpt2 and bert"
         raise UserError(
             f"{source} has a tokenizer of kind {kind[:40]!r}; headway supports {known}: load the model from its folder"
         )
@@ -79,6 +82,8 @@ def read_codec(raw_values: Mapping[str, Any], source: str) -> TokenizerCodec | N
         prefix = values.get("add_space_prefix", bool, True)
         table = PieceTable(tokens, scores, types, "bpe", BYTE in types, dummy_prefix=prefix, squeeze=False)
         tokenizer = build(table, source)
+    elif kind == "bert":
+        tokenizer, tokens = _build_word_pieces(values, tokens, types)
     else:
         tokenizer = _build_bpe(values, tokens, types)
     by_role = {}
@@ -87,8 +92,28 @@ def read_codec(raw_values: Mapping[str, Any], source: str) -> TokenizerCodec | N
         if token_id is not None and 0 <= token_id < len(tokens):
             by_role[role_name] = tokens[token_id]
     special_tokens = SpecialTokens(**by_role)
-    set_post_processor(tokenizer, "", special_tokens, values.framing())
+    set_post_processor(tokenizer, kind if kind == "bert" else "", special_tokens, values.framing())
     return TokenizerCodec(tokenizer, special_tokens)
+
+
+def _build_word_pieces(values: TokenizerValues, tokens: list[str], types: list[int]) -> tuple[Tokenizer, list[str]]:
+    """Return BERT's tokenizer, lower-casing as in llama.cpp, and its tokens as in vocab.txt."""
+    names = [
+        token.removeprefix(SPACE) if kind != NORMAL or token.startswith(SPACE) else _INNER + token
+        for token, kind in zip(tokens, types)
+    ]
+    ids = {token: i for i, token in enumerate(names)}
+    unknown = values.get("unknown_token_id", int, ids.get("[UNK]", -1))
+    if len(ids) < len(names) or "" in ids or not 0 <= unknown < len(names):
+        raise UserError(
+            f"{values.source} has {len(names)} tokens, {len(names) - len(ids)} duplicate, and {unknown} as the unknown "
+            "one; get it again"
+        )
+    with library_errors(Path(values.source)):
+        tokenizer = word_pieces(ids, names[unknown], {})
+        special = [token for token, kind in zip(names, types) if kind in (CONTROL, UNKNOWN)]
+        tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    return tokenizer, names
 
 
 def _build_bpe(values: TokenizerValues, tokens: list[str], types: list[int]) -> Tokenizer:
@@ -147,7 +172,8 @@ def write_codec(codec: Codec, vocab_size: int, usage: Usage) -> dict[str, Any]:
             f"a tokenizer with {codec.vocab_size} tokens does not fit a model with {vocab_size}; use the model's own"
         )
     state = json.loads(codec.tokenizer.to_str())
-    kind = "llama" if state["model"].get("byte_fallback") else "gpt2"
+    is_bert = state["model"]["type"] == "WordPiece" and (state["normalizer"] or {}).get("type") == "BertNormalizer"
+    kind = "llama" if state["model"].get("byte_fallback") else "bert" if is_bert else "gpt2"
     tokens, types = _tokens(codec, state, vocab_size)
     # A token that the tokenizer puts before a text is BOS, and one after it EOS.
     before, after = (codec.token_id(name) for name in surrounding_tokens(codec.tokenizer))
@@ -163,7 +189,13 @@ def write_codec(codec: Codec, vocab_size: int, usage: Usage) -> dict[str, Any]:
         "add_bos_token": before is not None,
         "add_eos_token": after is not None,
     }
-    fields |= _piece_values(codec, state, tokens) if kind == "llama" else _byte_pair_values(state)
+    if kind == "bert":
+        normal = [token[2:] if token.startswith(_INNER) else SPACE + token for token in tokens]
+        fields["tokens"] = [token if kind != NORMAL else piece for token, piece, kind in zip(tokens, normal, types)]
+        fields |= {"mask_token_id": codec.mask, "cls_token_id": before, "seperator_token_id": after}
+        fields = {name: value for name, value in fields.items() if value is not None}
+    else:
+        fields |= _piece_values(codec, state, tokens) if kind == "llama" else _byte_pair_values(state)
     values = {PREFIX + name: value for name, value in fields.items()}
     if usage.template:
         values["tokenizer.chat_template"] = usage.template
