@@ -76,6 +76,7 @@ def config_seeds(folder: Path) -> list[bytes]:
         towers = TOWERS if name in ("clip", "siglip", "t5gemma") else {}
         seen = SEEN if name in ("act", "diffusion") else {}
         settings = {**family.defaults, **SMALL, **small, **towers, **seen, "model_type": name}
+        settings |= {"embedding_size": WIDTH // 2} if name == "albert" else {}
         found.append(json.dumps(settings).encode())
     found.append(json.dumps({"model_type": "gemma3", "text_config": {**SMALL, "head_dim": 16}}).encode())
     return found

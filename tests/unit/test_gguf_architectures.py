@@ -55,6 +55,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, mixtral": ("Mixtral", {**GROUPED, "num_local_experts": 4, "sliding_window": None}),
     "qwen2": ("Qwen2", {**GROUPED, "tie_word_embeddings": True}),
     "qwen3": ("Qwen3", {**GROUPED, "head_dim": 16}),
+    "qwen2moe": (
+        "Qwen2Moe",
+        {**GROUPED, **EXPERTS, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 40},
+    ),
     "qwen3moe": (
         "Qwen3Moe",
         {**GROUPED, **EXPERTS, "head_dim": 16, "moe_intermediate_size": 24, "norm_topk_prob": True},

@@ -174,6 +174,7 @@ DIALECTS = {
     ),
     "qwen2": Dialect("qwen2"),
     "qwen3": Dialect("qwen3"),
+    "qwen2moe": Dialect("qwen2_moe", sizes=_NUM_EXPERTS, fixed={"norm_topk_prob": False}),
     "qwen3moe": Dialect(
         "qwen3_moe",
         fixed={"norm_topk_prob": True},

@@ -45,6 +45,13 @@ def encode(array: np.ndarray, name: str) -> np.ndarray:
     return np.concatenate(chunks).reshape(*array.shape[:-1], -1)
 
 
+def rounding_step(name: str) -> float:
+    """Return a bound of a number's rounding error in a format, relative to the largest number of its tensor."""
+    if name not in FORMATS:
+        return {"F32": 0.0, "F16": 2.0**-11}.get(name, 0.5 / 127 + 2.0**-10)
+    return 2.5 / 2 ** FORMATS[name].bits + 0.02
+
+
 def _encode_blocks(blocks: np.ndarray, block_format: BlockFormat) -> np.ndarray:
     """Return [B, bytes per block]."""
     part, bits, has_minimum, _, pack = block_format

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, get_args
@@ -34,7 +35,7 @@ from headway.formats.gguf.dialects import (
     find_dialect,
 )
 from headway.formats.gguf.file import KINDS, GgufFile, NumberFormat, gguf
-from headway.formats.gguf.k_quants import encode
+from headway.formats.gguf.k_quants import encode, rounding_step
 from headway.formats.gguf.mixtures import FormatMixture, Precision
 from headway.formats.gguf.tokens import read_codec, read_special_tokens, write_codec
 from headway.formats.native import read_config, uninitialized_model
@@ -243,21 +244,6 @@ def load_gguf_codec(path: Path) -> TokenizerCodec | None:
     return read_codec(file.values, file.source)
 
 
-_KINDS = {kind.name: kind for kind in KINDS.values()}
-# Largest rounding error of a weight, relative to the largest of its tensor. A search for the least squared error may
-# cut off the largest weights of a block.
-_STEPS: Mapping[str, float] = {
-    "F32": 0.0,
-    "F16": 2.0**-11,
-    "Q8_0": 0.5 / 127 + 2.0**-10,
-    "Q6_K": 0.06,
-    "Q5_0": 0.12,
-    "Q5_K": 0.12,
-    "Q4_0": 0.25,
-    "Q4_K": 0.25,
-    "Q3_K": 0.5,
-    "Q2_K": 1.0,
-}
 _POOLS: dict[str, Pool] = {"1": "mean", "2": "first", "3": "last"}  # how the vector of a text is made, by pooling_type
 _VERSION = 2  # version of the quantisation format
 _NO_TOKENIZER = {"tokenizer.ggml.model": "none"}  # required by llama.cpp
@@ -328,14 +314,20 @@ def save_gguf(
             f"GGUF has no settings for some features of this {family.name} model (windows or positions of some layers, "
             "some biases); export it as a folder instead"
         )
-    kinds = [_KINDS[mixture.format_of(name, tuple(tensor.shape))] for name, tensor in draft.tensors.items()]
+    by_name = {kind.name: kind for kind in KINDS.values()}
+    kinds = [by_name[mixture.format_of(name, tuple(tensor.shape))] for name, tensor in draft.tensors.items()]
     sizes = (tensor.numel() // kind.block * kind.size for tensor, kind in zip(draft.tensors.values(), kinds))
     check_free_disk(path.parent, sum(sizes))
-    step = _STEPS[precision.removesuffix("_M").removesuffix("_S")]
     with atomic_write(path, new=True) as draft_path:
         _write(draft, draft_path, kinds)
         with deferred_weights():
-            return ExportResult(architecture, check_export(model, load_gguf(draft_path).model, step))
+            step = max(rounding_step(kind.name) for kind in kinds)
+            source: Any = model
+            if pooling:  # the check compares the heads that are written
+                source = copy(source)
+                source.config = replace(source.config, heads={HEAD: source.config.heads[HEAD]})
+                source._modules = {**source._modules, "heads": nn.ModuleDict({HEAD: source.heads[HEAD]})}
+            return ExportResult(architecture, check_export(source, load_gguf(draft_path).model, step))
 
 
 def _split_embedding(config: ModelConfig) -> tuple[dict[str, int], ModelConfig]:
