@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, get_args
@@ -461,12 +461,8 @@ def save_gguf(
             f"GGUF has no settings for some features of this {family.name} model (per-layer windows, some biases); "
             "export it as a folder instead"
         )
-    package = gguf()
-    kinds = [_kind(tensor, precision) for tensor in draft.tensors.values()]
-    sizes = (tensor.numel() // kind.block * kind.size for tensor, kind in zip(draft.tensors.values(), kinds))
-    check_free_disk(path.parent, sum(sizes))
     with atomic_write(path, new=True) as draft_path:
-        _write(draft, draft_path, kinds, package)
+        _write(draft, draft_path, precision)
         with deferred_weights():
             return ExportResult(architecture, check_export(model, load_gguf(draft_path).model, _STEPS[precision]))
 
@@ -506,22 +502,27 @@ def _sizes(dialect: Dialect, settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _write(draft: FileContents, path: Path, kinds: Sequence[NumberFormat], package: Any) -> None:
-    """Write the tensors one by one, because they may be deferred, each in its number format."""
+def _write(draft: FileContents, path: Path, precision: Precision) -> None:
+    """Write the tensors one by one, because they may be deferred."""
+    package, size = gguf(), 0
     writer = package.GGUFWriter(path, draft.values["general.architecture"])
     for key, value in draft.values.items():
         if key != "general.architecture":  # already written by the writer
             _add(writer, key, value)
-    for (name, tensor), kind in zip(draft.tensors.items(), kinds):
-        size = tensor.numel() // kind.block * kind.size
-        raw = package.GGMLQuantizationType[kind.name]
-        writer.add_tensor_info(name, tuple(tensor.shape), np.dtype(np.float32), size, raw_dtype=raw)
+    kinds: list[Any] = []
+    for name, tensor in draft.tensors.items():
+        kind = _kind(tensor, precision)
+        kinds.append(package.GGMLQuantizationType[kind.name])
+        tensor_size = tensor.numel() // kind.block * kind.size
+        writer.add_tensor_info(name, tensor.shape, np.dtype(np.float32), tensor_size, raw_dtype=kinds[-1])
+        size += tensor_size
+    check_free_disk(path.parent, size)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for tensor, kind in zip(draft.tensors.values(), kinds):
         array = computed(tensor.detach()).float().contiguous().numpy()
-        writer.write_tensor_data(package.quants.quantize(array, package.GGMLQuantizationType[kind.name]))
+        writer.write_tensor_data(package.quants.quantize(array, kind))
     writer.close()
 
 
