@@ -71,8 +71,8 @@ def _atomic_folder(directory: Path) -> Iterator[Path]:
 
 
 class QuantizationResult(NamedTuple):
-    """The result of `quantize`: the folder, the number format ("mixed" for several), the weight bytes before and after,
-    the format of each layer, and what each format costs on the texts of the report.
+    """The result of `quantize`: the folder, the number format ("mixed" if it was chosen per layer), the weight
+    bytes before and after, the format of each layer, and what each format costs on the texts of the report.
     """
 
     directory: Path
@@ -116,16 +116,17 @@ def quantize(
     with deferred_weights():
         opened = open_model(source, None)
     before, layers = _weight_bytes(opened.model), layers_of(opened.model)
-    formats: dict[str, Weights] = dict.fromkeys(layers, weights or "int8")
+    sizes = FormatSizes(layers)
     if bits_per_weight is not None:
-        FormatSizes(layers).check_bits(bits_per_weight)
+        sizes.check_bits(bits_per_weight)
     costs = None if report is None else measure(opened, source, Path(report))
+    names: Weights | dict[str, Weights] = weights or "int8"
+    formats: dict[str, Weights] = dict.fromkeys(layers, names)
     if bits_per_weight is not None:
-        layer_costs = weight_errors(layers) if costs is None else costs.layers
-        formats = FormatSizes(layers).choose(layer_costs, bits_per_weight)
-    by_name: dict[str, Weights] = {name: formats[layer] for layer, matrices in layers.items() for name in matrices}
+        formats = sizes.choose(weight_errors(layers) if costs is None else costs.layers, bits_per_weight)
+        names = {name: formats[layer] for layer, matrices in layers.items() for name in matrices}
     with _atomic_folder(directory) as draft:
-        after = save_quantised(opened.model, by_name, draft)
+        after = save_quantised(opened.model, names, draft)
         if RunDirectory(source).exists():
             for path in source.iterdir():
                 if path.is_file() and path.name not in _TRAINING_FILES:
@@ -133,8 +134,7 @@ def quantize(
                     shutil.copy2(path, draft / path.name)
         else:
             _save_usage_and_codec(opened, draft)
-    used = set(formats.values())
-    return QuantizationResult(directory, used.pop() if len(used) == 1 else "mixed", before, after, formats, costs)
+    return QuantizationResult(directory, names if isinstance(names, str) else "mixed", before, after, formats, costs)
 
 
 @check_types
@@ -154,7 +154,12 @@ def export(model: str | Path, out: str | Path, format: str | None = None, dtype:
     return export_checked(model, out, format, dtype).family
 
 
-def export_checked(model: str | Path, out: str | Path, format: str | None, dtype: str | None) -> ExportResult:
+def export_checked(
+    model: str | Path,
+    out: str | Path,
+    format: str | None,
+    dtype: str | None,
+) -> ExportResult:
     """`export`, together with the comparison of outputs."""
     target_format = format_from_suffix(Path(out)) if format is None else format
     check_format(target_format, dtype)

@@ -41,6 +41,7 @@ FORMATS: tuple[Format, ...] = ("int4", "int8", "fp32")  # by size
 _QUANTISED: tuple[Format, ...] = ("int8", "int4")
 _MAX_TOKENS, _ROW_TOKENS = 4096, 512  # of the texts, and of a row
 _MAX_OUTPUTS, _BATCH_TOKENS = 1 << 27, 2048  # numbers that the outputs for all tokens may have; tokens in a batch
+_MAX_BITS = 32  # of a weight in fp32
 _HEADROOM = 1.5  # memory for the original, a quantised copy and outputs, relative to the original
 _BLOCK = re.compile(r"(.*\bblocks\.\d+)\.")
 
@@ -74,17 +75,12 @@ class QuantizationReport(NamedTuple):
     layers: list[LayerCost]
 
 
-def layer_of(name: str) -> str:
-    """The layer that a matrix belongs to: its block, or the module of an embedding or head."""
-    block = _BLOCK.match(name)
-    return block[1] if block else name.rpartition(".")[0]
-
-
 def layers_of(model: nn.Module) -> dict[str, dict[str, Tensor]]:
-    """The quantisable matrices by layer and name."""
+    """The quantisable matrices by layer and name. A layer is a block, or the module of an embedding or head."""
     layers: dict[str, dict[str, Tensor]] = {}
     for name, matrix in quantisable(model).items():
-        layers.setdefault(layer_of(name), {})[name] = matrix
+        block = _BLOCK.match(name)
+        layers.setdefault(block[1] if block else name.rpartition(".")[0], {})[name] = matrix
     return layers
 
 
@@ -116,11 +112,11 @@ class FormatSizes:
 
     def check_bits(self, bits: float) -> None:
         """Raise UserError for fewer bits than int4 needs, or more than fp32."""
-        low, high = (self.bits(dict.fromkeys(self.bytes, dtype)) for dtype in (FORMATS[0], FORMATS[-1]))
-        if not low <= bits <= high:
+        low = self.bits(dict.fromkeys(self.bytes, FORMATS[0]))
+        if not low <= bits <= _MAX_BITS:
             raise UserError(
                 f"{bits:g} bits per weight are not possible: this model has {low:.2f} with all layers in int4 and "
-                f"{high:g} with all in fp32; choose a number between them"
+                f"{_MAX_BITS} with all in fp32; choose a number between them"
             )
 
     def choose(self, costs: Sequence[LayerCost], bits: float) -> dict[str, Format]:

@@ -237,12 +237,10 @@ def save_quantised(model: nn.Module, formats: Format | Mapping[str, Format], dir
     Matrices that are not quantised yet are converted to their formats, as by `quantise`, one by one while the file is
     written. Raises UserError before that if the disk is too small.
     """
-    matrices, used = quantisable(model), set[Format]()
+    matrices = quantisable(model)
     tensors: dict[str, Tensor] = {}
     for name, tensor in named_tensors(model):
         dtype = formats if isinstance(formats, str) else formats.get(name, "fp32")
-        if name in matrices:
-            used.add(dtype)
         if isinstance(tensor, PackedTensor):
             assert tensor.packed.scales is not None  # fp32 is never packed
             tensors[name + _CODES], tensors[name + _SCALES] = tensor.packed.weights, tensor.packed.scales
@@ -254,13 +252,13 @@ def save_quantised(model: nn.Module, formats: Format | Mapping[str, Format], dir
             tensors[name] = DeferredTensor(tensor.shape, torch.float32, partial(_finite_floats, name, tensor.detach()))
         else:
             tensors[name] = tensor.detach()
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    size = sum(tensor.nbytes for tensor in tensors.values())
     check_free_disk(directory.parent, size)
     config: Any = model.config
     header = {
         "format": "headway-quantized",
         "version": VERSION,
-        "weights": used.pop() if len(used) == 1 else _MIXED,
+        "weights": formats if isinstance(formats, str) else _MIXED,
         "group": str(GROUP),
         "numbers": str(_parameter_count(model)),
         "config": json.dumps(to_dict(config)),

@@ -61,8 +61,7 @@ def check_export(source: nn.Module, written: nn.Module, step: float = 0.0) -> Ex
     computes in another dtype, weights must differ by at most a step, and the source with the written weights must have
     the outputs of the written model.
     """
-    contexts = [getattr(model.config, "context", None) for model in (source, written)]
-    limit = min((context for context in contexts if context is not None), default=None)
+    limit = min(getattr(model.config, "context", None) or _TOKENS for model in (source, written))
     expected, outputs = sample_outputs(source, limit), sample_outputs(written, limit)
     if not any(bool(tensor.any()) for tensor in expected.values()):  # of a head that starts at zero
         expected = {}
@@ -79,8 +78,8 @@ def check_export(source: nn.Module, written: nn.Module, step: float = 0.0) -> Ex
         for name, target in dict(named_tensors(twin)).items():
             replace_tensor(target, tensors[name].detach())
         compare(sample_outputs(twin, limit), outputs, _ROUNDING, "outputs")
-    kind = "logits" if "vocabulary" in expected else "outputs"
-    compared = f"{kind} of {sum(tensor[..., 0].numel() for tensor in expected.values())} positions"
+    count = sum(tensor[..., 0].numel() for tensor in expected.values())
+    compared = f"{'logits' if 'vocabulary' in expected else 'outputs'} of {count} positions"
     return compare(expected, outputs, float("inf") if is_rounded else _ROUNDING, compared)
 
 
@@ -90,7 +89,12 @@ def joined(compared: str, checks: Sequence[ExportCheck]) -> ExportCheck:
     return ExportCheck(compared, largest, max((check.difference for check in checks), default=0.0))
 
 
-def compare(expected: dict[str, Tensor], written: dict[str, Any], tolerance: float, compared: str) -> ExportCheck:
+def compare(
+    expected: dict[str, Tensor],
+    written: dict[str, Any],
+    tolerance: float,
+    compared: str,
+) -> ExportCheck:
     """Raise UserError if a difference exceeds `tolerance` times the largest expected value."""
     largest, difference = 0.0, 0.0
     for name, values in expected.items():
@@ -99,13 +103,10 @@ def compare(expected: dict[str, Tensor], written: dict[str, Any], tolerance: flo
             raise UserError(f"the written model has no {name!r} of shape {tuple(values.shape)}; choose another format")
         size, gap = 0.0, 0.0
         for a, b in zip(*(tensor.detach().reshape(-1).split(_CHUNK) for tensor in (values, other))):
-            if not a.numel():
-                continue
-            a, b = a.float(), b.float()
-            size = max(size, *(abs(bound) for bound in map(Tensor.item, a.aminmax())))
-            if not torch.equal(a, b):
-                both_nan = a.isnan() & b.isnan()
-                gap = max(gap, (a - b).abs().masked_fill((a == b) | both_nan, 0.0).nan_to_num(torch.inf).max().item())
+            a, b = a.float().nan_to_num(), b.float().nan_to_num()
+            if len(a):
+                size = max(size, a.abs().max().item())
+                gap = max(gap, (a - b).abs().max().item())
         if not gap <= tolerance * max(size, 1e-3):
             raise UserError(
                 f"the written model differs from its source: {compared}, {name!r}, by {gap:.3g} (largest {size:.3g}), "
@@ -116,7 +117,7 @@ def compare(expected: dict[str, Tensor], written: dict[str, Any], tolerance: flo
 
 
 @torch.no_grad()
-def sample_outputs(model: nn.Module, limit: int | None) -> dict[str, Tensor]:
+def sample_outputs(model: nn.Module, limit: int) -> dict[str, Tensor]:
     """The outputs of all heads for a small fixed sample of at most `limit` tokens per row by name, or the features of a
     model without heads; empty for a model whose inputs are neither tokens nor images nor sounds.
     """
@@ -124,14 +125,14 @@ def sample_outputs(model: nn.Module, limit: int | None) -> dict[str, Tensor]:
     random = torch.Generator().manual_seed(_SEED)
     if isinstance(model, TwoTower):
         return {
-            "images": model.vectors("left", sample_inputs(config.left, random, None)),
+            "images": model.vectors("left", sample_inputs(config.left, random)),
             "texts": model.vectors("right", sample_inputs(config.right, random, limit)),
         }
     if isinstance(model, Captioner):
-        images, ids = sample_inputs(config.tower, random, None), sample_inputs(config.decoder, random, limit)
+        images, ids = sample_inputs(config.tower, random), sample_inputs(config.decoder, random, limit)
         features = model(images, ids, Layout.full(*ids.shape))
     elif isinstance(model, EncoderDecoder):
-        source, ids = sample_inputs(config.encoder, random, None), sample_inputs(config.decoder, random, limit)
+        source, ids = sample_inputs(config.encoder, random), sample_inputs(config.decoder, random, limit)
         if source is None:
             return {}
         features = model(source, model.encoder.embed.default_layout(source), ids, Layout.full(*ids.shape))
@@ -144,17 +145,16 @@ def sample_outputs(model: nn.Module, limit: int | None) -> dict[str, Tensor]:
     return {name: head(features.x, features.layout) for name, head in heads.items()} or {"features": features.x}
 
 
-def sample_inputs(config: TransformerConfig, random: torch.Generator, limit: int | None) -> Any:
+def sample_inputs(config: TransformerConfig, random: torch.Generator, limit: int = _TOKENS) -> Any:
     """A batch of random inputs of a stack, at most `limit` tokens per row; None if it takes other inputs."""
-    length = min(size for size in (_TOKENS, limit, config.context) if size is not None)
+    length = min(_TOKENS, limit, config.context or _TOKENS)
     match config.embed:
         case TokenEmbedConfig():
             return torch.randint(config.vocab_size, (_ROWS, length), generator=random)
         case PatchEmbedConfig(channels=channels, size=size):
             return torch.randn(_ROWS, channels, *size, generator=random)
         case FramesEmbedConfig(bands=bands):
-            frames = min(_FRAMES, 2 * (config.context or _FRAMES))
-            return torch.randn(_ROWS, frames, bands, generator=random)
+            return torch.randn(_ROWS, min(_FRAMES, 2 * (config.context or _FRAMES)), bands, generator=random)
         case SpectrogramEmbedConfig(bands=bands, frames=frames):
             return torch.randn(_ROWS, frames, bands, generator=random)
     return None

@@ -71,7 +71,7 @@ class Graph(NamedTuple):
     axes: tuple[dict[int, str], ...]
     outputs: tuple[str, ...]
     kind: str
-    limits: dict[str, int]
+    num_ids: int = 0
 
 
 def save_onnx(model: nn.Module, usage: Usage, codec: Codec | None, path: Path, source: str) -> ExportResult:
@@ -217,8 +217,7 @@ def _text_graph(model: Transformer) -> Graph:
     if causal and "vocabulary" in config.heads:
         kind = "language model"
     axes = tuple({0: "batch", 1: "time"} for _ in example)
-    limits = {"input_ids": config.vocab_size, "token_type_ids": cast(TokenEmbedConfig, config.embed).types}
-    return Graph(_TextGraph(model, outputs.values()), example, axes, tuple(outputs), kind, limits)
+    return Graph(_TextGraph(model, outputs.values()), example, axes, tuple(outputs), kind, config.vocab_size)
 
 
 def _image_graph(model: Transformer, usage: Usage, source: str) -> Graph:
@@ -235,7 +234,7 @@ def _image_graph(model: Transformer, usage: Usage, source: str) -> Graph:
     example = {"pixel_values": torch.zeros(2, embed.channels, *size)}
     rows, columns = embed.grid(size)
     module = _ImageGraph(model, outputs.values(), embed.tokens + embed.registers + rows * columns)
-    return Graph(module, example, ({0: "batch"},), tuple(outputs), kind, {})
+    return Graph(module, example, ({0: "batch"},), tuple(outputs), kind)
 
 
 def _logits(model: Transformer) -> dict[str, Output]:
@@ -274,14 +273,12 @@ def _check(graph: Graph, file: Path) -> ExportCheck:
     implementation.
     """
     random = torch.Generator().manual_seed(0)
-    inputs = {
-        name: torch.randn(example.shape, generator=random)
-        if example.is_floating_point()
-        else torch.ones_like(example)
-        if name == "attention_mask"
-        else torch.randint(graph.limits[name], example.shape, generator=random)
-        for name, example in graph.example.items()
-    }
+    first, *_ = graph.example
+    shape = graph.example[first].shape
+    sample = (
+        torch.randint(graph.num_ids, shape, generator=random) if graph.num_ids else torch.randn(shape, generator=random)
+    )
+    inputs = {**graph.example, first: sample}
     with torch.no_grad():
         expected = dict(zip(graph.outputs, graph.module(*inputs.values())))
     feeds = {name: tensor.numpy() for name, tensor in inputs.items()}

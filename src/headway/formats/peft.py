@@ -119,7 +119,7 @@ def _check_saved(
 ) -> ExportCheck:
     """Compare the written adapter with the changes s B A that `factors` make. UserError if they differ."""
     config, tensors = _read(folder)
-    changes = {name: change for name in tensors for name, change, _ in [_read_change(name, tensors, config, folder)]}
+    changes = dict(_read_change(name, tensors, config, folder)[:2] for name in tensors)
     scale = settings.alpha / (math.sqrt(settings.rank) if settings.rslora else settings.rank)
     checks = [compare({name: part}, changes, _ROUNDING, "changes") for name, part in full_tensors.items()]
     for rule in rules:

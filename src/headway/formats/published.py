@@ -311,7 +311,7 @@ def save_published(model: nn.Module, config: ModelConfig, directory: Path, usage
         settings[THRESHOLDS] = list(usage.thresholds)
     tensors = fuse_tensors(published_tensors(model, family.rules(bare)), family)
     directory.mkdir(parents=True, exist_ok=True)
-    check_free_disk(directory.parent, sum(tensor.nbytes for tensor in tensors.values()))
+    check_free_disk(directory.parent, _size(tensors))
     if family.processor_files is not None:
         settings = family.processor_files.write(directory, settings, usage.processor)
     if usage.labels and len(usage.labels) == len(settings.get("id2label") or {}):
@@ -335,20 +335,22 @@ def save_published(model: nn.Module, config: ModelConfig, directory: Path, usage
 
 def _write_weights(directory: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write one file or, for more than `_SHARD_BYTES`, shards with an index, in the order of the tensors."""
-    shards, size = [dict[str, Tensor]()], 0
+    shards = [dict[str, Tensor]()]
     for name, tensor in tensors.items():
-        if shards[-1] and size + tensor.nbytes > _SHARD_BYTES:
+        if shards[-1] and _size(shards[-1]) + tensor.nbytes > _SHARD_BYTES:
             shards.append({})
-            size = 0
         shards[-1][name] = tensor
-        size += tensor.nbytes
     names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     for name, shard in zip(names if len(shards) > 1 else [WEIGHTS], shards):
         write_tensors(directory / name, shard, {"format": "pt"})
     if len(shards) > 1:
         files = {name: file for file, shard in zip(names, shards) for name in shard}
-        total = {"total_size": sum(tensor.nbytes for tensor in tensors.values())}
+        total = {"total_size": _size(tensors)}
         write_json(directory / INDEX, {"metadata": total, "weight_map": files})
+
+
+def _size(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _find_family(config: ModelConfig, name: str) -> Family:

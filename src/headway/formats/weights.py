@@ -141,35 +141,35 @@ def fill(model: nn.Module, rules: Sequence[TensorRule], weights: Weights, dtype:
     reader = SequentialReader(weights.done)
     for rule in _without_copies(rules):
         target = model_tensors[rule.target]
-        make = partial(_make, rule, weights, torch.empty(target.shape, device="meta"), dtype)
+        shape = target.shape
+        make = partial(_make, rule, weights, shape, dtype)
         if is_deferring():
             stored = dtype or weights.get(rule.sources[0]).dtype
             if isinstance(weights, RenamedWeights) and weights.is_mapped:  # wrong shapes are found before work starts
-                _checked_slices(
-                    rule, [_float_tensor(weights, name).to("meta") for name in rule.sources], weights, target
-                )
-            replace_tensor(target, DeferredTensor(target.shape, stored, partial(reader.read, rule.sources, make)))
+                parts = [_float_tensor(weights, name).to("meta") for name in rule.sources]
+                _checked_slices(rule, parts, weights, shape)
+            replace_tensor(target, DeferredTensor(shape, stored, partial(reader.read, rule.sources, make)))
         else:
             replace_tensor(target, make())
             for name in rule.sources:
                 weights.done(name)
 
 
-def _make(rule: TensorRule, weights: Weights, like: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """Return the tensor of the shape of `like` that a rule makes."""
-    slices = _checked_slices(rule, [_float_tensor(weights, name) for name in rule.sources], weights, like)
+def _make(rule: TensorRule, weights: Weights, needed: torch.Size, dtype: torch.dtype | None) -> Tensor:
+    """Return the tensor of the shape `needed` that a rule makes."""
+    slices = _checked_slices(rule, [_float_tensor(weights, name) for name in rule.sources], weights, needed)
     return _concatenate(slices, dtype or slices[0].dtype)
 
 
-def _checked_slices(rule: TensorRule, parts: list[Tensor], weights: Weights, like: Tensor) -> list[Tensor]:
-    """Return the slices of the tensor that a rule makes. UserError if its shape is not that of `like`."""
+def _checked_slices(rule: TensorRule, parts: list[Tensor], weights: Weights, needed: torch.Size) -> list[Tensor]:
+    """Return the slices of the tensor that a rule makes. UserError if its shape is not the one `needed`."""
     slices = _slices(rule, parts, weights)
     shape = _shape(slices)
-    if shape != like.shape:
+    if shape != needed:
         shapes = " + ".join(str(tuple(part.shape)) for part in parts)
         raise UserError(
             f"{weights.source}: {' + '.join(rule.sources)} of shape {shapes} makes {shape}, but the "
-            f"configuration needs {tuple(like.shape)}; config.json does not match the weights"
+            f"configuration needs {tuple(needed)}; config.json does not match the weights"
         )
     return slices
 
