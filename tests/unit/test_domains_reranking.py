@@ -92,12 +92,19 @@ def test_positives_and_negatives_are_the_same_data(table: Path, tmp_path: Path) 
     (tmp_path / "lists.jsonl").write_text("\n".join(lines))
     rows = [f"{q}\t{r}\t{text}" for q, r, others in map(documents, range(60)) for text in others]
     (tmp_path / "triplets.tsv").write_text("query\tpositive\tnegative\n" + "\n".join(rows) + "\n")
+    rows = [f"{q}\t{r}\t{o[0]}\t{o[1]}" for q, r, o in map(documents, range(60))]
+    (tmp_path / "columns.tsv").write_text("query\tpositive\tnegative_1\tnegative_2\n" + "\n".join(rows) + "\n")
+    empty = [{"query": "q", "positive": "p", "negative": ["", " "]}, {"query": "q", "positive": "p2", "negative": []}]
+    (tmp_path / "empty.jsonl").write_text("\n".join([*lines, *map(json.dumps, empty)]))
+    texts = opened(small(reranking()), tmp_path / "empty.jsonl").examples.table.columns
+    assert [text for query, text in zip(texts["text"], texts["text2"]) if query == "q"] == ["p", "p2"]
     found = []
-    for path in (table, tmp_path / "lists.jsonl", tmp_path / "triplets.tsv"):
-        examples: Any = opened(small(reranking()), path).examples
+    for path in (table, tmp_path / "lists.jsonl", tmp_path / "triplets.tsv", tmp_path / "columns.tsv"):
+        settings = {"task.negative": "negative_1, negative_2"} if path.name == "columns.tsv" else {}
+        examples: Any = opened(small(reranking(), **settings), path).examples
         columns = examples.table.columns
         found.append(set(zip(columns["text"], columns["text2"], examples.targets[:, 0].tolist())))
-    assert found[0] == found[1] == found[2]
+    assert found[0] == found[1] == found[2] == found[3]
 
 
 def test_grades_are_scaled_and_words_are_read(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ class RerankingConfig(PooledTaskConfig):
     document: str = "document"  # column with the documents
     label: str = "label"  # column with the relevance
     positive: str = "positive"  # column with relevant documents
-    negative: str = "negative"  # column with documents that are not relevant
+    negative: str = "negative"  # column with documents that are not relevant, or several comma-separated columns
     goal: Literal["ndcg_at_10", "mrr_at_10", "loss"] = "ndcg_at_10"  # score that selects the best model
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
@@ -57,9 +57,16 @@ class RerankingConfig(PooledTaskConfig):
         """The documents of each query with their relevance from 0 to 1, each document once."""
         has_positives = self.positive in next(read_table_rows(paths)).values
         if has_positives:
-            columns = {"query": self.query, "positive": self.positive, "negative": self.negative}
-            table = read_table(paths, columns, target="negative")
-            negatives = [json_list(text) or [text] * bool(text.strip()) for text in table.columns["negative"]]
+            first, *others = (name.strip() for name in self.negative.split(","))
+            columns = {"query": self.query, "positive": self.positive, "negative": first}
+            more = {f"negative{number}": name for number, name in enumerate(others, 2)}
+            table = read_table(paths, {**columns, **more}, target="negative")
+            lists = [(json_list(text), text) for text in table.columns["negative"]]
+            negatives = [
+                [text for text in ([plain] if items is None else items) if text.strip()] for items, plain in lists
+            ]
+            for name in more:
+                negatives = [[*texts, text] for texts, text in zip(negatives, table.columns[name])]
             groups = [
                 [(positive, 1.0), *((text, 0.0) for text in others)]
                 for positive, others in zip(table.columns["positive"], negatives)
