@@ -44,9 +44,9 @@ from headway.nn.parts.scaling import DynamicScaling, LinearScaling, Llama3Scalin
 from headway.visibility import Causal, Full, Local, Prefix
 
 WIDTH, HEADS = 16, 4
-BIASES: dict[str, BiasConfig] = {
-    "alibi": AlibiConfig(HEADS),
-    "relative": RelativeConfig(HEADS, 8, 16),
+BIASES: dict[str, BiasConfig] = {"alibi": AlibiConfig(HEADS), "relative": RelativeConfig(HEADS, 8, 16)}
+# Biases of encoders, from queries and keys.
+CONTENT_BIASES: dict[str, BiasConfig] = {
     "disentangled": DisentangledConfig(HEADS, 4, 7, LayerNormConfig()),
     "disentangled-own": DisentangledConfig(HEADS, 3, None, content_to_position=False, shared=False),
 }
@@ -154,7 +154,7 @@ def test_every_registered_kind_has_a_case() -> None:
         (FeedForwardConfig, FEED_FORWARDS),
         (NormConfig, NORMS),
         (ScalingConfig, SCALINGS),
-        (BiasConfig, BIASES | WHOLE_BIASES),
+        (BiasConfig, BIASES | CONTENT_BIASES | WHOLE_BIASES),
     ):
         missing = set(kinds(family)) - {case.kind for case in cases.values()}  # type: ignore[attr-defined]
         assert not missing, f"{family.__name__}: no law runs over {missing}"
@@ -162,7 +162,7 @@ def test_every_registered_kind_has_a_case() -> None:
 
 def make_mixer(name: str) -> Mixer:
     """The mixer in float64 with weights large enough that every part matters."""
-    biases = nn.ModuleDict({key: bias.build(WIDTH) for key, bias in BIASES.items()})
+    biases = nn.ModuleDict({key: bias.build(WIDTH) for key, bias in (BIASES | CONTENT_BIASES).items()})
     biases[POSITIONS] = PLACES.build(WIDTH, None)
     mixer = MIXERS[name].build(WIDTH, biases)
     owner = nn.ModuleList([mixer, biases])

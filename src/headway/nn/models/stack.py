@@ -38,8 +38,8 @@ class StackConfig:
     blocks: tuple[BlockConfig, ...] = ()  # one block per layer
     norm: NormConfig | None = LayerNormConfig()  # norm after the last block
     biases: dict[str, BiasConfig] = field(default_factory=dict)  # score biases, which mixers refer to by name
-    shared: bool = False  # whether all blocks are one, with the same weights (Lan et al. 2020, ALBERT)
     positions: PositionsConfig | None = None  # positions of queries and keys, for attention with placed=true
+    shared: bool = False  # whether all blocks are one, with the same weights (Lan et al. 2020, ALBERT)
 
     @property
     def causal(self) -> bool:
