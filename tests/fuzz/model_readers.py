@@ -59,7 +59,7 @@ SEEN = {  # by a policy, and what it does
 }
 # Of a model of two.
 TOWERS = {"text_config": {**SMALL, "eos_token_id": 2}, "vision_config": {**SMALL, "image_size": 32}}
-TOWERS |= dict.fromkeys(("encoder", "decoder"), {**SMALL, "head_dim": WIDTH // HEADS})
+TOWERS |= {part: {**SMALL, "head_dim": WIDTH // HEADS} for part in ("encoder", "decoder")}
 HELD = 1 << 20  # bytes of weights that a config is checked against
 NAMES = [f"tensor {i}" for i in range(100)]  # and the tensors there
 
