@@ -46,6 +46,7 @@ TITLES: Mapping[str, str] = {
     "glm4": "GLM-4 of 2025 (0414)",
     "glm4_moe": "GLM-4.5 (mixtures of experts)",
     "gpt2": "GPT-2",
+    "gpt_bigcode": "GPT-BigCode (SantaCoder, StarCoder)",
     "gpt_neox": "GPT-NeoX, Pythia",
     "gpt_oss": "gpt-oss",
     "granite": "Granite 3",

@@ -72,6 +72,11 @@ CONFIGS: dict[tuple[str, str], Any] = {
     ),
     ("OpenAIGPTLMHeadModel", "small"): T.OpenAIGPTConfig(**GPT_SMALL),
     ("OpenAIGPTLMHeadModel", "large"): T.OpenAIGPTConfig(**GPT_LARGE, afn="silu", layer_norm_epsilon=1e-3),
+    ("GPTBigCodeForCausalLM", "small"): T.GPTBigCodeConfig(**GPT_SMALL),
+    ("GPTBigCodeForCausalLM", "large"): T.GPTBigCodeConfig(
+        **GPT_LARGE, multi_query=False, activation_function="relu", n_inner=72, layer_norm_epsilon=1e-3,
+        tie_word_embeddings=False,
+    ),
     ("GPTNeoXForCausalLM", "small"): T.GPTNeoXConfig(
         **{**without(SMALL, "num_key_value_heads"), "hidden_size": 32}, rope_parameters=rope(partial_rotary_factor=0.25)
     ),

@@ -62,7 +62,7 @@ def test_export_with_usage(pair: Twins, tmp_path: Path) -> None:
 def test_export_by_finding_the_family(pair: Twins, tmp_path: Path) -> None:
     """Without a word of its origin: some family says the same, and transformers computes it."""
     family = save_published(pair.ours, pair.ours.config, tmp_path)
-    assert family == pair.theirs.config.model_type or family == "llama"
+    assert family in (pair.theirs.config.model_type, "llama", "gpt2")
     back = T.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     given = batch(LENGTHS, SYMBOLS)
     assert difference(logits(back, given), logits(pair.theirs, given), given.layout.mask) < TOLERANCE

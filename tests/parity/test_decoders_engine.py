@@ -13,7 +13,7 @@ from headway.engine import Engine, quantise
 from headway.nn.models import Prompt
 
 STEMS = ("Qwen2Moe", "Qwen3Moe", "Olmoe", "GraniteMoe", "Granite", "Glm", "Glm4", "Glm4Moe", "Cohere", "Cohere2")
-STEMS += ("GptOss", "Olmo3", "Ministral", "Starcoder2")
+STEMS += ("GptOss", "GPTBigCode", "Olmo3", "Ministral", "Starcoder2")
 NAMES = {f"{stem}ForCausalLM" for stem in STEMS}
 
 
