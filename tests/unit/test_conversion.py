@@ -19,12 +19,13 @@ import headway as hw
 from headway.app.cli import main as cli
 from headway.app.conversion import export_model
 from headway.engine import quantise, save_quantised
-from headway.formats import published
+from headway.formats import peft, published
 from headway.formats.deferred import DeferredTensor, deferred_weights
 from headway.formats.export_check import check_export
 from headway.formats.open import open_model
 from headway.formats.published import save_published
 from headway.formats.usage import Usage
+from headway.learn.adapters import LoRAConfig, adapters, with_adapter
 from headway.nn.models.presets import vit
 from processes import Program
 
@@ -271,3 +272,19 @@ def test_damaged_folders_leave_nothing(defect: str, tmp_path: Path, capsys: pyte
             error = capsys.readouterr().err
             assert message in error or "needs" in error
             assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_wrong_adapter_is_not_put_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = LoRAConfig(rank=2)
+    model = with_adapter(drawn(MODELS["llama"]), config, (), seed=2)
+    for lora in adapters(model).values():
+        lora.b.data.normal_(0.0, 0.1, generator=torch.Generator().manual_seed(3))
+    config.save(model, "base", tmp_path / "right", "llama")
+    assert (tmp_path / "right/adapter_config.json").is_file()
+    real = peft._published_factors
+    monkeypatch.setattr(
+        peft, "_published_factors", lambda rule, factors: ((name, a, 2 * b) for name, a, b in real(rule, factors))
+    )
+    with pytest.raises(hw.UserError, match="the written model differs from its source: changes"):
+        config.save(model, "base", tmp_path / "wrong", "llama")
+    assert [path.name for path in tmp_path.iterdir()] == ["right"]
