@@ -116,6 +116,11 @@ class Captioner(nn.Module):
         decoder, prefix = config.decoder, config.prefix
         if not isinstance(decoder.embed, TokenEmbedConfig):
             raise ConfigError("model.decoder has no token embedding, which image tokens need; set its embed to tokens")
+        if decoder.embed.projects == "sum":
+            raise ConfigError(
+                "model.decoder projects sums of tokens, but image tokens are projected already; set its "
+                "embed.projects to tokens"
+            )
         if not decoder.stack.causal:
             raise ConfigError("model.decoder sees later tokens, so it cannot generate; use causal mixers, as in GPT")
         if any(block.cross is not None or block.mixer.reads_memory for block in decoder.stack.blocks):
