@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -290,6 +291,30 @@ def test_a_share_of_a_whispers_training_samples_has_timestamps(whisper: Path, da
             UserError, match=r"here: the timestamps of '.*' do not enclose each segment in order; write"
         ):
             read_segments(text, "here")
+
+
+def test_a_tuned_whisper_still_times_its_subtitles(whisper: Path, data_dir: Path, tmp_path: Path) -> None:
+    """A few steps with the real tiny.en, whose window of 30 s takes the time. After as many steps without timestamps in
+    the training samples, its times are whole seconds.
+    """
+    pytest.importorskip("soundfile")
+    folder = data_dir / "speech/pocketsphinx"
+    said = [(folder / f"{name}.transcription").read_text() for name in ("librivox", "cards")]
+    lines = [line for text in said for line in re.findall(r"<s> (.*?) </s> \((\S+)\)", text)]
+    lines = [(text, f"cards-{name}" if name.isdecimal() else name) for text, name in lines]
+    table = tmp_path / "table.tsv"
+    table.write_text("path\ttext\n" + "".join(f"{folder}/{name}.wav\t{' '.join(t.split())}.\n" for t, name in lines))
+    settings = {"train.steps": 8, "train.batch_size": 2, "train.precision": "fp32", "train.evaluate_limit": 1, **SPLIT}
+    settings |= {"optim": {"kind": "adamw", "lr": 1e-4}, "schedule": {"kind": "cosine", "warmup": 0.1, "floor": 0.1}}
+    hw.train("transcription", table, settings, run=tmp_path / "run", start=whisper, progress=False, samples=0)
+    pause, edges, samples = np.zeros(14400, np.float32), list[float](), list[np.ndarray]()
+    for _, name in lines[1:3]:
+        samples += [pause, read_sound(folder / f"{name}.wav").numpy()]
+        edges += [sum(map(len, samples[:-1])) / 16000, sum(map(len, samples)) / 16000]
+    options = TranscriptionOptions(beam=1, temperatures=(0.0,), vad=False)  # the model's own times
+    found = hw.load(tmp_path / "run", "cpu").transcriber(options).transcribe(np.concatenate(samples))
+    times = [time for segment in found.segments for time in (segment.start, segment.end)]
+    assert times == pytest.approx(edges, abs=0.5)
 
 
 def test_a_run_transcribes_what_its_evaluation_writes(tmp_path: Path) -> None:

@@ -173,10 +173,12 @@ def test_emoji_are_split_by_variants(data_dir: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_texts_in_batches() -> None:
-    ids, layout, labels = teacher_forcing([[5, 6], [], [7]], prompt=(1,), eos=2)
+    ids, layout, labels = teacher_forcing([[5, 6], [], [7]], [(1,)] * 3, eos=2)
     assert ids.tolist() == [[1, 5, 6], [1, 0, 0], [1, 7, 0]]
     assert labels.tolist() == [[5, 6, 2], [2, -100, -100], [7, 2, -100]]
     assert layout.positions.tolist() == [[0, 1, 2], [0, -1, -1], [0, 1, -1]]
+    ids, _, labels = teacher_forcing([[5], [6]], [(1,), (1, 3)], eos=2)
+    assert (ids.tolist(), labels.tolist()) == ([[1, 5, 0], [1, 3, 6]], [[5, 2, -100], [-100, 6, 2]])
 
 
 def test_training_shifts_images_by_their_place_in_the_stream() -> None:
