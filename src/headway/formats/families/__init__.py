@@ -18,9 +18,11 @@ from headway.formats.tensor_rules import Family
 
 @cache
 def families() -> dict[str, Family]:
-    """Return all families by model_type. Llama is first: what it can express is exported as Llama."""
+    """Return all families by model_type, in the order in which an export tries them: Llama first; GLM, which could
+    express other families' models, last.
+    """
     by_name: dict[str, Family] = {}
-    for module in sorted(pkgutil.iter_modules(__path__), key=lambda module: module.name != "llama"):
+    for module in sorted(pkgutil.iter_modules(__path__), key=lambda part: (part.name != "llama", part.name == "glm")):
         part = import_module(f"{__name__}.{module.name}")
         for family in getattr(part, "FAMILIES", None) or (part.FAMILY,):
             by_name[family.name] = family
