@@ -230,11 +230,11 @@ def test_a_wrong_export_is_not_put_in_place(format: str, tmp_path: Path, monkeyp
         module = pytest.importorskip("headway.formats.gguf.model")
         pytest.importorskip("gguf")
     real = module.published_tensors
+    changed = "model.layers.1.self_attn.o_proj.weight" if format == "hf" else "blk.1.attn_output.weight"
 
     def wrong(model: Any, rules: Any) -> dict[str, torch.Tensor]:
         tensors = real(model, rules)
-        name = "model.layers.1.self_attn.o_proj.weight"
-        return {**tensors, name: torch.as_tensor(tensors[name]).clone().mul_(1.5)}
+        return {**tensors, changed: torch.as_tensor(tensors[changed]).clone().mul_(1.5)}
 
     monkeypatch.setattr(module, "published_tensors", wrong)
     for precision in (None,) if format == "hf" else (None, "q8_0"):
