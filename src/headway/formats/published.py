@@ -43,7 +43,7 @@ from headway.formats.weights import RenamedWeights, fill, find_differing_copy, f
 from headway.io.durable import read_json, write_json
 from headway.io.outputs import check_free_disk
 from headway.nn.mixers import AttentionConfig
-from headway.nn.models import ActConfig, ModelConfig, TransformerConfig, TwoTowerConfig
+from headway.nn.models import ActConfig, ModelConfig, PooledHeadConfig, TransformerConfig, TwoTowerConfig
 from headway.nn.models.kinds import generates
 from headway.nn.parts.experts import ExpertsConfig
 from headway.nn.parts.feedforward import GatedConfig, MLPConfig
