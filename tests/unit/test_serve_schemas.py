@@ -386,6 +386,7 @@ def test_what_is_sampled_holds_nothing_twice(schema: Any) -> None:
 
 def test_a_tool_that_cannot_be_looked_after_is_refused() -> None:
     tools = [{"name": "f", "schema": {"type": "object", "properties": {"x": {"type": "array", "uniqueItems": True}}}}]
-    form = {"type": "calls", "format": {}, "tools": tools, "required": True, "parallel": True}
+    call = {"opening": "", "closing": "", "arguments": "arguments"}
+    form = {"type": "calls", "format": call, "tools": tools, "required": True, "parallel": True}
     told = answer({"form": form, "symbols": 0})
     assert "the tool 'f'" in told["refused"]

@@ -121,6 +121,12 @@ def sample_outputs(model: nn.Module, limit: int) -> dict[str, Tensor]:
     """The outputs of all heads for a small fixed sample of at most `limit` tokens per row by name, or the features of a
     model without heads; empty for a model whose inputs are neither tokens nor images nor sounds.
     """
+    if model.training:  # with dropout
+        model.eval()
+        try:
+            return sample_outputs(model, limit)
+        finally:
+            model.train()
     config: Any = model.config
     random = torch.Generator().manual_seed(_SEED)
     if isinstance(model, TwoTower):

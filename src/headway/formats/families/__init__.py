@@ -18,11 +18,12 @@ from headway.formats.tensor_rules import Family
 
 @cache
 def families() -> dict[str, Family]:
-    """Return all families by model_type, in the order in which an export tries them: Llama first; GLM, which could
-    express other families' models, last.
+    """Return all families by model_type, in the order in which an export tries them: EuroBERT before Llama, whose
+    classes can also attend in both directions; GLM, which could express other families' models, last.
     """
     by_name: dict[str, Family] = {}
-    for module in sorted(pkgutil.iter_modules(__path__), key=lambda part: (part.name != "llama", part.name == "glm")):
+    order = {"eurobert": 0, "llama": 1, "glm": 3}
+    for module in sorted(pkgutil.iter_modules(__path__), key=lambda part: order.get(part.name, 2)):
         part = import_module(f"{__name__}.{module.name}")
         for family in getattr(part, "FAMILIES", None) or (part.FAMILY,):
             by_name[family.name] = family

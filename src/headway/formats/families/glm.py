@@ -139,7 +139,7 @@ FAMILIES = (
             topk_group=1,
         ),
         aliases={"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"},
-        ignored=("num_nextn_predict_layers",),
+        ignored=("num_nextn_predict_layers", llama.IS_CAUSAL),
         stacked=stacks(),
     ),
 )
