@@ -29,7 +29,7 @@ class Answer(NamedTuple):
     no_answer: float
 
 
-class _Window(NamedTuple):
+class _ContextWindow(NamedTuple):
     """A context's tokens from `start` to before `stop`."""
 
     context: int
@@ -70,7 +70,7 @@ class ContextWindows:
             )
         self._contexts, self._tokens = contexts, locate_tokens(codec, contexts)
         self._windows = [
-            _Window(context, start, min(start + free, len(tokens.ids)))
+            _ContextWindow(context, start, min(start + free, len(tokens.ids)))
             for context, tokens in enumerate(self._tokens)
             for start in range(0, max(1, len(tokens.ids) - shared), free - shared)
         ]

@@ -164,7 +164,6 @@ def _symmetric(x: np.ndarray, half: int) -> np.ndarray:
     return scale
 
 
-# How codes [B, numbers] are packed into columns of bytes, by format; the order is that of the file.
 def _joined(codes: np.ndarray, bits: int, shape: tuple[int, int]) -> np.ndarray:
     """Bytes of codes from groups of `shape`, whose rows fill a byte from its lowest bits on."""
     groups = codes.reshape(len(codes), -1, *shape)
@@ -229,6 +228,7 @@ def _pack_q6_k(codes: np.ndarray, scale: RefinedScales) -> list[np.ndarray]:
     return [_nibbles(codes, 64), _quarters(codes >> 4), scale.steps.astype(np.int8), scale.whole]
 
 
+# The functions pack codes [B, numbers] into columns of bytes, in the order of the file.
 FORMATS = {
     "Q4_0": BlockFormat(
         part=32,
