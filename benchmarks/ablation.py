@@ -28,10 +28,10 @@ import torch
 from headway.app.recipes import configure_recipe
 from headway.config import override
 from headway.learn import AdamWConfig, ConstantConfig, CosineConfig, Recipe, Task
-from headway.learn.distributed import Processes
 from headway.learn.fine_tuning import open_new_task
 from headway.learn.learner import Learner
 from headway.learn.memory import retained_heap
+from headway.learn.parallel.processes import Processes
 from headway.nn.models import build
 from headway.nn.models.stack import cycle
 from headway.nn.parts.feedforward import MLPConfig

@@ -95,10 +95,10 @@ def ours(shape: str, precision: str) -> tuple[Callable[[], Any], Callable[[], An
 
     from headway.domains import recipe as find_recipe
     from headway.learn import AdamWConfig
-    from headway.learn.distributed import Processes
     from headway.learn.examples import Batch
     from headway.learn.learner import Learner
     from headway.learn.objectives.classes import Classification
+    from headway.learn.parallel.processes import Processes
     from headway.learn.precision import products
     from headway.nn.models import build
 

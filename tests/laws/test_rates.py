@@ -11,8 +11,8 @@ import torch
 from headway.config import override
 from headway.domains import recipe, scale_of
 from headway.learn import Recipe
-from headway.learn.distributed import Processes
 from headway.learn.learner import Learner
+from headway.learn.parallel.processes import Processes
 from headway.learn.recipe import open_task
 from headway.nn.models import build
 

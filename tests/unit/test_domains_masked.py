@@ -21,9 +21,9 @@ from headway.domains.masked.task import MaskedDataset, Masking, MaskingConfig
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
 from headway.learn import Recipe, Shard, TrainConfig
-from headway.learn.distributed import Processes
 from headway.learn.examples import Batch
 from headway.learn.learner import Learner
+from headway.learn.parallel.processes import Processes
 from headway.learn.task import Task
 from headway.nn.models import build
 from headway.nn.models.presets import preset

@@ -23,8 +23,9 @@ from headway.domains.text.task import CarriedNextToken, StreamedDocuments, Strea
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
 from headway.learn import Recipe, Shard
-from headway.learn.distributed import CarriedStates, Processes
 from headway.learn.learner import Learner
+from headway.learn.parallel.carried_states import CarriedStates
+from headway.learn.parallel.processes import Processes
 from headway.learn.task import Task
 from headway.nn.models import ModelConfig, build
 from headway.nn.models.presets import preset

@@ -87,7 +87,7 @@ OWN = {
     "formats/onnx.py",
     "formats/published.py",
     "formats/tensorfile.py",
-    "learn/distributed.py",
+    "learn/parallel/processes.py",
     "serve/tool_call_syntax.py",
     "serve/tool_calls.py",
     "serve/unique_items.py",

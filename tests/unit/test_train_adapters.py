@@ -22,8 +22,8 @@ from headway.formats.open import open_model
 from headway.formats.peft import merge_adapter
 from headway.learn import Recipe, read_recipe
 from headway.learn.adapters import AdapterConfig, LoRAConfig, adapters, merged, target_projections, with_adapter
-from headway.learn.distributed import Processes
 from headway.learn.optim import Optimizer, trainable
+from headway.learn.parallel.processes import Processes
 from headway.learn.plan.budget import measure_speed
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, StackConfig, TransformerConfig, VocabularyHead, build

@@ -18,7 +18,7 @@ from tiny_task import CountingConfig, counting, counting_recipe, train
 from headway.errors import UserError
 from headway.formats import native
 from headway.learn import Shard
-from headway.learn.distributed import Processes
+from headway.learn.parallel.processes import Processes
 from headway.learn.run import read_metrics
 from processes import Program
 
@@ -95,9 +95,9 @@ def test_a_step_that_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatch
 
 IMPATIENT = """
 import runpy, sys
-from headway.learn import distributed
+from headway.learn.parallel import heartbeat
 
-distributed._HEARTBEAT_SECONDS, distributed._MAX_MISSED = 0.2, 15
+heartbeat._HEARTBEAT_SECONDS, heartbeat._MAX_MISSED = 0.2, 15
 script = sys.argv.pop(1)
 sys.argv[0] = script
 try:

@@ -11,9 +11,9 @@ from tiny_task import SYMBOLS, CountingConfig, counting, counting_recipe
 
 import headway.learn.learner as learner_module
 from headway.errors import UserError
-from headway.learn.distributed import Processes
 from headway.learn.examples import Batch
 from headway.learn.learner import Learner, Update
+from headway.learn.parallel.processes import Processes
 from headway.nn.models import build
 
 pointwise_module = import_module("headway.nn.kernels.pointwise")  # the package has a function of that name

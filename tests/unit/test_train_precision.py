@@ -8,8 +8,8 @@ from tiny_task import SYMBOLS, CountingConfig, counting, counting_recipe
 from torch import nn
 
 from headway.learn import display, precision
-from headway.learn.distributed import Processes
 from headway.learn.learner import Learner
+from headway.learn.parallel.processes import Processes
 from headway.learn.precision import (
     Processor,
     choose_precision,

@@ -35,9 +35,9 @@ from headway.generate import SearchConfig, translate_ids
 from headway.generate.prompts import make_prompt
 from headway.generate.torch_sampling import argmax
 from headway.learn import AdamWConfig, Recipe, TrainConfig
-from headway.learn.distributed import Processes
 from headway.learn.learner import Learner
 from headway.learn.memory import retained_heap
+from headway.learn.parallel.processes import Processes
 from headway.learn.task import Task
 from headway.nn.kernels import deterministic
 from headway.nn.models import EncoderDecoder, Generative

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from headway.data.shuffling import GOLDEN_GAMMA, splitmix64
 from headway.errors import UserError
 from headway.formats.native import named_tensors
-from headway.learn.distributed import CarriedStates, Processes
 from headway.learn.examples import Batch, OnPolicyExamples
 from headway.learn.objective import StatefulObjective
 from headway.learn.optim import Optimizer
+from headway.learn.parallel.carried_states import CarriedStates
+from headway.learn.parallel.processes import Processes
 from headway.learn.precision import effective_precision, products
 from headway.learn.recipe import Recipe
 from headway.learn.task import Task

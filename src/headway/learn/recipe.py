@@ -18,6 +18,7 @@ from headway.io.durable import read_json, write_text
 from headway.io.files import format_path
 from headway.learn.adapters import AdapterConfig
 from headway.learn.optim import AdamWConfig, OptimConfig
+from headway.learn.parallel.settings import ParallelConfig
 from headway.learn.schedule import CosineConfig, ScheduleConfig, WSDConfig
 from headway.learn.task import Task
 from headway.nn.models import ModelConfig
@@ -53,6 +54,8 @@ class TrainConfig:
         the first step, by their features; 0: initialise the head randomly.
     patience: number of evaluations without improvement after which training ends.
     frozen: what not to train: model parts ("tower"), parameters, or name patterns ("*.bias").
+    recompute: recompute the activations of every n-th block in the backward pass instead of keeping them; 0: of none,
+        1: of all.
     """
 
     steps: int = 1000
@@ -72,6 +75,7 @@ class TrainConfig:
     linear_probe: int = 4096  # training samples to fit a new head to when fine-tuning
     patience: int | None = None
     frozen: tuple[str, ...] = ()
+    recompute: int = 0
 
     def __post_init__(self) -> None:
         positive = (
@@ -83,7 +87,7 @@ class TrainConfig:
             "patience",
             "evaluate_limit",
         )
-        for name in (*positive, "evaluate_every", "checkpoint_every", "average", "seed", "linear_probe"):
+        for name in (*positive, "evaluate_every", "checkpoint_every", "average", "seed", "linear_probe", "recompute"):
             value, minimum = getattr(self, name), 1 if name in positive else 0
             if value is not None and value < minimum:
                 raise ConfigError(f"train.{name} is {value}; use {minimum} or more")
@@ -183,6 +187,7 @@ class Recipe:
     optim: OptimConfig = AdamWConfig()
     schedule: ScheduleConfig = CosineConfig()
     train: TrainConfig = TrainConfig()
+    parallel: ParallelConfig = ParallelConfig()
     expected: str = ""
     start: str | None = None
     adapter: AdapterConfig | None = None
@@ -313,4 +318,4 @@ def generic(
 ) -> Recipe:
     """A recipe without data of its own, for any number of steps: the warm-up and the decay are shares of them."""
     schedule = WSDConfig(warmup=0.02, decay=0.6)
-    return Recipe(name, domain, description, (), model, task, optim, schedule, train, expected)
+    return Recipe(name, domain, description, (), model, task, optim, schedule, train, expected=expected)

@@ -14,8 +14,8 @@ import torch
 from headway.data.token_store import content_digest
 from headway.errors import UserError
 from headway.learn.checkpoint import step_of
-from headway.learn.distributed import Processes
 from headway.learn.formatting import format_number
+from headway.learn.parallel.processes import Processes
 from headway.learn.plan.budget import Clock, Speed, plan_steps
 from headway.learn.recipe import Recipe, difference
 from headway.learn.task import Task
@@ -40,6 +40,11 @@ def resumed_recipe(
         schedule = recorded.schedule
     if train.precision == "auto":
         train = replace(train, precision=recorded.train.precision)
+    exact = requested.parallel.exact
+    if exact is not None and exact != bool(recorded.parallel.exact):
+        preposition = "with" if recorded.parallel.exact else "without"
+        raise UserError(f"{path} was started {preposition} parallel.exact; resume it without this setting")
+    parallel = replace(requested.parallel, exact=bool(recorded.parallel.exact))
     recorded_goal = status.get("goal", goal)
     if recorded_goal != goal:
         raise UserError(
@@ -49,7 +54,10 @@ def resumed_recipe(
     data_difference = differences(status.get("data"), data)
     has_fingerprint = bool(data) and isinstance(status.get("data"), dict)
     paths = recorded.data if has_fingerprint else requested.data  # named datasets are compared by content, not by path
-    changed = difference(recorded, replace(requested, train=train, schedule=schedule, data=paths))
+    changed = difference(
+        replace(recorded, parallel=parallel),
+        replace(requested, train=train, schedule=schedule, data=paths, parallel=parallel),
+    )
     if data_difference is not None and (changed is None or changed.startswith("model")):  # the data may change it
         raise UserError(
             f"{path} was trained on other data: the new data have {data_difference}; pass the run's "
@@ -60,7 +68,7 @@ def resumed_recipe(
             f"{path} was started with another recipe: {changed}; "
             "resume it with its own settings, or choose another directory with --run"
         )
-    return replace(recorded, data=requested.data)
+    return replace(recorded, data=requested.data, parallel=parallel)
 
 
 def extended_recipe(

@@ -22,7 +22,6 @@ from headway.io.durable import remove
 from headway.learn.adapters import merged
 from headway.learn.checkpoint import Checkpoints, step_of
 from headway.learn.display import open_display
-from headway.learn.distributed import Processes
 from headway.learn.examples import OnPolicyExamples
 from headway.learn.fine_tuning import (
     TensorMatch,
@@ -36,6 +35,7 @@ from headway.learn.interrupts import Interrupts, UserInterrupt
 from headway.learn.learner import Learner
 from headway.learn.memory import check_memory, retained_heap
 from headway.learn.objective import Objective
+from headway.learn.parallel.processes import Processes
 from headway.learn.plan.budget import Clock, Speed, TimeBudget, measure_speed, plan_recipe
 from headway.learn.plan.plans import has_few_validation_samples
 from headway.learn.plan.scale import EARLY_FRACTION, LATE_FRACTION, LossPredictor, slope_of
@@ -180,7 +180,13 @@ class Trainer:
         self.precision = Precision(
             *self.processes.broadcast_object(list(choose_precision(self.recipe.train.precision, self.outline, device)))
         )
-        recipe = replace(self.recipe, train=replace(self.recipe.train, precision=self.precision.name))
+        parallel, several = self.recipe.parallel, self.processes.world > 1 and device.type == "cpu"
+        exact = several if parallel.exact is None else parallel.exact
+        recipe = replace(
+            self.recipe,
+            train=replace(self.recipe.train, precision=self.precision.name),
+            parallel=replace(parallel, exact=exact),
+        )
         if self.minutes is not None:
             speed = self._measure_speed(recipe, 60 * self.minutes)
             seconds_left = 60 * self.minutes - self.clock.elapsed() - self._head_fit_seconds(speed)

@@ -14,8 +14,8 @@ from torch import nn
 
 from headway.data.array_store import build_deadline
 from headway.errors import ConfigError, UserError
-from headway.learn.distributed import Processes
 from headway.learn.formatting import format_count, format_number
+from headway.learn.parallel.processes import Processes
 from headway.learn.plan.budget import Clock, Throughput, measure_throughput
 from headway.learn.plan.scale import Scale, Settings, overlaps, shape_of, with_user_settings, without_user_settings
 from headway.learn.recipe import Recipe, open_task

@@ -16,11 +16,11 @@ import torch
 from headway.errors import UserError
 from headway.io.summary_card import SummaryCard, summary_repr
 from headway.learn.adapters import AdapterConfig
-from headway.learn.distributed import Processes
 from headway.learn.examples import OnPolicyExamples
 from headway.learn.fine_tuning import adapted_model, match_tensors, open_new_task, open_start
 from headway.learn.formatting import format_number, format_seconds
 from headway.learn.memory import check_memory, training_bytes
+from headway.learn.parallel.processes import Processes
 from headway.learn.plan.budget import Clock, Throughput, measure_speed, measure_throughput, plan_recipe
 from headway.learn.plan.choose import TRAINING_SHARE, active_parameters, scale_recipe
 from headway.learn.plan.scale import LossPredictor, Scale, Settings, shape_of, with_user_settings

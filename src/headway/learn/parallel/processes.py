@@ -1,0 +1,108 @@
+"""The processes that train one model: their group, and the operations between them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from headway.errors import UserError
+from headway.learn.examples import Shard
+from headway.learn.parallel.heartbeat import Heartbeat
+
+# The other processes wait while the main process evaluates.
+_TIMEOUT = timedelta(hours=12)
+
+
+class Processes:
+    """The processes that train one model. With a single process, every operation is free.
+
+    torchrun starts them and sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.world = int(os.environ.get("WORLD_SIZE", "1"))
+        self.device = device
+        self._heartbeat: Heartbeat | None = None
+        if self.world > 1:
+            if device.type == "cuda":
+                self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+                torch.cuda.set_device(self.device)
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            if not dist.is_initialized():
+                store, rank, world = next(rendezvous("env://", timeout=_TIMEOUT))
+                dist.init_process_group(backend, timeout=_TIMEOUT, store=store, rank=rank, world_size=world)
+                self._heartbeat = Heartbeat(store.clone(), self.rank, self.world)  # type: ignore[attr-defined]
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that evaluates, writes and reports."""
+        return self.rank == 0
+
+    @property
+    def shard(self) -> Shard:
+        return Shard(self.rank, self.world)
+
+    def local_micro_batches(self, accumulate: int) -> int:
+        """The number of micro-batches per step for this process, out of `accumulate` in total."""
+        if accumulate % self.world:
+            raise UserError(
+                f"train.accumulate={accumulate} is not divisible by {self.world} processes; "
+                f"set it to {self.world} or a multiple"
+            )
+        return accumulate // self.world
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum a tensor over all processes, in place."""
+        if self.world > 1:
+            with _collective():
+                dist.all_reduce(values)
+        return values
+
+    def broadcast(self, values: Tensor) -> None:
+        """Broadcast values from the main process to all processes, in place."""
+        if self.world > 1:
+            with _collective():
+                dist.broadcast(values, 0)
+
+    def broadcast_object(self, data: Any) -> Any:
+        """Broadcast `data` (any JSON value) from the main process to all processes."""
+        if self.world == 1:
+            return data
+        text = json.dumps(data).encode() if self.is_main else b""
+        size = torch.tensor(len(text), device=self.device)
+        self.broadcast(size)
+        content = torch.zeros(int(size), dtype=torch.uint8, device=self.device)
+        if self.is_main:
+            content.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
+        self.broadcast(content)
+        return json.loads(bytes(content.cpu().tolist()))
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if self._heartbeat is not None:
+            self._heartbeat.close()
+        if self.world > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+@contextmanager
+def _collective() -> Iterator[None]:
+    """Run a collective operation; raise UserError if another process has ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        first = str(error).split("\n")[0].rpartition("] ")[2]
+        raise UserError(
+            f"another training process has ended ({first.rstrip('.')}); check its log for the reason, then resume from "
+            "the last checkpoint with --resume"
+        ) from error
