@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from headway.learn.examples import Batch, OnPolicyExamples
 from headway.learn.objective import StatefulObjective
 from headway.learn.optim import Optimizer
 from headway.learn.parallel.carried_states import CarriedStates
+from headway.learn.parallel.evaluation import shared_evaluation
 from headway.learn.parallel.processes import Processes
 from headway.learn.precision import effective_precision, products
 from headway.learn.recipe import Recipe
@@ -135,6 +136,28 @@ class Learner:
             if trained is not None:  # first, because a second Ctrl-C may interrupt the rest
                 self.flat.data.copy_(trained)
             self.model.train()
+
+    def evaluate(
+        self,
+        split: str,
+        limit: int | None,
+        breakable: Callable[[], AbstractContextManager[None]] = nullcontext,
+        stops: Callable[[], bool] = bool,
+    ) -> dict[str, Any]:
+        """Scores on at most `limit` samples from a split, equal in all processes, which share the work if the objective
+        can; otherwise the main process does it. If `stops` is true in one process, KeyboardInterrupt in all that share
+        it; in the context `breakable`, a signal interrupts at once.
+        """
+        processes, task = self.processes, self.task
+        if processes.world > 1 and task.objective.shares_evaluation:
+            with self.evaluating() as model, shared_evaluation(processes, stops):
+                return processes.broadcast_object(task.evaluate(model, split, limit))
+        if not processes.is_main:
+            with breakable():
+                return processes.broadcast_object(None)
+        with self.evaluating() as model, breakable():
+            scores = task.evaluate(model, split, limit)
+        return processes.broadcast_object(scores)
 
     @property
     def trained(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
@@ -13,6 +13,7 @@ from torch import nn
 from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluation_mode
 from headway.learn.examples import Batch, Examples, Samples
+from headway.learn.parallel.evaluation import share_batches
 from headway.nn.mixers import State
 from headway.nn.models import Loss, ModelConfig
 
@@ -34,6 +35,7 @@ class Objective(Generic[E]):
     unit: str = "token"
     small_data_lr: bool = False  # whether fine-tuning on fewer samples uses a smaller learning rate
     evaluates_start: bool = False  # whether the initial model is evaluated before the first step
+    shares_evaluation: bool = False  # whether several processes may call `evaluate` together (evaluate_batches)
 
     @property
     def measure(self) -> str:
@@ -149,6 +151,20 @@ class StatefulObjective(Objective[E]):
         ignores `states`.
         """
         raise NotImplementedError
+
+
+def evaluate_batches(
+    model: nn.Module, samples: Samples, compute: Callable[[np.ndarray, Batch], Sequence[Any]]
+) -> Iterator[tuple[Any, ...]]:
+    """`compute(indices, batch)`, a few numbers and tensors, for the batches of `evaluation_batches`, which the
+    processes of a run share.
+    """
+    device = device_of(model)
+    with evaluation_mode(model), torch.no_grad():
+        yield from share_batches(
+            list(samples.evaluation_order().single_pass()),
+            lambda indices: compute(indices, samples.take(indices).to(device)),
+        )
 
 
 def evaluation_batches(model: nn.Module, samples: Samples) -> Iterator[tuple[np.ndarray, Batch]]:

@@ -477,16 +477,10 @@ class Trainer:
             )
 
     def _measure(self) -> dict[str, float] | None:
-        """The metrics measured by the main process; None if Ctrl-C interrupts it. Swapping weights is not
-        interrupted.
-        """
+        """The metrics; None if Ctrl-C interrupts the evaluation. Swapping weights is not interrupted."""
         try:
-            if not self.processes.is_main:
-                with self.interrupts.breakable():
-                    return self.processes.broadcast_object(None)
-            with self.learner.evaluating() as model, self.interrupts.breakable():
-                scores = self.task.evaluate(model, "validation", self.recipe.train.evaluate_limit)
-            return self.processes.broadcast_object(scores)
+            limit, interrupts = self.recipe.train.evaluate_limit, self.interrupts
+            return self.learner.evaluate("validation", limit, interrupts.breakable, lambda: interrupts.requested)
         except KeyboardInterrupt:
             return None
 

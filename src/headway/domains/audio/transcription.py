@@ -194,6 +194,8 @@ H = TypeVar("H", bound=SpeechDataset)
 class SpeechRecognition(SequenceGeneration[H], Generic[H]):
     """Speech recognition, scored by the word error rate after `normalize`; `signature` describes the normalisation."""
 
+    shares_evaluation = False  # each recording is encoded once, for its loss and its transcript
+
     def __init__(
         self,
         config: SpeechConfig,

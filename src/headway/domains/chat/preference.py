@@ -50,7 +50,8 @@ from headway.layout import Layout
 from headway.learn import Recipe, Task
 from headway.learn.examples import Batch, LengthBatches, RngKey, spread_evenly
 from headway.learn.fine_tuning import open_start
-from headway.learn.objective import Objective, evaluation_batches
+from headway.learn.objective import Objective, evaluate_batches
+from headway.learn.parallel.evaluation import on_main_process
 from headway.learn.recipe import batch_tokens_of
 from headway.metrics import wilson_interval
 from headway.nn.models import Loss, ModelConfig, VocabularyHead, build
@@ -290,6 +291,8 @@ class DirectPreference(Objective[Preferences]):
     reversed choice by the weight `smoothing` (Mitchell 2023).
     """
 
+    shares_evaluation = True
+
     unit = "pair"
     evaluates_start = True
 
@@ -323,9 +326,14 @@ class DirectPreference(Objective[Preferences]):
         """
         samples = examples.of(split).limited_to(limit)
         batch_rewards, tokens = [], 0
-        for _, batch in evaluation_batches(model, samples):
-            batch_rewards.append(self.rewards(model, model(*batch.inputs).x, batch).double().cpu())
-            tokens += int((batch.targets[0][: batch.tokens] != IGNORE_INDEX).sum())
+
+        def compute(_: np.ndarray, batch: Batch) -> tuple[Tensor, int]:
+            rewards = self.rewards(model, model(*batch.inputs).x, batch).double().cpu()
+            return rewards, int((batch.targets[0][: batch.tokens] != IGNORE_INDEX).sum())
+
+        for rewards, batch_tokens in evaluate_batches(model, samples, compute):
+            batch_rewards.append(rewards)
+            tokens += batch_tokens
         rewards = torch.cat(batch_rewards, dim=1)
         margins = rewards[0] - rewards[1]
         correct = float((margins > 0).double().sum() + (margins == 0).double().sum() / 2)
@@ -337,7 +345,7 @@ class DirectPreference(Objective[Preferences]):
             "chosen_reward": float(rewards[0].mean()),
             "rejected_reward": float(rewards[1].mean()),
             "perplexity_change": math.exp(min(-float(rewards[0].sum()) / self.beta / tokens, _MAX_LOG_CHANGE)),
-            **answer_scores(model, examples, examples.rows_of(split)[:limit]),
+            **on_main_process(lambda: answer_scores(model, examples, examples.rows_of(split)[:limit])),
             "samples": len(samples),
         }
 

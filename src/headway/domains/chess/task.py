@@ -46,7 +46,7 @@ from headway.domains.chess.positions import Positions
 from headway.errors import UserError
 from headway.learn import Recipe
 from headway.learn.examples import Batch, Contents, IndexedExamples, RngKey
-from headway.learn.objective import Objective, evaluation_batches
+from headway.learn.objective import Objective, evaluate_batches
 from headway.learn.recipe import batch_size_of
 from headway.learn.report import Picture
 from headway.metrics import wilson_interval
@@ -123,6 +123,8 @@ P = TypeVar("P", bound=PositionRows)
 
 class PositionObjective(Objective[P], Generic[P]):
     """The objective for models that evaluate positions."""
+
+    shares_evaluation = True
 
     unit = "position"
 
@@ -271,23 +273,28 @@ class MovesAndOutcomes(PositionObjective[Boards]):
         legal; and the mean error of the expected score.
         """
         samples = examples.of(split).limited_to(limit)
-        num_moves = hits = num_legal = num_values = 0
-        policy_nats = value_nats = error = 0.0
-        for indices, batch in evaluation_batches(model, samples):
+
+        def compute(indices: np.ndarray, batch: Batch) -> tuple[int, int, int, int, float, float, float]:
             (policy, value), targets = outputs(model, *batch.inputs), batch.targets
             legal = torch.from_numpy(examples.legal(samples.rows[indices])).to(policy.device)
             best = policy.masked_fill(~legal, float("-inf")).argmax(-1)
             moved = targets.moves[:, 0] >= 0
             valued = ~targets.values[:, 0].isnan()
-            num_moves = num_moves + int(moved.sum())
-            num_values = num_values + int(valued.sum())
-            hits += int((best == targets.moves[:, 0])[moved].sum())
-            num_legal += int((best == policy.argmax(-1))[moved].sum())
-            policy_nats += float(_policy_nats(policy, targets).sum())
-            value_nats += float(_value_nats(value, targets).sum())
             points = torch.tensor([1.0, 0.5, 0.0], device=value.device)
             errors = ((value.softmax(-1) - targets.values.nan_to_num(0.0)) @ points).abs()
-            error += float(errors[valued].sum())
+            return (
+                int(moved.sum()),
+                int(valued.sum()),
+                int((best == targets.moves[:, 0])[moved].sum()),
+                int((best == policy.argmax(-1))[moved].sum()),
+                float(_policy_nats(policy, targets).sum()),
+                float(_value_nats(value, targets).sum()),
+                float(errors[valued].sum()),
+            )
+
+        num_moves, num_values, hits, num_legal, policy_nats, value_nats, error = map(
+            sum, zip(*evaluate_batches(model, samples, compute))
+        )
         scores: dict[str, Any] = {"loss": 0.0, "positions": 0}
         if num_moves:
             scores["policy"] = policy_nats / num_moves
@@ -405,12 +412,15 @@ class MoveOrBin(PositionObjective[Fens]):
 
     def evaluate(self, model: nn.Module, examples: Fens, split: str, limit: int | None = None) -> dict[str, Any]:
         """Return nats per position, the accuracy on moves or bins, and the mean error of the expected score."""
-        nats, hits, error, samples = 0.0, 0, 0.0, examples.of(split).limited_to(limit)
-        for _, batch in evaluation_batches(model, samples):
+        samples = examples.of(split).limited_to(limit)
+
+        def compute(_: np.ndarray, batch: Batch) -> tuple[float, int, float]:
             logits = value_logits(model, *batch.inputs)
-            nats += float(F.cross_entropy(logits, batch.targets, reduction="sum"))
-            hits += int((logits.argmax(-1) == batch.targets).sum())
-            error += float((expected_scores(logits) - (batch.targets + 0.5) / self.outputs).abs().sum())
+            errors = expected_scores(logits) - (batch.targets + 0.5) / self.outputs
+            nats = float(F.cross_entropy(logits, batch.targets, reduction="sum"))
+            return nats, int((logits.argmax(-1) == batch.targets).sum()), float(errors.abs().sum())
+
+        nats, hits, error = map(sum, zip(*evaluate_batches(model, samples, compute)))
         count = len(samples)
         scores = {"loss": nats / count, "accuracy": hits / count, "accuracy_interval": wilson_interval(hits, count)}
         if self.target != "behaviour":

@@ -24,7 +24,7 @@ from headway.errors import ConfigError, UserError
 from headway.generate.prompts import device_of
 from headway.learn import Recipe, Task, TaskConfig
 from headway.learn.examples import Batch, Contents, FixedSizeBatches, RngKey, RowLayouts, SplitExamples, spread_evenly
-from headway.learn.objective import Objective, evaluation_batches
+from headway.learn.objective import Objective, evaluate_batches
 from headway.learn.task import codec_of
 from headway.metrics import perplexity, wilson_interval
 from headway.nn.models import (
@@ -465,6 +465,8 @@ class MaskedRowSamples:
 class MaskedTokens(Objective[MaskedDataset]):
     """Masked tokens and, for pairs, whether the second segment follows the first (Devlin et al. 2019, section 3.1)."""
 
+    shares_evaluation = True
+
     unit = "masked token"
 
     def adapt(self, model: ModelConfig, examples: MaskedDataset) -> ModelConfig:
@@ -499,23 +501,26 @@ class MaskedTokens(Objective[MaskedDataset]):
 
         A row has the same masks in every evaluation of every run. `limit` counts rows.
         """
-        nats = next_nats = 0.0
-        hits = count = next_hits = pairs = 0
-        for _, batch in evaluation_batches(model, examples.of(split).limited_to(limit)):
+
+        def compute(_: np.ndarray, batch: Batch) -> tuple[float, int, int, float, int, int]:
             labels, unrelated = batch.targets
             encoded = model(*batch.inputs)
             is_masked = labels != IGNORE_INDEX
-            batch_nats = 0.0
+            batch_nats, hits = 0.0, 0
             for x, chunk in zip(encoded.x[is_masked].split(_LOGIT_CHUNK), labels[is_masked].split(_LOGIT_CHUNK)):
                 logits = model.get_submodule("heads.vocabulary")(x)
                 batch_nats += float(F.cross_entropy(logits, chunk, reduction="sum"))
                 hits += int((logits.argmax(-1) == chunk).sum())
-            nats, count = nats + batch_nats, count + batch.tokens
-            if unrelated is not None:
-                next_logits = _next_logits(model, encoded)
-                next_nats += float(F.cross_entropy(next_logits, unrelated, reduction="sum"))
-                next_hits += int((next_logits.argmax(-1) == unrelated).sum())
-                pairs += len(unrelated)
+            if unrelated is None:
+                return batch_nats, hits, batch.tokens, 0.0, 0, 0
+            next_logits = _next_logits(model, encoded)
+            next_nats = float(F.cross_entropy(next_logits, unrelated, reduction="sum"))
+            next_hits = int((next_logits.argmax(-1) == unrelated).sum())
+            return batch_nats, hits, batch.tokens, next_nats, next_hits, len(unrelated)
+
+        nats, hits, count, next_nats, next_hits, pairs = map(
+            sum, zip(*evaluate_batches(model, examples.of(split).limited_to(limit), compute))
+        )
         scores: dict[str, Any] = {
             "loss": nats / count,
             "perplexity": perplexity(nats, count),

@@ -350,6 +350,8 @@ class CarriedNextToken(NextToken, StatefulObjective[Documents]):
     initial states in a later batch, without gradients between them (Williams and Peng 1990; Mikolov et al. 2010).
     """
 
+    shares_evaluation = False  # states go from batch to batch
+
     def initial_state(self, model: nn.Module, rows: int) -> State:
         return cast(Transformer, model).stack.initial_states(rows, 1, like=next(model.parameters()))
 

@@ -23,7 +23,7 @@ from headway.domains.understanding.task import (
 )
 from headway.learn import Recipe, Task
 from headway.learn.examples import Batch, Contents, RngKey, RowSubset
-from headway.learn.objective import Objective, evaluation_batches
+from headway.learn.objective import Objective, evaluate_batches, evaluation_batches
 from headway.learn.objectives.classes import ClassifiedExamples
 from headway.learn.objectives.linear import LinearHead, fit_linear
 from headway.learn.recipe import batch_tokens_of
@@ -124,6 +124,8 @@ class EvaluatedTags(NamedTuple):
 class Tags(Objective[TaggedSentences]):
     """Cross-entropy of word tags; scored by entity F1 if the tags have entities, otherwise by accuracy."""
 
+    shares_evaluation = True
+
     goal_better: Literal["min", "max"] = "max"
     unit = "word"
 
@@ -192,11 +194,15 @@ class Tags(Objective[TaggedSentences]):
         """Each sample's predicted word tags, and the loss in nats per word."""
         examples, nats, count = cast(TaggedSentences, samples.examples), 0.0, 0
         predicted: list[list[str]] = [[] for _ in range(len(samples))]
-        for indices, batch in evaluation_batches(model, samples):
+
+        def compute(indices: np.ndarray, batch: Batch) -> tuple[Tensor, Tensor, float, int]:
             logits = cast(Transformer, model).output(HEAD, *batch.inputs)
             loss = _cross_entropy(logits, batch)
-            nats, count = nats + float(loss.total), count + loss.count
-            for index, best in zip(indices.tolist(), logits.argmax(-1).cpu().numpy()):
+            return torch.from_numpy(indices), logits.argmax(-1).cpu(), float(loss.total), loss.count
+
+        for indices, best_tags, batch_nats, words in evaluate_batches(model, samples, compute):
+            nats, count = nats + batch_nats, count + words
+            for index, best in zip(indices.tolist(), best_tags.numpy()):
                 row = int(samples.rows[index])
                 positions = examples.positions[row, : len(examples.sentences[row].words)]
                 predicted[index] = word_tags(best, positions, examples.labels)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from headway.errors import UserError
 from headway.formats.usage import read_usage
 from headway.learn.examples import Batch, IndexedExamples, RowSubset
-from headway.learn.objective import Objective, evaluation_batches
+from headway.learn.objective import Objective, evaluate_batches, evaluation_batches
 from headway.learn.objectives.linear import ITERATIONS, STRENGTHS, LinearHead, minimise
 from headway.learn.report import Picture
 from headway.learn.report.pictures import label_table, scatter_chart
@@ -62,6 +62,7 @@ class PredictionObjective(Objective[P], Generic[P]):
     """
 
     small_data_lr = True
+    shares_evaluation = True
     head: str
     goals: ClassVar[Goals]
 
@@ -77,11 +78,12 @@ class PredictionObjective(Objective[P], Generic[P]):
     def outputs(self, model: nn.Module, samples: RowSubset) -> tuple[Float[Tensor, "N C"], Tensor]:
         """The head's outputs for samples, and their targets, on the CPU."""
         outputs, all_targets, name = torch.zeros(0), torch.zeros(0), head_name(model, self.head)
-        for indices, batch in evaluation_batches(model, samples):
-            batch_outputs, targets = (
-                cast(Transformer, model).output(name, *batch.inputs).float().cpu(),
-                batch.targets.cpu(),
-            )
+
+        def compute(indices: np.ndarray, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+            output = cast(Transformer, model).output(name, *batch.inputs)
+            return torch.from_numpy(indices), output.float().cpu(), batch.targets.cpu()
+
+        for indices, batch_outputs, targets in evaluate_batches(model, samples, compute):
             if not len(outputs):
                 outputs = batch_outputs.new_empty(len(samples), batch_outputs.shape[-1])
                 all_targets = targets.new_empty(len(samples), *targets.shape[1:])

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from headway.learn.examples import Batch, IndexedExamples, RowSubset
-from headway.learn.objective import Objective, evaluation_batches
+from headway.learn.objective import Objective, evaluate_batches
 from headway.learn.report import Picture
 from headway.learn.report.charts import Panel, drawable, forecast_figure
 from headway.metrics.forecasts import forecast_scores
@@ -81,6 +81,8 @@ class Quantiles(Objective[C], Generic[C]):
     are valid, Bool[B, S].
     """
 
+    shares_evaluation = True
+
     def __init__(self, levels: Sequence[float], unit: str = "value") -> None:
         self.levels, self.unit = tuple(levels), unit
 
@@ -113,11 +115,16 @@ class Quantiles(Objective[C], Generic[C]):
         """Predicted quantiles in the data's scale, and the mean loss."""
         chunks: list[np.ndarray] = []
         total, count = 0.0, 0
-        for indices, batch in evaluation_batches(model, samples):
+
+        def compute(indices: np.ndarray, batch: Batch) -> tuple[Tensor, Tensor, float, int]:
             quantiles = self.quantiles(model, batch.inputs)
-            total, count = total + float(self.pinball(quantiles, *batch.targets)), count + batch.tokens
+            pinball = float(self.pinball(quantiles, *batch.targets))
+            return torch.from_numpy(indices), quantiles.cpu(), pinball, batch.tokens
+
+        for indices, quantiles, pinball, tokens in evaluate_batches(model, samples, compute):
+            total, count = total + pinball, count + tokens
             examples = cast(ForecastSamples, samples.examples)
-            chunks.append(examples.scaled(samples.rows[indices], quantiles.cpu().double().numpy()))
+            chunks.append(examples.scaled(samples.rows[indices.numpy()], quantiles.double().numpy()))
         return np.concatenate(chunks), total / count
 
     def evaluate(self, model: nn.Module, examples: C, split: str, limit: int | None = None) -> dict[str, Any]:

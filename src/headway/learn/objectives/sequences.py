@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar, cast
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
@@ -15,7 +16,8 @@ from headway.data import IGNORE_INDEX
 from headway.generate import SearchConfig
 from headway.layout import Layout
 from headway.learn.examples import Batch, Examples, Samples, SplitExamples
-from headway.learn.objective import Objective, evaluation_batches
+from headway.learn.objective import Objective, evaluate_batches
+from headway.learn.parallel.evaluation import on_main_process
 from headway.metrics import language_scores
 from headway.nn.mixers import State
 from headway.nn.models import Loss, ModelFeatures, VocabularyHead
@@ -29,6 +31,8 @@ class Likelihood(Objective[E]):
     `smoothing` is the fraction of each target that is spread over all tokens (Szegedy et al. 2016); `head` is the
     module name of the vocabulary head.
     """
+
+    shares_evaluation = True
 
     def __init__(self, smoothing: float = 0.0, head: str = "heads.vocabulary") -> None:
         self.smoothing, self.head = smoothing, head
@@ -50,11 +54,17 @@ class Likelihood(Objective[E]):
 
     def nats(self, model: nn.Module, samples: Samples) -> tuple[float, int]:
         """Total nats for the samples' targets, without smoothing, and the number of targets."""
-        nats, count, states = 0.0, 0, None
-        for _, batch in evaluation_batches(model, samples):
+        states: Any = None
+
+        def compute(_: np.ndarray, batch: Batch) -> tuple[float, int]:
+            nonlocal states
             encoded = self.encode(model, batch, states)
             loss, states = self.losses(model, encoded, batch, 0.0)["loss"], encoded.states
-            nats, count = nats + float(loss.total), count + loss.count
+            return float(loss.total), loss.count
+
+        nats, count = 0.0, 0
+        for batch_nats, batch_count in evaluate_batches(model, samples, compute):
+            nats, count = nats + batch_nats, count + batch_count
         return nats, count
 
 
@@ -134,7 +144,11 @@ class SequenceGeneration(Likelihood[S], Generic[S]):
         """Loss and perplexity on the targets, without smoothing, and scores for the generated sequences."""
         nats, count = self.nats(model, examples.of(split).limited_to(limit))
         sources, search = examples.sources(split, limit), self.search_for(split)
-        scores = self.scores(examples, sources, self.generate(model, examples, sources, search))
+
+        def score() -> dict[str, Any]:
+            return self.scores(examples, sources, self.generate(model, examples, sources, search))
+
+        scores = on_main_process(score)
         return {**language_scores(nats, count), **scores, "beam": search.beam}
 
     def samples(self, model: nn.Module, examples: S, count: int) -> list[dict[str, str]]:

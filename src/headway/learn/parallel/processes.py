@@ -87,6 +87,21 @@ class Processes:
         self.broadcast(content)
         return json.loads(bytes(content.cpu().tolist()))
 
+    def gather_bytes(self, data: bytes) -> list[bytes]:
+        """The data of all processes, in their order."""
+        if self.world == 1:
+            return [data]
+        sizes = torch.zeros(self.world, dtype=torch.int64, device=self.device)
+        sizes[self.rank] = len(data)
+        self.sum(sizes)
+        padded = torch.zeros(int(sizes.max()), dtype=torch.uint8, device=self.device)
+        if data:
+            padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        parts = [torch.empty_like(padded) for _ in range(self.world)]
+        with _collective():
+            dist.all_gather(parts, padded)
+        return [part[:size].cpu().numpy().tobytes() for part, size in zip(parts, sizes.tolist())]
+
     def close(self) -> None:
         """Leave the process group."""
         if self._heartbeat is not None:

@@ -127,14 +127,10 @@ class SpeedMeter:
         return self.steps(count) / count
 
     def evaluation(self, split: str, limit: int | None) -> float:
-        """Estimated seconds to evaluate a trained model on at most `limit` samples."""
+        """Estimated seconds to evaluate a trained model on at most `limit` samples, the same in all processes."""
         start = time.perf_counter()
-        growth = 1.0
-        if self.processes.is_main:
-            with self.learner.evaluating() as model:
-                scores = self.task.evaluate(model, split, limit)
-            growth = self.task.objective.evaluation_growth(scores)
-        return growth * (time.perf_counter() - start)
+        growth = self.task.objective.evaluation_growth(self.learner.evaluate(split, limit))
+        return self.processes.broadcast_object(growth * (time.perf_counter() - start))
 
 
 def measure_speed(

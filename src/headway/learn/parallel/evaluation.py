@@ -1,0 +1,71 @@
+"""Evaluation by all processes: each computes some of the batches, and all of them get every result in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from headway.learn.parallel.processes import Processes
+
+
+class _Group(NamedTuple):
+    processes: Processes
+    stops: Callable[[], bool]
+
+
+_GROUP: ContextVar[_Group | None] = ContextVar("evaluation_group", default=None)
+
+
+@contextmanager
+def shared_evaluation(processes: Processes, stops: Callable[[], bool]) -> Iterator[None]:
+    """Inside this context, which all processes enter, they share the batches of `share_batches`.
+
+    If `stops` is true in one process, `share_batches` raises KeyboardInterrupt in all of them.
+    """
+    token = _GROUP.set(_Group(processes, stops))
+    try:
+        yield
+    finally:
+        _GROUP.reset(token)
+
+
+def share_batches(batches: Sequence[Any], compute: Callable[[Any], Sequence[Any]]) -> Iterator[tuple[Any, ...]]:
+    """`compute(batch)`, a few numbers and tensors, for each batch in order; tensors on the CPU if processes share it.
+
+    Process r of n computes batches r, r + n, ... Sums over the results are the same, bit for bit, for any n.
+    """
+    group = _GROUP.get()
+    if group is None:
+        for batch in batches:
+            yield tuple(compute(batch))
+        return
+    processes, own = group.processes, dict[str, Tensor]()
+    for index in range(processes.rank, len(batches), processes.world):
+        if group.stops():
+            break
+        for place, value in enumerate(compute(batches[index])):
+            tensor = torch.as_tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
+            own[f"{index}.{place}"] = tensor.cpu().contiguous()
+    own["stopped"] = torch.tensor(group.stops())
+    parts = [load(data) for data in processes.gather_bytes(save(own))]
+    if any(part["stopped"] for part in parts):
+        raise KeyboardInterrupt
+    for index in range(len(batches)):
+        part, results = parts[index % processes.world], list[Any]()
+        while (key := f"{index}.{len(results)}") in part:
+            results.append(part[key] if part[key].dim() else part[key].item())
+        yield tuple(results)
+
+
+def on_main_process(compute: Callable[[], Any]) -> Any:
+    """The JSON value `compute()`; if processes share an evaluation, the main process computes it for all."""
+    group = _GROUP.get()
+    if group is None:
+        return compute()
+    return group.processes.broadcast_object(compute() if group.processes.is_main else None)
