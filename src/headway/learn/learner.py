@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import NamedTuple
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from headway.errors import UserError
 from headway.formats.native import named_tensors
 from headway.learn.examples import Batch, OnPolicyExamples
 from headway.learn.objective import StatefulObjective
-from headway.learn.optim import Optimizer
+from headway.learn.optim import FlatParameters, Optimizer
 from headway.learn.parallel.carried_states import CarriedStates
 from headway.learn.parallel.processes import Processes
 from headway.learn.precision import effective_precision, products
@@ -25,6 +25,9 @@ from headway.learn.task import Task
 from headway.nn.kernels import GeluPasses, gelu_passes
 from headway.nn.models import Loss
 from headway.nn.parts.dropout import Dropout
+
+if TYPE_CHECKING:
+    from headway.learn.parallel.sharding import Sharding
 
 # Indices of the statistics stored after the gradients, so that one all-reduce sums both.
 _STOP_INDEX, _TOKENS_INDEX, _LOSSES_INDEX = 0, 1, 2
@@ -64,14 +67,20 @@ class Learner:
         (`effective_precision`).
         """
         self.device = processes.device
-        self.model = model.to(self.device).train()
         self.recipe = recipe
         self.task = task
         self.processes = processes
         self.precision = effective_precision(precision, self.device)
-        self.optimizer = Optimizer(recipe.optim, self.model, self.precision)
+        self.sharding: Sharding | None = None  # how processes share the weights; None: each has all of them
+        if recipe.parallel.sizes(processes.world)[1] > 1:
+            from headway.learn.parallel.sharding import Sharding  # imports FSDP
+
+            self.sharding = Sharding(model, recipe, processes, self.precision)
+        self.model = (model if self.sharding else model.to(self.device)).train()
+        flat = FlatParameters if self.sharding is None else self.sharding.flat
+        self.optimizer = Optimizer(recipe.optim, self.model, self.precision, flat)
         self.flat = self.optimizer.flat
-        processes.broadcast(self.flat.data)
+        self.flat.broadcast(processes)
         self.average = self.flat.data.clone() if recipe.train.ema is not None else None
         self._generator = attach_generator(self.model, self.device)
         objective, examples = task.objective, task.examples
@@ -101,17 +110,18 @@ class Learner:
                 counts = dict(zip(batch_counts[0], totals.tolist()))
             for index, batch in enumerate(batches):
                 batch = batch.to(self.device)
-                if self._carried_states is not None:
-                    losses = self._carried_states.loss(self.model, index, batch)
-                else:
-                    losses = self.task.loss(self.model, batch)
-                names = tuple(losses)
-                is_divided = self._backward(losses, counts, is_only_batch=len(batches) == self.processes.world == 1)
+                with nullcontext() if self.sharding is None else self.sharding.micro_batch():
+                    if self._carried_states is not None:
+                        losses = self._carried_states.loss(self.model, index, batch)
+                    else:
+                        losses = self.task.loss(self.model, batch)
+                    names = tuple(losses)
+                    is_divided = self._backward(losses, counts, is_only_batch=len(batches) == self.processes.world == 1)
             tail[_STOP_INDEX] += float(stop)
             tail[_TOKENS_INDEX] += sum(batch.tokens for batch in batches)
-            self.processes.sum(self.flat.grads_and_tail)
+            self.flat.sum_gradients(self.processes)
             scale = 1.0 if is_divided else 1 / tail[_LOSSES_INDEX].clamp(min=1)
-            norm = torch.linalg.vector_norm(self.flat.grads) * scale
+            norm = self.flat.norm() * scale
             if train.clip is not None:
                 scale = scale * (train.clip / (norm + 1e-6)).clamp(max=1)
             self.flat.grads.mul_(scale)
@@ -123,7 +133,14 @@ class Learner:
 
     @contextmanager
     def evaluating(self) -> Iterator[nn.Module]:
-        """The model for evaluation and saving: averaged weights if there are any, no dropout, full precision."""
+        """The model for evaluation and saving: averaged weights if there are any, no dropout, full precision.
+
+        With shards all processes enter, and the main process gets a copy with all weights.
+        """
+        if self.sharding is not None:
+            with self.sharding.whole_model(self.average) as whole, products("fp32", self.device), torch.no_grad():
+                yield whole
+            return
         trained = self.flat.data.clone() if self.average is not None else None
         try:
             if self.average is not None:
@@ -139,7 +156,7 @@ class Learner:
     @property
     def trained(self) -> int:
         """The number of trainable parameters."""
-        return sum(shape.numel() for shape in self.flat.shapes.values())
+        return self.flat.count
 
     def saved_tensors(self) -> dict[str, Tensor]:
         """The model tensors that a checkpoint contains; with an adapter, only the trainable ones."""
