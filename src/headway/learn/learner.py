@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +19,7 @@ from headway.learn.objective import StatefulObjective
 from headway.learn.optim import FlatParameters, Optimizer
 from headway.learn.parallel.carried_states import CarriedStates
 from headway.learn.parallel.processes import Processes
+from headway.learn.parallel.rows import Rows, load
 from headway.learn.precision import effective_precision, products
 from headway.learn.recipe import Recipe
 from headway.learn.task import Task
@@ -158,9 +159,9 @@ class Learner:
         """The number of trainable parameters."""
         return self.flat.count
 
-    def saved_tensors(self) -> dict[str, Tensor]:
+    def saved_tensors(self) -> dict[str, Tensor | Rows]:
         """The model tensors that a checkpoint contains; with an adapter, only the trainable ones."""
-        tensors = dict(named_tensors(self.model))
+        tensors = dict(named_tensors(self.model) if self.sharding is None else self.sharding.named_tensors())
         if self.recipe.adapter is None:
             return tensors
         return {name: tensors[name] for name in self.flat.names}
@@ -170,18 +171,19 @@ class Learner:
         if self._carried_states is not None:
             self._carried_states.gather()
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor | Rows]:
         """The tensors in a checkpoint besides the model weights."""
-        state = self.optimizer.state_dict()
+        state: dict[str, Tensor | Rows] = self.optimizer.state_dict()
         if self._carried_states is not None:
             state.update(self._carried_states.state_dict())
         if self._on_policy is not None:
             state.update((f"explored.{name}", value) for name, value in self._on_policy.exploration_state().items())
         if self.average is not None:
-            state.update((f"average.{name}", value) for name, value in self.flat.views(self.average))
+            views = self.flat.views(self.average)
+            state.update((f"average.{name}", self.flat.saved(name, value)) for name, value in views)
         return state
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Load a saved state; raise UserError if it belongs to another model or optimiser."""
         self.optimizer.load_state_dict(state)
         if self._carried_states is not None:
@@ -195,7 +197,7 @@ class Learner:
             for name, parameter in self.flat.views(self.average):
                 if f"average.{name}" not in state:
                     raise UserError(f"the checkpoint has no average.{name}; remove train.ema, or start a new run")
-                parameter.copy_(state[f"average.{name}"])
+                load(self.flat.saved(name, parameter), f"average.{name}", state)
 
     def _backward(self, losses: dict[str, Loss], counts: dict[str, float] | None, is_only_batch: bool) -> bool:
         """Add a micro-batch's gradient; return whether it is already divided by counts.

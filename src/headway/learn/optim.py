@@ -16,6 +16,7 @@ from torch.optim.adamw import adamw
 from headway.config_kinds import family, register
 from headway.errors import ConfigError, UserError
 from headway.learn.parallel.processes import Processes
+from headway.learn.parallel.rows import Rows, load
 
 _ALIGNMENT = 64  # bytes: a vector register and a cache line
 _TAIL_LENGTH = 32
@@ -100,6 +101,10 @@ class FlatParameters:
             shape, start = self.shapes[name], self.offsets[name]
             yield name, flat[start : start + shape.numel()].view(shape)
 
+    def saved(self, name: str, values: Tensor) -> Tensor | Rows:
+        """What a view of parameter `name` is of the tensor that a checkpoint contains."""
+        return values
+
     def zero_grads(self) -> None:
         """Zero the gradients and the tail."""
         self.grads_and_tail.zero_()
@@ -173,23 +178,24 @@ class Optimizer:
         for rule in self.rules:
             rule.step(factor, self.count)
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor | Rows]:
         """The state as tensors by buffer and parameter name, such as `mean.embed.table`, and `count`."""
-        state = {"count": torch.tensor(self.count)}
+        state: dict[str, Tensor | Rows] = {"count": torch.tensor(self.count)}
         for name, buffer, view in self._state_views():
-            state[f"{buffer}.{name}"] = view
+            state[f"{buffer}.{name}"] = self.flat.saved(name, view)
         return state
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Load a saved state; raise UserError for a tensor that is missing or has another shape."""
         for name, buffer, view in self._state_views():
-            saved = state.get(f"{buffer}.{name}")
-            if saved is None or saved.shape != view.shape:
+            key, target = f"{buffer}.{name}", self.flat.saved(name, view)
+            saved = state.get(key)
+            if saved is None or saved.shape != target.shape:
                 problem = "is missing" if saved is None else f"has shape {tuple(saved.shape)}"
-                expected = f"shape {tuple(view.shape)}"
-                raise UserError(f"the optimiser's {buffer}.{name} {problem}, expected {expected}; start a new run")
-            view.copy_(saved)
+                expected = f"shape {tuple(target.shape)}"
+                raise UserError(f"the optimiser's {key} {problem}, expected {expected}; start a new run")
+            load(target, key, state)
         self.count = int(state["count"])
 
     def _state_views(self) -> Iterator[tuple[str, str, Tensor]]:
@@ -384,9 +390,7 @@ class Muon:
         self.buffers = {"velocity": torch.zeros_like(self.data)}
         self._prepare(flat, names, slices, torch.bfloat16 if precision == "bf16" else self.data.dtype)
 
-    def _prepare(
-        self, flat: Any, names: list[str], slices: dict[str, tuple[int, ...]], dtype: torch.dtype
-    ) -> None:
+    def _prepare(self, flat: Any, names: list[str], slices: dict[str, tuple[int, ...]], dtype: torch.dtype) -> None:
         views = list(_views(flat, names, slices))
         self._batches: list[Tensor] = []
         self._views: list[list[_SliceViews]] = []

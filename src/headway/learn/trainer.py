@@ -146,6 +146,7 @@ class Trainer:
             processes = self.processes
             with retained_heap(), self.directory.locked() if processes.is_main else nullcontext():
                 processes.local_micro_batches(self.recipe.train.accumulate)
+                self.recipe.parallel.sizes(processes.world)
                 check_loggers()
                 self.data = check_equal_data(fingerprint(self.task), processes)
                 exists = processes.broadcast_object(self.directory.claim(resume) if processes.is_main else None)
@@ -445,11 +446,12 @@ class Trainer:
                 self._forecast_loss(metrics)
                 if budget is not None:
                     budget.record_evaluation(seconds)
-                if is_best and self.processes.is_main:  # as it is evaluated; an adapter is also saved separately
+                if is_best:  # as it is evaluated; an adapter is also saved separately
                     recipe, directory = self.recipe, self.directory
                     with self.learner.evaluating() as model:
-                        native.save_tensors(merged(model), recipe.model, directory.path)
-                        if recipe.adapter is not None:
+                        if self.processes.is_main:
+                            native.save_tensors(merged(model), recipe.model, directory.path)
+                        if self.processes.is_main and recipe.adapter is not None:
                             family = read_usage(directory.path).family
                             recipe.adapter.save(model, recipe.start or "", directory.adapter, family)
                 step, best, print_line = progress.step, progress.best or {}, self.log.display.print_line
@@ -482,7 +484,7 @@ class Trainer:
         """
         try:
             if not self.processes.is_main:
-                with self.interrupts.breakable():
+                with self.learner.evaluating(), self.interrupts.breakable():
                     return self.processes.broadcast_object(None)
             with self.learner.evaluating() as model, self.interrupts.breakable():
                 scores = self.task.evaluate(model, "validation", self.recipe.train.evaluate_limit)

@@ -14,7 +14,7 @@ from torch import Tensor
 from headway.learn.optim import Muon, orthogonalise
 
 if TYPE_CHECKING:
-    from headway.learn.parallel.sharding import Sharding, ShardedParameters
+    from headway.learn.parallel.sharding import ShardedParameters, Sharding
 
 _BATCH = 8  # matrices that are orthogonalised together
 
@@ -51,9 +51,7 @@ class _Exchange(NamedTuple):
         self._swap(self.sent, self.gathered, self.sent_counts, self.gathered_counts, group)
 
     @staticmethod
-    def _swap(
-        target: Tensor, source: Tensor, received: list[int], sent: list[int], group: dist.ProcessGroup
-    ) -> None:
+    def _swap(target: Tensor, source: Tensor, received: list[int], sent: list[int], group: dist.ProcessGroup) -> None:
         size = source.element_size()  # as bytes, because gloo does not exchange all types
         counts = [[count * size for count in counts] for counts in (received, sent)]
         dist.all_to_all_single(target.view(torch.uint8), source.view(torch.uint8), *counts, group=group)
@@ -146,5 +144,8 @@ def _part(sharding: Sharding, matrix: _Matrix, rank: int) -> tuple[int, int]:
     """Where a process has its part of a matrix among its own numbers of the parameter, and how many numbers."""
     start, count = sharding.span(matrix.name, rank)
     row = sharding.shapes[matrix.name][1:].numel()
-    first, last = max(matrix.start, start * row), min(matrix.start + matrix.rows * matrix.columns, (start + count) * row)
+    first, last = (
+        max(matrix.start, start * row),
+        min(matrix.start + matrix.rows * matrix.columns, (start + count) * row),
+    )
     return (first - start * row, last - first) if last > first else (0, 0)

@@ -107,7 +107,7 @@ class Sharding:
         if self.mesh.get_local_rank("replica") > 0:
             yield self.model
             return
-        flat = {} if values is None else dict(self._flat.padded_views(values))
+        flat: dict[str, Tensor] = {} if values is None else dict(self._flat.padded_views(values))
         copy = None
         if dist.get_rank() == 0:
             copy = with_adapter(build(self.recipe.model, None), self.recipe.adapter, (), self.recipe.train.seed)
@@ -119,9 +119,9 @@ class Sharding:
                 local = flat.get(name, tensor)
             else:
                 local = flat.get(name, sharded._sharded_param_data)
-                parts = [torch.empty_like(local) for _ in range(self.shards)] if copy is not None else None
-                dist.gather(local, parts, group=self.shard_group, group_dst=0)
-                local = torch.cat(parts)[: self.shapes[name].numel()] if parts is not None else local
+                parts = [torch.empty_like(local) for _ in range(self.shards)] if copy is not None else []
+                dist.gather(local, parts or None, group=self.shard_group, group_dst=0)
+                local = torch.cat(parts)[: self.shapes[name].numel()] if parts else local
             if copy is not None:
                 targets[name].data.copy_(local.view(targets[name].shape))
                 targets[name].requires_grad_(tensor.requires_grad)
@@ -131,6 +131,12 @@ class Sharding:
         """The flat parameters of this process."""
         self._flat = ShardedParameters(self, model, groups)
         return self._flat
+
+    def named_tensors(self) -> Iterator[tuple[str, Tensor | Rows]]:
+        """The tensors that a checkpoint contains: parameters and saved buffers, tied ones once."""
+        for name, tensor in named_tensors(self.model):
+            sharded = self.parameters.get(name)
+            yield name, tensor if sharded is None else self.rows(name, sharded.sharded_param._local_tensor)
 
     def rows(self, name: str, local: Tensor) -> Tensor | Rows:
         """What `local`, laid out like parameter `name` of this process, is of the whole tensor."""
@@ -181,6 +187,9 @@ class ShardedParameters(FlatParameters):
         """Copy the rows of the first replica to the others."""
         if self.sharding.replicas > 1:
             dist.broadcast(self.data, group=self.sharding.replica_group, group_src=0)
+
+    def saved(self, name: str, values: Tensor) -> Tensor | Rows:
+        return self.sharding.rows(name, values)
 
     def muon(self, *arguments: Any) -> Muon:
         return ShardedMuon(self, *arguments)

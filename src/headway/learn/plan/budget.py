@@ -130,10 +130,9 @@ class SpeedMeter:
         """Estimated seconds to evaluate a trained model on at most `limit` samples."""
         start = time.perf_counter()
         growth = 1.0
-        if self.processes.is_main:
-            with self.learner.evaluating() as model:
-                scores = self.task.evaluate(model, split, limit)
-            growth = self.task.objective.evaluation_growth(scores)
+        with self.learner.evaluating() as model:
+            if self.processes.is_main:
+                growth = self.task.objective.evaluation_growth(self.task.evaluate(model, split, limit))
         return growth * (time.perf_counter() - start)
 
 
@@ -166,8 +165,8 @@ def measure_speed(
         report_seconds = samples * final_sample_seconds + _REPORT_SECONDS
     else:
         start = time.perf_counter()
-        if processes.is_main and samples:  # with an almost untrained model
-            with meter.learner.evaluating() as model:
+        with meter.learner.evaluating() as model:
+            if processes.is_main and samples:  # with an almost untrained model
                 task.samples(model, samples)
         report_seconds = time.perf_counter() - start + _REPORT_SECONDS
     ending = min(final, FINAL_SHARE * seconds) + report_seconds
