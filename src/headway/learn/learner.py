@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -164,13 +164,13 @@ class Learner:
             state.update((f"average.{name}", value) for name, value in self.flat.views(self.average))
         return state
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Load a saved state; raise UserError if it belongs to another model or optimiser."""
         self.optimizer.load_state_dict(state)
         if self._carried_states is not None:
             self._carried_states.load_state_dict(self.model, state)
         if self._on_policy is not None:
-            exploration = {name: value for name, value in state.items() if name.startswith("explored.")}
+            exploration = {name: state[name] for name in state if name.startswith("explored.")}
             self._on_policy.load_exploration_state(
                 {name.removeprefix("explored."): value for name, value in exploration.items()}
             )
