@@ -138,21 +138,28 @@ class Learner:
 
         With shards all processes enter, and the main process gets a copy with all weights.
         """
-        if self.sharding is not None:
-            with self.sharding.whole_model(self.average) as whole, products("fp32", self.device), torch.no_grad():
-                yield whole
+        with self.averaged(), products("fp32", self.device), torch.no_grad():
+            if self.sharding is not None:
+                with self.sharding.whole_model() as whole:
+                    yield whole
+                return
+            try:
+                yield self.model.eval()
+            finally:
+                self.model.train()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Use the averaged weights, if there are any, inside the context."""
+        if self.average is None:
+            yield
             return
-        trained = self.flat.data.clone() if self.average is not None else None
+        trained = self.flat.data.clone()
         try:
-            if self.average is not None:
-                self.flat.data.copy_(self.average)
-            self.model.eval()
-            with products("fp32", self.device), torch.no_grad():
-                yield self.model
-        finally:
-            if trained is not None:  # first, because a second Ctrl-C may interrupt the rest
-                self.flat.data.copy_(trained)
-            self.model.train()
+            self.flat.data.copy_(self.average)
+            yield
+        finally:  # a second Ctrl-C may interrupt what comes after it
+            self.flat.data.copy_(trained)
 
     @property
     def trained(self) -> int:
@@ -189,7 +196,7 @@ class Learner:
         if self._carried_states is not None:
             self._carried_states.load_state_dict(self.model, state)
         if self._on_policy is not None:
-            exploration = {name: value for name, value in state.items() if name.startswith("explored.")}
+            exploration = {name: state[name] for name in state if name.startswith("explored.")}
             self._on_policy.load_exploration_state(
                 {name.removeprefix("explored."): value for name, value in exploration.items()}
             )

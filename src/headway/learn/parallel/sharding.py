@@ -99,38 +99,31 @@ class Sharding:
                 group.finalize_backward()
 
     @contextmanager
-    def whole_model(self, values: Float[Tensor, "N"] | None) -> Iterator[nn.Module]:
-        """A copy of the model with all weights, for evaluation, on the main process; the others get their rows.
-
-        `values`, laid out like the flat parameters, replace the trained weights.
-        """
+    def whole_model(self) -> Iterator[nn.Module]:
+        """A copy of the model with all weights, for evaluation, on the main process; the others get their rows."""
         if self.mesh.get_local_rank("replica") > 0:
             yield self.model
             return
-        flat: dict[str, Tensor] = {} if values is None else dict(self._flat.padded_views(values))
         copy = None
         if dist.get_rank() == 0:
             copy = with_adapter(build(self.recipe.model, None), self.recipe.adapter, (), self.recipe.train.seed)
             copy = copy.to(next(self.model.parameters())).eval()
         targets = {} if copy is None else dict(named_tensors(copy))
         for name, tensor in named_tensors(self.model):
-            sharded = self.parameters.get(name)
-            if sharded is None:
-                local = flat.get(name, tensor)
-            else:
-                local = flat.get(name, sharded._sharded_param_data)
+            sharded, values = self.parameters.get(name), tensor
+            if sharded is not None:
+                local = sharded._sharded_param_data
                 parts = [torch.empty_like(local) for _ in range(self.shards)] if copy is not None else []
                 dist.gather(local, parts or None, group=self.shard_group, group_dst=0)
-                local = torch.cat(parts)[: self.shapes[name].numel()] if parts else local
+                values = torch.cat(parts)[: self.shapes[name].numel()] if parts else local
             if copy is not None:
-                targets[name].data.copy_(local.view(targets[name].shape))
+                targets[name].data.copy_(values.view(targets[name].shape))
                 targets[name].requires_grad_(tensor.requires_grad)
         yield self.model if copy is None else copy
 
     def flat(self, model: nn.Module, groups: Sequence[Sequence[str]]) -> ShardedParameters:
         """The flat parameters of this process."""
-        self._flat = ShardedParameters(self, model, groups)
-        return self._flat
+        return ShardedParameters(self, model, groups)
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor | Rows]]:
         """The tensors that a checkpoint contains: parameters and saved buffers, tied ones once."""
@@ -177,11 +170,6 @@ class ShardedParameters(FlatParameters):
         sharded.sharded_param._local_tensor = data
         sharded.sharded_param.grad = sharded.to_sharded_dtensor(gradient)
         return None
-
-    def padded_views(self, flat: Float[Tensor, "N"]) -> Iterator[tuple[str, Tensor]]:
-        """Views of a tensor laid out like `data`, one per parameter, with the memory that collectives need."""
-        for name, view in self.views(flat):
-            yield name, flat[self.offsets[name] :][: self._memory(name, view)]
 
     def broadcast(self, processes: Processes) -> None:
         """Copy the rows of the first replica to the others."""
