@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, wraps
 from typing import Any, TypeVar, TypeVarTuple, Unpack
 
@@ -27,7 +27,6 @@ class Layout:
     positions: Int[Tensor, "B T"]
     dense: bool = False
     group: Int[Tensor, "B T"] | None = None
-    _derived: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @staticmethod
     def full(batch: int, length: int, offset: int = 0, device: torch.device | str | None = None) -> Layout:
@@ -97,6 +96,11 @@ class Layout:
         """The layout of the chosen rows."""
         group = None if self.group is None else self.group[rows]
         return Layout(self.positions[rows], self.dense, group)
+
+    @cached_property
+    def _derived(self) -> dict[Any, Any]:
+        """Not a field, because FSDP follows the fields of a block's inputs, and a value may refer to its layout."""
+        return {}
 
     def derived(self, key: Any, compute: Callable[[], Any]) -> Any:
         """A value that depends only on this layout (a mask, rotary angles), computed once and shared by all layers."""

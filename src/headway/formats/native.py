@@ -8,7 +8,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.utils import swap_tensors
 from headway.config import from_dict, to_dict
 from headway.errors import ConfigError, UserError, nearest
 from headway.formats.deferred import DeferredTensor, SequentialReader, is_deferring
+from headway.formats.stored_tensors import StoredTensors, rank_files
 from headway.formats.tensorfile import TensorFile, write_tensors
 from headway.io.json_files import parse_json
 from headway.io.machine_memory import check_free_memory
@@ -99,6 +100,7 @@ def _mismatch_message(source: str, name: str, error: Exception) -> str:
 
 
 FILE = "model.safetensors"
+MODEL_PREFIX = "model."  # of the model's tensors in the files of several processes
 QUANTISED = "quantized.safetensors"  # replaces FILE in folders written by headway.engine.packed_weights
 Weights = Literal["fp32", "int8", "int4"]
 VERSION = "1"
@@ -112,8 +114,12 @@ def save_model(model: nn.Module, config: ModelConfig, directory: Path) -> None:
 
 def save_tensors(tensors: Mapping[str, Tensor], config: ModelConfig, directory: Path) -> None:
     """Like `save_model`, for the given tensors."""
-    header = {"format": "headway", "version": VERSION, "config": json.dumps(to_dict(config))}
-    write_tensors(directory / FILE, tensors, header)
+    write_tensors(directory / FILE, tensors, header(config))
+
+
+def header(config: ModelConfig) -> dict[str, str]:
+    """The metadata of a native file."""
+    return {"format": "headway", "version": VERSION, "config": json.dumps(to_dict(config))}
 
 
 def load_model(directory: Path, device: torch.device | str = "cpu", target: nn.Module | None = None) -> nn.Module:
@@ -121,41 +127,53 @@ def load_model(directory: Path, device: torch.device | str = "cpu", target: nn.M
     If `target` is an unallocated model of the same configuration, the weights are loaded into it.
     """
     path = Path(directory) / FILE
-    tensors, config = read_model(path)
+    stored, config = read_model(path)
     model = target
     if model is None or model.config != config:
-        model = uninitialized_model(config, path.stat().st_size, str(path))
-    load_tensors(model, tensors, path)
+        model = uninitialized_model(config, stored.size, stored.source)
+    load_tensors(model, _tensors(stored), Path(stored.source))
     return model.to(device).eval()
 
 
-def read_model(path: Path) -> tuple[dict[str, Tensor], ModelConfig]:
-    """Return the memory-mapped tensors by name, and the configuration, of a native model file."""
-    file, config = _header(path)
-    tensors: dict[str, Tensor] = {name: file.get(name) for name in file.names()}
-    if is_deferring():
-        reader = SequentialReader(file.done)
-        for name, tensor in tensors.items():
-            read = partial(reader.read, (name,), partial(file.get, name))
-            tensors[name] = DeferredTensor(tensor.shape, tensor.dtype, read)
-    return tensors, config
+def _tensors(stored: StoredTensors) -> dict[str, Tensor]:
+    """Return the memory-mapped tensors by name."""
+    if not is_deferring():
+        return dict(stored)
+    reader = SequentialReader(stored.done)
+    return {
+        name: DeferredTensor(
+            tensor.shape, tensor.dtype, partial(reader.read, (name,), partial(stored.__getitem__, name))
+        )
+        for name, tensor in stored.tensors.items()
+    }
 
 
-def _header(path: Path) -> tuple[TensorFile, ModelConfig]:
-    if not path.is_file():
+def exists(directory: Path) -> bool:
+    """Whether a folder has a native model, in one file or, in a checkpoint, in those of several processes."""
+    return (directory / FILE).is_file() or bool(rank_files(directory))
+
+
+def read_model(path: Path) -> tuple[StoredTensors, ModelConfig]:
+    """Return the tensors and the configuration of a native model file or, if it does not exist, of the files of several
+    processes in its folder.
+    """
+    if not exists(path.parent):
         raise UserError(f"{path} does not exist; pass a run or model folder that contains {FILE}")
-    file = TensorFile(path, "restore it from a copy")
-    if file.metadata.get("format") != "headway":
-        raise UserError(f"{path} has format {file.metadata.get('format')!r}, not 'headway'; use `headway import` first")
-    if file.metadata.get("version") != VERSION:
-        version = file.metadata.get("version")
-        raise UserError(f"{path} has version {version}, but headway reads {VERSION}; install the version that wrote it")
-    return file, config_of(file.metadata, path, len(file.names()))
+    stored = StoredTensors.open(path, MODEL_PREFIX, "restore it from a copy")
+    source, metadata = stored.source, stored.metadata
+    if metadata.get("format") != "headway":
+        raise UserError(f"{source} has format {metadata.get('format')!r}, not 'headway'; use `headway import` first")
+    if metadata.get("version") != VERSION:
+        version = metadata.get("version")
+        raise UserError(
+            f"{source} has version {version}, but headway reads {VERSION}; install the version that wrote it"
+        )
+    return stored, config_of(metadata, Path(source), len(stored))
 
 
 def native_config(directory: Path) -> ModelConfig:
     """Return the configuration of the model in a folder."""
-    return _header(directory / FILE)[1]
+    return read_model(directory / FILE)[1]
 
 
 def quantised_config(directory: Path) -> ModelConfig:
@@ -214,7 +232,12 @@ def replace_tensor(model_tensor: Tensor, tensor: Tensor) -> None:
     swap_tensors(model_tensor, new)
 
 
-def check_tensors(model_tensors: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> None:
+class _Shaped(Protocol):
+    @property
+    def shape(self) -> torch.Size: ...
+
+
+def check_tensors(model_tensors: Mapping[str, _Shaped], tensors: Mapping[str, _Shaped], path: Path) -> None:
     """Raise UserError naming the first tensor that is missing, unknown or of another shape than the model's."""
     for name in model_tensors:
         if name not in tensors:

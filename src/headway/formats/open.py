@@ -91,7 +91,7 @@ def _detect_format(path: Path) -> ModelFormat:
                 return "ctranslate2"
         if (path / _CONFIG).is_file():
             return "published"
-        if (path / native.FILE).is_file():
+        if native.exists(path):
             return "native"
         if (path / native.QUANTISED).is_file():
             raise UserError(f"{path} is already quantized; pass the model that it was made from")

@@ -293,9 +293,18 @@ class TensorFile:
     def names(self) -> Collection[str]:
         return self._entries.keys()
 
+    def entry(self, name: str) -> TensorEntry:
+        return self._entries[name]
+
     def get(self, name: str) -> Tensor:
         entry = self._entries[name]
         return self._file.tensor(entry.start, entry.dtype, entry.shape)
+
+    def rows(self, name: str, start: int, count: int) -> Tensor:
+        """Return `count` rows of a tensor, from row `start`, without reading others."""
+        entry = self._entries[name]
+        row_bytes = entry.size // max(1, entry.shape[0])
+        return self._file.tensor(entry.start + start * row_bytes, entry.dtype, (count, *entry.shape[1:]))
 
     def done(self, name: str) -> None:
         entry = self._entries[name]

@@ -15,7 +15,7 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from hashlib import blake2b
@@ -190,21 +190,32 @@ DIGESTS_FILE = "digests.json"
 _VERSION, _MAX_FILES = 1, 50_000  # format version, and files per folder
 
 
-def seal(draft: Path) -> None:
-    """Write digests.json in a draft folder of `atomic_write`, which syncs it with the rest."""
-    (draft / DIGESTS_FILE).write_text(json.dumps(compute_digests(draft), indent=2) + "\n", encoding="utf-8")
+def seal(draft: Path, known: Mapping[str, Any] | None = None) -> None:
+    """Write digests.json in a draft folder of `atomic_write`, which syncs it with the rest. `known` are entries that
+    other processes have computed.
+    """
+    digests = compute_digests(draft, known=known)
+    (draft / DIGESTS_FILE).write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
 
 
-def compute_digests(folder: Path, excluded: Collection[str] = ()) -> dict[str, Any]:
+def digest_entry(path: Path) -> dict[str, Any]:
+    """Return the entry of a file in digests.json."""
+    return {"bytes": path.stat().st_size, "sha256": _digest(path)}
+
+
+def compute_digests(
+    folder: Path, excluded: Collection[str] = (), known: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the content of digests.json for a folder: all files except hidden ones and those in the subfolders
-    `excluded`.
+    `excluded`. Entries in `known` are not computed.
     """
     files: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
         hidden = any(part.startswith(".") for part in parts)
         if path.is_file() and not hidden and parts[0] not in excluded and parts != (DIGESTS_FILE,):
-            files["/".join(parts)] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
+            name = "/".join(parts)
+            files[name] = (known or {}).get(name) or digest_entry(path)
     return {"version": _VERSION, "files": files}
 
 

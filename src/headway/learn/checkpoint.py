@@ -1,4 +1,8 @@
-"""Checkpoints: everything that a run needs to resume bit for bit, in safetensors and JSON."""
+"""Checkpoints: everything that a run needs to resume bit for bit, in safetensors and JSON.
+
+One process writes model.safetensors and optimizer.safetensors. Processes that share the model's tensors write a file
+each, and any number of processes reads either.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,18 @@ import torch
 
 from headway.errors import UserError
 from headway.formats import native
-from headway.formats.tensorfile import read_tensors, write_tensors
-from headway.io.durable import atomic_write, find_damage, is_sealed, remove, seal, write_json
+from headway.formats.stored_tensors import StoredTensors, rank_files
+from headway.formats.tensorfile import write_tensors
+from headway.io.durable import DIGESTS_FILE, atomic_write, find_damage, is_sealed, remove, seal, write_json
 from headway.io.outputs import check_folder
 from headway.learn.learner import Learner
+from headway.learn.parallel.rows import Rows
+from headway.learn.parallel.saving import STATE_PREFIX, checkpoint_tensors, is_sharded, save_rows
 from headway.learn.run import Progress, read_progress
 
 _VERSION = 1
+_STATE = "optimizer.safetensors"
+_MAX_NAMED = 3  # damaged files named in a message
 
 
 class Checkpoints:
@@ -38,19 +47,30 @@ class Checkpoints:
             remove(path)
 
     def save(self, learner: Learner, progress: Progress, keep: int = 1, interval: int = 1) -> None:
-        """Write a checkpoint, and keep the `keep` newest ones whose step is a multiple of `interval`.
+        """Write a checkpoint, and keep the `keep` newest ones whose step is a multiple of `interval`. All processes
+        call it; if they share the model's tensors, each writes its own.
 
         A checkpoint at any other step, left by a stopped run, is removed when the next one is written. So a finished
         run has the same files whether or not it was stopped.
         """
-        path = self.directory / f"step-{progress.step:08d}"
-        check_folder(self.directory)
-        with atomic_write(path) as draft:
-            draft.mkdir()
-            native.save_tensors(learner.saved_tensors(), learner.recipe.model, draft)
-            write_tensors(draft / "optimizer.safetensors", learner.state_dict(), {"format": "headway"})
+        path, processes = self.directory / f"step-{progress.step:08d}", learner.processes
+        config, model, state = learner.recipe.model, learner.saved_tensors(), learner.state_dict()
+
+        def write_progress(draft: Path) -> None:
             write_json(draft / "state.json", {"version": _VERSION, **asdict(progress)})
-            seal(draft)
+
+        if is_sharded(model) or is_sharded(state):
+            save_rows(path, checkpoint_tensors(model, state), config, processes, write_progress)
+        elif processes.is_main:
+            check_folder(self.directory)
+            with atomic_write(path) as draft:
+                draft.mkdir()
+                native.save_tensors(model, config, draft)  # type: ignore[arg-type]
+                write_tensors(draft / _STATE, state, {"format": "headway"})  # type: ignore[arg-type]
+                write_progress(draft)
+                seal(draft)
+        if not processes.is_main:
+            return
         *earlier, _ = self.all()
         regular = [path for path in earlier if step_of(path) % interval == 0]
         remaining = regular[max(0, len(regular) - keep + 1) :]
@@ -81,11 +101,13 @@ class Checkpoints:
                 if is_sealed(path):
                     damage = find_damage(path)
                     if damage:
-                        problems[path] = damage[0]
+                        problems[path] = ", ".join(damage[:_MAX_NAMED]) + ", ..." * (len(damage) > _MAX_NAMED)
+                elif rank_files(path):
+                    problems[path] = f"{path / DIGESTS_FILE} is missing"
                 else:  # a checkpoint from an earlier version, without digests, only needs to be complete
                     read_progress(path / "state.json", _VERSION)
                     native.read_model(path / native.FILE)
-                    read_tensors(path / "optimizer.safetensors", "")
+                    StoredTensors.open(path / _STATE, STATE_PREFIX, "")
             except UserError as error:
                 problems[path] = str(error).rpartition("; ")[0]
         if problems and len(problems) == len(self.all()):
@@ -106,18 +128,24 @@ class Checkpoints:
         """Load the newest checkpoint into `learner` and return its progress; None if there is no checkpoint. The best
         evaluation must have a score `goal`.
         """
-        paths = self.all()
-        if not paths:
+        processes = learner.processes
+        newest = processes.broadcast_object(self.all()[-1].name if processes.is_main and self.all() else None)
+        if newest is None:
             return None
-        path = paths[-1]
-        progress = read_progress(path / "state.json", _VERSION)
-        best = progress.best
-        if best is not None and not isinstance(best.get(goal), (int, float)):
-            raise UserError(f"the best evaluation in {path / 'state.json'} has no {goal}; restore it from a copy")
-        load_weights(learner, path)
-        remedy = f"remove {path} to resume from the previous checkpoint"
-        learner.load_state_dict(read_tensors(path / "optimizer.safetensors", remedy)[0])
-        return progress
+        path, loaded = self.directory / newest, list[Progress]()
+
+        def load() -> None:
+            progress = read_progress(path / "state.json", _VERSION)
+            best = progress.best
+            if best is not None and not isinstance(best.get(goal), (int, float)):
+                raise UserError(f"the best evaluation in {path / 'state.json'} has no {goal}; restore it from a copy")
+            load_weights(learner, path)
+            remedy = f"remove {path} to resume from the previous checkpoint"
+            learner.load_state_dict(StoredTensors.open(path / _STATE, STATE_PREFIX, remedy))
+            loaded.append(progress)
+
+        processes.run_all(load)
+        return loaded[0]
 
     @torch.no_grad()
     def average_newest(self, learner: Learner, count: int) -> int:
@@ -140,10 +168,10 @@ def step_of(path: Path) -> int:
 
 @torch.no_grad()
 def load_weights(learner: Learner, directory: Path) -> None:
-    """Load the weights of a checkpoint's model.safetensors into the learner's model."""
-    path = directory / native.FILE
-    tensors, _ = native.read_model(path)
+    """Load the weights of a checkpoint into the learner's model, of each tensor the rows that this process has."""
+    stored, _ = native.read_model(directory / native.FILE)
     model_tensors = learner.saved_tensors()
-    native.check_tensors(model_tensors, tensors, path)
+    native.check_tensors(model_tensors, stored.tensors, Path(stored.source))
     for name, tensor in model_tensors.items():
-        tensor.data.copy_(tensors[name])
+        rows = tensor if isinstance(tensor, Rows) else Rows(tensor.data, 0, tensor.shape)
+        stored.copy(name, rows.local, rows.start)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,16 +16,20 @@ from headway.errors import UserError
 from headway.formats.native import named_tensors
 from headway.learn.examples import Batch, OnPolicyExamples
 from headway.learn.objective import StatefulObjective
-from headway.learn.optim import Optimizer
+from headway.learn.optim import FlatParameters, Optimizer
 from headway.learn.parallel.carried_states import CarriedStates
 from headway.learn.parallel.evaluation import shared_evaluation
 from headway.learn.parallel.processes import Processes
+from headway.learn.parallel.rows import Rows, load
 from headway.learn.precision import effective_precision, products
 from headway.learn.recipe import Recipe
 from headway.learn.task import Task
 from headway.nn.kernels import GeluPasses, gelu_passes
 from headway.nn.models import Loss
 from headway.nn.parts.dropout import Dropout
+
+if TYPE_CHECKING:
+    from headway.learn.parallel.sharding import Sharding
 
 # Indices of the statistics stored after the gradients, so that one all-reduce sums both.
 _STOP_INDEX, _TOKENS_INDEX, _LOSSES_INDEX = 0, 1, 2
@@ -65,14 +69,20 @@ class Learner:
         (`effective_precision`).
         """
         self.device = processes.device
-        self.model = model.to(self.device).train()
         self.recipe = recipe
         self.task = task
         self.processes = processes
         self.precision = effective_precision(precision, self.device)
-        self.optimizer = Optimizer(recipe.optim, self.model, self.precision)
+        self.sharding: Sharding | None = None  # how processes share the weights; None: each has all of them
+        if recipe.parallel.sizes(processes.world)[1] > 1:
+            from headway.learn.parallel.sharding import Sharding  # imports FSDP
+
+            self.sharding = Sharding(model, recipe, processes, self.precision)
+        self.model = (model if self.sharding else model.to(self.device)).train()
+        flat = FlatParameters if self.sharding is None else self.sharding.flat
+        self.optimizer = Optimizer(recipe.optim, self.model, self.precision, flat)
         self.flat = self.optimizer.flat
-        processes.broadcast(self.flat.data)
+        self.flat.broadcast(processes)
         self.average = self.flat.data.clone() if recipe.train.ema is not None else None
         self._generator = attach_generator(self.model, self.device)
         objective, examples = task.objective, task.examples
@@ -102,17 +112,18 @@ class Learner:
                 counts = dict(zip(batch_counts[0], totals.tolist()))
             for index, batch in enumerate(batches):
                 batch = batch.to(self.device)
-                if self._carried_states is not None:
-                    losses = self._carried_states.loss(self.model, index, batch)
-                else:
-                    losses = self.task.loss(self.model, batch)
-                names = tuple(losses)
-                is_divided = self._backward(losses, counts, is_only_batch=len(batches) == self.processes.world == 1)
+                with nullcontext() if self.sharding is None else self.sharding.micro_batch():
+                    if self._carried_states is not None:
+                        losses = self._carried_states.loss(self.model, index, batch)
+                    else:
+                        losses = self.task.loss(self.model, batch)
+                    names = tuple(losses)
+                    is_divided = self._backward(losses, counts, is_only_batch=len(batches) == self.processes.world == 1)
             tail[_STOP_INDEX] += float(stop)
             tail[_TOKENS_INDEX] += sum(batch.tokens for batch in batches)
-            self.processes.sum(self.flat.grads_and_tail)
+            self.flat.sum_gradients(self.processes)
             scale = 1.0 if is_divided else 1 / tail[_LOSSES_INDEX].clamp(min=1)
-            norm = torch.linalg.vector_norm(self.flat.grads) * scale
+            norm = self.flat.norm() * scale
             if train.clip is not None:
                 scale = scale * (train.clip / (norm + 1e-6)).clamp(max=1)
             self.flat.grads.mul_(scale)
@@ -124,18 +135,32 @@ class Learner:
 
     @contextmanager
     def evaluating(self) -> Iterator[nn.Module]:
-        """The model for evaluation and saving: averaged weights if there are any, no dropout, full precision."""
-        trained = self.flat.data.clone() if self.average is not None else None
+        """The model for evaluation and saving: averaged weights if there are any, no dropout, full precision.
+
+        With shards all processes enter, and the main process gets a copy with all weights.
+        """
+        with self.averaged(), products("fp32", self.device), torch.no_grad():
+            if self.sharding is not None:
+                with self.sharding.whole_model() as whole:
+                    yield whole
+                return
+            try:
+                yield self.model.eval()
+            finally:
+                self.model.train()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Use the averaged weights, if there are any, inside the context."""
+        if self.average is None:
+            yield
+            return
+        trained = self.flat.data.clone()
         try:
-            if self.average is not None:
-                self.flat.data.copy_(self.average)
-            self.model.eval()
-            with products("fp32", self.device), torch.no_grad():
-                yield self.model
-        finally:
-            if trained is not None:  # first, because a second Ctrl-C may interrupt the rest
-                self.flat.data.copy_(trained)
-            self.model.train()
+            self.flat.data.copy_(self.average)
+            yield
+        finally:  # a second Ctrl-C may interrupt what comes after it
+            self.flat.data.copy_(trained)
 
     def evaluate(
         self,
@@ -149,11 +174,11 @@ class Learner:
         it; in the context `breakable`, a signal interrupts at once.
         """
         processes, task = self.processes, self.task
-        if processes.world > 1 and task.objective.shares_evaluation:
+        if processes.world > 1 and self.sharding is None and task.objective.shares_evaluation:
             with self.evaluating() as model, shared_evaluation(processes, stops):
                 return processes.broadcast_object(task.evaluate(model, split, limit))
         if not processes.is_main:
-            with breakable():
+            with nullcontext() if self.sharding is None else self.evaluating(), breakable():
                 return processes.broadcast_object(None)
         with self.evaluating() as model, breakable():
             scores = task.evaluate(model, split, limit)
@@ -162,11 +187,11 @@ class Learner:
     @property
     def trained(self) -> int:
         """The number of trainable parameters."""
-        return sum(shape.numel() for shape in self.flat.shapes.values())
+        return self.flat.count
 
-    def saved_tensors(self) -> dict[str, Tensor]:
+    def saved_tensors(self) -> dict[str, Tensor | Rows]:
         """The model tensors that a checkpoint contains; with an adapter, only the trainable ones."""
-        tensors = dict(named_tensors(self.model))
+        tensors = dict(named_tensors(self.model) if self.sharding is None else self.sharding.named_tensors())
         if self.recipe.adapter is None:
             return tensors
         return {name: tensors[name] for name in self.flat.names}
@@ -176,24 +201,25 @@ class Learner:
         if self._carried_states is not None:
             self._carried_states.gather()
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor | Rows]:
         """The tensors in a checkpoint besides the model weights."""
-        state = self.optimizer.state_dict()
+        state: dict[str, Tensor | Rows] = self.optimizer.state_dict()
         if self._carried_states is not None:
             state.update(self._carried_states.state_dict())
         if self._on_policy is not None:
             state.update((f"explored.{name}", value) for name, value in self._on_policy.exploration_state().items())
         if self.average is not None:
-            state.update((f"average.{name}", value) for name, value in self.flat.views(self.average))
+            views = self.flat.views(self.average)
+            state.update((f"average.{name}", self.flat.saved(name, value)) for name, value in views)
         return state
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Load a saved state; raise UserError if it belongs to another model or optimiser."""
         self.optimizer.load_state_dict(state)
         if self._carried_states is not None:
             self._carried_states.load_state_dict(self.model, state)
         if self._on_policy is not None:
-            exploration = {name: value for name, value in state.items() if name.startswith("explored.")}
+            exploration = {name: state[name] for name in state if name.startswith("explored.")}
             self._on_policy.load_exploration_state(
                 {name.removeprefix("explored."): value for name, value in exploration.items()}
             )
@@ -201,7 +227,7 @@ class Learner:
             for name, parameter in self.flat.views(self.average):
                 if f"average.{name}" not in state:
                     raise UserError(f"the checkpoint has no average.{name}; remove train.ema, or start a new run")
-                parameter.copy_(state[f"average.{name}"])
+                load(self.flat.saved(name, parameter), f"average.{name}", state)
 
     def _backward(self, losses: dict[str, Loss], counts: dict[str, float] | None, is_only_batch: bool) -> bool:
         """Add a micro-batch's gradient; return whether it is already divided by counts.

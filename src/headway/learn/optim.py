@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import groupby
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,8 @@ from torch.optim.adamw import adamw
 
 from headway.config_kinds import family, register
 from headway.errors import ConfigError, UserError
+from headway.learn.parallel.processes import Processes
+from headway.learn.parallel.rows import Rows, load
 
 _ALIGNMENT = 64  # bytes: a vector register and a cache line
 _TAIL_LENGTH = 32
@@ -32,17 +34,18 @@ class FlatParameters:
     def __init__(self, model: nn.Module, groups: Sequence[Sequence[str]]) -> None:
         parameters = dict(model.named_parameters())
         self.names = [name for group in groups for name in group]
-        first = parameters[self.names[0]]
+        tensors = {name: self._tensor(name, parameters[name]) for name in self.names}
+        first = tensors[self.names[0]]
         step = _ALIGNMENT // first.element_size()
         self.offsets: dict[str, int] = {}
-        self.shapes = {name: parameters[name].shape for name in self.names}
+        self.shapes = {name: tensor.shape for name, tensor in tensors.items()}
         self.segments: list[slice] = []
         end = 0
         for group in groups:
             start = end
             for name in group:
                 self.offsets[name] = end
-                end += -(-parameters[name].numel() // step) * step
+                end += -(-self._memory(name, tensors[name]) // step) * step
             self.segments.append(slice(start, end))
         self.data = first.new_zeros(end)
         self.grads_and_tail = first.new_zeros(end + _TAIL_LENGTH)
@@ -50,15 +53,57 @@ class FlatParameters:
         gradients = dict(self.views(self.grads))
         with torch.no_grad():
             for name, view in self.views(self.data):
-                view.copy_(parameters[name])
-                parameters[name].data = view
-                parameters[name].grad = gradients[name]
+                view.copy_(tensors[name])
+                self._bind(name, parameters[name], view, gradients[name])
+
+    def _tensor(self, name: str, parameter: nn.Parameter) -> Tensor:
+        """What this process has of a parameter."""
+        return parameter
+
+    def _memory(self, name: str, tensor: Tensor) -> int:
+        """The number of elements to reserve for it."""
+        return tensor.numel()
+
+    def _bind(self, name: str, parameter: nn.Parameter, data: Tensor, gradient: Tensor) -> None:
+        parameter.data, parameter.grad = data, gradient
+
+    def muon(
+        self,
+        segment: slice,
+        names: list[str],
+        slices: dict[str, tuple[int, ...]],
+        config: MuonConfig,
+        precision: str,
+    ) -> UpdateRule:
+        """Muon for the matrices of one segment."""
+        return Muon(self, segment, names, slices, config, precision)
+
+    @property
+    def count(self) -> int:
+        """The number of trainable parameters."""
+        return sum(shape.numel() for shape in self.shapes.values())
+
+    def broadcast(self, processes: Processes) -> None:
+        """Copy the weights of the main process to the others."""
+        processes.broadcast(self.data)
+
+    def sum_gradients(self, processes: Processes) -> None:
+        """Sum the gradients and the tail over all processes."""
+        processes.sum(self.grads_and_tail)
+
+    def norm(self) -> Float[Tensor, ""]:
+        """The norm of all gradients."""
+        return torch.linalg.vector_norm(self.grads)
 
     def views(self, flat: Float[Tensor, "N"]) -> Iterator[tuple[str, Tensor]]:
         """Views of a tensor laid out like `data`, one per parameter, by name."""
         for name in self.names:
             shape, start = self.shapes[name], self.offsets[name]
             yield name, flat[start : start + shape.numel()].view(shape)
+
+    def saved(self, name: str, values: Tensor) -> Tensor | Rows:
+        """What a view of parameter `name` is of the tensor that a checkpoint contains."""
+        return values
 
     def zero_grads(self) -> None:
         """Zero the gradients and the tail."""
@@ -111,11 +156,18 @@ class OptimConfig:
 class Optimizer:
     """Updates a model in place; `flat` contains its weights and gradients."""
 
-    def __init__(self, config: OptimConfig, model: nn.Module, precision: str = "fp32") -> None:
+    def __init__(
+        self,
+        config: OptimConfig,
+        model: nn.Module,
+        precision: str = "fp32",
+        flat: Callable[[nn.Module, Sequence[Sequence[str]]], FlatParameters] = FlatParameters,
+    ) -> None:
+        """`flat` moves the parameters of each update rule, by name, into one tensor."""
         groups = [group for group in config.groups(model, precision) if group.names]
         if not groups:
             raise UserError("the model has no trainable parameters; unfreeze some, or only evaluate it")
-        self.flat = FlatParameters(model, [group.names for group in groups])
+        self.flat = flat(model, [group.names for group in groups])
         self.rules = [group.make(self.flat, part) for group, part in zip(groups, self.flat.segments)]
         self.count = 0
 
@@ -126,23 +178,24 @@ class Optimizer:
         for rule in self.rules:
             rule.step(factor, self.count)
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor | Rows]:
         """The state as tensors by buffer and parameter name, such as `mean.embed.table`, and `count`."""
-        state = {"count": torch.tensor(self.count)}
+        state: dict[str, Tensor | Rows] = {"count": torch.tensor(self.count)}
         for name, buffer, view in self._state_views():
-            state[f"{buffer}.{name}"] = view
+            state[f"{buffer}.{name}"] = self.flat.saved(name, view)
         return state
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Load a saved state; raise UserError for a tensor that is missing or has another shape."""
         for name, buffer, view in self._state_views():
-            saved = state.get(f"{buffer}.{name}")
-            if saved is None or saved.shape != view.shape:
+            key, target = f"{buffer}.{name}", self.flat.saved(name, view)
+            saved = state.get(key)
+            if saved is None or saved.shape != target.shape:
                 problem = "is missing" if saved is None else f"has shape {tuple(saved.shape)}"
-                expected = f"shape {tuple(view.shape)}"
-                raise UserError(f"the optimiser's {buffer}.{name} {problem}, expected {expected}; start a new run")
-            view.copy_(saved)
+                expected = f"shape {tuple(target.shape)}"
+                raise UserError(f"the optimiser's {key} {problem}, expected {expected}; start a new run")
+            load(target, key, state)
         self.count = int(state["count"])
 
     def _state_views(self) -> Iterator[tuple[str, str, Tensor]]:
@@ -277,7 +330,7 @@ class MuonConfig(OptimConfig):
         names = sorted(matrices, key=lambda name: (parameters[name].shape, matrices[name]))
         adam_names = [name for name in parameters if name not in matrices]
         settings = AdamSettings(self.adam_lr, self.adam_betas, self.adam_eps, self.adam_weight_decay)
-        muon = Group(names, lambda flat, part: Muon(flat, part, names, matrices, self, precision))
+        muon = Group(names, lambda flat, part: flat.muon(part, names, matrices, self, precision))
         if self.head_lr is None:
             return [muon, *adam_groups(adam_names, model, settings)]
         heads = [name for name in adam_names if "heads" in name.split(".")]
@@ -335,7 +388,9 @@ class Muon:
         self.config = config
         self.data, self.grads = flat.data[segment], flat.grads[segment]
         self.buffers = {"velocity": torch.zeros_like(self.data)}
-        dtype = torch.bfloat16 if precision == "bf16" else self.data.dtype
+        self._prepare(flat, names, slices, torch.bfloat16 if precision == "bf16" else self.data.dtype)
+
+    def _prepare(self, flat: Any, names: list[str], slices: dict[str, tuple[int, ...]], dtype: torch.dtype) -> None:
         views = list(_views(flat, names, slices))
         self._batches: list[Tensor] = []
         self._views: list[list[_SliceViews]] = []
@@ -361,6 +416,10 @@ class Muon:
         self.grads.lerp_(velocity, self.config.momentum)
         if self.config.weight_decay:
             self.data.mul_(1 - lr * self.config.weight_decay)
+        self._apply(lr)
+
+    def _apply(self, lr: float) -> None:
+        """Orthogonalise the directions and add them to the weights."""
         for batch, views in zip(self._batches, self._views):
             for view in views:
                 view.batch_part.copy_(view.direction)

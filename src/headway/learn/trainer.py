@@ -36,6 +36,7 @@ from headway.learn.learner import Learner
 from headway.learn.memory import check_memory, retained_heap
 from headway.learn.objective import Objective
 from headway.learn.parallel.processes import Processes
+from headway.learn.parallel.saving import gathered, is_sharded
 from headway.learn.plan.budget import Clock, Speed, TimeBudget, measure_speed, plan_recipe
 from headway.learn.plan.plans import has_few_validation_samples
 from headway.learn.plan.scale import EARLY_FRACTION, LATE_FRACTION, LossPredictor, slope_of
@@ -146,6 +147,7 @@ class Trainer:
             processes = self.processes
             with retained_heap(), self.directory.locked() if processes.is_main else nullcontext():
                 processes.local_micro_batches(self.recipe.train.accumulate)
+                self.recipe.parallel.sizes(processes.world)
                 check_loggers()
                 self.data = check_equal_data(fingerprint(self.task), processes)
                 exists = processes.broadcast_object(self.directory.claim(resume) if processes.is_main else None)
@@ -360,9 +362,8 @@ class Trainer:
             if 0 < progress.step == self.recipe.schedule.decay_start(self.recipe.train.steps):
                 self.log.flush()
                 self.learner.gather()
-                if self.processes.is_main:
-                    with self.log.paused():  # where an extended run continues
-                        self.pre_decay.save(self.learner, progress)
+                with self.log.paused():  # where an extended run continues
+                    self.pre_decay.save(self.learner, progress)
             start = time.perf_counter()
             batches, world = [next(stream) for _ in range(share)], self.processes.world
             update = self.learner.update(progress.step, batches, self.interrupts.requested)
@@ -445,13 +446,8 @@ class Trainer:
                 self._forecast_loss(metrics)
                 if budget is not None:
                     budget.record_evaluation(seconds)
-                if is_best and self.processes.is_main:  # as it is evaluated; an adapter is also saved separately
-                    recipe, directory = self.recipe, self.directory
-                    with self.learner.evaluating() as model:
-                        native.save_tensors(merged(model), recipe.model, directory.path)
-                        if recipe.adapter is not None:
-                            family = read_usage(directory.path).family
-                            recipe.adapter.save(model, recipe.start or "", directory.adapter, family)
+                if is_best:
+                    self._save_model()
                 step, best, print_line = progress.step, progress.best or {}, self.log.display.print_line
                 stop_reason = self.task.objective.stop_reason(metrics) if step else None
                 if failure_reason is not None and best.get("step") == step:  # there is no better model
@@ -475,6 +471,21 @@ class Trainer:
             self.log.display.print_line(
                 f"no improvement in {progress.stale} evaluations; decaying the learning rate to 0 by step {steps:,}"
             )
+
+    def _save_model(self) -> None:
+        """Write the model as it is evaluated, and an adapter separately as well."""
+        recipe, directory, processes = self.recipe, self.directory, self.processes
+        if recipe.adapter is None and is_sharded(self.learner.saved_tensors()):
+            with self.learner.averaged(), gathered(self.learner.saved_tensors(), processes) as whole:
+                if processes.is_main:
+                    native.save_tensors(whole, recipe.model, directory.path)
+            return
+        with self.learner.evaluating() as model:
+            if processes.is_main:
+                native.save_tensors(merged(model), recipe.model, directory.path)
+            if processes.is_main and recipe.adapter is not None:
+                family = read_usage(directory.path).family
+                recipe.adapter.save(model, recipe.start or "", directory.adapter, family)
 
     def _measure(self) -> dict[str, float] | None:
         """The metrics; None if Ctrl-C interrupts the evaluation. Swapping weights is not interrupted."""
@@ -501,13 +512,13 @@ class Trainer:
 
     def _checkpoint(self) -> None:
         """Save everything needed to resume from here."""
-        if self.metrics is not None:
-            with self.log.paused():
+        with self.log.paused():
+            if self.metrics is not None:
                 self.metrics.sync()
-                train = self.recipe.train
-                keep = max(train.keep_checkpoints, train.average)
-                self.checkpoints.save(self.learner, self.progress, keep, train.checkpoint_interval)
-                self._saved_step = self.progress.step
+            train = self.recipe.train
+            keep = max(train.keep_checkpoints, train.average)
+            self.checkpoints.save(self.learner, self.progress, keep, train.checkpoint_interval)
+            self._saved_step = self.progress.step
 
     def _stop(self) -> NoReturn:
         step = self.progress.step

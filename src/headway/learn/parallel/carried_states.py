@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import count
 from typing import Any
 
@@ -49,7 +49,7 @@ class CarriedStates:
         streams = [_flatten(state) for state in self._states] if is_single else self._gathered
         return {f"carried.{i}.{n}": tensor for i, stream in enumerate(streams) for n, tensor in enumerate(stream)}
 
-    def load_state_dict(self, model: nn.Module, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
         """Load saved states; raise UserError if they do not belong to this model and step."""
         template, device = self.objective.initial_state(model, 1), next(model.parameters()).device
         for index in range(len(self._states)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -101,6 +101,39 @@ class Processes:
         with _collective():
             dist.all_gather(parts, padded)
         return [part[:size].cpu().numpy().tobytes() for part, size in zip(parts, sizes.tolist())]
+
+    def gather_objects(self, data: Any) -> list[Any]:
+        """The `data` (any JSON value) of all processes, by rank, in each process."""
+        return [json.loads(part) for part in self.gather_bytes(json.dumps(data).encode())]
+
+    def run_all(self, work: Callable[[], Any]) -> list[Any]:
+        """Run `work`, which uses no other process, in all processes, and return its results (JSON values) by rank. If
+        it raises UserError in one process, all raise it, with the rank of that process.
+        """
+        if self.world == 1:
+            return [work()]
+        result, error = None, None
+        try:
+            result = work()
+        except UserError as raised:
+            error = str(raised)
+        outcomes = self.gather_objects([result, error])
+        errors = {rank: error for rank, (_, error) in enumerate(outcomes) if error is not None}
+        if errors:
+            rank = min(errors)
+            is_shared = len(errors) == self.world and len(set(errors.values())) == 1
+            raise UserError(errors[rank] if is_shared else f"process {rank}: {errors[rank]}")
+        return [result for result, _ in outcomes]
+
+    def send(self, values: Tensor, rank: int) -> None:
+        """Send values to a process, which has to receive them."""
+        with _collective():
+            dist.send(values, rank)
+
+    def receive(self, values: Tensor, rank: int) -> None:
+        """Receive values from a process, in place."""
+        with _collective():
+            dist.recv(values, rank)
 
     def close(self) -> None:
         """Leave the process group."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,3 +22,16 @@ class Rows(NamedTuple):
     @property
     def is_whole(self) -> bool:
         return self.local.shape == self.shape
+
+
+def load(target: Tensor | Rows, name: str, saved: Mapping[str, Tensor]) -> None:
+    """Copy a saved tensor, or the rows that this process has, into `target`. A mapping with a method
+    `rows(name, start, count)` reads no others.
+    """
+    if isinstance(target, Tensor):
+        target.copy_(saved[name])
+        return
+    source: Any = saved
+    start, count = target.start, target.local.shape[0]
+    has_rows = hasattr(source, "rows")
+    target.local.copy_(source.rows(name, start, count) if has_rows else source[name][start : start + count])

@@ -162,8 +162,8 @@ def measure_speed(
         report_seconds = samples * final_sample_seconds + _REPORT_SECONDS
     else:
         start = time.perf_counter()
-        if processes.is_main and samples:  # with an almost untrained model
-            with meter.learner.evaluating() as model:
+        with meter.learner.evaluating() as model:
+            if processes.is_main and samples:  # with an almost untrained model
                 task.samples(model, samples)
         report_seconds = time.perf_counter() - start + _REPORT_SECONDS
     ending = min(final, FINAL_SHARE * seconds) + report_seconds
