@@ -82,6 +82,7 @@ __all__ = [
     "export",
     "load",
     "plan",
+    "plan_gpus",
     "presets",
     "quantize",
     "recipes",
@@ -95,6 +96,7 @@ lazy_exports(
     {
         ".app.api": (
             "plan",
+            "plan_gpus",
             "train",
         ),
         ".app.compare": (

@@ -8,8 +8,10 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,6 +26,7 @@ from headway.formats.open import OpenedModel
 from headway.formats.usage import Usage
 from headway.io.arguments import check_types
 from headway.learn import Recipe, Run, Task, Trainer
+from headway.learn.fine_tuning import adapted_model, open_new_task
 from headway.learn.plan.budget import MIN_EVALUATED, Clock, check_minutes
 from headway.learn.plan.choose import outgrown_message
 from headway.learn.plan.plans import Plan, TrainingSetup, loss_predictor, make_plans, plan_run
@@ -35,10 +38,14 @@ from headway.learn.run import RunDirectory, read_metrics
 from headway.learn.run_report import run_sections, with_results
 from headway.predict.in_memory_data import Data, data_paths
 
+if TYPE_CHECKING:
+    from headway.learn.plan.ranks import RankPlan
+
 _LOG = logger(__name__)
+_MAX_GPUS = 100_000
 _MAX_TOKENS, _MAX_HEADS = 24, 4  # maximum tokens and heads in pictures of attention
 
-__all__ = ["Model", "Plan", "find_device", "load", "plan", "train"]
+__all__ = ["Model", "Plan", "find_device", "load", "plan", "plan_gpus", "train"]
 
 
 @deduplicated_logs()
@@ -147,6 +154,38 @@ def plan(
     with data_paths(data, load_recipe(recipe).domain) as paths:
         chosen = configure_recipe(recipe, paths, set, seed, start, lora)
         return make_plans(chosen, scale_of(chosen.name), set or {}, minute_options, torch_device, spent)
+
+
+@deduplicated_logs()
+@check_types
+def plan_gpus(
+    recipe: str | Path | Recipe,
+    gpus: int,
+    gpu: str = "h100",
+    data: Data | None = None,
+    set: Mapping[str, Any] | None = None,
+    start: str | Path | None = None,
+    lora: int | None = None,
+) -> RankPlan:
+    """Plan a step of `train` on so many GPUs, without having one: memory of each, traffic and time.
+
+    Takes the arguments of `train`. A language model needs no data. Raises UserError for arguments or data that cannot
+    be used, and for an unknown GPU.
+    """
+    from headway.learn.plan.ranks import find_gpu, plan_ranks  # simulates tensors, which takes a second to import
+
+    chosen = find_gpu(gpu)
+    if not 1 <= gpus <= _MAX_GPUS:
+        raise UserError(f"gpus is {gpus}; use a number from 1 to {_MAX_GPUS:,}")
+    with data_paths(data, load_recipe(recipe).domain) as paths, TemporaryDirectory() as workspace:
+        configured = configure_recipe(load_recipe(recipe), paths, set, None, start, lora)
+        if not configured.data and not configured.task.generates_data:
+            return plan_ranks(configured, None, gpus, chosen)
+        task = open_new_task(configured, Path(workspace))
+        try:
+            return plan_ranks(replace(configured, model=adapted_model(configured, task)), task, gpus, chosen)
+        finally:
+            task.close()
 
 
 def _report(trainer: Trainer, run: Run, scale: Scale | None, num_samples: int) -> Run:

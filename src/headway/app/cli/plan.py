@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-from headway.app.cli.options import add_fine_tuning, add_recipe, number, torch_options
+from headway.app.cli.options import add_fine_tuning, add_recipe, integer, number, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.config import parse_settings
+
+if TYPE_CHECKING:
+    from headway.learn.plan.ranks import RankPlan
 
 EXAMPLE = """
 headway plan text --data my-books/ --minutes 5,30,120
 headway plan classification --data questions.csv --minutes 2,10 --from path/to/all-MiniLM-L6-v2
 headway plan translation --data train.en train.de --minutes 30 --set model.width=256
+headway plan text --gpus 8 --gpu h100 --set model=llama-1.1b task.context=2048 train.batch_tokens=8192
 """
 _DEFAULT_MINUTES = [5.0, 30.0, 120.0]
 _COLUMNS = ("minutes", "parameters", "width", "layers", "batch", "steps", "epochs")
@@ -28,6 +33,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="M,M,...",
         help="minutes to plan for (default: 5,30,120)",
     )
+    parser.add_argument(
+        "--gpus",
+        type=integer(1, 100_000),
+        metavar="N",
+        help="plan a step on N GPUs: memory of each, traffic and time",
+    )
+    parser.add_argument("--gpu", default="h100", metavar="NAME", help="GPU to plan for (default: h100)")
 
 
 def _minutes_list(text: str) -> list[float]:
@@ -39,6 +51,11 @@ def _minutes_list(text: str) -> list[float]:
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     import headway as hw
 
+    if args.gpus is not None:
+        fine_tuning = {"start": args.start, "lora": args.lora}
+        settings = parse_settings(args.set)
+        _print_ranks(hw.plan_gpus(args.recipe, args.gpus, args.gpu, args.data, settings, **fine_tuning), terminal)
+        return
     with torch_options(args):
         plans = hw.plan(
             args.recipe,
@@ -60,3 +77,27 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         for reason in plan.reasons:
             terminal.print(f"  {reason}")
     terminal.print_result({"plans": [plan._asdict() for plan in plans]})
+
+
+def _print_ranks(plan: RankPlan, terminal: Terminal) -> None:
+    rows = [{"each GPU": name, "amount": f"{size / 2**30:,.2f} GiB"} for name, size in plan.memory.items()]
+    total = sum(plan.memory.values())
+    rows.append({"each GPU": "memory", "amount": f"{total / 2**30:,.2f} of {plan.available / 2**30:,.1f} GiB"})
+    rows += [
+        {"each GPU": f"receives {name}", "amount": f"{size / 2**30:,.2f} GiB a step"}
+        for name, size in plan.traffic.items()
+        if size
+    ]
+    rows += [
+        {"each GPU": f"time for {name}", "amount": f"{1000 * size:,.1f} ms"} for name, size in plan.seconds.items()
+    ]
+    terminal.print_table(rows)
+    rate = plan.tokens / plan.step_seconds
+    terminal.print(
+        f"{plan.processes} GPUs: {plan.replicas} replicas of {plan.shard} shards, {plan.micro_batches} micro-batches "
+        f"per process; {plan.tokens:,} tokens in {1000 * plan.step_seconds:,.0f} ms, "
+        f"{rate / plan.processes:,.0f} per second and GPU if products reach 40 % of the peak rate"
+    )
+    for reason in plan.reasons:
+        terminal.print(reason)
+    terminal.print_result({"plan": {**plan._asdict(), "step_seconds": plan.step_seconds}})

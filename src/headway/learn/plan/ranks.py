@@ -1,0 +1,255 @@
+"""What each process of a run on many GPUs needs: memory, traffic and time of a step, computed without a GPU."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from headway.errors import ConfigError, UserError, nearest
+from headway.learn.adapters import with_adapter
+from headway.learn.examples import Batch
+from headway.learn.learner import attach_generator
+from headway.learn.memory import training_bytes
+from headway.learn.objectives.sequences import Likelihood
+from headway.learn.parallel.sharding import units
+from headway.learn.recipe import Recipe
+from headway.learn.task import Task
+from headway.nn.mixers import tree_map
+from headway.nn.models import TransformerConfig, describe, outline
+
+_FREE_SHARE = 0.9  # of a GPU's memory; the rest is for the CUDA context, NCCL's buffers and fragmentation
+_UTILISATION = 0.4  # of the peak rate of matrix products, as large models reach it in practice
+_LAUNCH = 5e-6  # seconds to start an operation from Python, which decides where they are small
+
+
+class Gpu(NamedTuple):
+    """A GPU by its data sheet: dense bf16 FLOP per second; bytes of memory; and bytes per second of its memory, of its
+    links to the other GPUs of a machine and of its share of the network, in one direction.
+    """
+
+    flops: float
+    memory: float
+    bandwidth: float
+    link: float
+    network: float
+    per_machine: int = 8
+
+
+GPUS = {
+    "b200": Gpu(2250e12, 180e9, 8.0e12, 900e9, 50e9),
+    "h200": Gpu(989e12, 141e9, 4.8e12, 450e9, 50e9),
+    "h100": Gpu(989e12, 80e9, 3.35e12, 450e9, 50e9),
+    "a100": Gpu(312e12, 80e9, 2.0e12, 300e9, 25e9),
+    "l40s": Gpu(362e12, 48e9, 0.86e12, 32e9, 12.5e9),
+    "rtx-4090": Gpu(165e12, 24e9, 1.0e12, 32e9, 1.25e9),
+    "rtx-3090": Gpu(71e12, 24e9, 0.94e12, 32e9, 1.25e9),
+}
+
+
+class RankPlan(NamedTuple):
+    """What one of `processes` needs: bytes of memory by category, bytes that it receives in a step by purpose, and the
+    seconds of a step by activity, of which computing and receiving overlap.
+    """
+
+    processes: int
+    shard: int
+    replicas: int
+    micro_batches: int  # of a process in a step, at most
+    tokens: int  # of all processes in a step
+    memory: dict[str, int]
+    available: int  # bytes of memory of a GPU
+    traffic: dict[str, int]
+    seconds: dict[str, float]
+    reasons: tuple[str, ...]
+
+    @property
+    def step_seconds(self) -> float:
+        return max(self.seconds["computing"], self.seconds["receiving"]) + self.seconds["updating"]
+
+
+class Demand(NamedTuple):
+    """Bytes of a model on one process: everything that is split among the shards, by category; the root's weights and
+    those of the largest block, which are gathered; the peak of a micro-batch's activations, and its operations.
+    """
+
+    split: dict[str, int]
+    root: int
+    block: int
+    activations: int
+    operations: int  # of a micro-batch
+    tokens: int  # of a micro-batch
+
+
+def find_gpu(name: str) -> Gpu:
+    """The GPU called `name`. Raises UserError for an unknown one."""
+    if name not in GPUS:
+        raise UserError(f"there are no figures for a GPU called {name!r}; {nearest(name, sorted(GPUS))}")
+    return GPUS[name]
+
+
+def plan_ranks(recipe: Recipe, task: Task | None, processes: int, gpu: Gpu) -> RankPlan:
+    """Plan a step of the recipe on so many GPUs. Without shards in the recipe, it uses the fewest that fit.
+
+    Raises ConfigError for shards and replicas that do not use all processes, and UserError if a task's loss cannot be
+    computed without values.
+    """
+    demand, parallel, train = measure_demand(recipe, task, 2), recipe.parallel, recipe.train
+    if processes > train.accumulate:
+        train = replace(train, accumulate=processes)
+    chosen, reasons = parallel.shard, list[str]()
+    divisors = [number for number in range(1, processes + 1) if processes % number == 0]
+    if parallel.shard == 1 and parallel.replicas == -1:
+        fitting = [n for n in divisors if sum(rank_memory(demand, n, 2).values()) <= _FREE_SHARE * gpu.memory]
+        chosen = fitting[0] if fitting else processes
+        reasons.append(
+            f"parallel.shard={chosen}: the fewest shards that fit"
+            if fitting
+            else f"it does not fit on {processes} GPUs: lower the micro-batch, or set train.recompute=1"
+        )
+    replicas, shard = replace(parallel, shard=chosen).sizes(processes)
+    memory, micro_batches = rank_memory(demand, shard, 2), -(-train.accumulate // processes)
+    weights = demand.split["weights"]
+    gathers = 2 * micro_batches * (weights // 2) * (shard - 1) // shard if shard > 1 else 0
+    traffic = {
+        "weights": gathers,
+        "gradients": micro_batches * weights * (shard - 1) // shard,
+        "replicas": 2 * (weights // shard) * (replicas - 1) // replicas,
+    }
+    inside = gpu.link if shard <= gpu.per_machine else gpu.network
+    across = gpu.link if processes <= gpu.per_machine else gpu.network
+    flop = 3 * describe(recipe.model)["flop_per_token"] * demand.tokens
+    flop += flop // 3 // train.recompute if train.recompute else 0
+    touched = sum(demand.split[name] for name in ("weights", "gradients", "optimiser")) // shard
+    seconds = {
+        "computing": micro_batches * max(flop / (_UTILISATION * gpu.flops), _LAUNCH * demand.operations),
+        "receiving": (traffic["weights"] + traffic["gradients"]) / inside + traffic["replicas"] / across,
+        "updating": 2 * touched / gpu.bandwidth,  # read and written once
+    }
+    tokens = demand.tokens * train.accumulate
+    return RankPlan(
+        processes, shard, replicas, micro_batches, tokens, memory, int(gpu.memory), traffic, seconds, tuple(reasons)
+    )
+
+
+def rank_memory(demand: Demand, shard: int, gathered_bytes: int) -> dict[str, int]:
+    """Bytes of memory of one of `shard` processes; gathered weights take `gathered_bytes` per number.
+
+    While a block computes, the next one is gathered; its gradients exist whole until they are summed, in a second copy.
+    """
+    rows = {name: -(-size // shard) for name, size in demand.split.items()}
+    if shard == 1:
+        return {**rows, "activations": demand.activations}
+    gathered = (demand.root + 2 * demand.block) // 4 * gathered_bytes
+    gradients = 2 * max(demand.block, demand.root)
+    return {**rows, "gathered weights": gathered, "gathered gradients": gradients, "activations": demand.activations}
+
+
+def measure_demand(recipe: Recipe, task: Task | None, number_bytes: int) -> Demand:
+    """The memory that a recipe needs. Activations are measured on tensors without values, with numbers of
+    `number_bytes` bytes; without a task, those of a language model on rows as long as its context.
+    """
+    model = outline(recipe.model)
+    split = {name: size for name, size in training_bytes(recipe, model).items() if size}
+    if recipe.parallel.exact:
+        split["exact sums"] = 2 * split["gradients"]
+    blocks = [sum(p.nbytes for p in block.parameters()) for block in units(model)]
+    shared = {id(p) for block in units(model) for p in block.parameters()}
+    root = sum(p.nbytes for p in model.parameters() if id(p) not in shared)
+    batch, loss = _synthetic(recipe) if task is None else (next(task.batches("train")), task.loss)
+    meter = _activations(recipe, batch, loss, torch.bfloat16 if number_bytes == 2 else torch.float32)
+    return Demand(split, root, max(blocks, default=0), meter.peak, meter.operations, batch.computed)
+
+
+def _synthetic(recipe: Recipe) -> tuple[Batch, Callable[[nn.Module, Batch], Mapping[str, Any]]]:
+    """A micro-batch for a language model, and its loss."""
+    config = recipe.model
+    if not (isinstance(config, TransformerConfig) and "vocabulary" in config.heads and config.stack.causal):
+        raise ConfigError(f"planning {recipe.name} for GPUs needs its data, for the shapes of a batch; pass --data")
+    length = recipe.row_length(recipe.task.context)
+    ids = torch.zeros(recipe.train.rows(length), length, dtype=torch.int64)
+    return Batch((ids,), ids, ids.numel(), ids.numel()), Likelihood().loss
+
+
+def _activations(
+    recipe: Recipe, batch: Batch, loss: Callable[[nn.Module, Batch], Mapping[str, Any]], dtype: torch.dtype
+) -> MemoryMeter:
+    """Measures the memory that a micro-batch needs besides weights and their gradients."""
+    inputs, targets = tree_map(
+        lambda item: item.to(dtype) if isinstance(item, Tensor) and item.is_floating_point() else item,
+        (batch.inputs, batch.targets),
+    )
+    batch = batch._replace(inputs=inputs, targets=targets)
+    with _default_dtype(dtype), FakeTensorMode(allow_non_fake_inputs=True):
+        model = with_adapter(recipe.model.build(seed=None), recipe.adapter, (), recipe.train.seed).train()
+        attach_generator(model)
+        meter = MemoryMeter(model)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(_drop_gradient)
+        try:
+            with meter:
+                total = sum(part.total for part in loss(model, batch).values())
+                cast(Tensor, total).backward()
+        except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
+            first = str(error).partition("\n")[0]
+            raise UserError(f"the memory of {recipe.name} cannot be planned without computing it: {first}") from error
+    return meter
+
+
+def _drop_gradient(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(previous)
+
+
+class MemoryMeter(TorchDispatchMode):
+    """Counts operations inside the context and the bytes of the storages that they create, except those of a model's
+    weights; `peak` is the largest sum at any time.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.live = self.peak = self.operations = 0
+        self._known = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        if tensors and not any(isinstance(tensor, FakeTensor) for tensor in tensors):
+            with unset_fake_temporarily():  # integers of the batch, which decide about shapes
+                return func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._local_scalar_dense.default:  # a count of targets, or a condition
+            return 1 if tensors[0].dtype == torch.bool else math.prod(tensors[0].shape) << 40
+        if func is torch.ops.aten.nonzero.default:  # as if all were true
+            return torch.zeros(tensors[0].numel(), tensors[0].dim(), dtype=torch.int64)
+        result, self.operations = func(*args, **(kwargs or {})), self.operations + 1
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self._known:
+                    self._known.add(storage._cdata)
+                    self.live += storage.nbytes()
+                    self.peak = max(self.peak, self.live)
+                    weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
+        return result
+
+    def _free(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.live -= size
