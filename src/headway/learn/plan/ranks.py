@@ -32,6 +32,9 @@ _UTILISATION = 0.4  # of the peak rate of matrix products, as large models reach
 _LAUNCH = 5e-6  # seconds to start an operation from Python, which decides where they are small
 
 
+_INDEXED = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default, torch.ops.aten.index_put.default)
+
+
 class Gpu(NamedTuple):
     """A GPU by its data sheet: dense bf16 FLOP per second; bytes of memory; and bytes per second of its memory, of its
     links to the other GPUs of a machine and of its share of the network, in one direction.
@@ -166,7 +169,10 @@ def measure_demand(recipe: Recipe, task: Task | None, number_bytes: int) -> Dema
     shared = {id(p) for block in units(model) for p in block.parameters()}
     root = sum(p.nbytes for p in model.parameters() if id(p) not in shared)
     batch, loss = _synthetic(recipe) if task is None else (next(task.batches("train")), task.loss)
-    meter = _activations(recipe, batch, loss, torch.bfloat16 if number_bytes == 2 else torch.float32)
+    try:
+        meter = _activations(recipe, batch, loss, torch.bfloat16 if number_bytes == 2 else torch.float32)
+    except UserError:  # some models mix both formats, as only autocast can
+        meter = _activations(recipe, batch, loss, torch.float32)
     return Demand(split, root, max(blocks, default=0), meter.peak, meter.operations, batch.computed)
 
 
@@ -206,6 +212,15 @@ def _activations(
     return meter
 
 
+def _indices(index: Tensor | None) -> list[Tensor | None]:
+    """Index tensors for an index; if it is a mask without values, as if all its elements were true."""
+    if index is None or index.dtype != torch.bool:
+        return [index]
+    with unset_fake_temporarily():
+        count = index.numel() if isinstance(index, FakeTensor) else int(index.sum())
+    return [torch.zeros(count, dtype=torch.int64) for _ in range(index.dim())]
+
+
 def _drop_gradient(parameter: Tensor) -> None:
     parameter.grad = None
 
@@ -237,8 +252,11 @@ class MemoryMeter(TorchDispatchMode):
                 return func(*args, **(kwargs or {}))
         if func is torch.ops.aten._local_scalar_dense.default:  # a count of targets, or a condition
             return 1 if tensors[0].dtype == torch.bool else math.prod(tensors[0].shape) << 40
-        if func is torch.ops.aten.nonzero.default:  # as if all were true
-            return torch.zeros(tensors[0].numel(), tensors[0].dim(), dtype=torch.int64)
+        if func in _INDEXED:
+            indices = [part for index in args[1] for part in _indices(index)]
+            args = (args[0], indices, *args[2:])
+        if func is torch.ops.aten.nonzero.default:
+            return torch.stack(_indices(tensors[0]), -1)
         result, self.operations = func(*args, **(kwargs or {})), self.operations + 1
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
