@@ -1,7 +1,6 @@
 """Small models of every kind, each trained for a few steps by one process or by several that share its weights.
 
-Run as a program it trains the named cases and writes what they learned:
-`sharded_models.py FILE shard REPLICAS_AND_SHARDS case ...`.
+Run as a program it trains cases and writes what they learned: `sharded_models.py FILE DTYPE REPLICAS SHARDS CASE ...`.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ from headway.nn.models.two_tower import HEAD
 from headway.nn.parts.experts import ExpertsConfig
 from headway.visibility import Full
 
-STEPS, ACCUMULATE = 4, 4
+STEPS, ACCUMULATE = 3, 2
 _SYMBOLS = 11
 
 
@@ -170,7 +169,8 @@ _ROBOT = act(width=16, depth=2, decoder=2, posterior=1, heads=2, chunk=6, dropou
 _LSTM = LSTMConfig(learned_start=True)
 
 CASES: dict[str, Case] = {
-    "text": Case(_text(), _ids, _count_on, {"ema": 0.9, "optim": "adamw"}),
+    "text": Case(_text(), _ids, _count_on, {"ema": 0.9, "optim": "adamw", "accumulate": 4}),
+    "recomputed": Case(_text(dropout=0.2), _ids, _count_on, {"recompute": 2}),
     "muon": Case(_text(tie="none"), _ids, _count_on, {"optim": "muon", "clip": 0.5}),
     "experts": Case(
         _stack(_text(), blocks=cycle((BlockConfig(feed_forward=ExpertsConfig(4, 1)),), 2)),
@@ -217,12 +217,13 @@ def learn(name: str, replicas: int, shards: int, dtype: torch.dtype, device: str
     stream = task.batches("train", processes.shard)
     updates = []
     for step in range(STEPS):
-        batches = [next(stream) for _ in range(processes.local_micro_batches(ACCUMULATE))]
+        batches = [next(stream) for _ in range(processes.local_micro_batches(recipe.train.accumulate))]
         updates.append(learner.update(step, batches))
-    losses = [[total / count for total, count in update.losses().values()] for update in updates]
+    losses = [total / count for update in updates for total, count in update.losses().values()]
     with learner.evaluating() as trained:
         weights = {key: tensor.clone() for key, tensor in trained.state_dict().items()} if processes.is_main else {}
     return {"losses": losses, "norms": [float(update.norm) for update in updates], "weights": weights}
+
 
 
 if __name__ == "__main__":

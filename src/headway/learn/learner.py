@@ -22,6 +22,7 @@ from headway.learn.parallel.processes import Processes
 from headway.learn.parallel.rows import Rows, load
 from headway.learn.precision import effective_precision, products
 from headway.learn.recipe import Recipe
+from headway.learn.recomputing import prepare_blocks
 from headway.learn.task import Task
 from headway.nn.kernels import GeluPasses, gelu_passes
 from headway.nn.models import Loss
@@ -72,8 +73,12 @@ class Learner:
         self.task = task
         self.processes = processes
         self.precision = effective_precision(precision, self.device)
+        self._generator = attach_generator(model, self.device)
+        is_sharded = recipe.parallel.sizes(processes.world)[1] > 1
+        is_compiled_whole = recipe.train.compile and not (is_sharded or recipe.train.recompute)
+        prepare_blocks(model, recipe.train.recompute, self._generator, recipe.train.compile and not is_compiled_whole)
         self.sharding: Sharding | None = None  # how processes share the weights; None: each has all of them
-        if recipe.parallel.sizes(processes.world)[1] > 1:
+        if is_sharded:
             from headway.learn.parallel.sharding import Sharding  # imports FSDP
 
             self.sharding = Sharding(model, recipe, processes, self.precision)
@@ -83,14 +88,13 @@ class Learner:
         self.flat = self.optimizer.flat
         self.flat.broadcast(processes)
         self.average = self.flat.data.clone() if recipe.train.ema is not None else None
-        self._generator = attach_generator(self.model, self.device)
         objective, examples = task.objective, task.examples
         carries = isinstance(objective, StatefulObjective)
         self._carried_states = CarriedStates(objective, processes, recipe.train.accumulate) if carries else None
         self._on_policy = examples if isinstance(examples, OnPolicyExamples) else None
         if self._on_policy is not None:
             self._on_policy.start_exploring(self.model)
-        if recipe.train.compile:
+        if is_compiled_whole:
             self.model.compile()
 
     def update(self, step: int, batches: Sequence[Batch], stop: bool = False) -> Update:

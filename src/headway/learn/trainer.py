@@ -147,7 +147,12 @@ class Trainer:
             processes = self.processes
             with retained_heap(), self.directory.locked() if processes.is_main else nullcontext():
                 processes.local_micro_batches(self.recipe.train.accumulate)
-                self.recipe.parallel.sizes(processes.world)
+                _, shards = self.recipe.parallel.sizes(processes.world)
+                if shards > 1 and isinstance(self.task.examples, OnPolicyExamples):
+                    raise ConfigError(
+                        f"parallel.shard: {self.recipe.name} plays with the weights that it trains, so each process "
+                        "needs all of them; set parallel.shard=1"
+                    )
                 check_loggers()
                 self.data = check_equal_data(fingerprint(self.task), processes)
                 exists = processes.broadcast_object(self.directory.claim(resume) if processes.is_main else None)

@@ -4,6 +4,7 @@ modules (Zhao et al. 2023, PyTorch FSDP; Rajbhandari et al. 2020, ZeRO stage 3).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -51,6 +52,7 @@ class Sharding:
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe, processes: Processes, precision: str) -> None:
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # views of a block's output are not changed in place
         self.replicas, self.shards = recipe.parallel.sizes(processes.world)
         self.recipe = recipe
         self.device = device = processes.device
