@@ -192,9 +192,7 @@ CASES: dict[str, Case] = {
         _pair,
     ),
     "captioner": Case(CaptionerConfig(_PATCHES, _text()), lambda k: (_images(k), _ids(k)), _caption),
-    "robot": Case(
-        replace(_ROBOT, actions=3, observation=replace(_ROBOT.observation, states=5)), _states, _demonstrate
-    ),
+    "robot": Case(replace(_ROBOT, actions=3, observation=replace(_ROBOT.observation, states=5)), _states, _demonstrate),
 }
 
 
@@ -214,7 +212,7 @@ def learn(name: str, replicas: int, shards: int, dtype: torch.dtype, device: str
         if any(key.startswith(part) for part in recipe.train.frozen):
             parameter.requires_grad_(False)
     learner = Learner(model, recipe, task, processes)
-    stream = task.batches("train", processes.shard)
+    stream = task.batches("train", processes.shard(recipe.train.accumulate))
     updates = []
     for step in range(STEPS):
         batches = [next(stream) for _ in range(processes.local_micro_batches(recipe.train.accumulate))]
@@ -223,7 +221,6 @@ def learn(name: str, replicas: int, shards: int, dtype: torch.dtype, device: str
     with learner.evaluating() as trained:
         weights = {key: tensor.clone() for key, tensor in trained.state_dict().items()} if processes.is_main else {}
     return {"losses": losses, "norms": [float(update.norm) for update in updates], "weights": weights}
-
 
 
 if __name__ == "__main__":

@@ -252,7 +252,8 @@ class Trainer:
         arguments = recipe, self.fresh, self.task, self.processes, self.precision.name
         speed = measure_speed(*arguments, seconds - self.clock.elapsed(), self.evaluate_final, self.samples)
         may_grow = recipe.start is None or not has_few_validation_samples(self.task)
-        self.budget = TimeBudget(self.clock, seconds, speed, self.max_steps, self.patience, may_grow)
+        is_final = bool(recipe.parallel.exact)  # measured times must not change the result
+        self.budget = TimeBudget(self.clock, seconds, speed, self.max_steps, self.patience, may_grow, is_final)
         return speed
 
     def _head_fit_seconds(self, speed: Speed) -> float:
@@ -356,7 +357,7 @@ class Trainer:
         progress, accumulate = self.progress, self.recipe.train.accumulate
         self._reported_plan = self.recipe.train.steps
         share = self.processes.local_micro_batches(accumulate)
-        stream = self.task.batches("train", self.processes.shard, progress.step * accumulate)
+        stream = self.task.batches("train", self.processes.shard(accumulate), progress.step * accumulate)
         is_overdue = self._evaluation_due() and progress.evaluated < progress.step  # stopped just before it
         is_new_start = progress.step == 0 and progress.best is None and self.recipe.start is not None
         if self.head_fitted or is_overdue or (is_new_start and self.task.evaluates_start):
@@ -370,10 +371,11 @@ class Trainer:
                 with self.log.paused():  # where an extended run continues
                     self.pre_decay.save(self.learner, progress)
             start = time.perf_counter()
-            batches, world = [next(stream) for _ in range(share)], self.processes.world
+            batches = [next(stream) for _ in range(share)]
             update = self.learner.update(progress.step, batches, self.interrupts.requested)
             progress.step += 1
-            self.log.add(update, world * sum(b.tokens for b in batches), world * sum(b.computed for b in batches))
+            totals = (sum(batch.tokens for batch in batches), sum(batch.computed for batch in batches))
+            self.log.add(update, *(round(accumulate / share * total) for total in totals))
             if self._line_due():
                 self.log.flush()
                 self.learner.gather()
