@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.fsdp._fully_shard._fsdp_api import ReduceScatter
+from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultReduceScatter
 
 from headway.formats.native import named_tensors
 from headway.learn.adapters import with_adapter
@@ -240,8 +240,12 @@ class ShardedExactGradients(ExactGradients):
                 for group in cast(Any, module)._get_fsdp_state()._fsdp_param_groups:
                     group._reduce_scatter_comm = _RoundedReduceScatter(self, group)
 
-    def scatter(self, names: list[str], sizes: list[int], gradients: Tensor, group: dist.ProcessGroup) -> None:
-        """Add the gradients [shard, sum(sizes)] of a micro-batch, of which each process gets a row."""
+    def scatter(
+        self, names: list[str], sizes: list[int], gradients: Tensor, reduce_scatter: Callable[[Tensor, Tensor], Any]
+    ) -> None:
+        """Add the gradients [shard, sum(sizes)] of a micro-batch, of which each process gets a row by `reduce_scatter`
+        (output, input).
+        """
         all_names = names * len(gradients)
         pieces = [piece for row in gradients for piece in row.split(sizes)]
         if self._is_observing:
@@ -251,7 +255,7 @@ class ShardedExactGradients(ExactGradients):
         integers = torch.zeros_like(gradients, dtype=torch.int64)
         self.sums.add(all_names, pieces, [piece for row in integers for piece in row.split(sizes)])
         own = integers.new_empty(gradients.shape[1])
-        dist.reduce_scatter_tensor(own, integers.view(-1), group=group)
+        reduce_scatter(own, integers.view(-1))
         for name, values in zip(names, own.split(sizes)):
             rows = self._rows[name]
             rows.add_(values[: rows.numel()].view(rows.shape))
@@ -285,7 +289,7 @@ class ShardedExactGradients(ExactGradients):
         return torch.tensor(norm, dtype=torch.float64, device=self.flat.data.device)
 
 
-class _RoundedReduceScatter(ReduceScatter):
+class _RoundedReduceScatter(DefaultReduceScatter):
     """Hands the gradients of a group of parameters to `ShardedExactGradients`."""
 
     def __init__(self, sums: ShardedExactGradients, group: Any) -> None:
@@ -294,16 +298,9 @@ class _RoundedReduceScatter(ReduceScatter):
         self.names = [p._param_fqn for p in parameters]
         self.sizes = [p._sharded_param_data.numel() for p in parameters]
 
-    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
-        return torch.empty(*size, dtype=dtype, device=device)
-
     def __call__(
-        self,
-        output_tensor: Tensor,
-        input_tensor: Tensor,
-        group: dist.ProcessGroup,
-        op: Any,
-        async_op: bool = False,
-    ) -> None:
-        self.sums.scatter(self.names, self.sizes, input_tensor.view(group.size(), -1), group)
+        self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, op: Any, async_op: bool = False
+    ) -> Any:
+        reduce_scatter = partial(super().__call__, group=group, op=dist.ReduceOp.SUM)
+        self.sums.scatter(self.names, self.sizes, input_tensor.view(group.size(), -1), reduce_scatter)
         output_tensor.zero_()
