@@ -413,7 +413,7 @@ class Muon:
         config: MuonConfig,
         precision: str,
     ) -> None:
-        self.config = config
+        self.config, self.names = config, names
         self.data, self.grads, self.exact = flat.data[segment], flat.grads[segment], flat.exact
         self.buffers = {"velocity": torch.zeros_like(self.data)}
         self._prepare(flat, names, slices, torch.bfloat16 if precision == "bf16" else self.data.dtype)
