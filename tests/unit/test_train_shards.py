@@ -19,9 +19,10 @@ from tiny_task import counting_recipe, train
 from torch import nn
 
 from headway.errors import ConfigError
+from headway.learn.parallel.rows import sampled_rows, span, whole_shape
 from headway.learn.parallel.settings import ParallelConfig
 from headway.nn.mixers import SelfAttention
-from headway.nn.models import Block, outline
+from headway.nn.models import Block, build, outline
 from headway.nn.models.presets import PRESETS
 from processes import Program
 
@@ -108,3 +109,19 @@ def test_one_process_imports_no_fsdp() -> None:
     source = "import sys, headway.learn.trainer; sys.exit(any(m in sys.modules for m in sys.argv[1:]))"
     modules = ("torch.distributed.fsdp", "torch.distributed.tensor", "headway.learn.parallel.sharding")
     assert subprocess.run([sys.executable, "-c", source, *modules], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["text", "experts", "rnnsearch", "towers", "captioner", "robot"])
+def test_sampled_rows_are_those_of_the_whole_model(name: str) -> None:
+    whole = dict(build(CASES[name].model, 7).named_parameters())
+    for shard in range(3):
+        with sampled_rows(shard, 3):
+            model = build(CASES[name].model, 7)
+        kept = 0
+        for key, parameter in model.named_parameters():
+            start, count = span(len(whole[key]), shard, 3) if whole[key].dim() else (0, 0)
+            is_kept = parameter.shape != whole[key].shape
+            kept += is_kept
+            assert whole_shape(parameter) == whole[key].shape
+            assert torch.equal(parameter, whole[key][start : start + count] if is_kept else whole[key]), key
+        assert kept > 5

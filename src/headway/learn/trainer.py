@@ -36,6 +36,7 @@ from headway.learn.learner import Learner
 from headway.learn.memory import check_memory, retained_heap
 from headway.learn.objective import Objective
 from headway.learn.parallel.processes import Processes
+from headway.learn.parallel.rows import initial_rows
 from headway.learn.parallel.saving import gathered, is_sharded
 from headway.learn.plan.budget import Clock, Speed, TimeBudget, measure_speed, plan_recipe
 from headway.learn.plan.plans import has_few_validation_samples
@@ -274,8 +275,9 @@ class Trainer:
             remove(self.directory.digests)
             self.checkpoints.clean()
         has_checkpoint = bool(self.checkpoints.all())
-        model = initial_model(recipe, self.fresh, self.directory.base, has_checkpoint, is_main)
-        limit = 0 if has_checkpoint or recipe.start is None else recipe.train.linear_probe
+        limit = 0 if has_checkpoint or recipe.start is None or not self.fresh else recipe.train.linear_probe
+        with initial_rows(recipe, self.processes, needs_all=limit > 0):
+            model = initial_model(recipe, self.fresh, self.directory.base, has_checkpoint, is_main)
         examples, objective = self.task.examples, self.task.objective
         self.head_fitted = limit > 0 and objective.fit_head(model.to(device), examples, self.fresh, limit)
         self.learner = Learner(model, recipe, self.task, self.processes, self.precision.name)

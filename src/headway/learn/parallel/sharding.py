@@ -24,7 +24,7 @@ from headway.learn.adapters import with_adapter
 from headway.learn.optim import FlatParameters, Muon
 from headway.learn.parallel.exact import ExactGradients, exact_norm
 from headway.learn.parallel.processes import Processes
-from headway.learn.parallel.rows import Rows
+from headway.learn.parallel.rows import Rows, span, whole_shape
 from headway.learn.parallel.sharded_muon import ShardedMuon
 from headway.learn.recipe import Recipe
 from headway.nn.mixers.recurrence import Recurrence
@@ -65,7 +65,7 @@ class Sharding:
         self.model = model
         self.replica_group, self.shard_group = (self.mesh.get_group(name) for name in names)
         self.rank = self.mesh.get_local_rank("shard")
-        self.shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        self.shapes = {name: whole_shape(parameter) for name, parameter in model.named_parameters()}
         attributes = {name: vars(parameter).copy() for name, parameter in model.named_parameters()}
         is_bf16 = precision == "bf16" and device.type == "cuda"
         policy = MixedPrecisionPolicy(
@@ -76,10 +76,10 @@ class Sharding:
         whole = whole_parameters(model)
         settings: dict[str, Any] = {"mesh": self.mesh["shard"], "mp_policy": policy, "ignored_params": whole}
         for block in units(model):
-            fully_shard(block, **settings)
+            _shard(block, self.rank, settings)
             for entry in _BLOCK_ENTRIES:
                 register_fsdp_forward_method(block, entry)
-        fully_shard(model, **settings)
+        _shard(model, self.rank, settings)
         for parameter in whole:
             parameter.data = parameter.data.to(device)
         for module in model.modules():
@@ -154,10 +154,19 @@ class Sharding:
 
     def span(self, name: str, rank: int) -> tuple[int, int]:
         """The first row of a parameter that shard `rank` has, and how many it has."""
-        count = self.shapes[name][0]
-        chunk = -(-count // self.shards)
-        start = min(rank * chunk, count)
-        return start, min(chunk, count - start)
+        return span(self.shapes[name][0], rank, self.shards)
+
+
+def _shard(module: nn.Module, rank: int, settings: dict[str, Any]) -> None:
+    """Apply `fully_shard`, also to parameters of which the process has only its rows: they get memory for the whole
+    tensor, which is not written and is free again when FSDP has taken its rows from it.
+    """
+    rows = {parameter: parameter.data for parameter in module.parameters() if whole_shape(parameter) != parameter.shape}
+    for parameter, values in rows.items():
+        parameter.data = values.new_empty(whole_shape(parameter))
+        start, count = span(parameter.shape[0], rank, settings["mesh"].size())
+        parameter.data[start : start + count] = values
+    fully_shard(module, **settings)
 
 
 class ShardedParameters(FlatParameters):

@@ -20,6 +20,7 @@ from headway.learn.fine_tuning import prepare_for_training
 from headway.learn.formatting import format_number
 from headway.learn.learner import Learner
 from headway.learn.parallel.processes import Processes
+from headway.learn.parallel.rows import initial_rows
 from headway.learn.precision import choose_precision
 from headway.learn.recipe import Recipe, TrainConfig
 from headway.learn.task import Task
@@ -87,7 +88,8 @@ class SpeedMeter:
     def __init__(
         self, recipe: Recipe, fresh: Collection[str], task: Task, processes: Processes, precision: str
     ) -> None:
-        model = prepare_for_training(build(recipe.model, recipe.train.seed), recipe, fresh)
+        with initial_rows(recipe, processes):
+            model = prepare_for_training(build(recipe.model, recipe.train.seed), recipe, fresh)
         self.task = task
         self.processes = processes
         self.learner = Learner(model, recipe, task, processes, precision)
