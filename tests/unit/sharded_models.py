@@ -1,7 +1,6 @@
 """Small models of every kind, each trained for a few steps by one process or by several that share its weights.
 
-Run as a program it trains the named cases and writes what they learned:
-`sharded_models.py FILE shard REPLICAS_AND_SHARDS case ...`.
+Run as a program it trains cases and writes what they learned: `sharded_models.py FILE REPLICAS SHARDS CASE ...`.
 """
 
 from __future__ import annotations
@@ -10,11 +9,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tiny_task import CountingConfig, Counts, CountOn, counting_recipe
+from tiny_task import CountingConfig, CountOn, Counts, counting_recipe
 from torch import nn
 
 from headway.config import override
@@ -24,6 +24,7 @@ from headway.learn.adapters import LoRAConfig, with_adapter
 from headway.learn.examples import Batch
 from headway.learn.learner import Learner
 from headway.learn.objective import Objective, StatefulObjective
+from headway.learn.optim import Muon
 from headway.learn.parallel.processes import Processes
 from headway.nn.mixers import AttentionConfig, CrossAttentionConfig, LSTMConfig
 from headway.nn.models import (
@@ -50,7 +51,7 @@ from headway.nn.models.two_tower import HEAD
 from headway.nn.parts.experts import ExpertsConfig
 from headway.visibility import Full
 
-STEPS, ACCUMULATE = 4, 4
+STEPS, ACCUMULATE = 3, 2
 _SYMBOLS = 11
 
 
@@ -60,7 +61,7 @@ class Case(NamedTuple):
     model: ModelConfig
     batch: Callable[[int], Any]
     loss: Callable[[nn.Module, Any], Loss]
-    settings: dict[str, Any] = {}
+    settings: Any = MappingProxyType({})
 
 
 class _Drawn(Counts):
@@ -170,7 +171,8 @@ _ROBOT = act(width=16, depth=2, decoder=2, posterior=1, heads=2, chunk=6, dropou
 _LSTM = LSTMConfig(learned_start=True)
 
 CASES: dict[str, Case] = {
-    "text": Case(_text(), _ids, _count_on, {"ema": 0.9, "optim": "adamw"}),
+    "text": Case(_text(), _ids, _count_on, {"ema": 0.9, "optim": "adamw", "accumulate": 4}),
+    "recomputed": Case(_text(dropout=0.2), _ids, _count_on, {"recompute": 2}),
     "muon": Case(_text(tie="none"), _ids, _count_on, {"optim": "muon", "clip": 0.5}),
     "experts": Case(
         _stack(_text(), blocks=cycle((BlockConfig(feed_forward=ExpertsConfig(4, 1)),), 2)),
@@ -192,43 +194,53 @@ CASES: dict[str, Case] = {
         _pair,
     ),
     "captioner": Case(CaptionerConfig(_PATCHES, _text()), lambda k: (_images(k), _ids(k)), _caption),
-    "robot": Case(
-        replace(_ROBOT, actions=3, observation=replace(_ROBOT.observation, states=5)), _states, _demonstrate
-    ),
+    "robot": Case(replace(_ROBOT, actions=3, observation=replace(_ROBOT.observation, states=5)), _states, _demonstrate),
 }
 
 
-def learn(name: str, replicas: int, shards: int, dtype: torch.dtype, device: str = "cpu") -> dict[str, Any]:
-    """Losses, norms and weights after a few steps; on other processes than the main one no weights."""
+def learn(name: str, replicas: int = 1, shards: int = 1, exact: bool = False) -> dict[str, Any]:
+    """Losses, norms and weights after a few steps: exact in fp32, otherwise in float64. Only the main process has the
+    weights.
+    """
     case = CASES[name]
-    settings = {"accumulate": ACCUMULATE, "steps": STEPS, **case.settings}
+    settings = {"accumulate": ACCUMULATE, "steps": STEPS, "parallel.exact": exact, **case.settings}
     settings |= {"parallel.shard": shards, "parallel.replicas": replicas} if replicas * shards > 1 else {}
     adapter = settings.pop("adapter", None)
     recipe = replace(counting_recipe(**settings), model=case.model, adapter=adapter)
     carried = name.startswith("carried")
     examples = Counts(CountingConfig(), 1) if carried else _Drawn(case)
     task = Task(examples, _CountOnCarried() if carried else _CaseLoss(case))
-    processes = Processes(torch.device(device))
-    model = with_adapter(build(case.model, 5), recipe.adapter, (), 1).to(dtype)
+    processes = Processes(torch.device("cpu"))
+    model = with_adapter(build(case.model, 5), recipe.adapter, (), 1).to(torch.float32 if exact else torch.float64)
     for key, parameter in model.named_parameters():
         if any(key.startswith(part) for part in recipe.train.frozen):
             parameter.requires_grad_(False)
     learner = Learner(model, recipe, task, processes)
-    stream = task.batches("train", processes.shard)
+    accumulate = recipe.train.accumulate
+    stream = task.batches("train", processes.shard(accumulate))
     updates = []
     for step in range(STEPS):
-        batches = [next(stream) for _ in range(processes.local_micro_batches(ACCUMULATE))]
+        batches = [next(stream) for _ in range(processes.local_micro_batches(accumulate))]
         updates.append(learner.update(step, batches))
-    losses = [[total / count for total, count in update.losses().values()] for update in updates]
+    losses = [total / count for update in updates for total, count in update.losses().values()]
     with learner.evaluating() as trained:
         weights = {key: tensor.clone() for key, tensor in trained.state_dict().items()} if processes.is_main else {}
-    return {"losses": losses, "norms": [float(update.norm) for update in updates], "weights": weights}
+    rule = learner.optimizer.rules[0]
+    matrices = sorted(rule.names) if isinstance(rule, Muon) else []
+    return {
+        "losses": losses,
+        "norms": [float(update.norm) for update in updates],
+        "weights": weights,
+        "matrices": matrices,
+    }
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    file, dtype, replicas, shards, *names = sys.argv[1:]
-    results = {name: learn(name, int(replicas), int(shards), getattr(torch, dtype)) for name in names or CASES}
+    file, replicas, shards, *names = sys.argv[1:]
+    learned = {
+        f"{name} {exact}": learn(name, int(replicas), int(shards), exact) for name in names for exact in (False, True)
+    }
     if Processes(torch.device("cpu")).is_main:
-        torch.save(results, Path(file))
+        torch.save(learned, Path(file))
     Processes(torch.device("cpu")).close()

@@ -80,17 +80,18 @@ def test_the_order_of_the_data_is_the_same_at_any_world_size() -> None:
     whole = [batch.inputs[0] for batch in islice(task.batches("train", start=4), 6)]
     parts = [[batch.inputs[0] for batch in islice(task.batches("train", Shard(rank, 2), 4), 3)] for rank in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(whole, [ids for pair in zip(*parts) for ids in pair]))
+    uneven = [list(islice(Shard(rank, 3, 8).indices(16), 6)) for rank in range(3)]  # 3, 3 and 2 of each 8
+    assert uneven == [[16, 19, 22, 24, 27, 30], [17, 20, 23, 25, 28, 31], [18, 21, 26, 29, 34, 37]]
 
 
 def test_a_step_that_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     processes = Processes(torch.device("cpu"))
-    assert (processes.local_micro_batches(3), processes.is_main, processes.shard) == (3, True, Shard(0, 1))
+    assert (processes.local_micro_batches(3), processes.is_main, processes.shard(3)) == (3, True, Shard(0, 1, 3))
     assert processes.broadcast_object({"a": [1.5]}) == {"a": [1.5]}
     processes.world = 2
-    with pytest.raises(
-        UserError, match=r"train\.accumulate=3 is not divisible by 2 processes; set it to 2 or a multiple"
-    ):
-        processes.local_micro_batches(3)
+    assert processes.local_micro_batches(3) == 2
+    with pytest.raises(UserError, match=r"train\.accumulate=1 has fewer micro-batches than 2 processes; set it to 2"):
+        processes.local_micro_batches(1)
 
 
 IMPATIENT = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -22,10 +22,22 @@ from headway.nn.models import ModelConfig
 
 
 class Shard(NamedTuple):
-    """The part of the data for one of `world` processes."""
+    """The part of the data for one of `world` processes.
+
+    With `period`, each group of `period` batches is shared by itself, so that the process may have more batches of it
+    than the next one.
+    """
 
     rank: int = 0
     world: int = 1
+    period: int = 0
+
+    def indices(self, start: int) -> Iterator[int]:
+        """The indices of this process's training batches from `start` on, where a group starts."""
+        if self.period % self.world == 0:
+            return count(start + self.rank, self.world)
+        groups = count(start, self.period)
+        return chain.from_iterable(range(group + self.rank, group + self.period, self.world) for group in groups)
 
 
 FULL_SHARD = Shard()
@@ -90,9 +102,7 @@ class TrainingOrder(Protocol):
     """The training order for samples indexed from 0."""
 
     def endless(self, shard: Shard, start: int) -> Iterator[tuple[RngKey, Int[np.ndarray, "B"]]]:
-        """Endless batches, where batch k is a pure function of k. A shard reads batches start + rank, start + rank +
-        world, and so on.
-        """
+        """Endless batches, where batch k is a pure function of k. A shard reads batches `shard.indices(start)`."""
         ...
 
 
@@ -111,7 +121,7 @@ class FixedSizeBatches(NamedTuple):
         return self.samples / self.size
 
     def endless(self, shard: Shard, start: int) -> Iterator[tuple[RngKey, Int[np.ndarray, "B"]]]:
-        for batch_index in count(start + shard.rank, shard.world):
+        for batch_index in shard.indices(start):
             positions = np.arange(batch_index * self.size, (batch_index + 1) * self.size)
             indices = (
                 positions % self.samples if self.seed is None else shuffled_indices(positions, self.samples, self.seed)
@@ -138,7 +148,7 @@ class LengthBatches(NamedTuple):
 
     def endless(self, shard: Shard, start: int) -> Iterator[tuple[RngKey, Int[np.ndarray, "B"]]]:
         batches, current_epoch = [], -1
-        for batch_index in count(start + shard.rank, shard.world):
+        for batch_index in shard.indices(start):
             epoch, batch_number = divmod(batch_index, len(self.plan))
             if epoch != current_epoch:
                 batches, current_epoch = self.plan.epoch(epoch), epoch

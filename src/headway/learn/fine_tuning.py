@@ -24,6 +24,7 @@ from headway.formats.native import FILE, load_model, named_tensors, save_model
 from headway.formats.open import OpenedModel, open_model
 from headway.io.hub import named_folder
 from headway.learn.adapters import with_adapter
+from headway.learn.parallel.rows import copy_rows, whole_shape
 from headway.learn.recipe import Recipe, open_task
 from headway.learn.task import Task
 from headway.nn.models import (
@@ -193,9 +194,9 @@ def copy_matching_weights(model: nn.Module, start: nn.Module) -> None:
     """Copy the weights from `start` that match the model's in name and shape, and interpolate position embeddings."""
     tensors, pretrained_tensors = dict(named_tensors(model)), dict(named_tensors(start))
     for key, source in _source_names(
-        {key: tensor.shape for key, tensor in tensors.items()}, pretrained_tensors
+        {key: whole_shape(tensor) for key, tensor in tensors.items()}, pretrained_tensors
     ).items():
-        tensors[key].copy_(pretrained_tensors[source])
+        copy_rows(tensors[key], pretrained_tensors[source])
     heads, pretrained_heads = (getattr(module, "heads", {}) for module in (model, start))
     if NUMBER in heads and NUMBER in pretrained_heads:  # predict the same numbers under the new scale and shift
         head, pretrained_head = heads[NUMBER], pretrained_heads[NUMBER].config
@@ -205,9 +206,9 @@ def copy_matching_weights(model: nn.Module, start: nn.Module) -> None:
             head.project.bias.mul_(ratio).add_(shift / head.config.scale)
     grids = _grids(model.config, start.config)
     if grids is not None:
-        prefix = tensors[_POSITIONS].shape[0] - grids[1][0] * grids[1][1]
+        prefix = whole_shape(tensors[_POSITIONS])[0] - grids[1][0] * grids[1][1]
         patches = resize_positions(pretrained_tensors[_POSITIONS][prefix:].float(), *grids)
-        tensors[_POSITIONS].copy_(torch.cat([pretrained_tensors[_POSITIONS][:prefix], patches]))
+        copy_rows(tensors[_POSITIONS], torch.cat([pretrained_tensors[_POSITIONS][:prefix], patches]))
 
 
 def initial_model(recipe: Recipe, fresh: Collection[str], base: Path, started: bool, saves_base: bool) -> nn.Module:

@@ -16,16 +16,17 @@ from headway.errors import UserError
 from headway.formats.native import named_tensors
 from headway.learn.examples import Batch, OnPolicyExamples
 from headway.learn.objective import StatefulObjective
-from headway.learn.optim import FlatParameters, Optimizer
+from headway.learn.optim import FlatParameters, Optimizer, lerp
 from headway.learn.parallel.carried_states import CarriedStates
 from headway.learn.parallel.evaluation import shared_evaluation
+from headway.learn.parallel.exact import ExactGradients
 from headway.learn.parallel.processes import Processes
 from headway.learn.parallel.rows import Rows, load
 from headway.learn.precision import effective_precision, products
 from headway.learn.recipe import Recipe
+from headway.learn.recomputing import prepare_blocks
 from headway.learn.task import Task
 from headway.nn.kernels import GeluPasses, gelu_passes
-from headway.nn.models import Loss
 from headway.nn.parts.dropout import Dropout
 
 if TYPE_CHECKING:
@@ -59,6 +60,17 @@ class Update(NamedTuple):
         return self.stats[_STOP_INDEX].item() > 0
 
 
+class _Gradients(NamedTuple):
+    """What adding the gradients of a step leaves in addition to them: the names of the losses, whether the gradients
+    are divided by counts, the statistics, and the norm.
+    """
+
+    names: tuple[str, ...]
+    is_divided: bool
+    stats: Float[Tensor, "F"]
+    norm: Float[Tensor, ""]
+
+
 class Learner:
     """A model with its optimiser, moving average and recurrent states, which is everything that a step changes."""
 
@@ -73,65 +85,107 @@ class Learner:
         self.task = task
         self.processes = processes
         self.precision = effective_precision(precision, self.device)
+        self._generator = attach_generator(model, self.device)
+        is_sharded = recipe.parallel.sizes(processes.world)[1] > 1
+        is_compiled_whole = recipe.train.compile and not (is_sharded or recipe.train.recompute)
+        prepare_blocks(model, recipe.train.recompute, self._generator, recipe.train.compile and not is_compiled_whole)
         self.sharding: Sharding | None = None  # how processes share the weights; None: each has all of them
-        if recipe.parallel.sizes(processes.world)[1] > 1:
+        if is_sharded:
             from headway.learn.parallel.sharding import Sharding  # imports FSDP
 
             self.sharding = Sharding(model, recipe, processes, self.precision)
         self.model = (model if self.sharding else model.to(self.device)).train()
         flat = FlatParameters if self.sharding is None else self.sharding.flat
-        self.optimizer = Optimizer(recipe.optim, self.model, self.precision, flat)
+        self.optimizer = Optimizer(recipe.optim, self.model, self.precision, bool(recipe.parallel.exact), flat)
         self.flat = self.optimizer.flat
         self.flat.broadcast(processes)
         self.average = self.flat.data.clone() if recipe.train.ema is not None else None
-        self._generator = attach_generator(self.model, self.device)
         objective, examples = task.objective, task.examples
         carries = isinstance(objective, StatefulObjective)
         self._carried_states = CarriedStates(objective, processes, recipe.train.accumulate) if carries else None
+        sums = ExactGradients if self.sharding is None else self.sharding.exact_gradients
+        self._exact = sums(self.flat, recipe.train.accumulate, processes) if recipe.parallel.exact else None
         self._on_policy = examples if isinstance(examples, OnPolicyExamples) else None
         if self._on_policy is not None:
             self._on_policy.start_exploring(self.model)
-        if recipe.train.compile:
+        if is_compiled_whole:
             self.model.compile()
 
     def update(self, step: int, batches: Sequence[Batch], stop: bool = False) -> Update:
         """One update from this process's micro-batches for step `step` (from 0); `stop` is sent to the other
         processes.
         """
-        train, tail = self.recipe.train, self.flat.tail
-        # A 63-bit seed, far from the seeds for neighbouring steps and ranks.
-        counter = (train.seed + (step - 1) * GOLDEN_GAMMA + self.processes.rank * 0xD1342543DE82EF95) % (1 << 64)
-        self._generator.manual_seed(int(splitmix64(np.uint64(counter))) >> 1)
-        self.flat.zero_grads()
-        names, is_divided = (), False
+        train = self.recipe.train
         with products(self.precision, self.device), gelu_passes(None if train.compile else _compiled_gelu):
             counts, batch_counts = None, [self.task.objective.counts(batch) for batch in batches]
             if batch_counts[0]:  # the task knows the count of each loss over the whole step in advance
                 sums = [sum(c[name] for c in batch_counts) for name in batch_counts[0]]
                 totals = self.processes.sum(torch.tensor(sums, dtype=torch.float64).to(self.device))
                 counts = dict(zip(batch_counts[0], totals.tolist()))
-            for index, batch in enumerate(batches):
-                batch = batch.to(self.device)
-                with nullcontext() if self.sharding is None else self.sharding.micro_batch():
-                    if self._carried_states is not None:
-                        losses = self._carried_states.loss(self.model, index, batch)
-                    else:
-                        losses = self.task.loss(self.model, batch)
-                    names = tuple(losses)
-                    is_divided = self._backward(losses, counts, is_only_batch=len(batches) == self.processes.world == 1)
-            tail[_STOP_INDEX] += float(stop)
-            tail[_TOKENS_INDEX] += sum(batch.tokens for batch in batches)
-            self.flat.sum_gradients(self.processes)
-            scale = 1.0 if is_divided else 1 / tail[_LOSSES_INDEX].clamp(min=1)
-            norm = self.flat.norm() * scale
+            add_gradients = self._add_gradients if self._exact is None else self._add_exact_gradients
+            names, is_divided, stats, norm = add_gradients(step, batches, counts, stop)
+            scale = 1.0 if is_divided else 1 / stats[_LOSSES_INDEX].clamp(min=1)
+            norm = norm * scale
             if train.clip is not None:
                 scale = scale * (train.clip / (norm + 1e-6)).clamp(max=1)
             self.flat.grads.mul_(scale)
             self.optimizer.step(self.recipe.schedule.factor(step, train.steps))
         if self.average is not None:  # the first steps count more, because it still contains the initial weights
             decay = min(train.ema or 0.0, (1 + step) / (10 + step))
-            self.average.lerp_(self.flat.data, 1 - decay)
-        return Update(names, norm, tail.clone())
+            interpolate = Tensor.lerp_ if self._exact is None else lerp
+            interpolate(self.average, self.flat.data, 1 - decay)
+        return Update(names, norm, stats)
+
+    def _add_gradients(
+        self, step: int, batches: Sequence[Batch], counts: dict[str, float] | None, stop: bool
+    ) -> _Gradients:
+        """Leave the sum of all micro-batches' gradients in `flat`, added in floating point."""
+        tail = self.flat.tail
+        self._seed(step, self.processes.rank)
+        self.flat.zero_grads()
+        names, is_divided = (), False
+        for index in range(self._rounds(batches)):
+            names, is_divided = self._backward(index, batches, counts)
+        tail[_STOP_INDEX] += float(stop)
+        tail[_TOKENS_INDEX] += sum(batch.tokens for batch in batches)
+        self.flat.sum_gradients(self.processes)
+        return _Gradients(names, is_divided, tail.clone(), self.flat.norm())
+
+    def _add_exact_gradients(
+        self, step: int, batches: Sequence[Batch], counts: dict[str, float] | None, stop: bool
+    ) -> _Gradients:
+        """Leave the sum of all micro-batches' gradients in `flat`, with the same bits for any number of processes."""
+        exact, tail, carried, world = self._exact, self.flat.tail, self._carried_states, self.processes.world
+        assert exact is not None
+        states = [] if carried is None else carried.states.copy()
+        names, is_divided = (), False
+
+        def compute() -> Iterator[int]:
+            nonlocal names, is_divided
+            if carried is not None:
+                carried.states = states.copy()
+            for index in range(self._rounds(batches)):
+                number = self.processes.rank + index * world
+                self._seed(step, number)
+                self.flat.zero_grads()
+                names, is_divided = self._backward(index, batches, counts)
+                if index < len(batches):
+                    tail[_STOP_INDEX], tail[_TOKENS_INDEX] = float(stop), batches[index].tokens
+                    yield number
+
+        stats = exact.sum(compute)
+        return _Gradients(names, is_divided, stats, exact.norm())
+
+    def _rounds(self, batches: Sequence[Batch]) -> int:
+        """The number of micro-batches to compute. With shards, all processes compute equally many, because all take
+        part in gathering weights; those that have fewer repeat their last one without effect.
+        """
+        return len(batches) if self.sharding is None else -(-self.recipe.train.accumulate // self.processes.world)
+
+    def _seed(self, step: int, number: int) -> None:
+        """Seed dropout with a 63-bit number far from those for neighbouring steps and micro-batches or processes."""
+        counter = (self.recipe.train.seed + (step - 1) * GOLDEN_GAMMA + number * 0xD1342543DE82EF95) % (1 << 64)
+        self._generator.manual_seed(int(splitmix64(np.uint64(counter))) >> 1)
 
     @contextmanager
     def evaluating(self) -> Iterator[nn.Module]:
@@ -206,6 +260,8 @@ class Learner:
         state: dict[str, Tensor | Rows] = self.optimizer.state_dict()
         if self._carried_states is not None:
             state.update(self._carried_states.state_dict())
+        if self._exact is not None:
+            state.update(self._exact.sums.state_dict())
         if self._on_policy is not None:
             state.update((f"explored.{name}", value) for name, value in self._on_policy.exploration_state().items())
         if self.average is not None:
@@ -218,6 +274,8 @@ class Learner:
         self.optimizer.load_state_dict(state)
         if self._carried_states is not None:
             self._carried_states.load_state_dict(self.model, state)
+        if self._exact is not None:
+            self._exact.sums.load_state_dict(state)
         if self._on_policy is not None:
             exploration = {name: state[name] for name in state if name.startswith("explored.")}
             self._on_policy.load_exploration_state(
@@ -229,28 +287,41 @@ class Learner:
                     raise UserError(f"the checkpoint has no average.{name}; remove train.ema, or start a new run")
                 load(self.flat.saved(name, parameter), f"average.{name}", state)
 
-    def _backward(self, losses: dict[str, Loss], counts: dict[str, float] | None, is_only_batch: bool) -> bool:
-        """Add a micro-batch's gradient; return whether it is already divided by counts.
+    def _backward(
+        self, index: int, batches: Sequence[Batch], counts: dict[str, float] | None
+    ) -> tuple[tuple[str, ...], bool]:
+        """Add the gradient of this process's micro-batch `index`; return the names of its losses, and whether the
+        gradient is already divided by counts.
 
         Losses that share a count are summed, then divided at the end of the step by the total count.
         """
-        tail = self.flat.tail
-        if _LOSSES_INDEX + 2 * len(losses) > tail.numel():
-            raise UserError(f"the task has {len(losses)} losses; use at most {(tail.numel() - _LOSSES_INDEX) // 2}")
-        is_divided = counts is not None or len({loss.count for loss in losses.values()}) > 1
-        if is_divided and counts is None and not is_only_batch:
-            raise UserError(
-                f"losses {', '.join(losses)} have different counts that this task does not know in advance, so "
-                "they cannot be accumulated; set train.accumulate=1 and use one process"
-            )
-        total_loss = tail.new_zeros(())
-        for i, (name, loss) in enumerate(losses.items()):
-            tail[_LOSSES_INDEX + 2 * i] += loss.count
-            tail[_LOSSES_INDEX + 2 * i + 1] += loss.total.detach()
-            count = max(1, loss.count if counts is None else counts[name]) if is_divided else 1
-            total_loss = total_loss + loss.total / count
-        total_loss.backward()
-        return is_divided
+        is_repeated, is_only_batch = index >= len(batches), len(batches) == self.processes.world == 1
+        number = min(index, len(batches) - 1)
+        batch, carried, tail = batches[number].to(self.device), self._carried_states, self.flat.tail
+        with nullcontext() if self.sharding is None else self.sharding.micro_batch():
+            if carried is not None:
+                states = carried.states[number]
+                losses = carried.loss(self.model, number, batch)
+                carried.states[number] = states if is_repeated else carried.states[number]
+            else:
+                losses = self.task.loss(self.model, batch)
+            if _LOSSES_INDEX + 2 * len(losses) > tail.numel():
+                raise UserError(f"the task has {len(losses)} losses; use at most {(tail.numel() - _LOSSES_INDEX) // 2}")
+            is_divided = counts is not None or len({loss.count for loss in losses.values()}) > 1
+            if is_divided and counts is None and not is_only_batch:
+                raise UserError(
+                    f"losses {', '.join(losses)} have different counts that this task does not know in advance, so "
+                    "they cannot be accumulated; set train.accumulate=1 and use one process"
+                )
+            total_loss = tail.new_zeros(())
+            for i, (name, loss) in enumerate(losses.items()):
+                if not is_repeated:
+                    tail[_LOSSES_INDEX + 2 * i] += loss.count
+                    tail[_LOSSES_INDEX + 2 * i + 1] += loss.total.detach()
+                count = max(1, loss.count if counts is None else counts[name]) if is_divided else 1
+                total_loss = total_loss + loss.total / count
+            (total_loss * 0 if is_repeated else total_loss).backward()
+        return tuple(losses), is_divided
 
 
 def _compiled_gelu() -> GeluPasses:

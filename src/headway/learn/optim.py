@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -20,6 +20,7 @@ from headway.learn.parallel.rows import Rows, load
 
 _ALIGNMENT = 64  # bytes: a vector register and a cache line
 _TAIL_LENGTH = 32
+_CHUNK = 1 << 16  # elements per temporary tensor, which fits in a processor's cache
 _MAX_SETTING = 1000.0  # maximum value of optimiser settings; larger ones overflow in the first step
 
 
@@ -29,9 +30,12 @@ class FlatParameters:
     Operations on all weights (clipping, optimisers, moving averages, all-reduce) then take one operation on one tensor,
     however many parameters there are. `groups` are lists of names; each group is contiguous (`segments[i]`), in the
     given order. `tail` is space after the gradients for statistics that are all-reduced together with them.
+
+    With `exact`, update rules give an element the same bits whichever elements are next to it.
     """
 
-    def __init__(self, model: nn.Module, groups: Sequence[Sequence[str]]) -> None:
+    def __init__(self, model: nn.Module, groups: Sequence[Sequence[str]], exact: bool = False) -> None:
+        self.exact = exact
         parameters = dict(model.named_parameters())
         self.names = [name for group in groups for name in group]
         tensors = {name: self._tensor(name, parameters[name]) for name in self.names}
@@ -161,13 +165,14 @@ class Optimizer:
         config: OptimConfig,
         model: nn.Module,
         precision: str = "fp32",
-        flat: Callable[[nn.Module, Sequence[Sequence[str]]], FlatParameters] = FlatParameters,
+        exact: bool = False,
+        flat: Callable[[nn.Module, Sequence[Sequence[str]], bool], FlatParameters] = FlatParameters,
     ) -> None:
         """`flat` moves the parameters of each update rule, by name, into one tensor."""
         groups = [group for group in config.groups(model, precision) if group.names]
         if not groups:
             raise UserError("the model has no trainable parameters; unfreeze some, or only evaluate it")
-        self.flat = flat(model, [group.names for group in groups])
+        self.flat = flat(model, [group.names for group in groups], exact)
         self.rules = [group.make(self.flat, part) for group, part in zip(groups, self.flat.segments)]
         self.count = 0
 
@@ -206,6 +211,14 @@ class Optimizer:
                 if segment.start <= self.flat.offsets[name] < segment.stop:
                     for buffer, values in rule.buffers.items():
                         yield name, buffer, values[start : start + shape.numel()].view(shape)
+
+
+def lerp(start: Float[Tensor, "N"], end: Float[Tensor, "N"], weight: float) -> None:
+    """Add `weight` times the difference to `start`, in operations that round each element by itself: torch's own lerp
+    may round the last elements of a tensor differently.
+    """
+    for values, ends in zip(start.split(_CHUNK), end.split(_CHUNK)):
+        values.add_((ends - values).mul_(weight))
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -247,16 +260,27 @@ class AdamWConfig(OptimConfig):
 
 
 class AdamW:
-    """PyTorch's fused AdamW on one flat tensor."""
+    """PyTorch's fused AdamW on one flat tensor. The fused operation rounds the last elements differently, so exact
+    updates take single operations instead.
+    """
 
     def __init__(self, flat: FlatParameters, segment: slice, settings: AdamSettings) -> None:
-        self.settings = settings
+        self.settings, self.exact = settings, flat.exact
         self.data, self.grads = flat.data[segment], flat.grads[segment]
         self.buffers = {"mean": torch.zeros_like(self.data), "square": torch.zeros_like(self.data)}
         self._count = torch.zeros((), device=self.data.device)
 
     def step(self, factor: float, count: int) -> None:
         lr, (beta1, beta2), eps, decay = self.settings
+        if self.exact:
+            step, root = lr * factor / (1 - beta1**count), math.sqrt(1 - beta2**count)
+            tensors = self.data, self.grads, self.buffers["mean"], self.buffers["square"]
+            for data, grads, mean, square in zip(*(tensor.split(_CHUNK) for tensor in tensors)):
+                data.mul_(1 - lr * factor * decay)
+                lerp(mean, grads, 1 - beta1)
+                square.mul_(beta2).add_((grads * grads).mul_(1 - beta2))
+                data.sub_((mean * step).div_(square.sqrt().div_(root).add_(eps)))
+            return
         self._count.fill_(count - 1)  # adamw adds 1
         adamw(
             [self.data],
@@ -295,14 +319,17 @@ class SGDConfig(OptimConfig):
 class SGD:
     def __init__(self, flat: FlatParameters, segment: slice, config: SGDConfig) -> None:
         self.config = config
-        self.data, self.grads = flat.data[segment], flat.grads[segment]
+        self.data, self.grads, self.exact = flat.data[segment], flat.grads[segment], flat.exact
         self.buffers = {"velocity": torch.zeros_like(self.data)} if config.momentum else {}
 
     def step(self, factor: float, count: int) -> None:
-        direction = self.grads
+        direction, lr = self.grads, self.config.lr * factor
         if self.config.momentum:
             direction = self.buffers["velocity"].mul_(self.config.momentum).add_(self.grads)
-        self.data.add_(direction, alpha=-self.config.lr * factor)
+        if self.exact:
+            self.data.sub_(direction * lr)
+        else:
+            self.data.add_(direction, alpha=-lr)
 
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -373,7 +400,8 @@ class Muon:
     """Nesterov momentum, orthogonalised, times sqrt(max(1, rows / columns)).
 
     Fused projections are split into their slices. Slices with the same shape, from all layers, form one Newton-Schulz
-    batch (tall ones are transposed). So there are fifteen products per shape, not per matrix.
+    batch (tall ones are transposed). So there are fifteen products per shape, not per matrix. In exact updates a batch
+    has slices of one parameter, so that it does not depend on which parameters a process updates.
     """
 
     def __init__(
@@ -385,16 +413,18 @@ class Muon:
         config: MuonConfig,
         precision: str,
     ) -> None:
-        self.config = config
-        self.data, self.grads = flat.data[segment], flat.grads[segment]
+        self.config, self.names = config, names
+        self.data, self.grads, self.exact = flat.data[segment], flat.grads[segment], flat.exact
         self.buffers = {"velocity": torch.zeros_like(self.data)}
         self._prepare(flat, names, slices, torch.bfloat16 if precision == "bf16" else self.data.dtype)
 
     def _prepare(self, flat: Any, names: list[str], slices: dict[str, tuple[int, ...]], dtype: torch.dtype) -> None:
-        views = list(_views(flat, names, slices))
         self._batches: list[Tensor] = []
         self._views: list[list[_SliceViews]] = []
-        for shape, group in groupby(sorted(views, key=lambda v: _wide_shape(v[0])), key=lambda v: _wide_shape(v[0])):
+        groups = [[name] for name in names] if flat.exact else [names]
+        views = (sorted(_views(flat, group, slices), key=lambda v: _wide_shape(v[0])) for group in groups)
+        batches = chain.from_iterable(groupby(views, key=lambda v: _wide_shape(v[0])) for views in views)
+        for shape, group in batches:
             members = list(group)
             count = sum(data.shape[0] * data.shape[1] for data, _ in members)
             batch = torch.empty(count, *shape, dtype=dtype, device=self.data.device)
@@ -412,8 +442,9 @@ class Muon:
 
     def step(self, factor: float, count: int) -> None:
         lr = self.config.lr * factor
-        velocity = self.buffers["velocity"].lerp_(self.grads, 1 - self.config.momentum)
-        self.grads.lerp_(velocity, self.config.momentum)
+        velocity, interpolate = self.buffers["velocity"], lerp if self.exact else Tensor.lerp_
+        interpolate(velocity, self.grads, 1 - self.config.momentum)
+        interpolate(self.grads, velocity, self.config.momentum)
         if self.config.weight_decay:
             self.data.mul_(1 - lr * self.config.weight_decay)
         self._apply(lr)
@@ -425,7 +456,10 @@ class Muon:
                 view.batch_part.copy_(view.direction)
             batch.copy_(orthogonalise(batch))
             for view in views:
-                view.data.add_(view.batch_part, alpha=-lr * view.scale)
+                if self.exact:
+                    view.data.sub_(view.batch_part * (lr * view.scale))
+                else:
+                    view.data.add_(view.batch_part, alpha=-lr * view.scale)
 
 
 def _wide_shape(view: Tensor) -> tuple[int, int]:

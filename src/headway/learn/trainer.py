@@ -36,6 +36,7 @@ from headway.learn.learner import Learner
 from headway.learn.memory import check_memory, retained_heap
 from headway.learn.objective import Objective
 from headway.learn.parallel.processes import Processes
+from headway.learn.parallel.rows import initial_rows
 from headway.learn.parallel.saving import gathered, is_sharded
 from headway.learn.plan.budget import Clock, Speed, TimeBudget, measure_speed, plan_recipe
 from headway.learn.plan.plans import has_few_validation_samples
@@ -147,7 +148,12 @@ class Trainer:
             processes = self.processes
             with retained_heap(), self.directory.locked() if processes.is_main else nullcontext():
                 processes.local_micro_batches(self.recipe.train.accumulate)
-                self.recipe.parallel.sizes(processes.world)
+                _, shards = self.recipe.parallel.sizes(processes.world)
+                if shards > 1 and isinstance(self.task.examples, OnPolicyExamples):
+                    raise ConfigError(
+                        f"parallel.shard: {self.recipe.name} plays with the weights that it trains, so each process "
+                        "needs all of them; set parallel.shard=1"
+                    )
                 check_loggers()
                 self.data = check_equal_data(fingerprint(self.task), processes)
                 exists = processes.broadcast_object(self.directory.claim(resume) if processes.is_main else None)
@@ -247,7 +253,8 @@ class Trainer:
         arguments = recipe, self.fresh, self.task, self.processes, self.precision.name
         speed = measure_speed(*arguments, seconds - self.clock.elapsed(), self.evaluate_final, self.samples)
         may_grow = recipe.start is None or not has_few_validation_samples(self.task)
-        self.budget = TimeBudget(self.clock, seconds, speed, self.max_steps, self.patience, may_grow)
+        is_final = bool(recipe.parallel.exact)  # measured times must not change the result
+        self.budget = TimeBudget(self.clock, seconds, speed, self.max_steps, self.patience, may_grow, is_final)
         return speed
 
     def _head_fit_seconds(self, speed: Speed) -> float:
@@ -268,8 +275,9 @@ class Trainer:
             remove(self.directory.digests)
             self.checkpoints.clean()
         has_checkpoint = bool(self.checkpoints.all())
-        model = initial_model(recipe, self.fresh, self.directory.base, has_checkpoint, is_main)
-        limit = 0 if has_checkpoint or recipe.start is None else recipe.train.linear_probe
+        limit = 0 if has_checkpoint or recipe.start is None or not self.fresh else recipe.train.linear_probe
+        with initial_rows(recipe, self.processes, needs_all=limit > 0):
+            model = initial_model(recipe, self.fresh, self.directory.base, has_checkpoint, is_main)
         examples, objective = self.task.examples, self.task.objective
         self.head_fitted = limit > 0 and objective.fit_head(model.to(device), examples, self.fresh, limit)
         self.learner = Learner(model, recipe, self.task, self.processes, self.precision.name)
@@ -351,7 +359,7 @@ class Trainer:
         progress, accumulate = self.progress, self.recipe.train.accumulate
         self._reported_plan = self.recipe.train.steps
         share = self.processes.local_micro_batches(accumulate)
-        stream = self.task.batches("train", self.processes.shard, progress.step * accumulate)
+        stream = self.task.batches("train", self.processes.shard(accumulate), progress.step * accumulate)
         is_overdue = self._evaluation_due() and progress.evaluated < progress.step  # stopped just before it
         is_new_start = progress.step == 0 and progress.best is None and self.recipe.start is not None
         if self.head_fitted or is_overdue or (is_new_start and self.task.evaluates_start):
@@ -365,10 +373,11 @@ class Trainer:
                 with self.log.paused():  # where an extended run continues
                     self.pre_decay.save(self.learner, progress)
             start = time.perf_counter()
-            batches, world = [next(stream) for _ in range(share)], self.processes.world
+            batches = [next(stream) for _ in range(share)]
             update = self.learner.update(progress.step, batches, self.interrupts.requested)
             progress.step += 1
-            self.log.add(update, world * sum(b.tokens for b in batches), world * sum(b.computed for b in batches))
+            totals = (sum(batch.tokens for batch in batches), sum(batch.computed for batch in batches))
+            self.log.add(update, *(round(accumulate / share * total) for total in totals))
             if self._line_due():
                 self.log.flush()
                 self.learner.gather()

@@ -145,7 +145,7 @@ class TrainingLog:
         self.set_recipe(recipe)
 
     def add(self, update: Update, tokens: int, computed: int) -> None:
-        """Add a step; `tokens` and `computed` are totals over all processes, for the display."""
+        """Add a step; `tokens` and `computed` are estimated totals over all processes, for the display."""
         self._updates.append(update)
         self._computed += computed
         self._tokens += tokens

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import count
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -151,7 +150,7 @@ class TaskRotation(NamedTuple):
     seed: int
 
     def endless(self, shard: Shard, start: int) -> Iterator[tuple[RngKey, np.ndarray]]:
-        for number in count(start + shard.rank, shard.world):
+        for number in shard.indices(start):
             positions = np.arange(number * self.size, (number + 1) * self.size)
             rounds, owners = np.divmod(positions, len(self.steps))
             steps = np.empty(self.size, np.int64)

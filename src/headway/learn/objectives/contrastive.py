@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from headway.data import Splits
 from headway.errors import ConfigError, UserError
 from headway.learn.examples import Batch, Examples
 from headway.learn.objective import Objective
 from headway.learn.recipe import Recipe
+from headway.learn.recomputing import recomputed
 from headway.nn.models import Loss
 from headway.nn.parts.dropout import Dropout
 
@@ -110,23 +109,4 @@ def encode_chunks(
         return torch.cat([encode(chunk) for chunk in chunks])
     generator = next((m.generator for m in recompute.modules() if isinstance(m, Dropout) and m.generator), None)
 
-    @contextmanager
-    def rewound(state: Tensor | None) -> Iterator[None]:
-        if generator is None or state is None:
-            yield
-            return
-        current = generator.get_state()
-        generator.set_state(state)
-        try:
-            yield
-        finally:
-            generator.set_state(current)
-
-    vectors = []
-    for chunk in chunks:
-        state = None if generator is None else generator.get_state()
-        contexts = lambda state=state: (nullcontext(), rewound(state))  # noqa: E731
-        output = checkpoint(encode, chunk, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
-        assert isinstance(output, Tensor)
-        vectors.append(output)
-    return torch.cat(vectors)
+    return torch.cat([recomputed(encode, generator)(chunk) for chunk in chunks])

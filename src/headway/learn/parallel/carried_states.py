@@ -26,33 +26,37 @@ class CarriedStates:
     def __init__(self, objective: StatefulObjective[Any], processes: Processes, accumulate: int) -> None:
         self.objective = objective
         self.processes = processes
-        self._states: list[State | None] = [None] * processes.local_micro_batches(accumulate)
+        self.accumulate = accumulate
+        self.states: list[State | None] = [None] * processes.local_micro_batches(accumulate)
         self._gathered: list[list[Tensor]] = []
 
     def loss(self, model: nn.Module, index: int, batch: Batch) -> dict[str, Loss]:
         """The losses for micro-batch `index`, which continues the same micro-batch from the previous step."""
-        losses, states = self.objective.stateful_loss(model, batch, self._states[index])
-        self._states[index] = tree_map(Tensor.detach, states)
+        losses, states = self.objective.stateful_loss(model, batch, self.states[index])
+        self.states[index] = tree_map(Tensor.detach, states)
         return losses
 
     def gather(self) -> None:
         """Send all states to the main process, which writes checkpoints; all processes call it after the same step."""
-        if self.processes.world > 1:
-            local = [_flatten(state) for state in self._states]
-            all_states = [[torch.zeros_like(t) for t in local[0]] for _ in range(len(local) * self.processes.world)]
-            all_states[self.processes.rank :: self.processes.world] = local
-            self._gathered = [[self.processes.sum(t) for t in stream] for stream in all_states]
+        processes = self.processes
+        if processes.world > 1:
+            local = [_flatten(state) for state in self.states]
+            self._gathered = [[torch.zeros_like(t) for t in local[0]] for _ in range(self.accumulate)]
+            self._gathered[processes.rank :: processes.world] = local
+            for index, stream in enumerate(self._gathered):
+                for tensor in stream:
+                    processes.broadcast(tensor, index % processes.world)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The states from all processes, keyed by micro-batch and tensor index."""
         is_single = self.processes.world == 1
-        streams = [_flatten(state) for state in self._states] if is_single else self._gathered
+        streams = [_flatten(state) for state in self.states] if is_single else self._gathered
         return {f"carried.{i}.{n}": tensor for i, stream in enumerate(streams) for n, tensor in enumerate(stream)}
 
     def load_state_dict(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
         """Load saved states; raise UserError if they do not belong to this model and step."""
         template, device = self.objective.initial_state(model, 1), next(model.parameters()).device
-        for index in range(len(self._states)):
+        for index in range(len(self.states)):
             stream, indices = self.processes.rank + index * self.processes.world, count()
 
             def tensor(_: Tensor, stream: int = stream, indices: Iterator[int] = indices) -> Tensor:
@@ -61,7 +65,7 @@ class CarriedStates:
                     raise UserError(f"the checkpoint has no recurrent state {key}; start a new run")
                 return state[key].to(device)
 
-            self._states[index] = tree_map(tensor, template)
+            self.states[index] = tree_map(tensor, template)
 
 
 def _flatten(states: State) -> list[Tensor]:

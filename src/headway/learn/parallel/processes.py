@@ -48,18 +48,20 @@ class Processes:
         """Whether this is the process that evaluates, writes and reports."""
         return self.rank == 0
 
-    @property
-    def shard(self) -> Shard:
-        return Shard(self.rank, self.world)
+    def shard(self, accumulate: int) -> Shard:
+        """The part of the training data for this process, with `accumulate` micro-batches per step in total."""
+        return Shard(self.rank, self.world, accumulate)
 
     def local_micro_batches(self, accumulate: int) -> int:
-        """The number of micro-batches per step for this process, out of `accumulate` in total."""
-        if accumulate % self.world:
+        """The number of micro-batches per step for this process, out of `accumulate` in total: rank, rank + world, and
+        so on.
+        """
+        if accumulate < self.world:
             raise UserError(
-                f"train.accumulate={accumulate} is not divisible by {self.world} processes; "
-                f"set it to {self.world} or a multiple"
+                f"train.accumulate={accumulate} has fewer micro-batches than {self.world} processes; set it to "
+                f"{self.world} or more"
             )
-        return accumulate // self.world
+        return len(range(self.rank, accumulate, self.world))
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum a tensor over all processes, in place."""
@@ -68,11 +70,18 @@ class Processes:
                 dist.all_reduce(values)
         return values
 
-    def broadcast(self, values: Tensor) -> None:
-        """Broadcast values from the main process to all processes, in place."""
+    def maximum(self, values: Tensor) -> Tensor:
+        """The maximum of each element over all processes, in place; not for NaN."""
         if self.world > 1:
             with _collective():
-                dist.broadcast(values, 0)
+                dist.all_reduce(values, dist.ReduceOp.MAX)
+        return values
+
+    def broadcast(self, values: Tensor, source: int = 0) -> None:
+        """Broadcast values from the main process, or from the process `source`, to all processes, in place."""
+        if self.world > 1:
+            with _collective():
+                dist.broadcast(values, source)
 
     def broadcast_object(self, data: Any) -> Any:
         """Broadcast `data` (any JSON value) from the main process to all processes."""

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from headway.nn.parts.init import after_sampling
+
+if TYPE_CHECKING:
+    from headway.learn.parallel.processes import Processes
+    from headway.learn.recipe import Recipe
+
+_SHAPE, _START = "whole_shape", "first_row"  # attributes of a parameter of which only rows are left
 
 
 class Rows(NamedTuple):
@@ -22,6 +31,51 @@ class Rows(NamedTuple):
     @property
     def is_whole(self) -> bool:
         return self.local.shape == self.shape
+
+
+def span(rows: int, shard: int, shards: int) -> tuple[int, int]:
+    """The first row that a shard has of a tensor, and how many it has: those of FSDP, the last ones fewer."""
+    size = -(-rows // shards)
+    start = min(shard * size, rows)
+    return start, min(size, rows - start)
+
+
+@contextmanager
+def sampled_rows(shard: int, shards: int) -> Iterator[None]:
+    """Inside the context, a model that is built keeps only a shard's rows of each matrix that is sampled, so that no
+    process has all of them at once. `whole_shape` tells the shape before.
+    """
+
+    def keep(parameter: nn.Parameter) -> None:
+        if parameter.dim() >= 2 and not hasattr(parameter, _SHAPE):
+            start, count = span(parameter.shape[0], shard, shards)
+            setattr(parameter, _SHAPE, parameter.shape)
+            setattr(parameter, _START, start)
+            parameter.data = parameter.data[start : start + count].clone()
+
+    with after_sampling(keep):
+        yield
+
+
+def initial_rows(recipe: Recipe, processes: Processes, needs_all: bool = False) -> AbstractContextManager[None]:
+    """`sampled_rows` for this process, if processes share the model of a recipe and none of them `needs_all` weights.
+    An adapter is added to a whole model.
+    """
+    _, shards = recipe.parallel.sizes(processes.world)
+    if shards == 1 or needs_all or recipe.adapter is not None:
+        return nullcontext()
+    return sampled_rows(processes.rank % shards, shards)
+
+
+def whole_shape(tensor: Tensor) -> torch.Size:
+    """The shape of a tensor, or of the one of whose rows it is."""
+    return getattr(tensor, _SHAPE, tensor.shape)
+
+
+def copy_rows(tensor: Tensor, whole: Tensor) -> None:
+    """Copy a whole tensor into `tensor`, or those of its rows that are left of it."""
+    start = getattr(tensor, _START, 0)
+    tensor.copy_(whole[start : start + tensor.shape[0]] if hasattr(tensor, _START) else whole)
 
 
 def load(target: Tensor | Rows, name: str, saved: Mapping[str, Tensor]) -> None:

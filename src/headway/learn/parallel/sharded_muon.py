@@ -16,8 +16,6 @@ from headway.learn.optim import Muon, orthogonalise
 if TYPE_CHECKING:
     from headway.learn.parallel.sharding import ShardedParameters, Sharding
 
-_BATCH = 8  # matrices that are orthogonalised together
-
 
 class _Matrix(NamedTuple):
     """A slice of one expert of a parameter: the numbers from `start` on of the parameter's numbers."""
@@ -58,15 +56,15 @@ class _Exchange(NamedTuple):
 
 
 class ShardedMuon(Muon):
-    """Muon whose directions are gathered to whole matrices. Batches of up to eight equal matrices are assigned to the
-    processes that share the model, so that each orthogonalises about as many numbers.
+    """Muon whose directions are gathered to whole matrices. A batch has the equal slices of one parameter; the batches
+    are assigned to the processes that share the model, so that each orthogonalises about as many numbers.
     """
 
     def _prepare(
         self, flat: ShardedParameters, names: list[str], slices: dict[str, tuple[int, ...]], dtype: torch.dtype
     ) -> None:
         sharding = self._sharding = flat.sharding
-        owned = _assign(list(_batches(_matrices(sharding, names, slices))), sharding.shards)
+        owned = _assign(list(_batches(sharding, names, slices)), sharding.shards)
         own_rank, ranks = sharding.rank, range(sharding.shards)
         counts = {  # numbers of process `rank` in the matrices of `owner`
             (owner, rank): sum(_part(sharding, m, rank)[1] for batch in owned[owner] for m in batch)
@@ -107,25 +105,24 @@ class ShardedMuon(Muon):
                     part.copy_(values)
         self._exchange.return_rows(self._sharding.shard_group)
         for _, buffer, data, scale in self._rows:
-            data.add_(buffer, alpha=-lr * scale)
+            if self.exact:
+                data.sub_(buffer * (lr * scale))
+            else:
+                data.add_(buffer, alpha=-lr * scale)
 
 
-def _matrices(sharding: Sharding, names: list[str], slices: dict[str, tuple[int, ...]]) -> Iterator[_Matrix]:
-    """The matrices of parameters: each slice of each expert."""
+def _batches(sharding: Sharding, names: list[str], slices: dict[str, tuple[int, ...]]) -> Iterator[list[_Matrix]]:
+    """The matrices of parameters, each slice of each expert, in the batches of `Muon` for exact updates."""
     for name in names:
         shape = sharding.shapes[name]
         experts, rows, columns = shape[:-2].numel(), shape[-2], shape[-1]
-        for expert in range(experts):
-            for start, count in zip(accumulate(slices[name], initial=0), slices[name]):
-                yield _Matrix(name, (expert * rows + start) * columns, count, columns)
-
-
-def _batches(matrices: Iterator[_Matrix]) -> Iterator[list[_Matrix]]:
-    """Lists of matrices of equal size. They do not depend on the number of processes."""
-    for _, group in groupby(sorted(matrices, key=lambda m: m.wide), key=lambda m: m.wide):
-        members = list(group)
-        for start in range(0, len(members), _BATCH):
-            yield members[start : start + _BATCH]
+        matrices = [
+            _Matrix(name, (expert * rows + start) * columns, count, columns)
+            for start, count in zip(accumulate(slices[name], initial=0), slices[name])
+            for expert in range(experts)
+        ]
+        for _, batch in groupby(sorted(matrices, key=lambda m: m.wide), key=lambda m: m.wide):
+            yield list(batch)
 
 
 def _assign(batches: Sequence[list[_Matrix]], shards: int) -> list[list[list[_Matrix]]]:

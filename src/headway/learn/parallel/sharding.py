@@ -4,8 +4,11 @@ modules (Zhao et al. 2023, PyTorch FSDP; Rajbhandari et al. 2020, ZeRO stage 3).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from itertools import compress
 from typing import Any, cast
 
 import torch
@@ -14,12 +17,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultReduceScatter
 
 from headway.formats.native import named_tensors
 from headway.learn.adapters import with_adapter
 from headway.learn.optim import FlatParameters, Muon
+from headway.learn.parallel.exact import ExactGradients, exact_norm
 from headway.learn.parallel.processes import Processes
-from headway.learn.parallel.rows import Rows
+from headway.learn.parallel.rows import Rows, span, whole_shape
 from headway.learn.parallel.sharded_muon import ShardedMuon
 from headway.learn.recipe import Recipe
 from headway.nn.mixers.recurrence import Recurrence
@@ -51,6 +56,7 @@ class Sharding:
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe, processes: Processes, precision: str) -> None:
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # views of a block's output are not changed in place
         self.replicas, self.shards = recipe.parallel.sizes(processes.world)
         self.recipe = recipe
         self.device = device = processes.device
@@ -59,7 +65,7 @@ class Sharding:
         self.model = model
         self.replica_group, self.shard_group = (self.mesh.get_group(name) for name in names)
         self.rank = self.mesh.get_local_rank("shard")
-        self.shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        self.shapes = {name: whole_shape(parameter) for name, parameter in model.named_parameters()}
         attributes = {name: vars(parameter).copy() for name, parameter in model.named_parameters()}
         is_bf16 = precision == "bf16" and device.type == "cuda"
         policy = MixedPrecisionPolicy(
@@ -70,10 +76,10 @@ class Sharding:
         whole = whole_parameters(model)
         settings: dict[str, Any] = {"mesh": self.mesh["shard"], "mp_policy": policy, "ignored_params": whole}
         for block in units(model):
-            fully_shard(block, **settings)
+            _shard(block, self.rank, settings)
             for entry in _BLOCK_ENTRIES:
                 register_fsdp_forward_method(block, entry)
-        fully_shard(model, **settings)
+        _shard(model, self.rank, settings)
         for parameter in whole:
             parameter.data = parameter.data.to(device)
         for module in model.modules():
@@ -98,6 +104,13 @@ class Sharding:
                 group.post_backward()
                 group.finalize_backward()
 
+    def sum_whole(self, values: Sequence[Tensor]) -> None:
+        """Sum tensors over the shards, in place."""
+        joined = torch.cat([part.flatten() for part in values])
+        dist.all_reduce(joined, group=self.shard_group)
+        for part, total in zip(values, joined.split([part.numel() for part in values])):
+            part.copy_(total.view(part.shape))
+
     @contextmanager
     def whole_model(self) -> Iterator[nn.Module]:
         """A copy of the model with all weights, for evaluation, on the main process; the others get their rows."""
@@ -121,9 +134,13 @@ class Sharding:
                 targets[name].requires_grad_(tensor.requires_grad)
         yield self.model if copy is None else copy
 
-    def flat(self, model: nn.Module, groups: Sequence[Sequence[str]]) -> ShardedParameters:
+    def flat(self, model: nn.Module, groups: Sequence[Sequence[str]], exact: bool = False) -> ShardedParameters:
         """The flat parameters of this process."""
-        return ShardedParameters(self, model, groups)
+        return ShardedParameters(self, model, groups, exact)
+
+    def exact_gradients(self, flat: FlatParameters, accumulate: int, processes: Processes) -> ExactGradients:
+        """The exact sums of this process's gradients."""
+        return ShardedExactGradients(self, flat, accumulate, processes)
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor | Rows]]:
         """The tensors that a checkpoint contains: parameters and saved buffers, tied ones once."""
@@ -137,10 +154,19 @@ class Sharding:
 
     def span(self, name: str, rank: int) -> tuple[int, int]:
         """The first row of a parameter that shard `rank` has, and how many it has."""
-        count = self.shapes[name][0]
-        chunk = -(-count // self.shards)
-        start = min(rank * chunk, count)
-        return start, min(chunk, count - start)
+        return span(self.shapes[name][0], rank, self.shards)
+
+
+def _shard(module: nn.Module, rank: int, settings: dict[str, Any]) -> None:
+    """Apply `fully_shard`, also to parameters of which the process has only its rows: they get memory for the whole
+    tensor, which is not written and is free again when FSDP has taken its rows from it.
+    """
+    rows = {parameter: parameter.data for parameter in module.parameters() if whole_shape(parameter) != parameter.shape}
+    for parameter, values in rows.items():
+        parameter.data = values.new_empty(whole_shape(parameter))
+        start, count = span(parameter.shape[0], rank, settings["mesh"].size())
+        parameter.data[start : start + count] = values
+    fully_shard(module, **settings)
 
 
 class ShardedParameters(FlatParameters):
@@ -149,9 +175,9 @@ class ShardedParameters(FlatParameters):
     The memory of each parameter has as many rows as the first process has, because collectives need equal sizes.
     """
 
-    def __init__(self, sharding: Sharding, model: nn.Module, groups: Sequence[Sequence[str]]) -> None:
+    def __init__(self, sharding: Sharding, model: nn.Module, groups: Sequence[Sequence[str]], exact: bool) -> None:
         self.sharding = sharding
-        super().__init__(model, groups)
+        super().__init__(model, groups, exact)
 
     def _tensor(self, name: str, parameter: nn.Parameter) -> Tensor:
         sharded = self.sharding.parameters.get(name)
@@ -189,11 +215,8 @@ class ShardedParameters(FlatParameters):
     def sum_gradients(self, processes: Processes) -> None:
         """Sum what FSDP has not: whole parameters and the tail over the shards, and everything over the replicas."""
         gradients = dict(self.views(self.grads))
-        parts = [*(gradients[name] for name in self.names if name not in self.sharding.parameters), self.tail]
-        values = torch.cat([part.flatten() for part in parts])
-        dist.all_reduce(values, group=self.sharding.shard_group)
-        for part, value in zip(parts, values.split([part.numel() for part in parts])):
-            part.copy_(value.view(part.shape))
+        whole = [gradients[name] for name in self.names if name not in self.sharding.parameters]
+        self.sharding.sum_whole([*whole, self.tail])
         if self.sharding.replicas > 1:
             dist.all_reduce(self.grads_and_tail, group=self.sharding.replica_group)
 
@@ -204,3 +227,89 @@ class ShardedParameters(FlatParameters):
         square = torch.nn.utils.get_total_norm(own).square()
         dist.all_reduce(square, group=self.sharding.shard_group)
         return square.sqrt()
+
+
+class ShardedExactGradients(ExactGradients):
+    """`ExactGradients` over shards: each micro-batch's gradients are rounded to integers before they are scattered, and
+    each process adds its rows. What FSDP adds in floating point is 0.
+    """
+
+    def __init__(self, sharding: Sharding, flat: FlatParameters, accumulate: int, processes: Processes) -> None:
+        super().__init__(flat, accumulate, processes)
+        self.sharding = sharding
+        self._is_observing = False
+        size = flat.grads.numel()
+        self._rows = dict(flat.views(self._integers[:size]))
+        whole = [name not in sharding.parameters for name in flat.names]
+        self._whole_names = list(compress(flat.names, whole))
+        self._whole_gradients = list(compress(self._gradients, whole))
+        self._whole_totals = list(compress(self._totals, whole))
+        for module in sharding.model.modules():
+            if isinstance(module, FSDPModule):
+                for group in cast(Any, module)._get_fsdp_state()._fsdp_param_groups:
+                    group._reduce_scatter_comm = _RoundedReduceScatter(self, group)
+
+    def scatter(
+        self, names: list[str], sizes: list[int], gradients: Tensor, reduce_scatter: Callable[[Tensor, Tensor], Any]
+    ) -> None:
+        """Add the gradients [shard, sum(sizes)] of a micro-batch, of which each process gets a row by `reduce_scatter`
+        (output, input).
+        """
+        all_names = names * len(gradients)
+        pieces = [piece for row in gradients for piece in row.split(sizes)]
+        if self._is_observing:
+            if self.processes.is_main:
+                self.sums.observe(all_names, pieces)
+            return
+        integers = torch.zeros_like(gradients, dtype=torch.int64)
+        self.sums.add(all_names, pieces, [piece for row in integers for piece in row.split(sizes)])
+        own = integers.new_empty(gradients.shape[1])
+        reduce_scatter(own, integers.view(-1))
+        for name, values in zip(names, own.split(sizes)):
+            rows = self._rows[name]
+            rows.add_(values[: rows.numel()].view(rows.shape))
+
+    def _observe(self, compute: Callable[[], Iterator[int]]) -> None:
+        self._is_observing = True
+        next(compute())  # all processes take part in gathering weights
+        self._is_observing = False
+        if self.processes.is_main:
+            self.sums.observe(self._whole_names, self._whole_gradients)
+
+    def _add(self) -> None:
+        self.sums.add(self._whole_names, self._whole_gradients, self._whole_totals)
+
+    def _reduce(self) -> None:
+        self.sharding.sum_whole([*self._whole_totals, self._table.view(torch.int64)])
+        if self.sharding.replicas > 1:
+            dist.all_reduce(self._integers, group=self.sharding.replica_group)
+
+    def norm(self) -> Float[Tensor, ""]:
+        """The norm of the summed gradients; whole ones count once."""
+
+        def reduce(operation: Any, values: Tensor) -> Tensor:
+            dist.all_reduce(values, operation, self.sharding.shard_group)
+            return values
+
+        owned = self.sharding.parameters.keys() if self.sharding.rank else self._rows.keys()
+        gradients = [g if name in owned else g.flatten()[:0] for name, g in zip(self._rows, self._gradients)]
+        sizes = {name: self.sharding.shapes[name].numel() for name in self._rows}
+        norm = exact_norm(sizes, gradients, partial(reduce, dist.ReduceOp.MAX), partial(reduce, dist.ReduceOp.SUM))
+        return torch.tensor(norm, dtype=torch.float64, device=self.flat.data.device)
+
+
+class _RoundedReduceScatter(DefaultReduceScatter):
+    """Hands the gradients of a group of parameters to `ShardedExactGradients`."""
+
+    def __init__(self, sums: ShardedExactGradients, group: Any) -> None:
+        self.sums = sums
+        parameters = [p for p in group.fsdp_params if p.sharded_param.requires_grad]
+        self.names = [p._param_fqn for p in parameters]
+        self.sizes = [p._sharded_param_data.numel() for p in parameters]
+
+    def __call__(
+        self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, op: Any, async_op: bool = False
+    ) -> Any:
+        reduce_scatter = partial(super().__call__, group=group, op=dist.ReduceOp.SUM)
+        self.sums.scatter(self.names, self.sizes, input_tensor.view(group.size(), -1), reduce_scatter)
+        output_tensor.zero_()

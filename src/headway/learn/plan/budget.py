@@ -20,6 +20,7 @@ from headway.learn.fine_tuning import prepare_for_training
 from headway.learn.formatting import format_number
 from headway.learn.learner import Learner
 from headway.learn.parallel.processes import Processes
+from headway.learn.parallel.rows import initial_rows
 from headway.learn.precision import choose_precision
 from headway.learn.recipe import Recipe, TrainConfig
 from headway.learn.task import Task
@@ -87,12 +88,13 @@ class SpeedMeter:
     def __init__(
         self, recipe: Recipe, fresh: Collection[str], task: Task, processes: Processes, precision: str
     ) -> None:
-        model = prepare_for_training(build(recipe.model, recipe.train.seed), recipe, fresh)
+        with initial_rows(recipe, processes):
+            model = prepare_for_training(build(recipe.model, recipe.train.seed), recipe, fresh)
         self.task = task
         self.processes = processes
         self.learner = Learner(model, recipe, task, processes, precision)
         self._micro_batches = processes.local_micro_batches(recipe.train.accumulate)
-        self._stream = task.batches("train", processes.shard)
+        self._stream = task.batches("train", processes.shard(recipe.train.accumulate))
         self._steps_done = 0
         accumulate = recipe.train.accumulate
         explorer = task.examples if isinstance(task.examples, OnPolicyExamples) else None
@@ -110,7 +112,7 @@ class SpeedMeter:
             self._steps_done += 1
             tokens += sum(batch.tokens for batch in batches)
         _synchronize(self.processes.device)
-        self.targets = self.processes.world * tokens / count
+        self.targets = self.learner.recipe.train.accumulate / self._micro_batches * tokens / count
         return time.perf_counter() - start
 
     def seconds_per_step(self, seconds: float) -> float:
@@ -283,6 +285,7 @@ class TimeBudget:
     max_steps: int | None = None  # maximum for this amount of data, by the evaluations so far; None: unlimited
     patience: int | None = None  # evaluations without improvement after which the run winds down
     may_grow: bool = True  # whether the plan grows while evaluations improve
+    is_final: bool = False  # whether the first plan is never changed
     _measured_from: tuple[int, float] = (0, 0.0)
     _next_revision: int = 0
     _typical_step: float = 0.0
@@ -326,7 +329,7 @@ class TimeBudget:
         over the same number of intervals, which ends the run.
         """
         previous, train = self.max_steps, recipe.train
-        if previous is None:
+        if previous is None or self.is_final:
             return False
         decay_start, next_evaluation = recipe.schedule.decay_start(train.steps), step + train.evaluation_interval
         improving = stale < _IMPROVING_WINDOW and 2 * stale <= step // train.evaluation_interval
@@ -340,7 +343,7 @@ class TimeBudget:
         """Whether the plan is revised after `step` of `steps`; the first call schedules the first revision."""
         if not self._next_revision:
             self._next_revision = step + max(2, (steps - step) // _REVISIONS)
-        return step == self._next_revision
+        return step == self._next_revision and not self.is_final
 
     def start_measuring(self, step: int, seconds: float) -> None:
         """Start measuring the speed from here: `step` updates took `seconds`."""

@@ -23,6 +23,7 @@ from headway.learn.memory import training_bytes
 from headway.learn.objectives.sequences import Likelihood
 from headway.learn.parallel.sharding import units
 from headway.learn.recipe import Recipe
+from headway.learn.recomputing import prepare_blocks
 from headway.learn.task import Task
 from headway.nn.mixers import tree_map
 from headway.nn.models import TransformerConfig, describe, outline
@@ -197,7 +198,7 @@ def _activations(
     batch = batch._replace(inputs=inputs, targets=targets)
     with _default_dtype(dtype), FakeTensorMode(allow_non_fake_inputs=True):
         model = with_adapter(recipe.model.build(seed=None), recipe.adapter, (), recipe.train.seed).train()
-        attach_generator(model)
+        prepare_blocks(model, recipe.train.recompute, attach_generator(model), compiles=False)
         meter = MemoryMeter(model)
         for parameter in model.parameters():
             if parameter.requires_grad:

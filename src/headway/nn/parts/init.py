@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,6 +46,19 @@ class InitConfig:
             raise ConfigError(f"init.uniform is {self.uniform}; set a bound above 0, or none")
 
 
+_sampled: ContextVar[Callable[[nn.Parameter], None] | None] = ContextVar("sampled", default=None)
+
+
+@contextmanager
+def after_sampling(function: Callable[[nn.Parameter], None]) -> Iterator[None]:
+    """Call `function` with each parameter of a module as soon as `initialise` has sampled them inside the context."""
+    token = _sampled.set(function)
+    try:
+        yield
+    finally:
+        _sampled.reset(token)
+
+
 @torch.no_grad()
 def initialise(model: nn.Module, config: InitConfig, depth: int, seed: int) -> None:
     """Sample the weights of every Projection and every embedding table (parameters named `table`) in `model`; with
@@ -50,32 +66,42 @@ def initialise(model: nn.Module, config: InitConfig, depth: int, seed: int) -> N
     """
     generator = torch.Generator().manual_seed(seed)
     sampled: set[nn.Parameter] = set()
+    finish = _sampled.get()
     for module in model.modules():
-        is_projection = isinstance(module, Projection)
-        if config.uniform is not None and (is_projection or hasattr(module, "table")):
+        _initialise_module(module, config, depth, generator, sampled)
+        if finish is not None:
             for parameter in module.parameters(recurse=False):
-                if parameter not in sampled:
-                    sampled.add(parameter)
-                    parameter.uniform_(-config.uniform, config.uniform, generator=generator)
-        for matrix in module.weight.split(module.slices) if is_projection else ():
-            fan_out, fan_in = matrix.shape
-            if module.recurrent and config.recurrent == "orthogonal":
-                # Uniformly random: QR of a normal matrix, with R's diagonal made positive.
-                q, r = torch.linalg.qr(torch.empty_like(matrix).normal_(generator=generator))
-                matrix.copy_(q * r.diagonal().sign())
-            elif config.uniform is None and config.matrices == "normal":
-                matrix.normal_(0.0, config.std, generator=generator)
-            elif config.uniform is None:
-                bound = math.sqrt(6 / (fan_in + fan_out)) if config.matrices == "xavier" else math.sqrt(3 / fan_in)
-                matrix.uniform_(-bound, bound, generator=generator)
-        if config.uniform is not None:
-            continue
-        if is_projection and module.residual and config.residual == "scaled":
-            module.weight.div_(math.sqrt(2 * depth))
-        if is_projection and module.residual and config.residual == "zero":
-            module.weight.zero_()
-        table = getattr(module, "table", None)
-        if isinstance(table, nn.Parameter) and table not in sampled:
-            sampled.add(table)
-            std = config.embedding if config.embedding is not None else table.shape[-1] ** -0.5
-            table.normal_(0.0, std, generator=generator)
+                finish(parameter)
+
+
+def _initialise_module(
+    module: nn.Module, config: InitConfig, depth: int, generator: torch.Generator, sampled: set[nn.Parameter]
+) -> None:
+    is_projection = isinstance(module, Projection)
+    if config.uniform is not None and (is_projection or hasattr(module, "table")):
+        for parameter in module.parameters(recurse=False):
+            if parameter not in sampled:
+                sampled.add(parameter)
+                parameter.uniform_(-config.uniform, config.uniform, generator=generator)
+    for matrix in module.weight.split(module.slices) if is_projection else ():
+        fan_out, fan_in = matrix.shape
+        if module.recurrent and config.recurrent == "orthogonal":
+            # Uniformly random: QR of a normal matrix, with R's diagonal made positive.
+            q, r = torch.linalg.qr(torch.empty_like(matrix).normal_(generator=generator))
+            matrix.copy_(q * r.diagonal().sign())
+        elif config.uniform is None and config.matrices == "normal":
+            matrix.normal_(0.0, config.std, generator=generator)
+        elif config.uniform is None:
+            bound = math.sqrt(6 / (fan_in + fan_out)) if config.matrices == "xavier" else math.sqrt(3 / fan_in)
+            matrix.uniform_(-bound, bound, generator=generator)
+    if config.uniform is not None:
+        return
+    if is_projection and module.residual and config.residual == "scaled":
+        module.weight.div_(math.sqrt(2 * depth))
+    if is_projection and module.residual and config.residual == "zero":
+        module.weight.zero_()
+    table = getattr(module, "table", None)
+    if isinstance(table, nn.Parameter) and table not in sampled:
+        sampled.add(table)
+        std = config.embedding if config.embedding is not None else table.shape[-1] ** -0.5
+        table.normal_(0.0, std, generator=generator)
