@@ -49,7 +49,19 @@ HIDDEN = {  # what a notebook shows, and what predictors call
     "has_input_statistics",
     "open_session",
 }
-FUNCTIONS = ("train", "compare", "plan", "load", "connect", "quantize", "export", "verify", "recipes", "presets")
+FUNCTIONS = (
+    "train",
+    "compare",
+    "plan",
+    "plan_gpus",
+    "load",
+    "connect",
+    "quantize",
+    "export",
+    "verify",
+    "recipes",
+    "presets",
+)
 SETTINGS = ("Sampling", "Limits", "SearchConfig", "TranscriptionOptions", "Recipe")
 ERRORS = ("UserError", "ConfigError", "PartialFailureError")
 

@@ -23,6 +23,7 @@ SIZES = {
     "gpt2-xl": 1_557_611_200,
     "llama-135m": 134_515_008,
     "llama-1.1b": 1_100_048_384,
+    "llama-8b": 8_030_261_248,
     "bert-base": 109_482_240,  # with the pooler and without a vocabulary head, as the next two
     "bert-large": 335_141_888,
     "roberta-base": 124_645_632,

@@ -371,9 +371,10 @@ def decoder(
     vocab_size: int,
     context: int = 2048,
     tie: bool = True,
+    theta: float = 10000.0,
 ) -> TransformerConfig:
     """A modern decoder (Touvron et al. 2023): RMSNorm, rotary positions, SwiGLU, grouped heads, no biases."""
-    mixer = AttentionConfig(heads, kv_heads=kv_heads, rotary=RotaryConfig(), qkv_bias=False, out_bias=False)
+    mixer = AttentionConfig(heads, kv_heads=kv_heads, rotary=RotaryConfig(theta), qkv_bias=False, out_bias=False)
     block = BlockConfig(mixer, None, GatedConfig(hidden=hidden), RMSNormConfig(1e-5))
     return TransformerConfig(
         width,
@@ -448,6 +449,7 @@ PRESETS: dict[str, Callable[[], ModelConfig]] = {
     "gpt3-175b": lambda: gpt3(12288, 96, 96, 128),
     "llama-135m": lambda: decoder(576, 30, 9, 3, 1536, 49152),
     "llama-1.1b": lambda: decoder(2048, 22, 32, 4, 5632, 32000, tie=False),
+    "llama-8b": lambda: decoder(4096, 32, 32, 8, 14336, 128256, 8192, False, 500_000.0),
     "bert-base": lambda: bert(768, 12, 12),
     "bert-large": lambda: bert(1024, 24, 16),
     "roberta-base": lambda: bert(768, 12, 12, vocab_size=50265, types=1, offset=2, eps=1e-5),
