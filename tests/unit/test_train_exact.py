@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from test_domains_streams import open_task, small
-from test_train_distributed import _finish, _launch
+from test_train_distributed import _launch
 from tiny_task import SYMBOLS, CountingConfig, counting, counting_recipe, train
 from torch import Tensor, nn
 
