@@ -53,8 +53,8 @@ def _glibc() -> Any:
 
 
 def training_bytes(recipe: Recipe, model: nn.Module, fresh: Collection[str] = ()) -> dict[str, int]:
-    """Bytes of memory that a run holds throughout: weights, gradients, optimiser state and moving average. Batches need
-    more.
+    """Bytes of memory that a run holds throughout: weights, gradients, optimiser state, moving average and exact sums.
+    Batches need more.
 
     `model` is the outline of the recipe's model, and `fresh` are the parameters trained in addition to an adapter.
     """
@@ -69,6 +69,7 @@ def training_bytes(recipe: Recipe, model: nn.Module, fresh: Collection[str] = ()
         "gradients": optimizer.flat.grads_and_tail.nbytes,
         "optimiser": sum(buffer.nbytes for rule in optimizer.rules for buffer in rule.buffers.values()),
         "moving average": 0 if recipe.train.ema is None else trained,
+        "exact sums": 8 * optimizer.flat.data.numel() if recipe.parallel.exact else 0,
     }
 
 

@@ -183,17 +183,14 @@ class Trainer:
             self.fresh = self._tensor_match.fresh
         elif self.recipe.adapter is not None:
             raise ConfigError("an adapter needs a pretrained model; choose one with --from")
+        parallel, several = self.recipe.parallel, self.processes.world > 1 and device.type == "cpu"
+        exact = several if parallel.exact is None else parallel.exact
+        self.recipe = replace(self.recipe, parallel=replace(parallel, exact=exact))
         check_memory(self.recipe, self.outline, self.fresh, device, self._shards)
         self.precision = Precision(
             *self.processes.broadcast_object(list(choose_precision(self.recipe.train.precision, self.outline, device)))
         )
-        parallel, several = self.recipe.parallel, self.processes.world > 1 and device.type == "cpu"
-        exact = several if parallel.exact is None else parallel.exact
-        recipe = replace(
-            self.recipe,
-            train=replace(self.recipe.train, precision=self.precision.name),
-            parallel=replace(parallel, exact=exact),
-        )
+        recipe = replace(self.recipe, train=replace(self.recipe.train, precision=self.precision.name))
         if self.minutes is not None:
             speed = self._measure_speed(recipe, 60 * self.minutes)
             seconds_left = 60 * self.minutes - self.clock.elapsed() - self._head_fit_seconds(speed)

@@ -23,6 +23,7 @@ _GROWTH_BITS = 16  # a tensor's maximum may grow by 2^16 between two steps befor
 _VALUE_BITS = 24  # the significant bits of an fp32 number; the largest element keeps at least these
 _MAX_EXPONENT = 126  # fp32 represents 2^126 and 2^-126 as normal numbers
 _CHUNK = 1 << 16  # elements per temporary tensor, which fits in a processor's cache
+_SQUARE_BITS = 36  # of a squared element, so that float64 adds a chunk of them without rounding
 
 
 class ExactSum:
@@ -190,11 +191,11 @@ def exact_norm(
     sums = torch.zeros(len(gradients), dtype=torch.int64, device=maxima.device)
     exponents = []
     for index, (size, gradient) in enumerate(zip(sizes.values(), gradients)):
-        half = (_SUM_BITS - (size - 1).bit_length()) // 2
-        exponents.append(half - max(math.frexp(largest[index])[1], -900))
+        bits = min(_SQUARE_BITS, _SUM_BITS - (size - 1).bit_length())
+        exponents.append(_clamp(bits // 2 - math.frexp(largest[index])[1]))
         for (values,) in _chunks(gradient):
-            squares = values.double().mul_(2.0 ** exponents[-1]).square_().round_()
-            sums[index] += squares.to(torch.int64).sum()
+            squares = (values * 2.0 ** exponents[-1]).square_().round_()
+            sums[index] += squares.sum(dtype=torch.float64).to(torch.int64)  # below 2^53, so the sum is exact
     terms = zip(total(sums).tolist(), exponents)
     return math.sqrt(math.fsum(math.ldexp(value, -2 * exponent) for value, exponent in terms))
 
@@ -204,7 +205,7 @@ def _largest(values: Tensor) -> Tensor:
     if not values.numel():
         return torch.zeros((), dtype=torch.float64, device=values.device)
     low, high = torch.aminmax(values)
-    return torch.nan_to_num(torch.maximum(-low, high).double(), nan=math.inf)
+    return torch.nan_to_num(torch.maximum(-low, high).double(), nan=math.inf, posinf=math.inf)
 
 
 def _clamp(exponent: int) -> int:
