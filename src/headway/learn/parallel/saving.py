@@ -53,7 +53,7 @@ def save_rows(
     The order, for tests that stop it anywhere: a draft folder, `write_rank_file` in each process, `write_rest`, `seal`,
     and `os.replace` of the draft.
     """
-    writes = processes.is_main or _is_first_replica(tensors, processes)
+    writes = _is_first_replica(tensors, processes)
     with ExitStack() as stack:
 
         def begin() -> str | None:
