@@ -24,6 +24,7 @@ from headway.formats.stored_tensors import ROWS, StoredTensors, rank_files, rank
 from headway.formats.tensorfile import TensorFile, read_tensors, write_tensors
 from headway.io.durable import find_damage, seal, write_json
 from headway.learn.checkpoint import Checkpoints, load_weights
+from headway.learn.parallel import saving
 from headway.learn.parallel.saving import checkpoint_tensors, write_rank_file
 from headway.learn.run import RunDirectory
 from processes import Program
@@ -150,6 +151,28 @@ def test_damage_is_named_with_the_file_of_its_process(tmp_path: Path) -> None:
     (tmp_path / "checkpoints/step-00000001/digests.json").unlink()
     with pytest.raises(UserError, match=r"step-00000001/digests.json is missing, and no intact checkpoint is left"):
         Checkpoints(tmp_path / "checkpoints").set_aside_damaged()
+
+
+def test_a_longer_run_goes_back_to_the_rows_of_several(tmp_path: Path) -> None:
+    earlier = written(tmp_path / "trunk", 4, 1)
+    later = Checkpoints(tmp_path / "run" / "checkpoints")
+    written(tmp_path / "run", 3, 2, updates=2)
+    later.go_back_to(earlier, {"step": 2, "loss": 0.5})
+    assert [path.name for path in later.all()] == ["step-00000001"]
+    assert not find_damage(later.all()[0])
+    learner = RowLearner(1, 2).forget()
+    progress = later.load_newest(learner, "loss")  # type: ignore[arg-type]
+    assert progress is not None
+    assert progress.best == {"step": 2, "loss": 0.5}
+    assert_equal(learner, RowLearner(1, 2))
+
+
+def test_a_folder_that_processes_do_not_share_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = {"bytes": 1000, "sha256": "0"}
+    monkeypatch.setattr(saving, "write_rank_file", lambda *_: {"rank-00001-of-00002.safetensors": entry})
+    with pytest.raises(UserError, match=r"wrote rank-00001\S+ with 1,000 bytes, but process 0 sees 0 in .*; choose a"):
+        save(tmp_path, RowLearner(0, 1), 1)
+    assert not list((tmp_path / "checkpoints").iterdir())
 
 
 def _edited(path: Path, tensors: dict[str, torch.Tensor] | None = None, **metadata: str) -> None:
