@@ -6,7 +6,7 @@ import json
 import shutil
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,28 @@ import headway as hw
 from headway.errors import UserError
 from headway.formats import native
 from headway.formats.deferred import deferred_weights
-from headway.formats.stored_tensors import ROWS, StoredTensors, rank_files, rank_path
+from headway.formats.stored_tensors import RANK_FILE, ROWS, StoredTensors, rank_files
 from headway.formats.tensorfile import TensorFile, read_tensors, write_tensors
 from headway.io.durable import find_damage, seal, write_json
 from headway.learn.checkpoint import Checkpoints, load_weights
 from headway.learn.parallel import saving
-from headway.learn.parallel.saving import checkpoint_tensors, write_rank_file
+from headway.learn.parallel.saving import write_rank_file
 from headway.learn.run import RunDirectory
 from processes import Program
 
 WORLDS = (1, 2, 3, 4, 12)  # 12: more than rows of some tensors
+
+
+def rank_path(folder: Path, rank: int, world: int) -> Path:
+    return folder / RANK_FILE.format(rank, world)
+
+
+def prefixed(model: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        f"{part}.{name}": value
+        for part, tensors in (("model", model), ("optimizer", state))
+        for name, value in tensors.items()
+    }
 
 
 def written(folder: Path, world: int, step: int = 1, updates: int = 3) -> Path:
@@ -42,7 +54,7 @@ def written(folder: Path, world: int, step: int = 1, updates: int = 3) -> Path:
     entries: dict[str, Any] = {}
     for rank in range(world):
         learner = RowLearner(rank, world, updates=updates)
-        tensors = checkpoint_tensors(learner.saved_tensors(), learner.state_dict())
+        tensors = prefixed(learner.saved_tensors(), learner.state_dict())
         entries |= write_rank_file(path, tensors, RECIPE.model, rank, world)
     progress = {"tokens": 0, "seconds": 0.0, "evaluated": 0, "stale": 0, "best": None, "forecast": None}
     write_json(path / "state.json", {"version": 1, "step": step, **progress})
@@ -241,7 +253,7 @@ def test_a_run_resumes_from_the_rows_of_several_processes(tmp_path: Path) -> Non
             parts = (
                 {k: row_learner.split(t, rank, 3) if t.dim() else t for k, t in part.items()} for part in (model, state)
             )
-            write_rank_file(rows, checkpoint_tensors(*parts), recipe.model, rank, 3)
+            write_rank_file(rows, prefixed(*parts), recipe.model, rank, 3)
         for file in rows.iterdir():
             shutil.move(file, path)
         for file in ("model", "optimizer"):

@@ -52,7 +52,10 @@ class Lease:
             content = self._read()
             if content is None:  # it was released in the meantime
                 continue
-            has_ended = _has_ended(content, is_locked)
+            process, machine = (_parse(content).get(key) for key in ("process", "machine"))
+            has_ended = False  # unknown for processes of other machines
+            if os.name == "posix" and machine == self._mine["machine"] and isinstance(process, int):
+                has_ended = 0 < process < 1 << 31 and (not is_running(process) or is_locked())
             if not has_ended and self._changes(content):
                 content = self._read()
                 if content is None:
@@ -139,13 +142,6 @@ class Lease:
         """Whether a content is ours, or nobody's."""
         record = _parse(content)
         return not record or all(record.get(key) == value for key, value in self._mine.items())
-
-
-def _has_ended(content: str, is_locked: Callable[[], bool]) -> bool:
-    """Whether the process of a content is known to have ended. This is not known of processes of other machines."""
-    record = _parse(content)
-    process, is_local = record.get("process"), os.name == "posix" and record.get("machine") == machine_id()
-    return is_local and isinstance(process, int) and 0 < process < 1 << 31 and (not is_running(process) or is_locked())
 
 
 def _parse(content: str) -> dict[str, Any]:
