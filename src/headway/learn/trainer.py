@@ -527,6 +527,7 @@ class Trainer:
 
     def _checkpoint(self) -> None:
         """Save everything needed to resume from here."""
+        self.directory.check_lock()
         with self.log.paused():
             if self.metrics is not None:
                 self.metrics.sync()
