@@ -6,8 +6,8 @@
 
 Every run is one of the command line, with one thread per process. The last one in each case starts with 2 processes;
 they are killed after a checkpoint, 3 continue and are killed, too, and 8 finish. The files of all runs in a case must
-be equal: model.safetensors, the last checkpoint, and metrics.jsonl except for times. A case is a row of CASES, and one
-with other settings of `parallel` takes no code.
+be equal: model.safetensors, the last checkpoint, and metrics.jsonl except for times. Processes that share a model write
+checkpoints of their own, which are not compared. A case is a row of CASES.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ _FORKING.set_forkserver_preload(["torch", "tokenizers", "headway.app.cli.main", 
 
 WORLDS = (1, 2, 3, 4, 8)
 CHANGED = (2, 3, 8)  # processes before the first kill, before the second, and to the end
+SHARDED = (1, "1 x 2", "1 x 4", "2 x 2")  # replicas and shards
+RESHARDED = ("1 x 2", 3, "2 x 2")
 STEPS, CHECKPOINT = 36, 6
 BASE = {
     "train.steps": STEPS,
@@ -59,7 +61,7 @@ TIMES = ("seconds", "tokens_per_second", "evaluation_seconds")
 @dataclass(frozen=True)
 class Case:
     """A recipe with settings on samples of a kind that `samples.py` draws; `start` is the case that it fine-tunes.
-    `worlds` are the numbers of processes that its settings allow.
+    `worlds` are numbers of processes, or of replicas and shards: "2 x 4" are two replicas of four shards each.
     """
 
     recipe: str
@@ -67,8 +69,13 @@ class Case:
     data: str = "text"
     start: str | None = None
     lora: int | None = None
-    worlds: Sequence[int] = WORLDS
-    changed: Sequence[int] = CHANGED
+    worlds: Sequence[int | str] = WORLDS
+    changed: Sequence[int | str] = CHANGED
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether processes write their own rows of a checkpoint, whose files depend on their number."""
+        return any(isinstance(world, str) for world in self.worlds)
 
 
 CASES = {
@@ -82,6 +89,9 @@ CASES = {
     "translation": Case("translation", {"task.size": 300, "train.batch_tokens": 256}, "translation"),
     "vision adamw": Case("vision", {**ADAMW, "train.batch_size": 8}, "vision"),
     "vision muon": Case("vision", {"optim.kind": "muon", "train.batch_size": 8}, "vision"),
+    "text shards": Case("text", {**TEXT, **ADAMW, "train.ema": 0.9}, worlds=SHARDED, changed=RESHARDED),
+    "text shards muon": Case("text", {**TEXT, "optim.kind": "muon"}, worlds=SHARDED, changed=RESHARDED),
+    "vision shards": Case("vision", {**ADAMW, "train.batch_size": 8}, "vision", worlds=SHARDED, changed=RESHARDED),
 }
 
 
@@ -137,12 +147,20 @@ def settings_words(settings: Mapping[str, Any]) -> list[str]:
     return [f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in settings.items()]
 
 
-def digests(run: Path) -> dict[str, str]:
-    """The digests of a run's files, by name."""
+def plan(world: int | str) -> tuple[int, dict[str, Any]]:
+    """The number of processes, and the settings that divide them."""
+    if isinstance(world, int):
+        return world, {"parallel.replicas": -1, "parallel.shard": 1}
+    replicas, shards = map(int, world.split(" x "))
+    return replicas * shards, {"parallel.replicas": replicas, "parallel.shard": shards}
+
+
+def digests(run: Path, is_sharded: bool) -> dict[str, str]:
+    """The digests of a run's files, by name; without those of its checkpoints if they depend on the processes."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     bare = json.dumps([{name: value for name, value in line.items() if name not in TIMES} for line in lines])
     found = {"metrics.jsonl": hashlib.sha256(bare.encode()).hexdigest()}
-    for path in sorted(run.glob("**/*.safetensors")):
+    for path in sorted(run.glob("*.safetensors" if is_sharded else "**/*.safetensors")):
         found[str(path.relative_to(run))] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 
@@ -156,16 +174,19 @@ def compare(name: str, folder: Path) -> dict[str, Any]:
         words += ["--from", folder / case.start / "1"]
     if case.lora is not None:
         words += ["--lora", case.lora]
-    words += ["--set", *settings_words({**base, **case.settings})]
+    base |= case.settings
     found: dict[str, dict[str, str]] = {}
     for world in case.worlds:
-        run = folder / name / str(world)
-        Group(world, [*words, "--run", run], folder / "log").finish()
-        found[str(world)] = digests(run)
+        run = folder / name / str(world).replace(" ", "-")
+        count, settings = plan(world)
+        Group(count, [*words, "--set", *settings_words(base | settings), "--run", run], folder / "log").finish()
+        found[str(world)] = digests(run, case.is_sharded)
     key = " then ".join(map(str, case.changed))
     run, stopped = folder / name / key.replace(" ", "-"), []
     for number, world in enumerate(case.changed):
-        group = Group(world, [*words, "--run", run, *(["--resume"] if number else [])], folder / "log")
+        count, settings = plan(world)
+        arguments = [*words, "--set", *settings_words(base | settings), "--run", run]
+        group = Group(count, [*arguments, *(["--resume"] if number else [])], folder / "log")
         if number == len(case.changed) - 1:
             group.finish()
         else:
@@ -173,7 +194,7 @@ def compare(name: str, folder: Path) -> dict[str, Any]:
             stopped.append(max(int(path.name[5:]) for path in (run / "checkpoints").glob("step-*")))
     if stopped[-1] >= STEPS:
         raise RuntimeError(f"{name}: the run had finished before it was killed; raise STEPS")
-    found[key] = digests(run)
+    found[key] = digests(run, case.is_sharded)
     first = next(iter(found.values()))
     different = {
         run: [file for file in first.keys() | files.keys() if first.get(file) != files.get(file)]
