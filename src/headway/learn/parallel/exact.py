@@ -35,8 +35,8 @@ class ExactSum:
 
     1. `begin()`. If `has_scales` is False (before a run's first step), the process with micro-batch 0 also passes its
        gradients to `observe`; then all call `agree()`, which sets the scales, and `begin()` again.
-    2. `add(...)` for each micro-batch. The integers in `totals` have the gradients' shapes and start at 0; sum them
-       over processes, or scatter the sums, by any integer collective.
+    2. `add(...)` for each micro-batch. The integers in `totals` have the gradients' shapes and start at 0 unless
+       `is_first` is set; sum them over processes, or scatter the sums, by any integer collective.
     3. `agree()`. If it returns False, a gradient was too large for its scale, or so small that it would lose bits: set
        the integers to 0 and repeat from 1 with the same batches, carried states and random numbers. A second
        repetition is never necessary.
@@ -71,13 +71,19 @@ class ExactSum:
             maximum = self._maxima[self._indices[name]]
             torch.maximum(maximum, _largest(gradient), out=maximum)
 
-    def add(self, names: Sequence[str], gradients: Sequence[Tensor], totals: Sequence[Tensor]) -> None:
-        """Add one micro-batch's gradients to the int64 tensors `totals`."""
+    def add(
+        self, names: Sequence[str], gradients: Sequence[Tensor], totals: Sequence[Tensor], is_first: bool = False
+    ) -> None:
+        """Add one micro-batch's gradients to the int64 tensors `totals`, or replace them if it `is_first`."""
         self.observe(names, gradients)
         for name, gradient, total in zip(names, gradients, totals):
             scale = 2.0 ** self._exponents[name]
             for values, integers in _chunks(gradient, total):
-                integers.add_((values * scale).round_().to(torch.int64))  # scaling is exact
+                rounded = (values * scale).round_()  # scaling is exact
+                if is_first:
+                    integers.copy_(rounded)
+                else:
+                    integers.add_(rounded.to(torch.int64))
 
     def agree(self) -> bool:
         """Compare the largest elements in all processes with the scales, which are set for the next step or for the
@@ -102,7 +108,8 @@ class ExactSum:
             if name in self._not_finite:
                 gradient.fill_(math.nan)
             else:
-                gradient.copy_(total).mul_(2.0 ** -self._used[name])  # scaling is exact
+                for values, integers in _chunks(gradient, total):
+                    values.copy_(integers).mul_(2.0 ** -self._used[name])  # scaling is exact
 
     def state_dict(self) -> dict[str, Tensor]:
         """The scale of each tensor for the next step, as `exponent.NAME`."""
@@ -145,10 +152,10 @@ class ExactGradients:
         is_valid = False
         while not is_valid:
             sums.begin()
-            self._integers.zero_()
-            for number in compute():
+            self._table.zero_()
+            for index, number in enumerate(compute()):
                 self._table[number] = self.flat.tail
-                sums.add(names, self._gradients, self._totals)
+                sums.add(names, self._gradients, self._totals, index == 0)
             is_valid = sums.agree()
         self.processes.sum(self._integers)
         sums.convert(names, self._totals, self._gradients)
