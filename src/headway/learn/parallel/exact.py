@@ -46,7 +46,12 @@ class ExactSum:
     element. Infinity and NaN do not change scales, and `convert` sets that complete tensor to NaN.
     """
 
-    def __init__(self, names: Sequence[str], accumulate: int, processes: Processes) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        accumulate: int,
+        processes: Processes,
+    ) -> None:
         """`accumulate` is the number of micro-batches per step."""
         self.names, self.processes = list(names), processes
         self._max_bits = _SUM_BITS - (accumulate - 1).bit_length()  # of one micro-batch's integers
@@ -72,7 +77,11 @@ class ExactSum:
             torch.maximum(maximum, _largest(gradient), out=maximum)
 
     def add(
-        self, names: Sequence[str], gradients: Sequence[Tensor], totals: Sequence[Tensor], is_first: bool = False
+        self,
+        names: Sequence[str],
+        gradients: Sequence[Tensor],
+        totals: Sequence[Tensor],
+        is_first: bool = False,
     ) -> None:
         """Add one micro-batch's gradients to the int64 tensors `totals`, or replace them if it `is_first`."""
         self.observe(names, gradients)
@@ -102,7 +111,12 @@ class ExactSum:
             for name, size in bits.items()
         )
 
-    def convert(self, names: Sequence[str], totals: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    def convert(
+        self,
+        names: Sequence[str],
+        totals: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+    ) -> None:
         """Write the sums to `gradients`, with one rounding, after `agree` has returned True."""
         for name, total, gradient in zip(names, totals, gradients):
             if name in self._not_finite:
@@ -128,7 +142,12 @@ class ExactGradients:
     them.
     """
 
-    def __init__(self, flat: FlatParameters, accumulate: int, processes: Processes) -> None:
+    def __init__(
+        self,
+        flat: FlatParameters,
+        accumulate: int,
+        processes: Processes,
+    ) -> None:
         self.flat, self.processes = flat, processes
         self.sums = ExactSum(flat.names, accumulate, processes)
         size, width = flat.grads.numel(), flat.tail.numel()
