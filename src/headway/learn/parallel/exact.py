@@ -35,8 +35,8 @@ class ExactSum:
 
     1. `begin()`. If `has_scales` is False (before a run's first step), the process with micro-batch 0 also passes its
        gradients to `observe`; then all call `agree()`, which sets the scales, and `begin()` again.
-    2. `add(...)` for each micro-batch. The integers in `totals` have the gradients' shapes and start at 0 unless
-       `is_first` is set; sum them over processes, or scatter the sums, by any integer collective.
+    2. `add(...)` for each micro-batch. The integers in `totals` have the gradients' shapes and start at 0; sum them
+       over processes, or scatter the sums, by any integer collective.
     3. `agree()`. If it returns False, a gradient was too large for its scale, or so small that it would lose bits: set
        the integers to 0 and repeat from 1 with the same batches, carried states and random numbers. A second
        repetition is never necessary.
@@ -81,18 +81,14 @@ class ExactSum:
         names: Sequence[str],
         gradients: Sequence[Tensor],
         totals: Sequence[Tensor],
-        is_first: bool = False,
     ) -> None:
-        """Add one micro-batch's gradients to the int64 tensors `totals`, or replace them if it `is_first`."""
+        """Add one micro-batch's gradients to the int64 tensors `totals`."""
         self.observe(names, gradients)
         for name, gradient, total in zip(names, gradients, totals):
             scale = 2.0 ** self._exponents[name]
             for values, integers in _chunks(gradient, total):
                 rounded = (values * scale).round_()  # scaling is exact
-                if is_first:
-                    integers.copy_(rounded)
-                else:
-                    integers.add_(rounded.to(torch.int64))
+                integers.add_(rounded.to(torch.int64))
 
     def agree(self) -> bool:
         """Compare the largest elements in all processes with the scales, which are set for the next step or for the
@@ -171,10 +167,10 @@ class ExactGradients:
         is_valid = False
         while not is_valid:
             sums.begin()
-            self._table.zero_()
-            for index, number in enumerate(compute()):
+            self._integers.zero_()
+            for number in compute():
                 self._table[number] = self.flat.tail
-                sums.add(names, self._gradients, self._totals, index == 0)
+                sums.add(names, self._gradients, self._totals)
             is_valid = sums.agree()
         self.processes.sum(self._integers)
         sums.convert(names, self._totals, self._gradients)
