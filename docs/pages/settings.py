@@ -17,6 +17,7 @@ from headway.data.splits import ClassSplitConfig, SplitConfig
 from headway.learn import Recipe, TaskConfig
 from headway.learn.adapters import AdapterConfig
 from headway.learn.optim import OptimConfig
+from headway.learn.parallel.settings import ParallelConfig
 from headway.learn.recipe import TrainConfig
 from headway.learn.schedule import ScheduleConfig
 from headway.nn.mixers import CrossAttentionConfig, MixerConfig
@@ -63,8 +64,8 @@ PAGES = (
     (
         "training",
         "Training",
-        "`train.*`",
-        "to change the length of a run, batches, precision or how often it evaluates",
+        "`train.*`, `parallel.*`",
+        "to change the length of a run, batches, precision, how often it evaluates, or how processes share it",
     ),
     ("optimisers", "Optimisers and schedules", "`optim.*`, `schedule.*`", "if the loss diverges or falls too slowly"),
     ("adapters", "Adapters", "`adapter.*`", "to fine-tune a large model with few trained weights"),
@@ -118,7 +119,12 @@ def pages() -> dict[str, str]:
     """All pages, by their path below docs; links lead to the page on which a heading is."""
     written = {"reference/recipes.md": _recipes(domains.recipes())}  # which registers all kinds
     sections = {
-        "training": _class(TrainConfig, "##", "`train.NAME`, the same in all recipes.", "Training"),
+        "training": (
+            *_class(TrainConfig, "##", "`train.NAME`, the same in all recipes.", "Training"),
+            *_class(
+                ParallelConfig, "##", "`parallel.NAME`, for [several processes](../../guides/gpus.md).", "Processes"
+            ),
+        ),
         "optimisers": (*_family(OptimConfig, "##"), *_family(ScheduleConfig, "##")),
         "adapters": _family(AdapterConfig, "##"),
         "models": (

@@ -187,7 +187,7 @@ def test_resuming_goes_on_from_the_states_bit_for_bit(data_dir: Path, tmp_path: 
 
 
 def test_each_process_has_its_own_states(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second of two has the micro-batches 1 and 3, and adds theirs to what the first one saves."""
+    """The second of two has the micro-batches 1 and 3, and sends them to the first one, which saves all."""
     recipe = small(**{"train.accumulate": 4})
     task, _, objective = open_task(recipe, tiny_runs.play_file(data_dir, tmp_path))
     model = build(task.adapt(recipe.model))
@@ -196,8 +196,8 @@ def test_each_process_has_its_own_states(data_dir: Path, tmp_path: Path, monkeyp
     carried = CarriedStates(objective, processes, 4)
     saved = {f"carried.{lane}.{n}": torch.full((3, 32), float(lane)) for lane in range(4) for n in range(8)}
     carried.load_state_dict(model, saved)
-    assert [state[0].now[0][0, 0].item() for state in carried._states] == [1, 3]
-    monkeypatch.setattr(processes, "sum", lambda tensor: tensor)  # as if the other had nothing
+    assert [state[0].now[0][0, 0].item() for state in carried.states] == [1, 3]
+    monkeypatch.setattr(processes, "broadcast", lambda tensor, source: None)  # as if the other had nothing
     carried.gather()
     told = carried.state_dict()
     assert told.keys() == saved.keys()

@@ -67,6 +67,18 @@ def lock_folder(run: Path, precious: Path) -> None:
     (run / ".lock").mkdir()
 
 
+def lease_link(run: Path, precious: Path) -> None:
+    (run / ".lease").symlink_to(precious / "notes.txt")
+
+
+def lease_hard_link(run: Path, precious: Path) -> None:
+    os.link(precious / "notes.txt", run / ".lease")
+
+
+def lease_pipe(run: Path, precious: Path) -> None:
+    os.mkfifo(run / ".lease")
+
+
 def checkpoints_link(run: Path, precious: Path) -> None:
     shutil.copytree(run / "checkpoints", precious, dirs_exist_ok=True)
     shutil.rmtree(run / "checkpoints")
@@ -110,6 +122,9 @@ TRAPS = (
     lock_pipe,
     lock_device,
     lock_folder,
+    lease_link,
+    lease_hard_link,
+    lease_pipe,
     checkpoints_link,
     trunk_link,
     data_link,
@@ -141,7 +156,7 @@ def test_links_are_noticed_without_the_check_of_the_whole_run(
 ) -> None:
     """As where a link is put there after the check."""
     monkeypatch.setattr("headway.learn.run.check_tree", lambda folder: None)
-    for trap in (lock_link, lock_link_to_nothing, lock_hard_link, lock_pipe, checkpoints_link):
+    for trap in (lock_link, lock_link_to_nothing, lock_hard_link, lock_pipe, lease_link, lease_pipe, checkpoints_link):
         run, precious = shutil.copytree(received, tmp_path / trap.__name__ / "run"), tmp_path / trap.__name__ / "other"
         precious.mkdir()
         (precious / "notes.txt").write_text("123")

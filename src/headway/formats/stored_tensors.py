@@ -14,16 +14,13 @@ from headway.errors import UserError
 from headway.formats.tensorfile import TensorFile, tensor_bytes
 
 ROWS = "rows"  # in the header of a process's file: the first row and the shape of each tensor that it has in part
-
-
-def rank_path(folder: Path, rank: int, world: int) -> Path:
-    """The file of one of `world` processes in a checkpoint."""
-    return folder / f"rank-{rank:05d}-of-{world:05d}.safetensors"
+RANK_FILE = "rank-{:05d}-of-{:05d}.safetensors"  # of a process, and the number of processes
 
 
 def rank_files(folder: Path) -> list[Path]:
     """The files of several processes in a checkpoint, by rank; [] if one process has written it."""
-    return sorted(folder.glob(f"rank-{'[0-9]' * 5}-of-{'[0-9]' * 5}.safetensors"))
+    digits = "[0-9]" * 5
+    return sorted(folder.glob(f"rank-{digits}-of-{digits}.safetensors"))
 
 
 class _Part(NamedTuple):
@@ -92,7 +89,7 @@ class StoredTensors(Mapping[str, Tensor]):
 
     @torch.no_grad()
     def copy(self, name: str, target: Tensor, start: int = 0) -> None:
-        """Copy the rows from `start` on, as many as `target` has, into it; release what is read."""
+        """Copy the rows from `start` on, as many as `target` has, into it, and release their pages."""
         if not target.dim():
             target.copy_(self[name])
             return

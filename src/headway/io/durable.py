@@ -41,7 +41,7 @@ def temporary_path(path: Path, purpose: str = "draft") -> Path:
     name = path.name
     if len(os.fsencode(name)) > _MAX_NAME_BYTES:
         name = f"{name[:_KEPT_CHARACTERS]}-{blake2b(os.fsencode(name), digest_size=8).hexdigest()}"
-    return path.with_name(f".{name}.{os.getpid()}-{_machine_id()}.{purpose}")
+    return path.with_name(f".{name}.{os.getpid()}-{machine_id()}.{purpose}")
 
 
 def clean(folder: Path) -> int:
@@ -67,11 +67,16 @@ def clean(folder: Path) -> int:
 
 def _may_live(path: Path, process: int, machine: str | None) -> bool:
     """Whether the process that writes a temporary file may still be running."""
-    if machine != _machine_id():
+    if machine != machine_id():
         with suppress(OSError):
             parts = [path, *path.iterdir()] if path.is_dir() and not path.is_symlink() else [path]
             return time.time() - max(part.lstat().st_mtime for part in parts) < _FOREIGN_AGE
         return True
+    return is_running(process)
+
+
+def is_running(process: int) -> bool:
+    """Whether a process of this machine is running. Only for POSIX: on other systems, os.kill(pid, 0) ends it."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -82,7 +87,7 @@ def _may_live(path: Path, process: int, machine: str | None) -> bool:
 
 
 @cache
-def _machine_id() -> str:
+def machine_id() -> str:
     """The scope in which process ids are unique: this boot of this machine, and its container."""
 
     try:

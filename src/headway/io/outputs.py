@@ -68,17 +68,17 @@ def check_kind(path: Path, status: os.stat_result) -> None:
         raise UserError(f"{path} is a pipe, a socket or a device; remove it")
 
 
-def open_run_file(path: Path, *, update: bool = False) -> IO[str]:
+def open_run_file(path: Path, *, update: bool = False, flags: int = os.O_CREAT) -> IO[str]:
     """Open a text file that belongs to a run, to append to it or, with `update`, to read and replace it.
 
-    Creates it if missing. Raises UserError for a link, a pipe, a device, a folder or a hard-linked file, without
-    changing it or blocking on it.
+    Creates it if missing, unless other `flags` of os.open are passed. Raises UserError for a link, a pipe, a device, a
+    folder or a hard-linked file, without changing it or blocking on it.
     """
     try:
         with suppress(FileNotFoundError):
             _check_run_file(path, os.lstat(path))
-        flags = os.O_RDWR if update else os.O_WRONLY | os.O_APPEND
-        handle = os.open(path, flags | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | _NO_FOLLOW | _NO_WAIT, 0o666)
+        flags |= os.O_RDWR if update else os.O_WRONLY | os.O_APPEND
+        handle = os.open(path, flags | getattr(os, "O_CLOEXEC", 0) | _NO_FOLLOW | _NO_WAIT, 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP:  # it became a link after the check
             raise UserError(f"{path} is a link; remove it") from error

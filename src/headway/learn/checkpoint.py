@@ -21,7 +21,7 @@ from headway.io.durable import DIGESTS_FILE, atomic_write, find_damage, is_seale
 from headway.io.outputs import check_folder
 from headway.learn.learner import Learner
 from headway.learn.parallel.rows import Rows
-from headway.learn.parallel.saving import STATE_PREFIX, checkpoint_tensors, is_sharded, save_rows
+from headway.learn.parallel.saving import STATE_PREFIX, is_sharded, save_rows
 from headway.learn.run import Progress, read_progress
 
 _VERSION = 1
@@ -60,7 +60,7 @@ class Checkpoints:
             write_json(draft / "state.json", {"version": _VERSION, **asdict(progress)})
 
         if is_sharded(model) or is_sharded(state):
-            save_rows(path, checkpoint_tensors(model, state), config, processes, write_progress)
+            save_rows(path, model, state, config, processes, write_progress)
         elif processes.is_main:
             check_folder(self.directory)
             with atomic_write(path) as draft:

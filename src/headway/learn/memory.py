@@ -53,8 +53,8 @@ def _glibc() -> Any:
 
 
 def training_bytes(recipe: Recipe, model: nn.Module, fresh: Collection[str] = ()) -> dict[str, int]:
-    """Bytes of memory that a run holds throughout: weights, gradients, optimiser state and moving average. Batches need
-    more.
+    """Bytes of memory that a run holds throughout: weights, gradients, optimiser state, moving average and exact sums.
+    Batches need more.
 
     `model` is the outline of the recipe's model, and `fresh` are the parameters trained in addition to an adapter.
     """
@@ -69,12 +69,20 @@ def training_bytes(recipe: Recipe, model: nn.Module, fresh: Collection[str] = ()
         "gradients": optimizer.flat.grads_and_tail.nbytes,
         "optimiser": sum(buffer.nbytes for rule in optimizer.rules for buffer in rule.buffers.values()),
         "moving average": 0 if recipe.train.ema is None else trained,
+        "exact sums": 8 * optimizer.flat.data.numel() if recipe.parallel.exact else 0,
     }
 
 
-def check_memory(recipe: Recipe, model: nn.Module, fresh: Collection[str], device: torch.device) -> int:
-    """The bytes of memory that a run holds throughout. Raises UserError if they do not fit in free memory."""
+def check_memory(
+    recipe: Recipe, model: nn.Module, fresh: Collection[str], device: torch.device, shards: int = 1
+) -> int:
+    """The bytes of memory that a process of a run holds throughout, and with `shards` for a copy of the whole model to
+    evaluate. Raises UserError if they do not fit in free memory.
+    """
     parts = training_bytes(recipe, model, fresh)
+    if shards > 1:
+        whole = {"weights for evaluation": parts["weights"]}
+        parts = {name: -(-size // shards) for name, size in parts.items()} | whole
     remedy = "lower model.width or model.depth"
     if "cells" in shortcuts(type(recipe.model)):
         remedy = "lower model.width, model.depth or model.cells"

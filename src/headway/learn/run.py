@@ -20,6 +20,7 @@ from headway.errors import ConfigError, UserError
 from headway.formats import native
 from headway.io.durable import DIGESTS_FILE, compute_digests, decode_json, read_json, remove, write_json
 from headway.io.files import open_file
+from headway.io.lease import Lease
 from headway.io.outputs import check_tree, open_run_file, visible_names
 from headway.io.summary_card import SummaryCard, main_scores, summary_repr
 from headway.learn.recipe import Recipe, check_model, read_recipe
@@ -268,6 +269,7 @@ class RunDirectory:
         self.status = self.path / "run.json"
         self.digests = self.path / DIGESTS_FILE  # exists only while no process trains the run
         self._lock = self.path / ".lock"
+        self._lease = Lease(self.path / ".lease")
         self._lock_depth = 0
 
     def exists(self) -> bool:
@@ -284,7 +286,7 @@ class RunDirectory:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Lock the run; raise UserError if another process has locked it or the folder has other content. The system
-        releases the lock when the process ends.
+        releases the lock when the process ends. Where its locks do nothing, a lease replaces them.
 
         Folders created for the run are removed if it wrote nothing.
         """
@@ -293,11 +295,20 @@ class RunDirectory:
             return
         created = [path for path in (self.path, *self.path.parents) if not os.path.lexists(path)]
         with self._open_lock():
+            try:
+                holder = self._lease.take(self._is_lock_exclusive)
+            except OSError as error:
+                raise UserError(
+                    f"{self.path} cannot be written: {error.strerror}; choose another with --run"
+                ) from error
+            if holder is not None:
+                raise self._in_use(holder)
             self._lock_depth = 1
             try:
                 yield
             finally:
                 self._lock_depth = 0
+                self._lease.release()
                 # Next to other files, the lock shows that they belong to a run.
                 if not self.exists() and not visible_names(self.path):
                     self._lock.unlink(missing_ok=True)
@@ -324,19 +335,44 @@ class RunDirectory:
                 file.seek(0)
                 holder = file.read(_MAX_PID_DIGITS).strip()
                 file.close()
-                raise UserError(
-                    f"{self.path} is being trained by another process ({holder}); wait until it ends, or choose "
-                    "another directory with --run"
-                ) from None
+                raise self._in_use(holder) from None
             except OSError:  # a file system without locks
                 pass
             with suppress(OSError):
                 if os.path.samestat(os.fstat(file.fileno()), os.lstat(self._lock)):  # else it was just removed
-                    file.truncate(0)
-                    file.write(str(os.getpid()))
-                    file.flush()
+                    with suppress(OSError):  # a full disk; the id is only for messages
+                        file.truncate(0)
+                        os.write(file.fileno(), str(os.getpid()).encode())
                     return file
             file.close()
+
+    def _in_use(self, holder: str) -> UserError:
+        return UserError(
+            f"{self.path} is being trained by another process ({holder}); wait until it ends, or choose another "
+            "directory with --run"
+        )
+
+    def _is_lock_exclusive(self) -> bool:
+        """Whether the lock that this process holds excludes others: locks of some file systems do nothing."""
+        if fcntl is None:
+            return False
+        try:
+            with open_run_file(self._lock, update=True) as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def check_lock(self) -> None:
+        """Raise UserError if another process has taken the run over, because this one was paused for long."""
+        taker = self._lease.taker() if self._lock_depth else None
+        if taker is not None:
+            raise UserError(
+                f"{self.path} was taken over by {taker}, because this process had been paused; this one stops, and the "
+                "run continues there"
+            )
 
     def claim(self, resume: bool) -> bool:
         """Whether there is a run to continue. Raises UserError for a run without `resume` or in another format, for a
@@ -392,6 +428,7 @@ class RunDirectory:
 
     def write_status(self, status: dict[str, Any]) -> None:
         """Replace run.json, and write the run's digests if it is not being trained."""
+        self.check_lock()
         remove(self.digests)
         write_json(self.status, {"format": FORMAT, **status})
         if status.get("status") != "running":

@@ -148,8 +148,7 @@ class Trainer:
             processes = self.processes
             with retained_heap(), self.directory.locked() if processes.is_main else nullcontext():
                 processes.local_micro_batches(self.recipe.train.accumulate)
-                _, shards = self.recipe.parallel.sizes(processes.world)
-                if shards > 1 and isinstance(self.task.examples, OnPolicyExamples):
+                if self._shards > 1 and isinstance(self.task.examples, OnPolicyExamples):
                     raise ConfigError(
                         f"parallel.shard: {self.recipe.name} plays with the weights that it trains, so each process "
                         "needs all of them; set parallel.shard=1"
@@ -184,17 +183,14 @@ class Trainer:
             self.fresh = self._tensor_match.fresh
         elif self.recipe.adapter is not None:
             raise ConfigError("an adapter needs a pretrained model; choose one with --from")
-        check_memory(self.recipe, self.outline, self.fresh, device)
+        parallel, several = self.recipe.parallel, self.processes.world > 1 and device.type == "cpu"
+        exact = several if parallel.exact is None else parallel.exact
+        self.recipe = replace(self.recipe, parallel=replace(parallel, exact=exact))
+        check_memory(self.recipe, self.outline, self.fresh, device, self._shards)
         self.precision = Precision(
             *self.processes.broadcast_object(list(choose_precision(self.recipe.train.precision, self.outline, device)))
         )
-        parallel, several = self.recipe.parallel, self.processes.world > 1 and device.type == "cpu"
-        exact = several if parallel.exact is None else parallel.exact
-        recipe = replace(
-            self.recipe,
-            train=replace(self.recipe.train, precision=self.precision.name),
-            parallel=replace(parallel, exact=exact),
-        )
+        recipe = replace(self.recipe, train=replace(self.recipe.train, precision=self.precision.name))
         if self.minutes is not None:
             speed = self._measure_speed(recipe, 60 * self.minutes)
             seconds_left = 60 * self.minutes - self.clock.elapsed() - self._head_fit_seconds(speed)
@@ -225,7 +221,7 @@ class Trainer:
         self.minutes = status.get("minutes")
         self.earlier_seconds = status.get("elapsed") or 0.0
         self.precision = Precision(recorded.train.precision, status.get("precision_reason", "as recorded"))
-        check_memory(self.recipe, self.outline, self.fresh, processes.device)
+        check_memory(self.recipe, self.outline, self.fresh, processes.device, self._shards)
         is_evaluated = is_finished and bool(status.get("scores"))
         if requested is not None and (is_evaluated or requested != status.get("minutes")):
             # Go back to the last checkpoint before the learning rate started to decay.
@@ -247,6 +243,10 @@ class Trainer:
             self.recipe = shortened_recipe(self.recipe, step, is_finished, self.directory.path)
             self._write_recipe()
             processes.broadcast_object(None)
+
+    @property
+    def _shards(self) -> int:
+        return self.recipe.parallel.sizes(self.processes.world)[1]
 
     def _measure_speed(self, recipe: Recipe, seconds: float) -> Speed:
         """Measure a recipe's speed on this machine, and create the run's time budget of `seconds`."""
@@ -521,6 +521,7 @@ class Trainer:
 
     def _checkpoint(self) -> None:
         """Save everything needed to resume from here."""
+        self.directory.check_lock()
         with self.log.paused():
             if self.metrics is not None:
                 self.metrics.sync()

@@ -23,6 +23,7 @@ _GROWTH_BITS = 16  # a tensor's maximum may grow by 2^16 between two steps befor
 _VALUE_BITS = 24  # the significant bits of an fp32 number; the largest element keeps at least these
 _MAX_EXPONENT = 126  # fp32 represents 2^126 and 2^-126 as normal numbers
 _CHUNK = 1 << 16  # elements per temporary tensor, which fits in a processor's cache
+_SQUARE_BITS = 36  # of a squared element, so that float64 adds a chunk of them without rounding
 
 
 class ExactSum:
@@ -45,7 +46,12 @@ class ExactSum:
     element. Infinity and NaN do not change scales, and `convert` sets that complete tensor to NaN.
     """
 
-    def __init__(self, names: Sequence[str], accumulate: int, processes: Processes) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        accumulate: int,
+        processes: Processes,
+    ) -> None:
         """`accumulate` is the number of micro-batches per step."""
         self.names, self.processes = list(names), processes
         self._max_bits = _SUM_BITS - (accumulate - 1).bit_length()  # of one micro-batch's integers
@@ -70,13 +76,19 @@ class ExactSum:
             maximum = self._maxima[self._indices[name]]
             torch.maximum(maximum, _largest(gradient), out=maximum)
 
-    def add(self, names: Sequence[str], gradients: Sequence[Tensor], totals: Sequence[Tensor]) -> None:
+    def add(
+        self,
+        names: Sequence[str],
+        gradients: Sequence[Tensor],
+        totals: Sequence[Tensor],
+    ) -> None:
         """Add one micro-batch's gradients to the int64 tensors `totals`."""
         self.observe(names, gradients)
         for name, gradient, total in zip(names, gradients, totals):
             scale = 2.0 ** self._exponents[name]
             for values, integers in _chunks(gradient, total):
-                integers.add_((values * scale).round_().to(torch.int64))  # scaling is exact
+                rounded = (values * scale).round_()  # scaling is exact
+                integers.add_(rounded.to(torch.int64))
 
     def agree(self) -> bool:
         """Compare the largest elements in all processes with the scales, which are set for the next step or for the
@@ -95,13 +107,19 @@ class ExactSum:
             for name, size in bits.items()
         )
 
-    def convert(self, names: Sequence[str], totals: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    def convert(
+        self,
+        names: Sequence[str],
+        totals: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+    ) -> None:
         """Write the sums to `gradients`, with one rounding, after `agree` has returned True."""
         for name, total, gradient in zip(names, totals, gradients):
             if name in self._not_finite:
                 gradient.fill_(math.nan)
             else:
-                gradient.copy_(total).mul_(2.0 ** -self._used[name])  # scaling is exact
+                for values, integers in _chunks(gradient, total):
+                    values.copy_(integers).mul_(2.0 ** -self._used[name])  # scaling is exact
 
     def state_dict(self) -> dict[str, Tensor]:
         """The scale of each tensor for the next step, as `exponent.NAME`."""
@@ -120,7 +138,12 @@ class ExactGradients:
     them.
     """
 
-    def __init__(self, flat: FlatParameters, accumulate: int, processes: Processes) -> None:
+    def __init__(
+        self,
+        flat: FlatParameters,
+        accumulate: int,
+        processes: Processes,
+    ) -> None:
         self.flat, self.processes = flat, processes
         self.sums = ExactSum(flat.names, accumulate, processes)
         size, width = flat.grads.numel(), flat.tail.numel()
@@ -190,11 +213,11 @@ def exact_norm(
     sums = torch.zeros(len(gradients), dtype=torch.int64, device=maxima.device)
     exponents = []
     for index, (size, gradient) in enumerate(zip(sizes.values(), gradients)):
-        half = (_SUM_BITS - (size - 1).bit_length()) // 2
-        exponents.append(half - max(math.frexp(largest[index])[1], -900))
+        bits = min(_SQUARE_BITS, _SUM_BITS - (size - 1).bit_length())
+        exponents.append(_clamp(bits // 2 - math.frexp(largest[index])[1]))
         for (values,) in _chunks(gradient):
-            squares = values.double().mul_(2.0 ** exponents[-1]).square_().round_()
-            sums[index] += squares.to(torch.int64).sum()
+            squares = (values * 2.0 ** exponents[-1]).square_().round_()
+            sums[index] += squares.sum(dtype=torch.float64).to(torch.int64)  # below 2^53, so the sum is exact
     terms = zip(total(sums).tolist(), exponents)
     return math.sqrt(math.fsum(math.ldexp(value, -2 * exponent) for value, exponent in terms))
 
@@ -204,7 +227,7 @@ def _largest(values: Tensor) -> Tensor:
     if not values.numel():
         return torch.zeros((), dtype=torch.float64, device=values.device)
     low, high = torch.aminmax(values)
-    return torch.nan_to_num(torch.maximum(-low, high).double(), nan=math.inf)
+    return torch.nan_to_num(torch.maximum(-low, high).double(), nan=math.inf, posinf=math.inf)
 
 
 def _clamp(exponent: int) -> int:

@@ -43,7 +43,7 @@ def span(rows: int, shard: int, shards: int) -> tuple[int, int]:
 @contextmanager
 def sampled_rows(shard: int, shards: int) -> Iterator[None]:
     """Inside the context, a model that is built keeps only a shard's rows of each matrix that is sampled, so that no
-    process has all of them at once. `whole_shape` tells the shape before.
+    process has all of them at once. Their shape before is `whole_shape`.
     """
 
     def keep(parameter: nn.Parameter) -> None:

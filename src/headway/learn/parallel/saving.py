@@ -16,7 +16,7 @@ from torch import Tensor
 from headway.errors import UserError
 from headway.formats import native
 from headway.formats.deferred import DeferredTensor
-from headway.formats.stored_tensors import ROWS, rank_path
+from headway.formats.stored_tensors import RANK_FILE, ROWS
 from headway.formats.tensorfile import write_tensors
 from headway.io.durable import atomic_write, digest_entry, seal
 from headway.io.outputs import check_folder
@@ -32,28 +32,27 @@ def is_sharded(tensors: Mapping[str, Tensor | Rows]) -> bool:
     return any(isinstance(value, Rows) for value in tensors.values())
 
 
-def checkpoint_tensors(model: Mapping[str, Tensor | Rows], state: Mapping[str, Tensor | Rows]) -> dict[str, Any]:
-    """The names of tensors in the files of several processes."""
-    return {
-        **{native.MODEL_PREFIX + name: value for name, value in model.items()},
-        **{STATE_PREFIX + name: value for name, value in state.items()},
-    }
-
-
 def save_rows(
     path: Path,
-    tensors: Mapping[str, Tensor | Rows],
+    model: Mapping[str, Tensor | Rows],
+    state: Mapping[str, Tensor | Rows],
     config: ModelConfig,
     processes: Processes,
     write_rest: Callable[[Path], None],
 ) -> None:
-    """Write the folder `path` atomically: each process its rows, the main process also whole tensors and what
-    `write_rest` writes. All processes call it. If one cannot write, all raise UserError, and there is no new folder.
+    """Write the folder `path` atomically: each process its rows of the model's and the optimiser's tensors, the main
+    process also whole tensors, and other files by `write_rest`. All processes call it. If one cannot write, all raise
+    UserError, and there is no new folder.
 
     The order, for tests that stop it anywhere: a draft folder, `write_rank_file` in each process, `write_rest`, `seal`,
     and `os.replace` of the draft.
     """
-    writes = _is_first_replica(tensors, processes)
+    tensors = {native.MODEL_PREFIX + name: value for name, value in model.items()}
+    tensors |= {STATE_PREFIX + name: value for name, value in state.items()}
+    parts = [(name, value.start, len(value.local)) for name, value in tensors.items() if isinstance(value, Rows)]
+    digests = processes.gather_objects(blake2b(json.dumps(parts).encode()).hexdigest())
+    writes = digests.index(digests[processes.rank]) == processes.rank  # no process of a lower rank has the same rows
+
     with ExitStack() as stack:
 
         def begin() -> str | None:
@@ -97,16 +96,9 @@ def write_rank_file(
             values[name] = value
     if not values:
         return {}
-    path = rank_path(folder, rank, world)
+    path = folder / RANK_FILE.format(rank, world)
     write_tensors(path, values, {**native.header(config), ROWS: json.dumps(rows)})
     return {path.name: digest_entry(path)}
-
-
-def _is_first_replica(tensors: Mapping[str, Tensor | Rows], processes: Processes) -> bool:
-    """Whether no process of a lower rank has the same rows."""
-    parts = [(name, value.start, len(value.local)) for name, value in tensors.items() if isinstance(value, Rows)]
-    digests = processes.gather_objects(blake2b(json.dumps(parts).encode()).hexdigest())
-    return digests.index(digests[processes.rank]) == processes.rank
 
 
 def _check_visible(draft: Path, entries: list[dict[str, Any]]) -> None:

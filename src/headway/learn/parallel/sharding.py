@@ -19,6 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultReduceScatter
 
+from headway.errors import UserError
 from headway.formats.native import named_tensors
 from headway.learn.adapters import with_adapter
 from headway.learn.optim import FlatParameters, Muon
@@ -56,6 +57,8 @@ class Sharding:
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe, processes: Processes, precision: str) -> None:
+        if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
+            raise UserError(f"parallel.shard needs PyTorch 2.13, but this is {torch.__version__}; install a newer one")
         warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # views of a block's output are not changed in place
         self.replicas, self.shards = recipe.parallel.sizes(processes.world)
         self.recipe = recipe
@@ -89,8 +92,8 @@ class Sharding:
                 module.set_reduce_scatter_unused_params(True)
         root = cast(Any, model)._get_fsdp_state()
         root._lazy_init()
-        self._groups = [state._fsdp_param_group for state in root._state_ctx.all_states if state._fsdp_param_group]
-        self.parameters: dict[str, Any] = {p._param_fqn: p for group in self._groups for p in group.fsdp_params}
+        self.groups = [state._fsdp_param_group for state in root._state_ctx.all_states if state._fsdp_param_group]
+        self.parameters: dict[str, Any] = {p._param_fqn: p for group in self.groups for p in group.fsdp_params}
         for name, parameter in model.named_parameters():
             vars(parameter).update({key: value for key, value in attributes[name].items() if key == "slices"})
 
@@ -99,7 +102,7 @@ class Sharding:
         """Gather the weights that do not belong to a block for a forward and a backward pass inside the context."""
         cast(FSDPModule, self.model).unshard()
         yield
-        for group in self._groups:
+        for group in self.groups:
             if not group.is_sharded:  # nothing that it gathered took part in the backward pass
                 group.post_backward()
                 group.finalize_backward()
@@ -244,10 +247,8 @@ class ShardedExactGradients(ExactGradients):
         self._whole_names = list(compress(flat.names, whole))
         self._whole_gradients = list(compress(self._gradients, whole))
         self._whole_totals = list(compress(self._totals, whole))
-        for module in sharding.model.modules():
-            if isinstance(module, FSDPModule):
-                for group in cast(Any, module)._get_fsdp_state()._fsdp_param_groups:
-                    group._reduce_scatter_comm = _RoundedReduceScatter(self, group)
+        for group in sharding.groups:
+            group._reduce_scatter_comm = _RoundedReduceScatter(self, group)
 
     def scatter(
         self, names: list[str], sizes: list[int], gradients: Tensor, reduce_scatter: Callable[[Tensor, Tensor], Any]

@@ -1,0 +1,203 @@
+"""Models that processes share: what they learn without exact sums, their memory, and graph breaks of compiled blocks.
+
+    python benchmarks/sharding.py                  # all parts
+    python benchmarks/sharding.py learned          # 20 steps, compared with one process, in float64 and fp32
+    python benchmarks/sharding.py memory           # peak memory of a process above that of an idle one
+    python benchmarks/sharding.py breaks [MIXER]   # graph breaks of a block, per mixer
+
+Each process has one thread. Memory is the peak of resident memory during the steps, less that of a process that has
+imported the same modules and joined the group. Graph breaks are counted by torch's `explain`, and their
+numbers may only shrink.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import sys
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import nn
+
+from headway.app.recipes import load_recipe
+from headway.config import override
+from headway.config_kinds import kinds
+from headway.errors import ConfigError
+from headway.layout import Layout
+from headway.learn import Task
+from headway.learn.examples import Batch, Examples
+from headway.learn.learner import Learner
+from headway.learn.objective import Objective
+from headway.learn.parallel.processes import Processes
+from headway.learn.parallel.rows import initial_rows
+from headway.nn.mixers import MixerConfig
+from headway.nn.models import BlockConfig, Loss, Stack, StackConfig, build
+from headway.nn.models.presets import gpt
+from measure import RESULTS, write
+
+_FORKING = get_context("forkserver")
+STEPS, ACCUMULATE, SYMBOLS = 20, 4, 8192
+TOLERANCES = {"float64": 1e-9, "float32": 1e-5}
+PLANS = {"1": (1, 1), "1 x 2": (1, 2), "1 x 4": (1, 4), "2 x 2": (2, 2)}  # replicas and shards
+SMALL, LARGE = (32, 2, 2, 64, 32), (256, 8, 4, SYMBOLS, 256)  # width, depth, heads, symbols, context
+
+
+class Ids(Examples):
+    """Random ids, as many rows as `rows`."""
+
+    def __init__(self, symbols: int, context: int, rows: int) -> None:
+        self.shape, self.symbols = (rows, context + 1), symbols
+
+    def batch(self, k: int) -> Batch:
+        ids = torch.randint(self.symbols, self.shape, generator=torch.Generator().manual_seed(k))
+        return Batch((ids[:, :-1],), ids[:, 1:], ids[:, 1:].numel(), ids[:, 1:].numel())
+
+
+class NextId(Objective[Ids]):
+    def loss(self, model: Any, batch: Batch) -> dict[str, Loss]:
+        return {"loss": model.heads["vocabulary"].loss(model(*batch.inputs).x, batch.targets)}
+
+
+def peak_bytes() -> int:
+    """The peak of resident memory since it was last reset."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+
+
+def work(rank: int, port: int, task: dict[str, Any], folder: str) -> None:
+    """Train for a few steps as one process of a plan, and write what was learned or the peak of memory."""
+    replicas, shards = PLANS[task["plan"]]
+    world = {"WORLD_SIZE": str(replicas * shards), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    os.environ.update(world, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+
+    processes = Processes(torch.device("cpu"))
+    processes.sum(torch.zeros(1))
+    idle = peak_bytes()
+    Path("/proc/self/clear_refs").write_text("5")  # start a new peak
+    size = LARGE if task["large"] else SMALL
+    settings = {"train.accumulate": ACCUMULATE, "train.recompute": task["recompute"], "parallel.exact": False}
+    settings |= {"parallel.replicas": replicas, "parallel.shard": shards, "optim.kind": task["optim"]}
+    recipe = replace(override(load_recipe("text"), settings), model=gpt(*size, dropout=0.0))
+    with initial_rows(recipe, processes):
+        model = build(recipe.model, 1)
+    examples = Ids(size[3], size[4], 8 if task["large"] else 2)
+    learner = Learner(model.to(getattr(torch, task["dtype"])), recipe, Task(examples, NextId()), processes)
+    count, losses = processes.local_micro_batches(ACCUMULATE), []
+    for step in range(2 if task["large"] else STEPS):
+        first = step * ACCUMULATE + rank
+        batches = [examples.batch(first + index * processes.world) for index in range(count)]
+        total, number = learner.update(step, batches).losses()["loss"]
+        losses.append(total / number)
+    found: dict[str, Any] = {"losses": losses, "peak": peak_bytes() - idle, "idle": idle}
+    with learner.evaluating() as trained:
+        if rank == 0:
+            found["weights"] = dict(trained.state_dict())
+            torch.save(found, Path(folder) / "found")
+    processes.close()
+
+
+def run(
+    folder: str, plan: str, dtype: str = "float32", optim: str = "adamw", large: bool = False, recompute: int = 0
+) -> dict[str, Any]:
+    """What the main process of a plan found."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    task = {"plan": plan, "dtype": dtype, "optim": optim, "large": large, "recompute": recompute}
+    world = PLANS[plan][0] * PLANS[plan][1]
+    started = [_FORKING.Process(target=work, args=(rank, port, task, folder)) for rank in range(world)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+    if any(process.exitcode for process in started):
+        sys.exit(f"a process of {plan} failed")
+    return torch.load(Path(folder) / "found", weights_only=True)
+
+
+def learned(folder: str) -> dict[str, Any]:
+    """The largest differences from one process of losses and weights."""
+    result: dict[str, Any] = {}
+    for optim in ("adamw", "muon"):
+        for dtype, tolerance in TOLERANCES.items():
+            alone = run(folder, "1", dtype, optim)
+            for plan in list(PLANS)[1:]:
+                found = run(folder, plan, dtype, optim)
+                losses = max(abs(a - b) for a, b in zip(found["losses"], alone["losses"]))
+                weights = max(float((found["weights"][key] - w).abs().max()) for key, w in alone["weights"].items())
+                row = {"losses": losses, "weights": weights, "within": max(losses, weights) <= tolerance}
+                result[f"{optim} {dtype} {plan}"] = row
+                print(optim, dtype, plan, row, file=sys.stderr, flush=True)
+    return result
+
+
+def memory(folder: str) -> dict[str, Any]:
+    """Peak bytes of a process above an idle one."""
+    result = {}
+    for plan in ("1", "1 x 2", "1 x 4"):
+        for recompute in (0, 1):
+            found = run(folder, plan, large=True, recompute=recompute)
+            result[f"{plan}, recompute {recompute}"] = {"peak_above_idle": found["peak"], "idle": found["idle"]}
+            print(plan, recompute, f"{found['peak'] / 1e6:.0f} MB", file=sys.stderr, flush=True)
+    return result
+
+
+def breaks(names: list[str]) -> dict[str, Any]:
+    """Graph breaks of a block per mixer, in its forward pass over whole documents."""
+    result: dict[str, Any] = {}
+    for name, kind in kinds(MixerConfig).items():
+        if names and name not in names:
+            continue
+        try:
+            block: Any = Stack(StackConfig(blocks=(BlockConfig(kind()),)), 16).blocks[0]
+        except ConfigError as error:
+            result[name] = str(error)
+            continue
+        for parameter in block.parameters():
+            nn.init.normal_(parameter, std=0.1)
+        torch._dynamo.reset()
+        layout = Layout.full(2, 8)
+        explained = torch._dynamo.explain(lambda x, block=block, layout=layout: block(x, layout).x)(
+            torch.randn(2, 8, 16, requires_grad=True)
+        )
+        contexts = [str(reason.reason).partition("Developer debug context: ")[2] for reason in explained.break_reasons]
+        reasons = {context.split("\n")[0] for context in contexts}
+        result[name] = {"breaks": explained.graph_break_count, "reasons": sorted(reasons)}
+        print(name, result[name]["breaks"], file=sys.stderr, flush=True)
+    return result
+
+
+def main(part: str | None, names: list[str]) -> None:
+    path = RESULTS / "sharding.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
+    result = {name: before[name] for name in ("learned", "memory", "breaks") if name in before}
+    with TemporaryDirectory() as folder:
+        if part in (None, "learned"):
+            result["learned"] = learned(folder)
+        if part in (None, "memory"):
+            result["memory"] = memory(folder)
+        if part in (None, "breaks"):
+            result["breaks"] = {**result.get("breaks", {}), **breaks(names)}
+    write("sharding", {"steps": STEPS, "tolerances": TOLERANCES, **result})
+    old = {name: row["breaks"] for name, row in before.get("breaks", {}).items() if isinstance(row, dict)}
+    new = {name: row["breaks"] for name, row in result.get("breaks", {}).items() if isinstance(row, dict)}
+    more = [name for name in old if new.get(name, 0) > old[name]]
+    far = [name for name, row in result.get("learned", {}).items() if not row["within"]]
+    if more or far:
+        sys.exit(f"more graph breaks: {more}; too far from one process: {far}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", nargs="?", choices=("learned", "memory", "breaks"))
+    parser.add_argument("mixers", nargs="*", metavar="MIXER", help="mixers to count graph breaks of (default: all)")
+    args = parser.parse_args()
+    main(args.part, args.mixers)
