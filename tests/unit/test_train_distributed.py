@@ -23,11 +23,14 @@ from headway.learn.run import read_metrics
 from processes import Program
 
 SETTINGS: dict[str, Any] = {"steps": 12, "accumulate": 4, "model.dropout": 0.0, "ema": 0.9, "checkpoint_every": 6}
+SHORT = {"parallel.timeout": 3}
 
 
-def _launch(directory: Path, verb: str, source: str | None = None, **settings: Any) -> list[Program]:
-    """Two processes with the environment that torchrun gives, of the tiny task or of a `source` that is given its
-    file.
+def _launch(
+    directory: Path, verb: str, source: str | None = None, ranks: tuple[int, ...] = (0, 1), **settings: Any
+) -> list[Program]:
+    """Some of two processes with the environment that torchrun gives, of the tiny task or of a `source` that is given
+    its file.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -38,8 +41,20 @@ def _launch(directory: Path, verb: str, source: str | None = None, **settings: A
     words = (*given, str(directory), verb, *pairs)
     return [
         Program(directory.parent, *words, **shared, RANK=str(rank), LOCAL_RANK=str(rank))  # type: ignore[arg-type]
-        for rank in range(2)
+        for rank in ranks
     ]
+
+
+def _await_step_6(run: Path, programs: list[Program]) -> None:
+    while not (run / "checkpoints" / "step-00000006").exists():
+        assert all(program.returncode is None for program in programs), [program.wait() for program in programs]
+        time.sleep(0.02)
+
+
+def _lines(programs: list[Program]) -> list[str]:
+    """What headway reports on stderr, of all processes together."""
+    errors = "\n".join(program.wait()[1] for program in programs)
+    return [line for line in errors.splitlines() if line.startswith("headway: ")]
 
 
 def _finish(programs: list[Program]) -> None:
@@ -61,18 +76,27 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
 
 
-def test_an_interrupt_stops_all_at_the_same_step_and_resume_goes_on(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    programs = _launch(run, "new", **SETTINGS, delay=0.03)
-    while not (run / "checkpoints" / "step-00000006").exists():
+@pytest.mark.parametrize(("signalled", "number"), [(1, signal.SIGTERM), (0, signal.SIGINT)])
+def test_a_signal_to_one_stops_all_after_the_same_step_and_resume_gives_the_same_bytes(
+    signalled: int, number: signal.Signals, tmp_path: Path
+) -> None:
+    run, settings = tmp_path / "run", {**SETTINGS, "steps": 60, "checkpoint_every": 50}
+    programs = _launch(run, "new", **settings, delay=0.02)
+    while len(read_metrics(run / "metrics.jsonl")) < 5:
         assert all(program.returncode is None for program in programs)
         time.sleep(0.02)
-    for program in programs:
-        program.signal(signal.SIGINT)
-    assert [program.wait() and program.returncode for program in programs] == [130, 130]
-    assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
-    _finish(_launch(run, "resume", **SETTINGS))
-    assert json.loads((run / "run.json").read_text())["step"] == 12
+    programs[signalled].signal(number)
+    (line,) = _lines(programs)
+    assert [program.returncode for program in programs] == [128 + number] * 2
+    assert "stopped at step" in line
+    assert "resume" in line
+    status = json.loads((run / "run.json").read_text())
+    assert status["status"] == "interrupted"
+    assert (run / "checkpoints" / f"step-{status['step']:08d}").exists()
+    _finish(_launch(run, "resume", **settings))
+    _finish(_launch(tmp_path / "undisturbed", "new", **settings))
+    files = [folder / "model.safetensors" for folder in (run, tmp_path / "undisturbed")]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_the_order_of_the_data_is_the_same_at_any_world_size() -> None:
@@ -95,15 +119,15 @@ def test_a_step_that_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatch
 
 IMPATIENT = """
 import runpy, sys
-from headway.learn.parallel import heartbeat
+from headway.learn import interrupts
+from headway.learn.parallel import group
 
-heartbeat._HEARTBEAT_SECONDS, heartbeat._MAX_MISSED = 0.2, 15
+group._MIN_START_SECONDS = 3
+"""
+RUN = """
 script = sys.argv.pop(1)
 sys.argv[0] = script
-try:
-    runpy.run_path(script, run_name="__main__")
-except Exception as error:
-    sys.exit(str(error))
+runpy.run_path(script, run_name="__main__")
 """
 
 
@@ -113,14 +137,38 @@ def test_a_process_that_is_lost_ends_the_others_in_a_line(
     number: signal.Signals, told: str, lost: int, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    programs = _launch(run, "new", IMPATIENT, **{**SETTINGS, "steps": 600}, delay=0.03)
-    while not (run / "checkpoints" / "step-00000006").exists():
-        assert all(program.returncode is None for program in programs)
-        time.sleep(0.02)
+    programs = _launch(run, "new", **{**SETTINGS, "steps": 600, **SHORT}, delay=0.03)
+    _await_step_6(run, programs)
     programs[lost].signal(number)
-    _, error = programs[1 - lost].wait()
+    (line,) = _lines([programs[1 - lost]])
     assert programs[1 - lost].returncode == 1
-    (line,) = [line for line in error.splitlines() if "process" in line and "checkpoint" in line]
+    assert f"training process {lost} on {socket.gethostname()}" in line
     assert told in line
+    assert "after step" in line
+    assert "--resume" in line
     if number == signal.SIGSTOP:
         programs[lost].signal(signal.SIGKILL)
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_process_that_never_starts_is_named(missing: int, tmp_path: Path) -> None:
+    (program,) = _launch(tmp_path / "run", "new", IMPATIENT + RUN, ranks=(1 - missing,), **SETTINGS, **SHORT)
+    (line,) = _lines([program])
+    assert program.returncode == 1
+    assert f"training process {missing} " in line
+    assert "did not start within 3 s" in line
+
+
+def test_a_step_that_takes_too_long_is_broken_off(tmp_path: Path) -> None:
+    run, settings = tmp_path / "run", {**SETTINGS, **SHORT, "steps": 600, "checkpoint_every": 1}
+    programs = _launch(run, "new", IMPATIENT + "interrupts.STEP_SECONDS = 0.2" + RUN, **settings, delay=0.6)
+    while not (run / "checkpoints" / "step-00000001").exists():
+        assert all(program.returncode is None for program in programs)
+        time.sleep(0.02)
+    programs[1].signal(signal.SIGTERM)
+    (line,) = _lines(programs)
+    assert [program.returncode for program in programs] == [143, 143]
+    assert "stopped during step" in line
+    assert f"resume {run} after step" in line
+    checkpoints = sorted(path.name for path in (run / "checkpoints").glob("step-*"))
+    assert int(checkpoints[-1][-8:]) + 1 == int(line.split("during step ")[1].split(",")[0])

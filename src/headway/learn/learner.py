@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -52,6 +52,17 @@ class Update(NamedTuple):
     def stop(self) -> bool:
         """Whether any process requested a stop."""
         return self.stats[_STOP_INDEX].item() > 0
+
+    def stop_later(self) -> Callable[[], bool]:
+        """A function like `stop` that waits only for this step, and not for steps which a GPU was given after it."""
+        flag, copied = self.stats[_STOP_INDEX].to("cpu", non_blocking=True), torch.cuda.Event()
+        copied.record()
+
+        def read() -> bool:
+            copied.synchronize()
+            return flag.item() > 0
+
+        return read
 
 
 class Learner:
