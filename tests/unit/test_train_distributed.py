@@ -6,8 +6,10 @@ import json
 import signal
 import socket
 import time
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,10 +17,14 @@ import tiny_task
 import torch
 from tiny_task import CountingConfig, counting, counting_recipe, train
 
+from headway.app.cli.main import main
 from headway.errors import UserError
 from headway.formats import native
 from headway.learn import Shard
+from headway.learn.parallel.equality import check_equal_processes
+from headway.learn.parallel.heartbeat import Beat
 from headway.learn.parallel.processes import Processes
+from headway.learn.parallel.speed import ComputeTimer
 from headway.learn.run import read_metrics
 from processes import Program
 
@@ -172,3 +178,104 @@ def test_a_step_that_takes_too_long_is_broken_off(tmp_path: Path) -> None:
     assert f"resume {run} after step" in line
     checkpoints = sorted(path.name for path in (run / "checkpoints").glob("step-*"))
     assert int(checkpoints[-1][-8:]) + 1 == int(line.split("during step ")[1].split(",")[0])
+
+
+DATA: dict[str, int | str] = {"version": 1, "samples": 10, "texts": "a"}
+
+
+class Other:
+    """Process 0 of two; the other one is on b, and differs by `change`."""
+
+    world, is_main, device = 2, True, torch.device("cpu")
+
+    def __init__(self, change: Callable[[dict[str, Any]], object]) -> None:
+        self.change = change
+
+    def exchange(self, name: str, data: Any) -> list[Any]:
+        other = {**json.loads(json.dumps(data)), "host": "b"}
+        self.change(other)
+        return [data, other]
+
+    def broadcast_object(self, data: Any) -> Any:
+        return data
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda other: other["packages"].update(torch="1.0"), r"torch 1\.0, but process 0 has .*; install the same"),
+        (lambda other: other["data"].update(samples=11), "11 samples, not 10; pass the same data to all processes"),
+        (lambda other: other["recipe"]["train"].update(steps=7), r"another recipe: train\.steps is 7, not 20"),
+        (lambda other: other.update(threads=3), "threads 3, but process 0 has .; start all with the same --threads"),
+        (lambda other: other.update(deterministic=True), "deterministic True, but process 0 has False"),
+        (lambda other: other["machine"].update(processor="Z80"), r"another processor .*Z80.*parallel\.exact=false"),
+    ],
+)
+def test_processes_that_differ_are_refused(change: Callable[[dict[str, Any]], object], told: str) -> None:
+    with pytest.raises(UserError, match=f"process 1 on b has {told}"):
+        check_equal_processes(Other(change), counting_recipe(), DATA, is_exact=True)  # type: ignore[arg-type]
+
+
+def test_equal_processes_go_on_and_other_processors_are_a_warning_without_exact_sums() -> None:
+    equal = check_equal_processes(Other(lambda other: None), counting_recipe(), DATA, True)  # type: ignore[arg-type]
+    assert equal == (DATA, None)
+    other = Other(lambda other: other["machine"].update(processor="Z80"))
+    data, warning = check_equal_processes(other, counting_recipe(), DATA, is_exact=False)  # type: ignore[arg-type]
+    assert data == DATA
+    assert "process 1 on b has another processor than process 0" in str(warning)
+
+
+def test_an_error_in_one_process_is_reported_once_and_ends_all(tmp_path: Path) -> None:
+    failing = RUN.replace("runpy", "import os\nif os.environ['RANK'] == '1':\n    sys.argv += ['rows=-1']\nrunpy", 1)
+    failing = failing.replace("rows=-1", "seed=2")
+    programs = _launch(tmp_path / "run", "new", "import runpy, sys" + failing, **SETTINGS, **SHORT)
+    (line,) = _lines(programs)
+    assert [program.returncode for program in programs] == [2, 2]
+    assert "process 1 on" in line
+    assert "train.seed is 2, not" in line
+
+
+def test_a_slow_process_is_named_once_in_a_while() -> None:
+    timer = ComputeTimer(torch.device("cpu"))
+    for _ in range(20):
+        with timer.step(), timer.wait():
+            time.sleep(0.001)
+    assert 0 < timer.mean() < 0.001  # waits do not count
+    beats = [Beat(1, 20, seconds, False, f"host{rank}") for rank, seconds in ((1, 0.1), (2, 0.16), (3, 0.1))]
+    pulse = SimpleNamespace(watched=[1, 2, 3], beats=beats, seconds=0.1)
+    warning = timer.slow_process(pulse)  # type: ignore[arg-type]
+    assert "training process 2 on host2 is slow: it computes 0.16 s per step, the median is 0.1 s" in str(warning)
+    assert timer.slow_process(pulse) is None  # type: ignore[arg-type]
+
+
+def test_headway_train_starts_its_processes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "book.txt").write_text("\n".join(f"The number {i} comes before {i + 1}." for i in range(3000)))
+    command = ["train", "text", "--data", str(tmp_path / "book.txt"), "--device", "cpu", "--processes", "2", "--run"]
+    command += [str(tmp_path / "run"), "--set", "train.steps=2", "train.accumulate=2", "train.batch_tokens=256"]
+    assert main([*command, "model.width=16", "model.depth=1", "--codec", "char", "--context", "32"]) == 0
+    told = capfd.readouterr()
+    assert told.out.count("run: ") == told.err.count("training for 2 steps") == 1
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["processes"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "told"),
+    [
+        (["--processes", "0"], {}, "'0' is not an integer of at least 1"),
+        (["--processes", "100000"], {}, "100000 processes are too many"),
+        (["--processes", "2"], {"WORLD_SIZE": "2"}, "WORLD_SIZE is set"),
+        (["--processes", "2", "--device", "cuda:0"], {}, "cuda"),
+    ],
+)
+def test_numbers_of_processes_are_refused(
+    arguments: list[str],
+    environment: dict[str, str],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert main(["train", "text", *arguments]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert told in line

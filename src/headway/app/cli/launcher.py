@@ -14,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import IO
 
 from headway.errors import UserError, printable
 from headway.learn.interrupts import STOP_SIGNALS
@@ -81,7 +80,7 @@ def launch(number: int, job: Job) -> int:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL if rank else None,
                 stderr=subprocess.PIPE if rank else None,
-                env={**os.environ, **ranks, **address},
+                env={"TORCH_CPP_LOG_LEVEL": "ERROR", **os.environ, **ranks, **address},  # as in main
             )
             children.append(child)
             assert child.stdin is not None
@@ -137,10 +136,10 @@ def _wait(children: list[subprocess.Popen[bytes]], received: list[int]) -> int:
 def work() -> int:
     """In a process of `launch`: run the job from stdin, and stop like after SIGTERM if the starting process ends."""
     job: Job = pickle.load(sys.stdin.buffer)
-    threading.Thread(target=_follow, args=(sys.stdin.buffer,), daemon=True).start()
+    threading.Thread(target=_follow, daemon=True).start()
     return job()
 
 
-def _follow(pipe: IO[bytes]) -> None:
-    pipe.read()
+def _follow() -> None:
+    os.read(0, 1)  # not through sys.stdin, whose lock would be held when this process exits
     os.kill(os.getpid(), signal.SIGTERM)

@@ -18,6 +18,7 @@ from headway.learn.parallel.heartbeat import Heartbeat, report
 
 _MIN_START_SECONDS = 60.0  # for all processes to start: imports take long on a busy machine
 _POLL_SECONDS = 0.1
+_MAX_NAMED = 20  # missing processes in a message
 _ORDER_BEATS = 3  # that process 0 has to report an error that all processes have
 _RESTART = "see its log, and start all processes again"
 _joined: Heartbeat | None = None
@@ -108,7 +109,17 @@ def _join(timeout: float) -> Heartbeat:
             event = "cannot listen" if starts_store else f"did not start within {seconds:g} s"
             report(f"training process 0 {event} at {address}:{port}; {_RESTART}")
         raise SystemExit(1) from error
-    store = PrefixStore(f"headway{next(_joins)}", server)
+    try:
+        return _meet(PrefixStore(f"headway{next(_joins)}", server), timeout, seconds)
+    except RuntimeError as error:
+        if rank == 1 or os.environ.get("LOCAL_RANK") == "0":
+            report(f"training process 0 ended at the start; {_RESTART}")
+        raise SystemExit(1) from error
+
+
+def _meet(store: Any, timeout: float, seconds: float) -> Heartbeat:
+    """Wait until all processes have published a heartbeat; SystemExit after `seconds`."""
+    rank, world = process_rank(), world_size()
     heartbeat = Heartbeat(store, rank, world, timeout)
     keys, deadline = [f"beat/{other}" for other in range(world)], time.monotonic() + seconds
     while not store.check(keys if rank == 0 else ["started"]):
@@ -116,10 +127,10 @@ def _join(timeout: float) -> Heartbeat:
             raise SystemExit(verdict.code)
         if time.monotonic() > deadline:
             missing = [other for other, key in enumerate(keys) if not store.check([key])]
-            names = ", ".join(map(str, missing[:20])) + (", ..." if len(missing) > 20 else "")
+            names = ", ".join(map(str, missing[:_MAX_NAMED])) + (", ..." if len(missing) > _MAX_NAMED else "")
             noun = "process" if len(missing) == 1 else "processes"
             reason = f"training {noun} {names} of {world} did not start within {seconds:g} s; {_RESTART}"
-            heartbeat.end_all(1, reason, prints=True)
+            heartbeat.end_all(1, reason, prints=True, lost=len(missing))
             raise SystemExit(1)
         time.sleep(_POLL_SECONDS)
     store.set("started", "1")

@@ -113,7 +113,7 @@ class Heartbeat:
         self._ended.set()
         if self._rank == 0 and is_first:  # it may have the store, which the others read first
             deadline = time.monotonic() + _GRACE_SECONDS
-            running = sum(beat.count != _FINISHED for beat in self.beats) - lost
+            running = len(self.watched) - sum(beat.count == _FINISHED for beat in self.beats) - lost
             with suppress(RuntimeError):
                 while self._store.add(_ACKNOWLEDGED, 0) < running and time.monotonic() < deadline:
                     time.sleep(self._interval / _BEATS)
@@ -127,6 +127,8 @@ class Heartbeat:
     def read_verdict(self) -> Verdict | None:
         """The verdict so far, before this process watches the others."""
         data = json.loads(self._store.get(_VERDICT))
+        if data is not None and self._rank:
+            self._store.add(_ACKNOWLEDGED, 1)
         return None if data is None else Verdict(*data)
 
     def broken(self, reason: str) -> int:
