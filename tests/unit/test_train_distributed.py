@@ -150,7 +150,7 @@ def test_a_process_that_is_lost_ends_the_others_in_a_line(
     assert programs[1 - lost].returncode == 1
     assert f"training process {lost} on {socket.gethostname()}" in line
     assert told in line
-    assert "after step" in line
+    assert "its last heartbeat was at step" in line
     assert "--resume" in line
     if number == signal.SIGSTOP:
         programs[lost].signal(signal.SIGKILL)

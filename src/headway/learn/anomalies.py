@@ -23,11 +23,11 @@ class LossWatch:
 
     def jump(self, step: int, loss: float) -> float | None:
         """Record the loss of a step; return the median before it if the loss jumps."""
-        is_ready = len(self._losses) >= _MIN_STEPS
+        if not math.isfinite(loss):
+            return None
         previous = list(self._losses)
-        if math.isfinite(loss):
-            self._losses.append(loss)
-        if not is_ready or step < self._quiet_until:
+        self._losses.append(loss)
+        if len(previous) < _MIN_STEPS or step < self._quiet_until:
             return None
         median = statistics.median(previous)
         deviation = statistics.median(abs(value - median) for value in previous)

@@ -92,6 +92,10 @@ def launch(number: int, job: Job) -> int:
         for child in children:
             if child.poll() is None:
                 child.kill()
+            for pipe in (child.stdin, child.stderr):
+                if pipe is not None:
+                    pipe.close()
+            child.wait()
         for signum, handler in previous.items():
             signal.signal(signum, handler)
 

@@ -109,8 +109,9 @@ def _join(timeout: float) -> Heartbeat:
             event = "cannot listen" if starts_store else f"did not start within {seconds:g} s"
             report(f"training process 0 {event} at {address}:{port}; {_RESTART}")
         raise SystemExit(1) from error
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun keeps its store for the next attempt
     try:
-        return _meet(PrefixStore(f"headway{next(_joins)}", server), timeout, seconds)
+        return _meet(PrefixStore(f"headway{restarts}.{next(_joins)}", server), timeout, seconds)
     except RuntimeError as error:
         if rank == 1 or os.environ.get("LOCAL_RANK") == "0":
             report(f"training process 0 ended at the start; {_RESTART}")

@@ -218,8 +218,10 @@ class Heartbeat:
 
     def _describe(self, rank: int, event: str) -> str:
         beat = dict(zip(self.watched, self.beats)).get(rank)
-        place, step = ("", "") if beat is None else (f" on {beat.host}", f" after step {beat.step:,}")
-        return f"training process {rank}{place} {event}{step}; see its log, then resume with --resume"
+        if beat is None:
+            return f"training process {rank} {event}; see its log, then resume with --resume"
+        last = f"its last heartbeat was at step {beat.step:,}"
+        return f"training process {rank} on {beat.host} {event}; {last}; see its log, then resume with --resume"
 
     def _exit(self) -> None:
         """End this process unless the main thread does: it may be blocked in a collective operation."""
