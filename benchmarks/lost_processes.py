@@ -1,7 +1,7 @@
 """Two processes that train together: killed, stopped, missing and ended by signals at random moments.
 
-After each loss, the other process has to end by itself with one line, and the run is resumed; at its end, the model and the last checkpoint have to be, byte for
-byte, those of an undisturbed run. `--kills 100` takes some minutes on two free cores.
+After each loss, the other process has to end by itself with one line, and the run is resumed; at its end, the model and
+the last checkpoint have to be, byte for byte, those of an undisturbed run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.measure import ROOT, write
+from measure import ROOT, write
 
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "unit")]
 
@@ -37,14 +37,15 @@ def words(run: Path, delay: float) -> list[str]:
 
 
 def start(run: Path, ranks: Sequence[int] = (0, 1), delay: float = 0.004, source: str = RUN) -> list[Any]:
-    from processes import Program
+    import processes  # pyright: ignore[reportMissingImports]
 
+    processes._FORKING.set_forkserver_preload(["headway.learn.trainer", "headway.app.cli.main"])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCH_CPP_LOG_LEVEL": "ERROR"}
     given = (str(TASK), *words(run, delay))
-    return [Program(run.parent, source, *given, **shared, RANK=str(r), LOCAL_RANK=str(r)) for r in ranks]
+    return [processes.Program(run.parent, source, *given, **shared, RANK=str(r), LOCAL_RANK=str(r)) for r in ranks]
 
 
 def lines(programs: Sequence[Any]) -> list[str]:
@@ -69,11 +70,12 @@ def equal(run: Path, undisturbed: Path) -> bool:
     return len(names) > 2 and all((run / name).read_bytes() == (undisturbed / name).read_bytes() for name in names)
 
 
-def kills(folder: Path, undisturbed: Path, count: int, per_run: int, seed: int) -> dict[str, Any]:
+def kills(folder: Path, undisturbed: Path, count: int, per_run: int, seed: int, minutes: float) -> dict[str, Any]:
     """SIGKILL of one process or of all at random moments, then `--resume`."""
     chance, seconds, told, saving, ones, done = random.Random(seed), [], [], 0, 0, 0
     runs: list[bool] = []
-    while done < count:
+    deadline = time.monotonic() + 60 * minutes
+    while done < count and time.monotonic() < deadline:
         run = folder / f"run-{len(runs)}"
         moments = sorted(chance.randrange(int(SETTINGS["steps"])) for _ in range(min(per_run, count - done)))
         for moment in moments:
@@ -127,8 +129,8 @@ def stopped(folder: Path, rank: int) -> dict[str, Any]:
 def missing(folder: Path, rank: int) -> dict[str, Any]:
     """One process never starts."""
     began = time.monotonic()
-    programs = start(folder / "run", ranks=[1 - rank], source=SHORT_START + RUN)
-    return {"rank": rank, "seconds": round(time.monotonic() - began, 2), "lines": lines(programs)}
+    found = lines(start(folder / "run", ranks=[1 - rank], source=SHORT_START + RUN))
+    return {"rank": rank, "seconds with the start": round(time.monotonic() - began, 2), "lines": found}
 
 
 def terminated(folder: Path, undisturbed: Path, command: Callable[[Path], list[str]], who: str) -> dict[str, Any]:
@@ -137,8 +139,10 @@ def terminated(folder: Path, undisturbed: Path, command: Callable[[Path], list[s
     program = subprocess.Popen(command(run), stderr=subprocess.PIPE, text=True)
     while newest(run) < 10 and program.poll() is None:
         time.sleep(0.05)
-    children = Path(f"/proc/{program.pid}/task/{program.pid}/children").read_text().split()
-    os.kill(program.pid if who == "torchrun" else int(children[-1]), signal.SIGTERM)
+    if program.poll() is not None:
+        raise SystemExit(program.communicate()[1])
+    children = subprocess.run(["pgrep", "-P", str(program.pid)], capture_output=True, text=True, check=True).stdout
+    os.kill(program.pid if who == "torchrun" else int(children.split()[-1]), signal.SIGTERM)
     began = time.monotonic()
     _, errors = program.communicate()
     seconds = time.monotonic() - began
@@ -173,6 +177,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--per-run", type=int, default=20)
+    parser.add_argument("--minutes", type=float, default=60.0, help="begin no other run with kills after so many")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     with TemporaryDirectory() as name:
@@ -190,9 +195,10 @@ def main() -> None:
         child.write_text(CHILD)
 
         def torchrun(run: Path) -> list[str]:
-            launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+            launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
             return [*launcher, str(child), str(TASK), *words(run, 0.02)]
 
+        # Signals first: they take the fewest minutes.
         result = {
             "processes": 2,
             "settings": {**SETTINGS, "parallel.timeout": TIMEOUT},
@@ -203,7 +209,7 @@ def main() -> None:
             ],
             "SIGSTOP": [stopped(place(f"stopped-{rank}"), rank) for rank in range(2)],
             "one that never starts": [missing(place(f"missing-{rank}"), rank) for rank in range(2)],
-            "SIGKILL": kills(place("kills"), undisturbed, args.kills, args.per_run, args.seed),
+            "SIGKILL": kills(place("kills"), undisturbed, args.kills, args.per_run, args.seed, args.minutes),
         }
     write("lost_processes", result)
 
