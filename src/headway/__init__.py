@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from headway.lazy_imports import lazy_exports
 
 if TYPE_CHECKING:
-    from headway.app.api import plan, train
+    from headway.app.api import plan, plan_gpus, train
     from headway.app.compare import Comparison, compare
     from headway.app.conversion import QuantizationResult, export, quantize
     from headway.app.loading import load

@@ -15,7 +15,6 @@ import image_text_data
 import numpy as np
 import pytest
 import sound_files
-import torch
 import trajectory_data
 from tiny_runs import SETTINGS, cut_back, play_file, small, train
 
@@ -34,7 +33,7 @@ from headway.learn.objectives.predictions import NumberSamples
 from headway.learn.objectives.quantiles import ForecastSamples
 from headway.learn.objectives.sequences import SourceTargetExamples
 from headway.learn.recipe import open_task
-from headway.learn.resume import check_equal_data, differences, fingerprint
+from headway.learn.resume import differences, fingerprint
 
 pytestmark = pytest.mark.usefixtures("brief_samples")
 WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -316,28 +315,6 @@ def test_an_evaluation_says_that_the_data_are_others(
     assert "note" not in told.out
     assert main(["evaluate", str(run), "--data", str(other), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["note"].startswith(note)
-
-
-def test_all_processes_read_the_same_data() -> None:
-    class Two:
-        """Two processes, of which the first has read `first`; `told` says that the other one has found a difference."""
-
-        def __init__(self, rank: int, first: dict[str, int | str], told: float) -> None:
-            self.rank, self.device, self._first, self._told = rank, torch.device("cpu"), first, told
-
-        def broadcast_object(self, data: Any) -> Any:
-            return self._first
-
-        def sum(self, values: torch.Tensor) -> torch.Tensor:
-            return values.add_(self._told)
-
-    one: dict[str, int | str] = {"version": 1, "samples": 10, "texts": "a"}
-    other: dict[str, int | str] = {**one, "samples": 11}
-    assert check_equal_data(one, Two(1, one, 0)) == one  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"process 1 has 11 samples, not 10; pass the same data to all processes"):
-        check_equal_data(other, Two(1, one, 0))  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="another process has other data"):
-        check_equal_data(one, Two(0, one, 1))  # type: ignore[arg-type]
 
 
 def test_a_digest_of_columns_is_made_once(tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ import json
 import signal
 import socket
 import time
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,18 +17,32 @@ import tiny_task
 import torch
 from tiny_task import CountingConfig, counting, counting_recipe, train
 
+from headway.app.cli.main import main
 from headway.errors import UserError
 from headway.formats import native
 from headway.learn import Shard
+from headway.learn.parallel.equality import check_equal_processes
+from headway.learn.parallel.heartbeat import Beat
 from headway.learn.parallel.processes import Processes
+from headway.learn.parallel.speed import ComputeTimer
 from headway.learn.run import read_metrics
 from processes import Program
 
 SETTINGS: dict[str, Any] = {"steps": 12, "accumulate": 4, "model.dropout": 0.0, "ema": 0.9, "checkpoint_every": 6}
+SHORT = {"parallel.timeout": 3}
 
 
-def _launch(directory: Path, verb: str, source: str | None = None, world: int = 2, **settings: Any) -> list[Program]:
-    """Processes with the environment that torchrun gives, of the tiny task or of a `source` that is given its file."""
+def _launch(
+    directory: Path,
+    verb: str,
+    source: str | None = None,
+    world: int = 2,
+    ranks: tuple[int, ...] | None = None,
+    **settings: Any,
+) -> list[Program]:
+    """All processes, or some `ranks`, with the environment that torchrun gives, of the tiny task or of a `source` that
+    is given its file.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -39,8 +55,20 @@ def _launch(directory: Path, verb: str, source: str | None = None, world: int = 
     words = (*given, str(directory), verb, *pairs)
     return [
         Program(directory.parent, *words, **shared, RANK=str(rank), LOCAL_RANK=str(rank))  # type: ignore[arg-type]
-        for rank in range(world)
+        for rank in (range(world) if ranks is None else ranks)
     ]
+
+
+def _await_step_6(run: Path, programs: list[Program]) -> None:
+    while not (run / "checkpoints" / "step-00000006").exists():
+        assert all(program.returncode is None for program in programs), [program.wait() for program in programs]
+        time.sleep(0.02)
+
+
+def _lines(programs: list[Program]) -> list[str]:
+    """What headway reports on stderr, of all processes together."""
+    errors = "\n".join(program.wait()[1] for program in programs)
+    return [line for line in errors.splitlines() if line.startswith("headway: ")]
 
 
 def _finish(programs: list[Program]) -> None:
@@ -62,18 +90,27 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
 
 
-def test_an_interrupt_stops_all_at_the_same_step_and_resume_goes_on(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    programs = _launch(run, "new", **SETTINGS, delay=0.03)
-    while not (run / "checkpoints" / "step-00000006").exists():
+@pytest.mark.parametrize(("signalled", "number"), [(1, signal.SIGTERM), (0, signal.SIGINT)])
+def test_a_signal_to_one_stops_all_after_the_same_step_and_resume_gives_the_same_bytes(
+    signalled: int, number: signal.Signals, tmp_path: Path
+) -> None:
+    run, settings = tmp_path / "run", {**SETTINGS, "steps": 60, "checkpoint_every": 50}
+    programs = _launch(run, "new", **settings, delay=0.02)
+    while len(read_metrics(run / "metrics.jsonl")) < 5:
         assert all(program.returncode is None for program in programs)
         time.sleep(0.02)
-    for program in programs:
-        program.signal(signal.SIGINT)
-    assert [program.wait() and program.returncode for program in programs] == [130, 130]
-    assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
-    _finish(_launch(run, "resume", **SETTINGS))
-    assert json.loads((run / "run.json").read_text())["step"] == 12
+    programs[signalled].signal(number)
+    (line,) = _lines(programs)
+    assert [program.returncode for program in programs] == [128 + number] * 2
+    assert "stopped at step" in line
+    assert "resume" in line
+    status = json.loads((run / "run.json").read_text())
+    assert status["status"] == "interrupted"
+    assert (run / "checkpoints" / f"step-{status['step']:08d}").exists()
+    _finish(_launch(run, "resume", **settings))
+    _finish(_launch(tmp_path / "undisturbed", "new", **settings))
+    files = [folder / "model.safetensors" for folder in (run, tmp_path / "undisturbed")]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_the_order_of_the_data_is_the_same_at_any_world_size() -> None:
@@ -97,15 +134,15 @@ def test_a_step_that_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatch
 
 IMPATIENT = """
 import runpy, sys
-from headway.learn.parallel import heartbeat
+from headway.learn import interrupts
+from headway.learn.parallel import group
 
-heartbeat._HEARTBEAT_SECONDS, heartbeat._MAX_MISSED = 0.2, 15
+group._MIN_START_SECONDS = 3
+"""
+RUN = """
 script = sys.argv.pop(1)
 sys.argv[0] = script
-try:
-    runpy.run_path(script, run_name="__main__")
-except Exception as error:
-    sys.exit(str(error))
+runpy.run_path(script, run_name="__main__")
 """
 
 
@@ -115,14 +152,139 @@ def test_a_process_that_is_lost_ends_the_others_in_a_line(
     number: signal.Signals, told: str, lost: int, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    programs = _launch(run, "new", IMPATIENT, **{**SETTINGS, "steps": 600}, delay=0.03)
-    while not (run / "checkpoints" / "step-00000006").exists():
-        assert all(program.returncode is None for program in programs)
-        time.sleep(0.02)
+    programs = _launch(run, "new", **{**SETTINGS, "steps": 600, **SHORT}, delay=0.03)
+    _await_step_6(run, programs)
     programs[lost].signal(number)
-    _, error = programs[1 - lost].wait()
+    (line,) = _lines([programs[1 - lost]])
     assert programs[1 - lost].returncode == 1
-    (line,) = [line for line in error.splitlines() if "process" in line and "checkpoint" in line]
+    assert f"training process {lost} on {socket.gethostname()}" in line
     assert told in line
+    assert "its last heartbeat was at step" in line
+    assert "--resume" in line
     if number == signal.SIGSTOP:
         programs[lost].signal(signal.SIGKILL)
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_process_that_never_starts_is_named(missing: int, tmp_path: Path) -> None:
+    (program,) = _launch(tmp_path / "run", "new", IMPATIENT + RUN, ranks=(1 - missing,), **SETTINGS, **SHORT)
+    (line,) = _lines([program])
+    assert program.returncode == 1
+    assert f"training process {missing} " in line
+    assert "did not start within 3 s" in line
+
+
+def test_a_step_that_takes_too_long_is_broken_off(tmp_path: Path) -> None:
+    run, settings = tmp_path / "run", {**SETTINGS, **SHORT, "steps": 600, "checkpoint_every": 1}
+    programs = _launch(run, "new", IMPATIENT + "interrupts.STEP_SECONDS = 0.2" + RUN, **settings, delay=0.6)
+    while not (run / "checkpoints" / "step-00000001").exists():
+        assert all(program.returncode is None for program in programs)
+        time.sleep(0.02)
+    programs[1].signal(signal.SIGTERM)
+    (line,) = _lines(programs)
+    assert [program.returncode for program in programs] == [143, 143]
+    assert "stopped during step" in line
+    assert f"resume {run} after step" in line
+    checkpoints = sorted(path.name for path in (run / "checkpoints").glob("step-*"))
+    assert int(checkpoints[-1][-8:]) + 1 == int(line.split("during step ")[1].split(",")[0])
+
+
+DATA: dict[str, int | str] = {"version": 1, "samples": 10, "texts": "a"}
+
+
+class Other:
+    """Process 0 of two; the other one is on b, and differs by `change`."""
+
+    world, is_main, device = 2, True, torch.device("cpu")
+
+    def __init__(self, change: Callable[[dict[str, Any]], object]) -> None:
+        self.change = change
+
+    def exchange(self, name: str, data: Any) -> list[Any]:
+        other = {**json.loads(json.dumps(data)), "host": "b"}
+        self.change(other)
+        return [data, other]
+
+    def broadcast_object(self, data: Any) -> Any:
+        return data
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda other: other["packages"].update(torch="1.0"), r"torch 1\.0, but process 0 has .*; install the same"),
+        (lambda other: other["data"].update(samples=11), "11 samples, not 10; pass the same data to all processes"),
+        (lambda other: other["recipe"]["train"].update(steps=7), r"another recipe: train\.steps is 7, not 20"),
+        (lambda other: other.update(threads=3), "threads 3, but process 0 has .; start all with the same --threads"),
+        (lambda other: other.update(deterministic=True), "deterministic True, but process 0 has False"),
+        (lambda other: other["machine"].update(processor="Z80"), r"another processor .*Z80.*parallel\.exact=false"),
+    ],
+)
+def test_processes_that_differ_are_refused(change: Callable[[dict[str, Any]], object], told: str) -> None:
+    with pytest.raises(UserError, match=f"process 1 on b has {told}"):
+        check_equal_processes(Other(change), counting_recipe(), DATA, is_exact=True)  # type: ignore[arg-type]
+
+
+def test_equal_processes_go_on_and_other_processors_are_a_warning_without_exact_sums() -> None:
+    equal = check_equal_processes(Other(lambda other: None), counting_recipe(), DATA, True)  # type: ignore[arg-type]
+    assert equal == (DATA, None)
+    other = Other(lambda other: other["machine"].update(processor="Z80"))
+    data, warning = check_equal_processes(other, counting_recipe(), DATA, is_exact=False)  # type: ignore[arg-type]
+    assert data == DATA
+    assert "process 1 on b has another processor than process 0" in str(warning)
+
+
+def test_an_error_in_one_process_is_reported_once_and_ends_all(tmp_path: Path) -> None:
+    failing = RUN.replace("runpy", "import os\nif os.environ['RANK'] == '1':\n    sys.argv += ['rows=-1']\nrunpy", 1)
+    failing = failing.replace("rows=-1", "seed=2")
+    programs = _launch(tmp_path / "run", "new", "import runpy, sys" + failing, **SETTINGS, **SHORT)
+    (line,) = _lines(programs)
+    assert [program.returncode for program in programs] == [2, 2]
+    assert "process 1 on" in line
+    assert "train.seed is 2, not" in line
+
+
+def test_a_slow_process_is_named_once_in_a_while() -> None:
+    timer = ComputeTimer(torch.device("cpu"))
+    for _ in range(20):
+        with timer.step(), timer.wait():
+            time.sleep(0.001)
+    assert 0 < timer.mean() < 0.001  # waits do not count
+    beats = [Beat(1, 20, seconds, False, f"host{rank}") for rank, seconds in ((1, 0.1), (2, 0.16), (3, 0.1))]
+    pulse = SimpleNamespace(watched=[1, 2, 3], beats=beats, seconds=0.1)
+    warning = timer.slow_process(pulse)  # type: ignore[arg-type]
+    assert "training process 2 on host2 is slow: it computes 0.16 s per step, the median is 0.1 s" in str(warning)
+    assert timer.slow_process(pulse) is None  # type: ignore[arg-type]
+
+
+def test_headway_train_starts_its_processes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "book.txt").write_text("\n".join(f"The number {i} comes before {i + 1}." for i in range(3000)))
+    command = ["train", "text", "--data", str(tmp_path / "book.txt"), "--device", "cpu", "--processes", "2", "--run"]
+    command += [str(tmp_path / "run"), "--set", "train.steps=2", "train.accumulate=2", "train.batch_tokens=256"]
+    assert main([*command, "model.width=16", "model.depth=1", "--codec", "char", "--context", "32"]) == 0
+    told = capfd.readouterr()
+    assert told.out.count("run: ") == told.err.count("training for 2 steps") == 1
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["processes"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "told"),
+    [
+        (["--processes", "0"], {}, "'0' is not an integer of at least 1"),
+        (["--processes", "100000"], {}, "100000 processes are too many"),
+        (["--processes", "2"], {"WORLD_SIZE": "2"}, "WORLD_SIZE is set"),
+        (["--processes", "2", "--device", "cuda:0"], {}, "cuda"),
+    ],
+)
+def test_numbers_of_processes_are_refused(
+    arguments: list[str],
+    environment: dict[str, str],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert main(["train", "text", *arguments]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert told in line

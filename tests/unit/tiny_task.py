@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from headway.app.cli.main import run_job
 from headway.config import override, parse_value
 from headway.config_kinds import register
-from headway.learn import FULL_SHARD, Recipe, Run, Shard, Task, TaskConfig, TrainConfig, Trainer, UserInterrupt
+from headway.learn import FULL_SHARD, Recipe, Run, Shard, Task, TaskConfig, TrainConfig, Trainer
 from headway.learn.examples import Batch, Examples
 from headway.learn.objective import Objective
 from headway.nn.models import BlockConfig, Loss, ModelConfig, StackConfig, TransformerConfig
@@ -128,8 +129,4 @@ if __name__ == "__main__":
     settings = dict(pair.split("=") for pair in sys.argv[3:])
     delay = float(settings.pop("delay", 0))
     recipe = counting_recipe(**{name: parse_value(value) for name, value in settings.items()})
-    try:
-        train(Path(sys.argv[1]), recipe, sys.argv[2] == "resume", delay)
-    except UserInterrupt as interrupt:
-        print(interrupt)
-        sys.exit(130)
+    sys.exit(run_job(lambda: train(Path(sys.argv[1]), recipe, sys.argv[2] == "resume", delay) and None, debug=False))

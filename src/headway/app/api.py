@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +18,7 @@ from headway.app.loading import find_device, load
 from headway.app.model import Model
 from headway.app.recipes import configure_recipe, load_recipe, load_recorded_recipe
 from headway.codecs import published_codec
+from headway.config import override
 from headway.domains import scale_of
 from headway.errors import UserError, deduplicated_logs, logger
 from headway.formats.native import save_model
@@ -27,6 +27,8 @@ from headway.formats.usage import Usage
 from headway.io.arguments import check_types
 from headway.learn import Recipe, Run, Task, Trainer
 from headway.learn.fine_tuning import adapted_model, open_new_task
+from headway.learn.parallel.group import joined, process_rank
+from headway.learn.parallel.settings import ParallelConfig
 from headway.learn.plan.budget import MIN_EVALUATED, Clock, check_minutes
 from headway.learn.plan.choose import outgrown_message
 from headway.learn.plan.plans import Plan, TrainingSetup, loss_predictor, make_plans, plan_run
@@ -93,37 +95,45 @@ def train(
     """
     if start is not None and from_ is not None:
         raise UserError(f"start is {start} and from_ is {from_}, but both name the same argument; remove one")
-    clock, start, torch_device = Clock(spent), from_ if start is None else start, find_device(device)
-    check_minutes([] if minutes is None else [minutes])
-    if threads is not None:
-        torch.set_num_threads(threads)
-    base = load_recipe(recipe)
-    run_directory = RunDirectory(Path("runs") / base.name if run is None else Path(run))
-    directory, resuming = run_directory.path, run_directory.claim(resume)
-    is_main = int(os.environ.get("RANK", "0")) == 0  # of the processes that torchrun started
-    lock = run_directory.locked() if is_main else nullcontext()
-    with lock, data_paths(data, base.domain, directory) as paths:
-        if resuming:
-            chosen = load_recorded_recipe(directory, base.name, paths, set, seed, start, lora)
-            setup = TrainingSetup(chosen, open_task(chosen, directory))
-        else:
-            chosen = configure_recipe(recipe, paths, set, seed, start, lora)
-            scale = scale_of(chosen.name) if recipe == chosen.name else None  # scaled only if requested by name
-            setup = plan_run(chosen, scale, set or {}, minutes, clock, torch_device, directory)
-        scale = scale_of(setup.recipe.name)
-        trainer = Trainer(
-            *(setup.recipe, setup.task, run_directory),
-            device=torch_device,
-            progress=progress,
-            minutes=minutes,
-            clock=clock,
-            evaluate_final=True,
-            samples=samples,
-            predict_loss=loss_predictor(scale, setup.recipe),
-            max_steps=setup.max_steps,
-            patience=setup.patience,
-        )
-        return _report(trainer, trainer.fit(resume, finish), scale, samples)
+    with joined(_start_timeout(recipe, set)):
+        clock, start, torch_device = Clock(spent), from_ if start is None else start, find_device(device)
+        check_minutes([] if minutes is None else [minutes])
+        if threads is not None:
+            torch.set_num_threads(threads)
+        base = load_recipe(recipe)
+        run_directory = RunDirectory(Path("runs") / base.name if run is None else Path(run))
+        directory, resuming = run_directory.path, run_directory.claim(resume)
+        lock = run_directory.locked() if process_rank() == 0 else nullcontext()
+        with lock, data_paths(data, base.domain, directory) as paths:
+            if resuming:
+                chosen = load_recorded_recipe(directory, base.name, paths, set, seed, start, lora)
+                setup = TrainingSetup(chosen, open_task(chosen, directory))
+            else:
+                chosen = configure_recipe(recipe, paths, set, seed, start, lora)
+                scale = scale_of(chosen.name) if recipe == chosen.name else None  # scaled only if requested by name
+                setup = plan_run(chosen, scale, set or {}, minutes, clock, torch_device, directory)
+            scale = scale_of(setup.recipe.name)
+            trainer = Trainer(
+                *(setup.recipe, setup.task, run_directory),
+                device=torch_device,
+                progress=progress,
+                minutes=minutes,
+                clock=clock,
+                evaluate_final=True,
+                samples=samples,
+                predict_loss=loss_predictor(scale, setup.recipe),
+                max_steps=setup.max_steps,
+                patience=setup.patience,
+            )
+            return _report(trainer, trainer.fit(resume, finish), scale, samples)
+
+
+def _start_timeout(recipe: str | Path | Recipe, set: Mapping[str, Any] | None) -> float:
+    """The seconds for all processes to start, before the recipe is read: errors in it are reported once."""
+    settings = {name: value for name, value in (set or {}).items() if name.startswith("parallel.")}
+    with suppress(UserError):
+        return override(load_recipe(recipe), settings).parallel.timeout
+    return ParallelConfig().timeout
 
 
 @deduplicated_logs()

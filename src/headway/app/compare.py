@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -270,7 +271,8 @@ def _run_trials(
             except KeyboardInterrupt as interrupt:
                 where = interrupt.where if isinstance(interrupt, UserInterrupt) else "stopped"
                 remedy = f"continue with the same command and --run {shlex.quote(str(directory))} --resume"
-                raise UserInterrupt(f"variant {folder.path.name} {where}", remedy) from interrupt
+                number = getattr(interrupt, "number", signal.SIGINT)
+                raise UserInterrupt(f"variant {folder.path.name} {where}", remedy, number) from interrupt
             trials.append(ComparedRun(run.directory, run.summary, run.metrics))
         results.append(VariantResult(replace(variant, parameters=trials[0].summary["parameters"]), trials))
     return results

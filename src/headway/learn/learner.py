@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -58,6 +58,17 @@ class Update(NamedTuple):
     def stop(self) -> bool:
         """Whether any process requested a stop."""
         return self.stats[_STOP_INDEX].item() > 0
+
+    def stop_later(self) -> Callable[[], bool]:
+        """A function like `stop` that waits only for this step, and not for steps which a GPU was given after it."""
+        flag, copied = self.stats[_STOP_INDEX].to("cpu", non_blocking=True), torch.cuda.Event()
+        copied.record()
+
+        def read() -> bool:
+            copied.synchronize()
+            return flag.item() > 0
+
+        return read
 
 
 class _Gradients(NamedTuple):
@@ -222,20 +233,18 @@ class Learner:
         limit: int | None,
         breakable: Callable[[], AbstractContextManager[None]] = nullcontext,
         stops: Callable[[], bool] = bool,
-    ) -> dict[str, Any]:
+    ) -> dict[str, Any] | None:
         """Scores on at most `limit` samples from a split, equal in all processes, which share the work if the objective
-        can; otherwise the main process does it. If `stops` is true in one process, KeyboardInterrupt in all that share
-        it; in the context `breakable`, a signal interrupts at once.
+        can; otherwise the main process does it. None if it is interrupted: by a signal in the context `breakable`, or
+        by `stops` in one of the processes that share it.
         """
-        processes, task = self.processes, self.task
+        processes, task, scores = self.processes, self.task, None
         if processes.world > 1 and self.sharding is None and task.objective.shares_evaluation:
-            with self.evaluating() as model, shared_evaluation(processes, stops):
-                return processes.broadcast_object(task.evaluate(model, split, limit))
-        if not processes.is_main:
-            with nullcontext() if self.sharding is None else self.evaluating(), breakable():
-                return processes.broadcast_object(None)
-        with self.evaluating() as model, breakable():
-            scores = task.evaluate(model, split, limit)
+            with suppress(KeyboardInterrupt), self.evaluating() as model, shared_evaluation(processes, stops):
+                scores = task.evaluate(model, split, limit)
+        elif processes.is_main or self.sharding is not None:
+            with suppress(KeyboardInterrupt), self.evaluating() as model, breakable():
+                scores = task.evaluate(model, split, limit) if processes.is_main else None
         return processes.broadcast_object(scores)
 
     @property

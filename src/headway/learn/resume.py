@@ -9,13 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from headway.data.token_store import content_digest
 from headway.errors import UserError
 from headway.learn.checkpoint import step_of
 from headway.learn.formatting import format_number
-from headway.learn.parallel.processes import Processes
 from headway.learn.plan.budget import Clock, Speed, plan_steps
 from headway.learn.recipe import Recipe, difference
 from headway.learn.task import Task
@@ -160,18 +157,3 @@ def differences(recorded: Any, current: Mapping[str, int | str]) -> str | None:
         if name == _TOTAL:  # if the number of samples differs, so does everything else
             break
     return ", ".join(changes) or None
-
-
-def check_equal_data(fingerprint: dict[str, int | str], processes: Processes) -> dict[str, int | str]:
-    """The fingerprint shared by all processes. Raises UserError in every process if one has different data than the
-    main process.
-    """
-    first = processes.broadcast_object(fingerprint)
-    changes = differences(first, fingerprint)
-    differs = torch.tensor(float(first != fingerprint), device=processes.device)
-    if processes.sum(differs).item():
-        description = (
-            f"process {processes.rank} has {changes}" if changes else "another process has other data than process 0"
-        )
-        raise UserError(f"{description}; pass the same data to all processes")
-    return first

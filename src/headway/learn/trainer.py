@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,6 +20,7 @@ from headway.formats.published import nearest_family
 from headway.formats.usage import read_usage
 from headway.io.durable import remove
 from headway.learn.adapters import merged
+from headway.learn.anomalies import describe_samples
 from headway.learn.checkpoint import Checkpoints, step_of
 from headway.learn.display import open_display
 from headway.learn.examples import OnPolicyExamples
@@ -31,10 +32,11 @@ from headway.learn.fine_tuning import (
     open_start,
 )
 from headway.learn.formatting import format_epochs, format_minutes
-from headway.learn.interrupts import Interrupts, UserInterrupt
+from headway.learn.interrupts import STEP_SECONDS, Interrupts, UserInterrupt
 from headway.learn.learner import Learner
 from headway.learn.memory import check_memory, retained_heap
 from headway.learn.objective import Objective
+from headway.learn.parallel.equality import check_equal_processes
 from headway.learn.parallel.processes import Processes
 from headway.learn.parallel.rows import initial_rows
 from headway.learn.parallel.saving import gathered, is_sharded
@@ -43,7 +45,7 @@ from headway.learn.plan.plans import has_few_validation_samples
 from headway.learn.plan.scale import EARLY_FRACTION, LATE_FRACTION, LossPredictor, slope_of
 from headway.learn.precision import Precision, choose_precision
 from headway.learn.recipe import Recipe, check_model, read_recipe, write_recipe
-from headway.learn.resume import check_equal_data, extended_recipe, fingerprint, resumed_recipe, shortened_recipe
+from headway.learn.resume import extended_recipe, fingerprint, resumed_recipe, shortened_recipe
 from headway.learn.run import PredictedLoss, Progress, Run, RunDirectory, environment, read_metrics
 from headway.learn.task import Task, unit_of
 from headway.learn.training_log import MetricsFile, TrainingLog, check_loggers, open_loggers, truncate_metrics
@@ -99,7 +101,8 @@ class Trainer:
             raise UserError(f"minutes is {minutes:g}; use a number above 0")
         if threads is not None:
             torch.set_num_threads(threads)
-        self.processes = Processes(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+        torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.processes = Processes(torch_device, recipe.parallel.timeout)
         self.recipe = replace(
             recipe,
             model=adapted_model(recipe, task),
@@ -130,7 +133,7 @@ class Trainer:
         self.extended = False  # whether the run continues beyond its original plan
         self.head_fitted = False  # whether this process fitted the head, which has not been trained since
         self._tensor_match: TensorMatch | None = None
-        self._damage_messages: list[str] = []  # messages about damaged checkpoints
+        self._damage_messages: list[str] = []  # about damaged checkpoints and different processors
         self._saved_step = 0  # the step of the last checkpoint
         self._is_over = False  # whether an evaluation ended the run
         self._reported_plan: int | None = None  # the first plan; None once a changed plan was reported
@@ -144,35 +147,39 @@ class Trainer:
         rate started to decay. With `finish`, a stopped run winds down: its learning rate decays to 0 within a tenth of
         the steps so far. Raises UserInterrupt after Ctrl-C, once a checkpoint is written.
         """
-        try:
-            processes = self.processes
-            with retained_heap(), self.directory.locked() if processes.is_main else nullcontext():
-                processes.local_micro_batches(self.recipe.train.accumulate)
-                if self._shards > 1 and isinstance(self.task.examples, OnPolicyExamples):
-                    raise ConfigError(
-                        f"parallel.shard: {self.recipe.name} plays with the weights that it trains, so each process "
-                        "needs all of them; set parallel.shard=1"
-                    )
-                check_loggers()
-                self.data = check_equal_data(fingerprint(self.task), processes)
-                exists = processes.broadcast_object(self.directory.claim(resume) if processes.is_main else None)
-                status = self.directory.read_status() if exists else {}
-                is_finished = status.get("status") == "finished"
-                if exists:
-                    self._continue(status, is_finished, finish)
-                else:
-                    self._begin()
-                if not is_finished or self.budget is not None:
-                    self._train()
-                processes.broadcast_object(None)  # all processes wait until the main process has written its files
-        finally:  # also after an interrupt: a process that exits while in the group may be aborted
-            self.processes.close()
+        lock = self.directory.locked() if self.processes.is_main else nullcontext()
+        with self.processes as processes, retained_heap(), lock:
+            processes.local_micro_batches(self.recipe.train.accumulate)
+            if self._shards > 1 and isinstance(self.task.examples, OnPolicyExamples):
+                raise ConfigError(
+                    f"parallel.shard: {self.recipe.name} plays with the weights that it trains, so each process "
+                    "needs all of them; set parallel.shard=1"
+                )
+            check_loggers()
+            exists = processes.broadcast_object(self.directory.claim(resume) if processes.is_main else None)
+            self._compare_processes(exists)
+            status = self.directory.read_status() if exists else {}
+            is_finished = status.get("status") == "finished"
+            if exists:
+                self._continue(status, is_finished, finish)
+            else:
+                self._begin()
+            if not is_finished or self.budget is not None:
+                self._train()
+            processes.broadcast_object(None)  # all processes wait until the main process has written its files
         directory = self.directory
         model = native.load_model(directory.path, self.processes.device, self.outline)
         check_model(self.recipe, model.config, directory.path)  # type: ignore[arg-type]
         del self.outline  # it is the model now
         metrics, status = read_metrics(directory.metrics), directory.read_status()
         return Run(directory.path, self.recipe, model, self.task, metrics, status)
+
+    def _compare_processes(self, exists: bool) -> None:
+        """Compare the processes, and set the data fingerprint that they share."""
+        exact = read_recipe(self.directory.recipe).parallel.exact if exists else self.recipe.parallel.exact
+        is_exact = exact or (exact is None and not exists and self.processes.device.type == "cpu")
+        self.data, warning = check_equal_processes(self.processes, self.recipe, fingerprint(self.task), bool(is_exact))
+        self._damage_messages += [] if warning is None else [warning]
 
     def _begin(self) -> None:
         """Choose the remaining settings (precision, steps), and write the new run's recipe and status."""
@@ -211,7 +218,7 @@ class Trainer:
         """Load the recipe of the existing run, and extend or shorten the run if that was requested."""
         requested, processes = self.minutes, self.processes
         if processes.is_main and (not is_finished or requested is not None):
-            self._damage_messages = self.checkpoints.set_aside_damaged() + self.pre_decay.set_aside_damaged()
+            self._damage_messages += self.checkpoints.set_aside_damaged() + self.pre_decay.set_aside_damaged()
         processes.broadcast_object(None)  # all processes read the checkpoints after the main process has checked them
         recorded = read_recipe(self.directory.recipe)
         self.recipe = resumed_recipe(self.recipe, recorded, status, self.task.goal, self.data, self.directory.path)
@@ -295,11 +302,12 @@ class Trainer:
         device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         display = open_display(self.shows_progress, recipe.train.steps, flop, device_name, unit_of(self.task))
         loggers = [self.metrics, *open_loggers(self.directory.path, to_dict(recipe))] if self.metrics else []
-        self.log = TrainingLog(recipe, self.progress, loggers, display)
+        describe_step = partial(describe_samples, self.task.examples, accumulate=recipe.train.accumulate)
+        self.log = TrainingLog(recipe, self.progress, loggers, display, describe_step)
         for line in self._announcements():
             display.print_line(line)
         try:
-            with Interrupts() as self.interrupts:
+            with Interrupts(self._broken_off, several=self.processes.world > 1) as self.interrupts:
                 self._loop()
                 if recipe.train.average:  # evaluate the mean of the last checkpoints' weights; save it if it is better
                     count = self.checkpoints.average_newest(self.learner, recipe.train.average)
@@ -373,22 +381,23 @@ class Trainer:
                 with self.log.paused():  # where an extended run continues
                     self.pre_decay.save(self.learner, progress)
             start = time.perf_counter()
-            batches = [next(stream) for _ in range(share)]
-            update = self.learner.update(progress.step, batches, self.interrupts.requested)
+            with self.interrupts.step(), self.processes.timer.step():
+                batches = [next(stream) for _ in range(share)]
+                update = self.learner.update(progress.step, batches, self.interrupts.requested)
             progress.step += 1
             totals = (sum(batch.tokens for batch in batches), sum(batch.computed for batch in batches))
             self.log.add(update, *(round(accumulate / share * total) for total in totals))
             if self._line_due():
                 self.log.flush()
                 self.learner.gather()
+                if slow := self.processes.slow_process():
+                    self.log.display.print_line(slow)
             self.log.show()
             if self.budget is not None:
                 self.budget.record_step(time.perf_counter() - start)
             if self.budget is not None and self.budget.is_revision_due(progress.step, self.recipe.train.steps):
                 self._revise_plan(self.budget)
-            # A single process stops at once. Several processes stop at a step where all of them read the same sum.
-            should_stop = self.interrupts.requested if self.processes.world == 1 else self._line_due() and update.stop()
-            if should_stop:
+            if self.processes.should_stop(progress.step, update, self.interrupts.requested):
                 self._stop()
             if self._evaluation_due():
                 self._evaluate()
@@ -497,12 +506,9 @@ class Trainer:
                 recipe.adapter.save(model, recipe.start or "", directory.adapter, family)
 
     def _measure(self) -> dict[str, float] | None:
-        """The metrics; None if Ctrl-C interrupts the evaluation. Swapping weights is not interrupted."""
-        try:
-            limit, interrupts = self.recipe.train.evaluate_limit, self.interrupts
-            return self.learner.evaluate("validation", limit, interrupts.breakable, lambda: interrupts.requested)
-        except KeyboardInterrupt:
-            return None
+        """The metrics; None if a signal interrupts the evaluation. Swapping weights is not interrupted."""
+        limit, interrupts = self.recipe.train.evaluate_limit, self.interrupts
+        return self.learner.evaluate("validation", limit, interrupts.breakable, lambda: interrupts.requested)
 
     def _forecast_loss(self, metrics: dict[str, Any]) -> None:
         """Predict the final loss after an early evaluation."""
@@ -531,13 +537,22 @@ class Trainer:
             self._saved_step = self.progress.step
 
     def _stop(self) -> NoReturn:
-        step = self.progress.step
+        """Stop all processes after this step, with a checkpoint."""
+        step, processes = self.progress.step, self.processes
+        self.interrupts.ignore_repeats()
         if self._saved_step != step:  # otherwise the model may contain averaged checkpoints
             self.log.flush()
+            self.learner.gather()
             self._checkpoint()
-        raise UserInterrupt(
-            f"stopped at step {step:,} of {self.recipe.train.steps:,}", f"resume {self.directory.path} with --resume"
-        )
+        where = f"stopped at step {step:,} of {self.recipe.train.steps:,}"
+        number = processes.agreed_signal(self.interrupts.number)  # after the checkpoint is written
+        raise UserInterrupt(where, f"resume {self.directory.path} with --resume", number, is_agreed=True)
+
+    def _broken_off(self, number: int) -> UserInterrupt:
+        """The interrupt of a step that takes too long to wait for its end."""
+        where = f"stopped during step {self.progress.step + 1:,}, which takes more than {STEP_SECONDS:g} s and is lost"
+        remedy = f"resume {self.directory.path} after step {self._saved_step:,} with --resume"
+        return UserInterrupt(where, remedy, number)
 
     def _epochs(self, steps: int) -> float | None:
         """The number of epochs in `steps` steps; None if the model generates its own samples."""

@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from headway.errors import UserError, nearest
 from headway.io.durable import write_text
 from headway.io.outputs import open_run_file
+from headway.learn.anomalies import LossWatch
 from headway.learn.display import Display
 from headway.learn.formatting import format_duration
 from headway.learn.learner import Update
@@ -133,8 +134,17 @@ class TrainingLog:
     The run's `progress.seconds` counts only training, because evaluations and checkpoints happen inside `paused`.
     """
 
-    def __init__(self, recipe: Recipe, progress: Progress, loggers: Sequence[Logger], display: Display) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        progress: Progress,
+        loggers: Sequence[Logger],
+        display: Display,
+        describe_step: Callable[[int], str] = "step {}".format,
+    ) -> None:
+        """`describe_step` names the samples of a step."""
         self.progress, self.loggers, self.display = progress, loggers, display
+        self._describe_step, self._watch = describe_step, LossWatch()
         self._updates: list[Update] = []
         self._computed = 0
         self._tokens = progress.tokens
@@ -185,10 +195,9 @@ class TrainingLog:
         line |= {"seconds": round(progress.seconds, 3)}
         if len(losses) > 1:
             line |= {f"loss_{name}": value for name, value in losses.items()}
-        self._updates.clear()
+        updates, self._updates = self._updates, []
         self._write(line)
-        if not (math.isfinite(self._loss) and math.isfinite(norm)):
-            raise UserError(f"the loss is {self._loss} and the gradient norm {norm} at step {progress.step}; {_REMEDY}")
+        self._check_steps(updates)
         if self._last_normal_step is None:
             return
         step = progress.step  # warn once if the loss stays far above the first step's loss
@@ -201,6 +210,22 @@ class TrainingLog:
                 f"{_REMEDY}"
             )
             self._last_normal_step = None
+
+    def _check_steps(self, updates: Sequence[Update]) -> None:
+        """Raise UserError for the first of the last steps that is not finite; print a line for one that jumps."""
+        for step, update in enumerate(updates, self.progress.step - len(updates) + 1):
+            loss, norm = sum(total / max(1, count) for total, count in update.losses().values()), update.norm.item()
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise UserError(
+                    f"the loss is {loss:.4g} and the gradient norm {norm:.4g} at step {step:,} "
+                    f"({self._describe_step(step)}); check these samples, or {_REMEDY}"
+                )
+            median = self._watch.jump(step, loss)
+            if median is not None:
+                self.display.print_line(
+                    f"warning: the loss jumps to {loss:.4g} at step {step:,}, from a median of {median:.4g} "
+                    f"({self._describe_step(step)}); if that repeats, check these samples, or {_REMEDY}"
+                )
 
     def evaluation(self, metrics: dict[str, float], seconds: float, weights: str, is_best: bool) -> None:
         """Write an evaluation. `weights` names the weights that were evaluated: trained, moving average, or mean of

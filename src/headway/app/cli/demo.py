@@ -44,7 +44,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     except UserInterrupt as interrupt:
         options = ["--deterministic"] if args.deterministic else []
         command = shlex.join([program, "train", RECIPE, "--run", str(directory), "--resume", *options])
-        raise UserInterrupt(interrupt.where, f"continue with: {command}") from interrupt
+        raise UserInterrupt(interrupt.where, f"continue with: {command}", interrupt.number) from interrupt
     terminal.print("\nWords that were not in the training data:\n")
     terminal.print_table(result.summary["samples"])
     scores = result.summary["scores"]

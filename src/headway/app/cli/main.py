@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -68,11 +69,12 @@ _MIN_MEMORY = 1 << 30  # bytes of address space that torch and a small model nee
 _MAX_MESSAGE = 1500  # characters per message
 _OUTPUTS = ("out", "picture", "attention", "render", "pgn", "timeline")  # arguments that are output paths
 _MODELS = ("model", "draft")  # models, in whose folders outputs are allowed
-DONE, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 128 + signal.SIGINT
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 success, 2 bad argument or input, 130 Ctrl-C, 1 otherwise."""
+    """Run one command and return its exit code: 0 success, 2 bad argument or input, 130 Ctrl-C, 143 SIGTERM
+    in a training, 1 otherwise."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     return run_job(lambda: _dispatch(arguments), "--debug" in arguments)
 
@@ -97,7 +99,8 @@ def run_job(job: Callable[[], None], debug: bool) -> int:
         message = f"the input is not UTF-8 at byte {error.start}; convert it, for example: iconv -f ISO-8859-1 -t UTF-8"
         return _fail(message, USER_ERROR, debug)
     except KeyboardInterrupt as interrupt:
-        return _fail(str(interrupt) or "interrupted", INTERRUPTED, debug)
+        number = getattr(interrupt, "number", signal.SIGINT)  # SIGTERM may stop a training
+        return _fail(str(interrupt) or "interrupted", 128 + number, debug)
     except BrokenPipeError:  # the reader of the output (`| head`) has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
@@ -142,6 +145,8 @@ def _dispatch(arguments: list[str]) -> None:
         return
     if name in _GENERATING:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "RANK" in os.environ:  # headway reports a lost process; torch would print its own stack
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     command = import_module(module_of(name))
     parser = Parser(f"headway {name}", COMMANDS[name], command.EXAMPLE)
     command.arguments(parser)

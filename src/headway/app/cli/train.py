@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
-from headway.app.cli.options import add_fine_tuning, add_recipe, number, torch_options
+from headway.app.cli.launcher import check_processes, launch
+from headway.app.cli.main import run_job
+from headway.app.cli.options import add_fine_tuning, add_recipe, integer, number, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.config import parse_settings
 from headway.errors import UserError
@@ -34,6 +37,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with --resume: decay the learning rate and finish within a tenth of the steps so far",
     )
+    parser.add_argument(
+        "--processes",
+        type=integer(1),
+        metavar="N",
+        help="train with N processes on this machine, which share each step; on GPUs, one per GPU (default: 1)",
+    )
 
 
 def add_training(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +54,14 @@ def add_training(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     if args.finish and (not args.resume or args.minutes is not None):
         raise UserError("--finish ends an interrupted run; use it with --resume, and without --minutes")
+    if args.processes is not None:
+        check_processes(args)
+        number, args.processes = args.processes, None
+        if number > 1:
+            code = launch(number, partial(run_job, partial(run, args, terminal), args.debug))
+            if code:
+                raise SystemExit(code)
+            return
     import headway as hw
     from headway.learn import measure_of
     from headway.learn.run_report import notes, scores

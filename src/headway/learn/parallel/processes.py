@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.rendezvous import rendezvous
 
 from headway.errors import UserError
 from headway.learn.examples import Shard
-from headway.learn.parallel.heartbeat import Heartbeat
+from headway.learn.parallel.group import joined, process_rank, world_size
+from headway.learn.parallel.speed import ComputeTimer
 
-# The other processes wait while the main process evaluates.
+if TYPE_CHECKING:
+    from headway.learn.learner import Update
+
+# A backstop: heartbeats notice a lost process, and the others may wait long for one that only is slow.
 _TIMEOUT = timedelta(hours=12)
 
 
@@ -28,20 +32,33 @@ class Processes:
     torchrun starts them and sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.rank = int(os.environ.get("RANK", "0"))
-        self.world = int(os.environ.get("WORLD_SIZE", "1"))
+    def __init__(self, device: torch.device, timeout: float = 60.0) -> None:
+        """`timeout`: see `ParallelConfig`."""
+        self.rank, self.world = process_rank(), world_size()
         self.device = device
-        self._heartbeat: Heartbeat | None = None
+        self._membership = ExitStack()
+        self.heartbeat = self._membership.enter_context(joined(timeout))
         if self.world > 1:
             if device.type == "cuda":
                 self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
                 torch.cuda.set_device(self.device)
             backend = "nccl" if device.type == "cuda" else "gloo"
-            if not dist.is_initialized():
-                store, rank, world = next(rendezvous("env://", timeout=_TIMEOUT))
+            if not dist.is_initialized() and self.heartbeat is not None:
+                store, rank, world = self.heartbeat.store.clone(), self.rank, self.world
                 dist.init_process_group(backend, timeout=_TIMEOUT, store=store, rank=rank, world_size=world)
-                self._heartbeat = Heartbeat(store.clone(), self.rank, self.world)  # type: ignore[attr-defined]
+        self.timer = ComputeTimer(self.device if self.world > 1 else None)
+        self._pending_stop: Callable[[], bool] | None = None
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Leave the process group; if there was an error, end the other processes, and SystemExit if another process
+        reports it.
+        """
+        if self.world > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+        self._membership.__exit__(*error)
 
     @property
     def is_main(self) -> bool:
@@ -66,21 +83,21 @@ class Processes:
     def sum(self, values: Tensor) -> Tensor:
         """Sum a tensor over all processes, in place."""
         if self.world > 1:
-            with _collective():
+            with self._collective():
                 dist.all_reduce(values)
         return values
 
     def maximum(self, values: Tensor) -> Tensor:
         """The maximum of each element over all processes, in place; not for NaN."""
         if self.world > 1:
-            with _collective():
+            with self._collective():
                 dist.all_reduce(values, dist.ReduceOp.MAX)
         return values
 
     def broadcast(self, values: Tensor, source: int = 0) -> None:
         """Broadcast values from the main process, or from the process `source`, to all processes, in place."""
         if self.world > 1:
-            with _collective():
+            with self._collective():
                 dist.broadcast(values, source)
 
     def broadcast_object(self, data: Any) -> Any:
@@ -107,7 +124,7 @@ class Processes:
         if data:
             padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         parts = [torch.empty_like(padded) for _ in range(self.world)]
-        with _collective():
+        with self._collective():
             dist.all_gather(parts, padded)
         return [part[:size].cpu().numpy().tobytes() for part, size in zip(parts, sizes.tolist())]
 
@@ -136,30 +153,58 @@ class Processes:
 
     def send(self, values: Tensor, rank: int) -> None:
         """Send values to a process, which has to receive them."""
-        with _collective():
+        with self._collective():
             dist.send(values, rank)
 
     def receive(self, values: Tensor, rank: int) -> None:
         """Receive values from a process, in place."""
-        with _collective():
+        with self._collective():
             dist.recv(values, rank)
 
-    def close(self) -> None:
-        """Leave the process group."""
-        if self._heartbeat is not None:
-            self._heartbeat.close()
-        if self.world > 1 and dist.is_initialized():
-            dist.destroy_process_group()
+    def should_stop(self, step: int, update: Update, requested: bool) -> bool:
+        """Whether all processes stop after this step, because one has received a signal. On a GPU it is known one step
+        later, so that no step waits for the GPU.
+        """
+        if self.heartbeat is None:
+            return requested
+        self.heartbeat.step = step
+        if self.device.type != "cuda":
+            return update.stop()
+        pending, self._pending_stop = self._pending_stop, update.stop_later()
+        return pending is not None and pending()
 
+    def agreed_signal(self, number: int) -> int:
+        """The signal that stops all processes, some of which have not received it (0); all call it at once."""
+        received = torch.zeros(65, device=self.device)
+        received[number] = 1
+        return max(self.sum(received).nonzero().flatten().tolist()) or signal.SIGINT
 
-@contextmanager
-def _collective() -> Iterator[None]:
-    """Run a collective operation; raise UserError if another process has ended."""
-    try:
-        yield
-    except RuntimeError as error:
-        first = str(error).split("\n")[0].rpartition("] ")[2]
-        raise UserError(
-            f"another training process has ended ({first.rstrip('.')}); check its log for the reason, then resume from "
-            "the last checkpoint with --resume"
-        ) from error
+    def slow_process(self) -> str | None:
+        """Publish the speed of this process; in the main process, a warning that names a slow one."""
+        if self.heartbeat is None:
+            return None
+        self.heartbeat.seconds = self.timer.mean()
+        return self.timer.slow_process(self.heartbeat) if self.is_main else None
+
+    def exchange(self, name: str, data: Any) -> list[Any]:
+        """The `data` (any JSON values) of all processes, in the main process, under a name that is used once; the
+        others get an empty list.
+        """
+        if self.heartbeat is None:
+            return [data]
+        store, keys = self.heartbeat.store, [f"{name}/{rank}" for rank in range(self.world)]
+        store.set(keys[self.rank], json.dumps(data))
+        if not self.is_main:
+            return []
+        store.wait(keys, _TIMEOUT)
+        return [json.loads(value) for value in store.multi_get(keys)]
+
+    @contextmanager
+    def _collective(self) -> Iterator[None]:
+        """Run a collective operation; SystemExit if another process has ended, which one of the others reports."""
+        try:
+            with self.timer.wait():
+                yield
+        except RuntimeError as error:
+            first = str(error).split("\n")[0].rpartition("] ")[2]
+            raise SystemExit(1 if self.heartbeat is None else self.heartbeat.broken(first.rstrip("."))) from error

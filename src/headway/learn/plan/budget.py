@@ -131,7 +131,10 @@ class SpeedMeter:
     def evaluation(self, split: str, limit: int | None) -> float:
         """Estimated seconds to evaluate a trained model on at most `limit` samples, the same in all processes."""
         start = time.perf_counter()
-        growth = self.task.objective.evaluation_growth(self.learner.evaluate(split, limit))
+        scores = self.learner.evaluate(split, limit)
+        if scores is None:
+            raise KeyboardInterrupt
+        growth = self.task.objective.evaluation_growth(scores)
         return self.processes.broadcast_object(growth * (time.perf_counter() - start))
 
 

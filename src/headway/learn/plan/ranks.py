@@ -257,7 +257,7 @@ class MemoryMeter(TorchDispatchMode):
             indices = [part for index in args[1] for part in _indices(index)]
             args = (args[0], indices, *args[2:])
         if func is torch.ops.aten.nonzero.default:
-            return torch.stack(_indices(tensors[0]), -1)
+            return torch.stack(cast(list[Tensor], _indices(tensors[0])), -1)
         result, self.operations = func(*args, **(kwargs or {})), self.operations + 1
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
