@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from headway.errors import UserError
-from headway.generate.prompts import device_of, evaluation_mode
+from headway.generate.prompts import device_of
 from headway.learn.examples import Batch, Examples, Samples
 from headway.nn.mixers import State
-from headway.nn.models import Loss, ModelConfig
+from headway.nn.models import Loss, ModelConfig, evaluation_mode
 
 if TYPE_CHECKING:
     from headway.learn.report import Picture

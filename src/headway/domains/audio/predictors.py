@@ -25,10 +25,10 @@ from headway.domains.audio.transcriber import Transcriber, Transcription, transc
 from headway.domains.audio.window_transcriber import Task, TranscriptionOptions
 from headway.errors import UserError
 from headway.formats.usage import named_scores
-from headway.generate.prompts import device_of, evaluation_mode
+from headway.generate.prompts import device_of
 from headway.io import arguments
 from headway.io.arguments import check_types
-from headway.nn.models import kinds
+from headway.nn.models import evaluation_mode, kinds
 from headway.predict.model_handle import ModelHandle
 
 Sound = str | Path | Float[np.ndarray, "N"]

@@ -25,10 +25,9 @@ from headway.generate import (
     sample_steps,
     search_steps,
 )
-from headway.generate.prompts import evaluation_mode
 from headway.io.arguments import check_fields
 from headway.layout import Layout
-from headway.nn.models import EncodedSource, EncoderDecoder, FramesEmbedConfig, Generative, Prompt
+from headway.nn.models import EncodedSource, EncoderDecoder, FramesEmbedConfig, Generative, Prompt, evaluation_mode
 
 Task = Literal["transcribe", "translate"]
 ENGLISH_ONLY = 51864  # vocabulary size; the English-only model has one token less than the one of 99 languages

@@ -35,7 +35,6 @@ from headway.errors import ConfigError, UserError, logger
 from headway.formats.out_of_distribution import TrainingStatistics
 from headway.formats.usage import Usage, read_usage
 from headway.generate import SearchConfig, translate_ids
-from headway.generate.prompts import evaluation_mode
 from headway.generate.search import check_beam
 from headway.layout import Layout
 from headway.learn import Recipe, Task, TaskConfig
@@ -45,7 +44,7 @@ from headway.learn.recipe import batch_tokens_of
 from headway.learn.report import Picture, heatmap
 from headway.metrics import bleu, pronunciation_error_rates, rouge, translation_scores
 from headway.nn.mixers import ConditionalGRU, CrossAttention
-from headway.nn.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, attention_maps
+from headway.nn.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, attention_maps, evaluation_mode
 
 BOS, EOS = "<s>", "</s>"
 NO_USAGE = Usage()
