@@ -154,12 +154,7 @@ def export(model: str | Path, out: str | Path, format: str | None = None, dtype:
     return export_checked(model, out, format, dtype).family
 
 
-def export_checked(
-    model: str | Path,
-    out: str | Path,
-    format: str | None,
-    dtype: str | None,
-) -> ExportResult:
+def export_checked(model: str | Path, out: str | Path, format: str | None, dtype: str | None) -> ExportResult:
     """`export`, together with the comparison of outputs."""
     target_format = format_from_suffix(Path(out)) if format is None else format
     check_format(target_format, dtype)

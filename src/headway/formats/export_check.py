@@ -90,12 +90,7 @@ def joined(compared: str, checks: Sequence[ExportCheck]) -> ExportCheck:
     return ExportCheck(compared, largest, max((check.difference for check in checks), default=0.0))
 
 
-def compare(
-    expected: dict[str, Tensor],
-    written: dict[str, Any],
-    tolerance: float,
-    compared: str,
-) -> ExportCheck:
+def compare(expected: dict[str, Tensor], written: dict[str, Any], tolerance: float, compared: str) -> ExportCheck:
     """Raise UserError if a difference exceeds `tolerance` times the largest expected value."""
     largest, difference = 0.0, 0.0
     for name, values in expected.items():

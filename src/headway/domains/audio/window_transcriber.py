@@ -17,14 +17,7 @@ from headway.codecs import TokenizerCodec
 from headway.config import from_dict
 from headway.errors import ConfigError, UserError, nearest
 from headway.formats.usage import Usage
-from headway.generate import (
-    DecodingCoroutine,
-    NextTokens,
-    Sampling,
-    SearchConfig,
-    sample_steps,
-    search_steps,
-)
+from headway.generate import DecodingCoroutine, NextTokens, Sampling, SearchConfig, sample_steps, search_steps
 from headway.io.arguments import check_fields
 from headway.layout import Layout
 from headway.nn.models import EncodedSource, EncoderDecoder, FramesEmbedConfig, Generative, Prompt, evaluation_mode

@@ -12,12 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from headway.codecs.tokenizer import (
-    SequenceTemplate,
-    TokenizerCodec,
-    encode_with_special_tokens,
-    tokenize_words,
-)
+from headway.codecs.tokenizer import SequenceTemplate, TokenizerCodec, encode_with_special_tokens, tokenize_words
 from headway.domains.understanding.answers import Answer, ContextWindows
 from headway.domains.understanding.pair_inputs import PairInputs
 from headway.domains.understanding.tagging import WordTokenRows, word_tags

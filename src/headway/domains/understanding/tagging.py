@@ -16,11 +16,7 @@ from torch import Tensor, nn
 from headway.codecs.tokenizer import SequenceTemplate, TokenizerCodec, WordTokens, tokenize_words
 from headway.config_kinds import register
 from headway.data import IGNORE_INDEX, Splits, TaggedCorpus, read_conll, split_by_text
-from headway.domains.understanding.task import (
-    EncodedTextDataset,
-    EncoderTaskConfig,
-    check_encoder,
-)
+from headway.domains.understanding.task import EncodedTextDataset, EncoderTaskConfig, check_encoder
 from headway.learn import Recipe, Task
 from headway.learn.examples import Batch, Contents, RngKey, RowSubset
 from headway.learn.objective import Objective, evaluation_batches
