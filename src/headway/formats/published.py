@@ -28,6 +28,7 @@ from headway.formats.sentence_transformers import (
     HEAD,
     attach_modules,
     check_embedding,
+    read_modules,
     read_sentence_usage,
     reranker_template,
     usage_settings,
@@ -174,15 +175,16 @@ def load_published(
     """
     directory = Path(directory)
     metadata = _read(directory, context)
-    config = with_modules(metadata.config, metadata.settings, directory)
+    modules = read_modules(directory)
+    config = with_modules(metadata.config, metadata.settings, modules)
     report_unknown(metadata.family, metadata.settings)
     if metadata.scheme is not None and is_deferring():
         dtype = dtype or torch.float32  # of decoded matrices, which are not decoded to find out
     model = uninitialized_model(metadata.config, metadata.shards.size, metadata.shards.source, dtype)
     fill(model, metadata.family.rules(metadata.config), metadata.weights, dtype)
-    attach_modules(model, config, metadata.settings, directory, dtype)
+    attach_modules(model, config, metadata.settings, modules, dtype)
     special_tokens = read_special_tokens(directory, metadata.settings)
-    template = reranker_template(read_template(directory), config, metadata.settings, directory)
+    template = reranker_template(read_template(directory), config, metadata.settings, modules)
     processor_files = metadata.family.processor_files
     processor = (
         read_processor(directory)
@@ -195,7 +197,7 @@ def load_published(
         **special_tokens,
         template=template,
         processor=processor,
-        sentence=read_sentence_usage(directory),
+        sentence=read_sentence_usage(modules),
     )
     return PublishedModel(model.eval(), usage)
 
@@ -214,7 +216,7 @@ def read_processor(directory: Path) -> dict[str, Any]:
 def published_config(directory: Path) -> ModelConfig:
     """Return the configuration of the model in a folder, without reading weights."""
     metadata = _read(Path(directory), None)
-    return with_modules(metadata.config, metadata.settings, Path(directory))
+    return with_modules(metadata.config, metadata.settings, read_modules(Path(directory)))
 
 
 def described_config(directory: Path) -> ModelConfig:
@@ -224,7 +226,8 @@ def described_config(directory: Path) -> ModelConfig:
     if any((directory / name).is_file() for whole, index, _ in _WEIGHT_FILES for name in (whole, index)):
         return published_config(directory)
     settings, family, _ = _read_family(directory, None)
-    return with_modules(read_config(family, settings, head_tensors(settings), _MAX_LAYERS), settings, directory)
+    config = read_config(family, settings, head_tensors(settings), _MAX_LAYERS)
+    return with_modules(config, settings, read_modules(directory))
 
 
 class _FolderMetadata(NamedTuple):
