@@ -5,7 +5,7 @@ built from a file.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -228,6 +228,11 @@ def check_tensors(model_tensors: Mapping[str, Tensor], tensors: Mapping[str, Ten
                 f"{path}: tensor {name!r} has shape {saved}, the model needs {built}; "
                 "load it with the configuration it was saved with"
             )
+
+
+def total_bytes(tensors: Iterable[Tensor]) -> int:
+    """The bytes of the values of tensors, deferred ones included."""
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

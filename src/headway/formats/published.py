@@ -22,7 +22,7 @@ from headway.errors import UserError, logger
 from headway.formats.deferred import is_deferring
 from headway.formats.families import families, find_family, text_part
 from headway.formats.heads import head_tensors, to_classes_config, to_classes_model
-from headway.formats.native import read_config, uninitialized_model
+from headway.formats.native import read_config, total_bytes, uninitialized_model
 from headway.formats.quantization import QUANTIZATION, QuantizedWeights, Scheme, find_scheme
 from headway.formats.sentence_transformers import (
     HEAD,
@@ -314,7 +314,7 @@ def save_published(model: nn.Module, config: ModelConfig, directory: Path, usage
         settings[THRESHOLDS] = list(usage.thresholds)
     tensors = fuse_tensors(published_tensors(model, family.rules(bare)), family)
     directory.mkdir(parents=True, exist_ok=True)
-    check_free_disk(directory.parent, _size(tensors))
+    check_free_disk(directory.parent, total_bytes(tensors.values()))
     if family.processor_files is not None:
         settings = family.processor_files.write(directory, settings, usage.processor)
     if usage.labels and len(usage.labels) == len(settings.get("id2label") or {}):
@@ -340,7 +340,7 @@ def _write_weights(directory: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write one file or, for more than `_SHARD_BYTES`, shards with an index, in the order of the tensors."""
     shards = [dict[str, Tensor]()]
     for name, tensor in tensors.items():
-        if shards[-1] and _size(shards[-1]) + tensor.nbytes > _SHARD_BYTES:
+        if shards[-1] and total_bytes([*shards[-1].values(), tensor]) > _SHARD_BYTES:
             shards.append({})
         shards[-1][name] = tensor
     names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
@@ -348,12 +348,8 @@ def _write_weights(directory: Path, tensors: Mapping[str, Tensor]) -> None:
         write_tensors(directory / name, shard, {"format": "pt"})
     if len(shards) > 1:
         files = {name: file for file, shard in zip(names, shards) for name in shard}
-        total = {"total_size": _size(tensors)}
+        total = {"total_size": total_bytes(tensors.values())}
         write_json(directory / INDEX, {"metadata": total, "weight_map": files})
-
-
-def _size(tensors: Mapping[str, Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _find_family(config: ModelConfig, name: str) -> Family:
