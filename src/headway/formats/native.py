@@ -31,6 +31,7 @@ _DEPTH_SETTINGS = ("num_hidden_layers", "num_layers", "num_decoder_layers", "enc
 _DEPTH_SETTINGS += ("n_encoder_layers", "n_decoder_layers", "n_vae_encoder_layers")
 _DEPTH_SETTINGS += ("n_layer", "n_layers")  # settings for the number of layers
 _EXPERT_SETTINGS, _MAX_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts"), 1024
+_MAX_SIZE = (1 << 31) - 1  # of a vector, or positions: kernels and files have 32-bit numbers
 _MAX_PARAMETERS_PER_BYTE = 4  # maximum parameters per byte in a file: more than any quantisation packs
 _BUILD_ERRORS = (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RuntimeError)
 
@@ -44,15 +45,22 @@ def read_config(family: Family, settings: Settings, names: Collection[str], max_
     for values in (settings.values, *towers):
         for name in (*_DEPTH_SETTINGS, *_EXPERT_SETTINGS):
             count, max_count = values.get(name), _MAX_EXPERTS if name in _EXPERT_SETTINGS else tensors
+            if isinstance(count, int) and count < 1 and name in _DEPTH_SETTINGS:
+                raise UserError(f"{settings.source}: {name} is {count}; it should be at least 1; get the file again")
             if isinstance(count, int) and count > max_count:
                 raise UserError(
                     f"{settings.source}: {name} is {count}, too many for the {tensors} tensors in the file; "
                     "the settings do not match the weights"
                 )
     try:
-        return family.read(settings, names)
-    except _BUILD_ERRORS as error:
+        config: Any = family.read(settings, names)
+    except (*_BUILD_ERRORS, ConfigError) as error:
         raise UserError(_mismatch_message(settings.source, family.name, error)) from error
+    for part in (config, *(getattr(config, name, None) for name in ("encoder", "decoder", "left", "right", "tower"))):
+        for name, size in (("hidden size", getattr(part, "width", None)), ("context", getattr(part, "context", None))):
+            if size is not None and not 1 <= size <= _MAX_SIZE:
+                raise UserError(f"{settings.source}: the {name} is {size}; it should be 1 to {_MAX_SIZE}")
+    return config
 
 
 def uninitialized_model(

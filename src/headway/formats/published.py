@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from headway.codecs.chat_template import read_template
 from headway.codecs.image_processor import FILE as PROCESSOR
 from headway.config import differences, to_dict
 from headway.errors import UserError, logger
-from headway.formats.deferred import is_deferring
+from headway.formats.deferred import deferred_weights, is_deferring
 from headway.formats.families import families, find_family, text_part
 from headway.formats.heads import head_tensors, to_classes_config, to_classes_model
 from headway.formats.native import read_config, total_bytes, uninitialized_model
@@ -177,12 +177,12 @@ def load_published(
     metadata = _read(directory, context)
     modules = read_modules(directory)
     config = with_modules(metadata.config, metadata.settings, modules)
-    report_unknown(metadata.family, metadata.settings)
     if metadata.scheme is not None and is_deferring():
         dtype = dtype or torch.float32  # of decoded matrices, which are not decoded to find out
     model = uninitialized_model(metadata.config, metadata.shards.size, metadata.shards.source, dtype)
     fill(model, metadata.family.rules(metadata.config), metadata.weights, dtype)
     attach_modules(model, config, metadata.settings, modules, dtype)
+    report_unknown(metadata.family, metadata.settings)  # last, because an error would be more important
     special_tokens = read_special_tokens(directory, metadata.settings)
     template = reranker_template(read_template(directory), config, metadata.settings, modules)
     processor_files = metadata.family.processor_files
@@ -220,11 +220,12 @@ def published_config(directory: Path) -> ModelConfig:
 
 
 def described_config(directory: Path) -> ModelConfig:
-    """Return the configuration that a folder describes. Without files of weights, the heads are those of the class that
-    config.json names.
+    """Return the configuration that a folder describes. Files of weights have to fit, but are not read. Without them,
+    the heads are those of the class that config.json names.
     """
     if any((directory / name).is_file() for whole, index, _ in _WEIGHT_FILES for name in (whole, index)):
-        return published_config(directory)
+        with deferred_weights():
+            return cast(ModelConfig, load_published(directory, None).model.config)
     settings, family, _ = _read_family(directory, None)
     config = read_config(family, settings, head_tensors(settings), _MAX_LAYERS)
     return with_modules(config, settings, read_modules(directory))
