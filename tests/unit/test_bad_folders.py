@@ -104,7 +104,8 @@ DECODER: dict[str, tuple[Change, str]] = {
         settings(model_type="t5", architectures=["T5ForConditionalGeneration"]), "do not match the weights"
     ),
     "an unknown family": (settings(model_type="mamba2"), "unknown family 'mamba2'"),
-    "no family": (json_file("config.json", {}), "lacks 'model_type'"),
+    "no family": (json_file("config.json", {}), "lacks 'model_type'; get the file again"),
+    "no settings": (without("config.json"), "has format 'pt', not 'headway'; add its config.json"),
     "no JSON": (json_file("config.json", "{"), "config.json is not JSON"),
     "no mapping": (json_file("config.json", [1]), "is not a mapping of settings"),
     "unknown rotary positions": (settings(rope_parameters={"rope_type": "magic"}), "rope_type is 'magic'"),

@@ -154,7 +154,7 @@ def _header(path: Path) -> tuple[TensorFile, ModelConfig]:
         raise UserError(f"{path} does not exist; pass a run or model folder that contains {FILE}")
     file = TensorFile(path, "restore it from a copy")
     if file.metadata.get("format") != "headway":
-        raise UserError(f"{path} has format {file.metadata.get('format')!r}, not 'headway'; use `headway import` first")
+        raise UserError(f"{path} has format {file.metadata.get('format')!r}, not 'headway'; add its config.json")
     if file.metadata.get("version") != VERSION:
         version = file.metadata.get("version")
         raise UserError(f"{path} has version {version}, but headway reads {VERSION}; install the version that wrote it")
