@@ -216,3 +216,18 @@ def test_bad_folders_are_refused(
         assert printed.err.count("\n") == 1, printed.err
         assert message in printed.err, command
     assert sorted(path for path in tmp_path.rglob("*") if "cache" not in path.parts) == before
+
+
+def test_a_text_that_is_too_long_is_refused_or_truncated(
+    folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other lines have their vectors."""
+    for options, code in (([], 2), (["--truncate"], 0)):
+        monkeypatch.setattr("sys.stdin", io.StringIO("pearls\n" + "pearls " * 130 + "\n"))
+        assert cli.main(["embed", str(folders / "encoder"), *options]) == code
+        printed = capsys.readouterr()
+        short, long = map(json.loads, printed.out.splitlines())
+        assert len(short) == 16
+        assert (long is None) == (code == 2)
+        assert printed.err.count("\n") == (1 if code else 0)
+        assert not code or "but the model reads at most 128; shorten it" in printed.err
