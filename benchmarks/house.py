@@ -27,6 +27,10 @@ The figures describe the files of src/headway:
   The `__init__` of packages do not run, because they import modules that the computation does not need.
 - `loaded_by_a_forward_with_packages`: The same as a user would run it.
 - `modules_loaded`: The number of modules of the package in `sys.modules` after `hw.load` of a small language model.
+
+`--check` allows `tokens_per_code_line` and `mean_function_body` to be 1 % worse. Both count lines, so a table or a call
+that is written on one line instead of one line per item changes them, although the code is the same. All such lines of
+the package together were about half of this tolerance.
 """
 
 from __future__ import annotations
@@ -53,6 +57,7 @@ LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, toke
 FORWARD = ("headway.nn.models.transformer", "headway.nn.kernels.cross_entropy", "headway.nn.models.heads")
 SHORT = 6  # lines of a function body from which a function is not short
 MAX_LINES = 600  # of a file
+LAYOUT_TOLERANCE = 0.01  # relative, of figures that count lines
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Trees = Mapping[str, ast.Module]  # by the name of the module
 
@@ -109,15 +114,18 @@ def check(figures: dict[str, Any], stored: dict[str, Any]) -> None:
     ours, theirs = (
         {
             "mean function body": -row["mean_function_body"],
+            "tokens per line of code": row["tokens_per_code_line"],
             "short functions with one caller": row["short_functions_called_once"],
             "import cycles": len(row["import_cycles"]),
             "lines that a forward imports": row["closure_of_a_forward"]["lines"],
-            "tokens per line of code": row["tokens_per_code_line"],
             "lines of the longest file": max(row["longest_file"], MAX_LINES),
         }
         for row in (figures, stored)
     )
-    worse = [f"{name}: {abs(ours[name])}, was {abs(theirs[name])}" for name in ours if ours[name] > theirs[name]]
+    limits = dict(theirs)
+    for name in ("mean function body", "tokens per line of code"):
+        limits[name] += LAYOUT_TOLERANCE * abs(limits[name])
+    worse = [f"{name}: {abs(ours[name])}, was {abs(theirs[name])}" for name in ours if ours[name] > limits[name]]
     if worse:
         sys.exit("the structure became worse than in benchmarks/results/house.json:\n" + "\n".join(worse))
 

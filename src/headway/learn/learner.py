@@ -24,7 +24,7 @@ from headway.learn.precision import effective_precision, products
 from headway.learn.recipe import Recipe
 from headway.learn.task import Task
 from headway.nn.kernels import GeluPasses, gelu_passes
-from headway.nn.models import Loss
+from headway.nn.models import Loss, evaluation_mode
 from headway.nn.parts.dropout import Dropout
 
 # Indices of the statistics stored after the gradients, so that one all-reduce sums both.
@@ -126,16 +126,14 @@ class Learner:
     def evaluating(self) -> Iterator[nn.Module]:
         """The model for evaluation and saving: averaged weights if there are any, no dropout, full precision."""
         trained = self.flat.data.clone() if self.average is not None else None
-        try:
-            if self.average is not None:
-                self.flat.data.copy_(self.average)
-            self.model.eval()
-            with products("fp32", self.device), torch.no_grad():
+        with evaluation_mode(self.model), products("fp32", self.device), torch.no_grad():
+            try:
+                if self.average is not None:
+                    self.flat.data.copy_(self.average)
                 yield self.model
-        finally:
-            if trained is not None:  # first, because a second Ctrl-C may interrupt the rest
-                self.flat.data.copy_(trained)
-            self.model.train()
+            finally:
+                if trained is not None:  # first, because a second Ctrl-C may interrupt the rest
+                    self.flat.data.copy_(trained)
 
     def evaluate(
         self,
