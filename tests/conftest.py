@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Generator, Iterator
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 import shapes
 
 ROOT = Path(__file__).parents[1]
+LONG = 10  # seconds of processor time of one test, from which it is named at the end
 _NUMBERS = count()
 
 shapes.install()  # before anything imports headway
@@ -27,6 +29,25 @@ def pytest_collection_finish() -> None:
     """Modules and tests stay to the end: the collector need not look through them again and again."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    before = time.process_time()
+    try:
+        return (yield)
+    finally:
+        item.user_properties.append(("processor seconds", time.process_time() - before))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Names the tests that take long however busy the machine is; the slowest by the clock are pytest's own list."""
+    reports = [report for state in ("passed", "failed") for report in terminalreporter.getreports(state)]
+    times = {report.nodeid: dict(report.user_properties).get("processor seconds", 0) for report in reports}
+    if long := sorted((seconds, name) for name, seconds in times.items() if seconds > LONG):
+        terminalreporter.section(f"over {LONG} s of processor time, which CONTRIBUTING.md asks to avoid")
+        for seconds, name in reversed(long):
+            terminalreporter.line(f"{seconds:.1f}s {name}")
 
 
 @pytest.fixture(scope="session")

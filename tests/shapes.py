@@ -12,7 +12,7 @@ import inspect
 import re
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, get_args, get_type_hints
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import jaxtyping
 import torch
@@ -83,27 +83,60 @@ def _read(hint: Any, made: Callable[..., Any]) -> Any:
 
 
 def is_by_axes(kind: type[AbstractArray], value: Any) -> bool:
-    """What jaxtyping finds, which is asked itself where a type is of more than plain axes."""
-    axes = _plain_axes(kind)
+    """What jaxtyping finds, which is asked itself where an axis is computed or has no name."""
+    axes = _axes(kind)
     if axes is None or not isinstance(value, Tensor):
         return is_by_jaxtyping(kind, value)
-    shape = value.shape
-    if len(shape) != len(axes) or not _is_dtype(kind, value.dtype) or not isinstance(value, kind.array_type):
+    shape, many = value.shape, axes.many
+    rest = len(shape) - len(axes.single)
+    if (rest < 0 or (rest and many is None)) or not _is_dtype(kind, value.dtype):
         return False
-    known, *_ = get_shape_memo()
+    if not isinstance(value, kind.array_type):
+        return False
+    known, variadic, *_ = get_shape_memo()
+    sizes = shape if many is None else shape[: axes.before] + shape[axes.before + rest :]
     found: dict[str, int] = {}
-    for axis, size in zip(axes, shape):
+    for axis, size in zip(axes.single, sizes):
+        if axis.__class__ is tuple:  # broadcast
+            if size == 1:
+                continue
+            (axis,) = axis
         if size != (axis if axis.__class__ is int else known[axis] if axis in known else found.setdefault(axis, size)):
+            return False
+    if many:
+        is_broadcast, seen = variadic.setdefault(many, (False, shape[axes.before : axes.before + rest]))
+        if is_broadcast:
+            return is_by_jaxtyping(kind, value)
+        if seen != shape[axes.before : axes.before + rest]:
             return False
     known.update(found)
     return True
 
 
+class _Axes(NamedTuple):
+    """Of a type. `single` has sizes, names, and names in a tuple, which a size of 1 fits, too; `many` follows `before`
+    of them: None, or any number of axes, with a name or "".
+    """
+
+    single: tuple[Any, ...]
+    before: int
+    many: str | None
+
+
 @functools.cache
-def _plain_axes(kind: type[AbstractArray]) -> tuple[str | int, ...] | None:
-    """Names and sizes of all axes; None where any is optional, of any number, or computed."""
-    words = kind.dim_str.split()
-    return tuple(int(word) if word.isdigit() else word for word in words) if all(map(_PLAIN, words)) else None
+def _axes(kind: type[AbstractArray]) -> _Axes | None:
+    """None where an axis is computed, optional, or of any size."""
+    single, before, many = list[Any](), 0, None
+    for word in kind.dim_str.split():
+        name = word.lstrip("#*")
+        if word == "..." or (word == f"*{name}" and _PLAIN(name)):
+            before, many = len(single), name.strip(".")
+        elif not _PLAIN(name) or word not in (name, f"#{name}"):
+            return None
+        else:
+            axis = int(name) if name.isdigit() else name
+            single.append(axis if word == name else (axis,))
+    return _Axes(tuple(single), before, many)
 
 
 @functools.cache

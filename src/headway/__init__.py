@@ -94,15 +94,8 @@ __version__ = "0.1.0"
 lazy_exports(
     __name__,
     {
-        ".app.api": (
-            "plan",
-            "plan_gpus",
-            "train",
-        ),
-        ".app.compare": (
-            "Comparison",
-            "compare",
-        ),
+        ".app.api": ("plan", "plan_gpus", "train"),
+        ".app.compare": ("Comparison", "compare"),
         ".codecs": ("Codec",),
         ".domains.agents.agent_policy": ("AgentPolicy",),
         ".domains.audio.transcriber": ("Transcriber",),
@@ -110,51 +103,21 @@ lazy_exports(
         ".domains.chess.player": ("ChessPlayer",),
         ".domains.forecast.predictors": ("Forecast",),
         ".domains.robotics.policy": ("RobotController",),
-        ".domains.audio": (
-            "Segment",
-            "TranscriptionOptions",
-            "Transcription",
-        ),
+        ".domains.audio": ("Segment", "TranscriptionOptions", "Transcription"),
         ".domains.image_text": ("Matches",),
         ".domains.masked": ("Candidate",),
         ".domains.understanding": ("Answer", "RankedDocument", "TaggedWords"),
         ".domains.vision": ("ImageAttention",),
-        ".errors": (
-            "ConfigError",
-            "PartialFailureError",
-            "UserError",
-        ),
-        ".app.conversion": (
-            "QuantizationResult",
-            "export",
-            "quantize",
-        ),
+        ".errors": ("ConfigError", "PartialFailureError", "UserError"),
+        ".app.conversion": ("QuantizationResult", "export", "quantize"),
         ".learn.plan.plans": ("Plan",),
-        ".generate": (
-            "Completion",
-            "Limits",
-            "Sampling",
-            "SearchConfig",
-            "Session",
-        ),
+        ".generate": ("Completion", "Limits", "Sampling", "SearchConfig", "Session"),
         ".app.loading": ("load",),
         ".app.model": ("Model",),
-        ".app.remote": (
-            "RemoteModel",
-            "connect",
-        ),
-        ".app.recipes": (
-            "presets",
-            "recipes",
-        ),
-        ".learn": (
-            "Recipe",
-            "Run",
-        ),
+        ".app.remote": ("RemoteModel", "connect"),
+        ".app.recipes": ("presets", "recipes"),
+        ".learn": ("Recipe", "Run"),
         ".predict.attention_maps": ("Attention",),
-        ".app.verification": (
-            "Verification",
-            "verify",
-        ),
+        ".app.verification": ("Verification", "verify"),
     },
 )

@@ -96,6 +96,7 @@ def follow(model: Transformer | EncoderDecoder, engine: Engine, prompt: Prompt, 
             close(found, wanted, **TOLERANCE)
 
 
+@pytest.mark.compiling
 @pytest.mark.parametrize("number", range(18))
 def test_blocks_step_as_their_modules(number: int) -> None:
     """Two blocks at a time, as errors grow from one layer of such large weights to the next."""

@@ -75,6 +75,7 @@ def padded(parts: list[Tensor]) -> tuple[Tensor, Layout]:
     return x, layout
 
 
+@pytest.mark.compiling
 @pytest.mark.parametrize("number", range(len(LOWERED)))
 def test_documents_are_read_as_torch_reads_them(number: int) -> None:
     """Padding is never looked at, though it be no number."""

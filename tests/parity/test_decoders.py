@@ -9,7 +9,7 @@ import pytest
 import torch
 from decoder_models import CONFIGS, SYMBOLS, greedy, layers_of, logits, make, ours_of, their_greedy
 from safetensors import safe_open
-from twins import Twins, batch, difference, outputs_of, rows, twins
+from twins import Twins, batch, check_gradients, difference, outputs_of, rows, twins
 
 from headway.formats.published import load_published, save_published
 
@@ -37,6 +37,16 @@ def test_every_layer(pair: Twins) -> None:
     assert len(ours) == len(theirs) == len(pair.ours.config.stack.blocks)
     for mine, other in zip(ours, theirs):
         assert difference(mine, other, given.layout.mask) < INNER
+
+
+def test_gradients(pair: Twins, tmp_path: Path) -> None:
+    given = batch(LENGTHS, SYMBOLS)
+    check_gradients(
+        pair,
+        lambda peer: peer(given.ids, attention_mask=given.mask).logits[given.layout.mask],
+        lambda mine: mine.logits(given.ids, given.layout)[given.layout.mask],
+        tmp_path,
+    )
 
 
 def test_greedy_tokens(pair: Twins) -> None:

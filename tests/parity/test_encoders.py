@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from twins import Batch, Twins, batch, check_export, difference, outputs_of, perturb, twins
+from twins import Batch, Twins, batch, check_export, check_gradients, difference, outputs_of, perturb, twins
 
 from headway.errors import UserError
 from headway.formats.families import families
@@ -233,6 +233,19 @@ def test_every_layer_and_output_is_theirs_and_so_is_the_export(stem: str, head: 
         return loaded
 
     check_export(pair, back, lambda m: m(**given)[first], tmp_path)
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+@pytest.mark.parametrize(("stem", "head"), [(stem, head) for stem, head in CASES if head == "ForMaskedLM"])
+def test_gradients(stem: str, head: str, size: str, tmp_path: Path) -> None:
+    pair = twins(model(stem, head, size), tmp_path / "theirs")
+    b, given, ours_given = inputs(pair.theirs)
+    check_gradients(
+        pair,
+        lambda peer: peer(**given).logits[b.layout.mask],
+        lambda mine: mine.output("vocabulary", ours_given, b.layout)[b.layout.mask],
+        tmp_path / "gradients",
+    )
 
 
 def tiny(head: str = "ForMaskedLM", **settings: Any) -> Any:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from twins import Twins, check_export, difference, outputs_of, twins
+from twins import Twins, check_export, check_gradients, difference, outputs_of, twins
 
 from headway.codecs import load_codec
 from headway.codecs.image_processor import ImageProcessor
@@ -91,6 +91,13 @@ def test_both_towers_and_their_logits_are_theirs_and_so_is_the_export(stem: str,
             keep = pair.ours.layout(ids).mask if side == "right" else None
             assert difference(a, b, keep) < TOLERANCE
     check_export(pair, type(pair.theirs).from_pretrained, said(x), tmp_path / "ours")
+
+
+@pytest.mark.parametrize("stem", ["CLIP", "Siglip"])
+def test_gradients(stem: str, tmp_path: Path) -> None:
+    pair = twins(model(stem), tmp_path / "theirs")
+    x, ids = images(pair), texts()
+    check_gradients(pair, said(x), lambda mine: mine(x, ids), tmp_path / "gradients")
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (8, 12)])

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
 from torch import Tensor
-from twins import Batch, Twins, batch, check_export, difference, outputs_of, perturb, rows, twins
+from twins import Batch, Twins, batch, check_export, check_gradients, difference, outputs_of, perturb, rows, twins
 
 import headway as hw
 from headway.app.cli import main as cli
@@ -199,6 +199,18 @@ def test_every_layer_and_output_is_theirs_and_so_is_the_export(name: str, size: 
         wanted = pair.theirs(**given).logits
     assert difference(wanted, logits(pair.ours, source, target), target.layout.mask) < TOLERANCE
     check_export(pair, type(pair.theirs).from_pretrained, lambda m: m(**given).logits, tmp_path)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_gradients(name: str, tmp_path: Path) -> None:
+    pair = make(name, "small", tmp_path / "theirs")
+    source, target, given = pairs(pair.theirs)
+
+    def ours(mine: Any) -> Tensor:
+        x = mine(source.ids, source.layout, target.ids, target.layout).x
+        return mine.heads["vocabulary"](x)[target.layout.mask]
+
+    check_gradients(pair, lambda peer: peer(**given).logits[target.layout.mask], ours, tmp_path / "gradients")
 
 
 GENERATING = ["t5", "t5-1.1", "bart", "t5gemma", "marian", "marian-two-tables"]

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from twins import check_export, difference, outputs_of, twins
+from torch import Tensor
+from twins import check_export, check_gradients, difference, outputs_of, twins
 
 from headway.errors import UserError
 from headway.formats.families import families
@@ -86,6 +87,23 @@ def test_every_layer_and_head_is_theirs_and_so_is_the_export(size: str, tmp_path
         lambda peer: run(peer, whole, dense).action_preds,
         tmp_path / "ours",
     )
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_gradients(size: str, tmp_path: Path) -> None:
+    pair = twins(model(size), tmp_path / "theirs")
+    inputs, layout = steps()
+
+    def theirs(peer: Any) -> Tensor:
+        said = run(peer, inputs, layout)
+        return torch.cat([said.action_preds, said.state_preds, said.return_preds], -1)[layout.mask]
+
+    def ours(mine: Any) -> Tensor:
+        encoded = mine(inputs, layout)
+        names = ("actions", "states", "returns")
+        return torch.cat([mine.heads[name](encoded.x, encoded.layout) for name in names], -1)[layout.mask]
+
+    check_gradients(pair, theirs, ours, tmp_path / "gradients")
 
 
 def test_a_model_made_here_is_theirs_when_it_is_exported(tmp_path: Path) -> None:

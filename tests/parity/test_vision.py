@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from twins import check_export, difference, outputs_of, twins
+from twins import check_export, check_gradients, difference, outputs_of, twins
 
 from headway.codecs.image_processor import ImageProcessor, read_image
 from headway.errors import UserError
@@ -98,6 +98,13 @@ def test_every_layer_and_output_is_theirs_and_so_is_the_export(stem: str, head: 
         return getattr(T, stem + head.removesuffix("-bare")).from_pretrained(folder, **_options(head))
 
     check_export(pair, again, lambda peer: said(peer(x), head), tmp_path / "ours")
+
+
+@pytest.mark.parametrize(("stem", "head"), [case for case in CASES if case[1].startswith("For")])
+def test_gradients(stem: str, head: str, tmp_path: Path) -> None:
+    pair = twins(model(stem, head, "small"), tmp_path / "theirs")
+    x = images(pair.theirs)
+    check_gradients(pair, lambda peer: peer(x).logits, lambda mine: mine.output("classes", x), tmp_path / "gradients")
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (8, 8), (20, 12), (4, 32)])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from twins import Twins, batch, check_export, difference, outputs_of, twins
+from twins import Twins, batch, check_export, check_gradients, difference, outputs_of, twins
 
 from headway.domains.audio import Transcriber, TranscriptionOptions, read_sound
 from headway.domains.audio.mel import RATE
@@ -88,6 +88,22 @@ def test_every_layer_and_output_is_theirs_and_so_is_the_export(size: str, tmp_pa
     found = logits(pair.ours, sounds, target.ids, target.layout)
     assert difference(wanted, found, target.layout.mask) < TOLERANCE
     check_export(pair, T.WhisperForConditionalGeneration.from_pretrained, lambda m: m(**given).logits, tmp_path)
+
+
+def test_gradients(tmp_path: Path) -> None:
+    pair = make("small", tmp_path / "theirs")
+    sounds, target = frames(pair), batch([21, 12, 1], 37)
+    features, sound_layout = sounds.transpose(1, 2), Layout.full(*sounds.shape[:2])
+
+    def theirs(peer: Any) -> Tensor:
+        output = peer(input_features=features, decoder_input_ids=target.ids, decoder_attention_mask=target.mask)
+        return output.logits[target.layout.mask]
+
+    def ours(mine: Any) -> Tensor:
+        x = mine(sounds, sound_layout, target.ids, target.layout).x
+        return mine.heads["vocabulary"](x)[target.layout.mask]
+
+    check_gradients(pair, theirs, ours, tmp_path / "gradients")
 
 
 def test_the_base_model_is_read_too(tmp_path: Path) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from headway.formats.published import load_published, save_published
+from headway.formats.families import families
+from headway.formats.published import load_published, open_shards, save_published
 from headway.formats.usage import Usage
+from headway.formats.weights import RenamedWeights, published_tensors
 from headway.layout import Layout
 
 
@@ -99,3 +102,44 @@ def check_export(pair: Twins, again: Callable[[Path], Any], run: Callable[[Any],
             for key, tensor in state.items():
                 assert torch.equal(tensor, saved[key]), f"{name}: {key}"
             assert difference(run(back), wanted) < 1e-5, name  # not 0: where a tensor lies moves its last bit
+
+
+def check_gradients(pair: Twins, theirs: Callable[[Any], Tensor], ours: Callable[[Any], Tensor], folder: Path) -> None:
+    """The gradients of all weights that transformers trains, of a random sum of the outputs, are theirs. `theirs` and
+    `ours` are functions from a model to its outputs at the tokens.
+    """
+    peer, mine = deepcopy(pair.theirs), deepcopy(pair.ours)
+    sum_randomly(theirs(peer)).backward()
+    sum_randomly(ours(mine)).backward()
+    with torch.no_grad():
+        for parameter in peer.parameters():
+            parameter.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+        for buffer in peer.buffers():
+            buffer.zero_()
+    peer.save_pretrained(folder)
+    family = families()[pair.usage.family]
+    wanted, found = RenamedWeights(open_shards(folder), family), published_gradients(mine, pair.usage.family)
+    assert set(found) <= set(wanted.names())
+    constants = dict(peer.named_buffers())
+    for name, gradient in found.items():
+        assert name in constants or difference(wanted.get(name), gradient) < 1e-4, name
+    assert any(gradient.any() for gradient in found.values())
+
+
+def sum_randomly(outputs: Tensor) -> Tensor:
+    """A sum whose gradient differs at each output, the same for outputs of one shape."""
+    return (outputs * torch.randn(outputs.shape, generator=torch.Generator().manual_seed(3))).sum()
+
+
+def published_gradients(model: Any, family: str) -> dict[str, Tensor]:
+    """The gradients of our model under the names of its files; its weights are overwritten. Rules may add numbers to
+    weights, which gradients do not have.
+    """
+    rules = families()[family].rules(model.config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+        gradients = {name: tensor.clone() for name, tensor in published_tensors(model, rules).items()}
+        for parameter in model.parameters():
+            parameter.zero_()
+        return {name: gradients[name] - tensor for name, tensor in published_tensors(model, rules).items()}

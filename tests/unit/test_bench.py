@@ -30,11 +30,11 @@ from headway.errors import UserError
 from headway.formats.published import save_published
 from headway.nn.models import ModelConfig, build
 from headway.nn.models.presets import decoder, gpt, marian, preset
+from package_trees import nodes, trees
 
 LLAMA = decoder(64, 2, 4, 2, 128, 96, context=1024)
 GPT = gpt(32, 1, 2, vocab_size=40, context=16)
 MARIAN = marian(64, 1, 4, 128, 60)
-SOURCE = Path(benchmark.__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -284,15 +284,15 @@ def test_all_programs_run_as_on_the_same_lesser_processor(tmp_path: Path, monkey
 def test_the_peers_are_imported_by_nothing() -> None:
     """And their packages by nothing but their modules."""
     names = {"transformers", "ctranslate2", "llama_cpp"}
-    for path in SOURCE.rglob("*.py"):
+    for path, tree in trees().items():
         found: set[str] = set()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(tree):
             if isinstance(node, ast.Import):
                 found |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
                 found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         assert not any(name.startswith("headway.bench.peers") for name in found), path
-        if path.parent.name != "peers":
+        if Path(path).parent.name != "peers":
             assert not names & {name.partition(".")[0] for name in found}, path
 
 

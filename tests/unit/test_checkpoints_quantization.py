@@ -85,13 +85,17 @@ def fp8(ending: str, block: tuple[int, int]) -> Make:
     return made
 
 
-def packed(bits: int, symmetric: bool) -> Make:
+def packed(bits: int, symmetric: bool, order: str = "") -> Make:
     def made(rows: int, columns: int, draws: torch.Generator) -> Parts:
         groups, group = columns // GROUP, torch.arange(columns) // GROUP
+        if order == "by activation":
+            group = group[torch.randperm(columns, generator=draws)]
         codes, scales = codes_of((rows, columns), bits, draws), scales_of((rows, groups), draws, torch.bfloat16)
         zeros = torch.full((rows, groups), 1 << (bits - 1)) if symmetric else codes_of((rows, groups), bits, draws)
         parts = {"weight_packed": words(codes, bits), "weight_scale": scales}
         parts["weight_shape"] = torch.tensor([rows, columns])
+        if order:  # an index that was never set contains -1
+            parts["weight_g_idx"] = (group if order == "by activation" else torch.full_like(group, -1)).to(torch.int32)
         if not symmetric:
             parts["weight_zero_point"] = words(zeros.T, bits).T.contiguous()
         return (codes - zeros[:, group]) * scales.float()[:, group], parts
@@ -161,6 +165,8 @@ SCHEMES: dict[str, tuple[dict[str, Any], Make]] = {
     "compressed 4": (compressed("pack-quantized", 4, group_size=GROUP), packed(4, True)),
     "compressed 8": (compressed("pack-quantized", 8, group_size=GROUP), packed(8, True)),
     "compressed asymmetric": (compressed("pack-quantized", 4, group_size=GROUP, symmetric=False), packed(4, False)),
+    "compressed act order": (compressed("pack-quantized", 4, actorder="group"), packed(4, False, "by activation")),
+    "compressed unset order": (compressed("pack-quantized", 4, actorder=None), packed(4, False, "unset")),
     "compressed int8": (compressed("int-quantized", 8, strategy="channel"), int8("weight_scale", 1)),
     "llm.int8": ({"quant_method": "bitsandbytes", "load_in_8bit": True}, int8("SCB", 127)),
     "nf4": (NF4, nf4(False)),
@@ -250,6 +256,10 @@ def test_parts_that_do_not_fit_are_refused(name: str, tmp_path: Path) -> None:
         if tensor.shape[0] > 1:
             save_file({**whole, key: tensor[:-1].clone()}, path)
             assert refused(tmp_path), key
+        if key.endswith("g_idx"):
+            for group in (-1 if tensor.max() > 0 else 0, -2, 1 << 20):
+                save_file({**whole, key: torch.cat([torch.tensor([group], dtype=tensor.dtype), tensor[1:]])}, path)
+                assert "do not fit together" in refused(tmp_path), (key, group)
         if tensor.dtype in (torch.float16, torch.bfloat16, torch.float32):
             save_file({**whole, key: torch.full_like(tensor, float("nan"))}, path)
             assert "has scales that are not finite" in refused(tmp_path), key

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -18,6 +17,7 @@ from headway.domains.translation.task import PairsConfig
 from headway.errors import ConfigError
 from headway.learn.recipe import TrainConfig
 from headway.nn.models.chunks import DiffusionConfig
+from processes import Program
 
 
 @family
@@ -157,9 +157,9 @@ def test_renamed_settings_are_read_under_both_names() -> None:
     assert override(recipe, {"model.symbols": recipe.model.vocab_size + 7, "train.keep": 4}) == expected
 
 
-def test_models_alone_register_the_scalings_of_positions() -> None:
+def test_models_alone_register_the_scalings_of_positions(tmp_path: Path) -> None:
     """A run that was fine-tuned from a model with YaRN is opened without the readers of published models."""
     code = "import headway.nn.models; from headway.nn.parts.positions import ScalingConfig as S"
     code += "; from headway.config_kinds import kinds; print(*kinds(S))"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert {"yarn", "llama3", "longrope", "dynamic", "linear"} <= set(found.stdout.split())
+    found, err = Program(tmp_path, code).wait()
+    assert {"yarn", "llama3", "longrope", "dynamic", "linear"} <= set(found.split()), err

@@ -21,6 +21,7 @@ from headway.app.cli.main import COMMANDS, _find, module_of
 from headway.app.cli.options import Parser, add_common
 from headway.app.recipes import find_model_config, find_recipe
 from headway.config import override, parse_settings
+from package_trees import nodes, trees
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -96,8 +97,8 @@ def test_commands_of_help(name: str) -> None:
 
 def test_commands_of_docstrings() -> None:
     """Lines of docstrings that begin with a command, indented as a block."""
-    for path in (ROOT / "src/headway").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for tree in trees().values():
+        for node in nodes(tree):
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and (doc := ast.get_docstring(node)):
                 for line in re.findall(r"^    (headway .*)$", doc, re.MULTILINE):
                     check(line)

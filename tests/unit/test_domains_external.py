@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from headway.app.cli import main as cli
+from processes import Program
 
 RECIPES = '''
 """Heights of the tide as text: a toy that stands for a domain in another package."""
@@ -44,6 +42,7 @@ def generate(model, prompt, **options):
 """
 PROGRAM = """
 import json, sys
+sys.path.insert(0, sys.argv[4])
 import headway as hw
 from headway import domains
 
@@ -61,8 +60,8 @@ assert "headway_tides" in sys.modules
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path) -> dict[str, str]:
-    """The environment of a process that has the package headway-tides."""
+def elsewhere(tmp_path: Path) -> Path:
+    """A folder of packages with headway-tides."""
     site = tmp_path / "site"
     package, metadata = site / "headway_tides", site / "headway_tides-1.0.dist-info"
     package.mkdir(parents=True)
@@ -73,22 +72,22 @@ def elsewhere(tmp_path: Path) -> dict[str, str]:
     (package / "predictors.py").write_text(PREDICTORS)
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: headway-tides\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text("[headway.domains]\ntides = headway_tides\ntide = headway_tides\n")
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), *sys.path])}
+    return site
 
 
-def run(environment: dict[str, str], *arguments: str | Path) -> str:
-    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_a_domain_in_another_package_is_imported_when_it_is_named(tmp_path: Path, elsewhere: dict[str, str]) -> None:
-    text, folder, program = tmp_path / "a.txt", tmp_path / "run", tmp_path / "program.py"
+def test_a_domain_in_another_package_is_imported_when_it_is_named(tmp_path: Path, elsewhere: Path) -> None:
+    text, folder = tmp_path / "a.txt", tmp_path / "run"
     text.write_text("the tide comes in and the tide goes out\n" * 40)
-    program.write_text(PROGRAM)
-    run(elsewhere, program, "train", text, folder)
+
+    def run(what: str) -> str:
+        program = Program(tmp_path, PROGRAM, what, str(text), str(folder), str(elsewhere))
+        out, err = program.wait()
+        assert program.returncode == 0, err
+        return out
+
+    run("train")
     assert json.loads((folder / "recipe.json").read_text())["task"]["kind"] == "tide"
-    kind, harbour, providers, *listed = json.loads(run(elsewhere, program, "load", text, folder))
+    kind, harbour, providers, *listed = json.loads(run("load"))
     assert (kind, harbour, providers) == ("tide", "Leith", 2)
     assert {"tides", "text"} <= set(listed)
 
@@ -97,7 +96,10 @@ def test_settings_of_the_task_are_options(tmp_path: Path, capsys: pytest.Capture
     rows = "".join(f"2024-01-{day:02},{day % 7}\n" for day in range(1, 31))
     (tmp_path / "a.csv").write_text(f"when,price,x\n{rows.replace(chr(10), ',1' + chr(10))}")
     arguments = ["plan", "forecast", "--data", str(tmp_path / "a.csv"), "--value", "price", "--time", "when"]
-    assert cli.main([*arguments, "--season", "7", "--horizon=2", "--context", "6", "--fill", "--json"]) == cli.DONE
+    tiny = ["--set", "model.width=16", "model.depth=1", "model.heads=2"]  # one size to time instead of a choice
+    assert (
+        cli.main([*arguments, "--season", "7", "--horizon=2", "--context", "6", "--fill", "--json", *tiny]) == cli.DONE
+    )
     captured = capsys.readouterr()
     assert "price" not in captured.err, captured
     assert cli.main([*arguments, "--seasn", "7"]) == cli.USER_ERROR

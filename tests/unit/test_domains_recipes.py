@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +16,7 @@ from headway.domains import recipe, recipe_domains, recipes, tasks
 from headway.errors import ConfigError, UserError
 from headway.learn import Recipe, TaskConfig
 from headway.nn.models import describe
+from processes import Program
 
 NAMES = ["shakespeare", "text", "pronounce", "translation", "multi30k-en-de", "tatoeba", "transformer-base-wmt"]
 
@@ -60,14 +61,16 @@ def test_a_domain_says_what_it_holds_before_it_is_imported() -> None:
     assert {kind for kind, one in kinds(TaskConfig).items() if one.__module__.startswith("headway.")} == set(tasks())
 
 
-def test_a_recipe_imports_its_own_domain_alone() -> None:
+def test_a_recipe_imports_its_own_domain_alone(tmp_path: Path) -> None:
     asked = (
         "import sys; from headway.app.recipes import load_recipe; load_recipe('text'); load_recipe('vision'); "
         "print(*sys.modules)"
     )
-    found = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True).stdout.split()
-    inner = {name.split(".")[2] for name in found if name.startswith("headway.domains.") and name.count(".") > 2}
-    assert inner == {"text", "vision"}
+    found, err = Program(tmp_path, asked).wait()
+    inner = {
+        name.split(".")[2] for name in found.split() if name.startswith("headway.domains.") and name.count(".") > 2
+    }
+    assert inner == {"text", "vision"}, err
 
 
 def test_a_domain_that_cannot_be_imported_breaks_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:

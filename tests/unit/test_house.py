@@ -5,18 +5,10 @@ from __future__ import annotations
 import ast
 from collections import defaultdict
 from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
 
-import headway
+from package_trees import PACKAGE, trees
 
 LINES_OF_A_FILE, LINES_OF_A_FUNCTION = 600, 60
-
-
-@cache
-def sources() -> dict[Path, str]:
-    folder = Path(headway.__file__).parent
-    return {path.relative_to(folder): path.read_text(encoding="utf-8") for path in sorted(folder.rglob("*.py"))}
 
 
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -29,9 +21,9 @@ def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]
 
 
 def test_no_class_name_stands_twice() -> None:
-    found: defaultdict[str, list[Path]] = defaultdict(list)
-    for path, text in sources().items():
-        for node in ast.parse(text).body:
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for path, tree in trees().items():
+        for node in tree.body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 found[node.name].append(path)
     assert len(found) > 500
@@ -39,9 +31,9 @@ def test_no_class_name_stands_twice() -> None:
 
 
 def test_files_and_functions_are_short() -> None:
-    long = [str(path) for path, text in sources().items() if text.count("\n") > LINES_OF_A_FILE]
-    for path, text in sources().items():
-        for node in functions(ast.parse(text)):
+    long = [path for path in trees() if (PACKAGE / path).read_text(encoding="utf-8").count("\n") > LINES_OF_A_FILE]
+    for path, tree in trees().items():
+        for node in functions(tree):
             told = ast.get_docstring(node, clean=False) or ""
             length = (node.end_lineno or 0) - node.lineno + 1 - len(told.splitlines())
             if length > LINES_OF_A_FUNCTION:

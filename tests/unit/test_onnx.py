@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from format_models import LLAMA, drawn, published_config
 from tiny_runs import play_file
 from tiny_runs import train as train_texts
 from tokenizers import Tokenizer
@@ -25,6 +26,7 @@ from headway.domains.masked.recipes import masked
 from headway.domains.understanding.recipes import classification, embedding, pairs
 from headway.domains.understanding.recipes import encoder as small_encoder
 from headway.formats import onnx
+from headway.formats.published import save_published
 from headway.learn import Recipe
 from headway.nn.models import Transformer
 from headway.nn.models.embeds import TokenInputs
@@ -115,12 +117,22 @@ def test_a_classifier_of_pairs_and_a_sentence_encoder(data_dir: Path, tmp_path: 
     np.testing.assert_allclose(vectors, model.embed(TEXTS).numpy(), atol=1e-4)
 
 
-def test_a_masked_model_in_a_folder(data_dir: Path, tmp_path: Path) -> None:
+def test_a_published_folder_and_the_check_of_its_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, config = tmp_path / "model", published_config(LLAMA)
+    save_published(drawn(config), config, folder)
+    assert cli.main(["export", str(folder), str(tmp_path / "out.onnx"), "--format", "onnx", "--json"]) == cli.DONE
+    check = json.loads(capsys.readouterr().out)["check"]
+    assert 0 <= check["difference"] < 1e-4 < check["largest"]
+
+
+def test_a_masked_model_in_a_folder(data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = small_encoder(width=32, depth=1, heads=2)
     recipe = override(masked(), {"task.size": 300, "train.batch_tokens": 512})
     recipe = override(recipe, {"model.width": model.width, "model.depth": 1, "model.heads": 2})
     run = trained(recipe, play_file(data_dir, tmp_path), tmp_path / "run")
+    capsys.readouterr()
     assert cli.main(["export", str(run), str(tmp_path / "out"), "--format", "onnx"]) == cli.DONE
+    assert "largest difference" in capsys.readouterr().out
     made, opened = session(tmp_path / "out" / "model.onnx"), hw.load(run)
     assert facts(made)["kind"] == "masked language model"
     logits = made.run(["logits"], fed(made, Tokenizer.from_file(str(tmp_path / "out/tokenizer.json")), TEXTS))[0]

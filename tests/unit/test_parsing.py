@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-import headway
 from headway.codecs.published_tokenizers import read_without_model
 from headway.codecs.tokenizer_files import read_object
 from headway.config import parse_settings
@@ -21,6 +20,7 @@ from headway.errors import UserError
 from headway.io.durable import read_json
 from headway.io.json_files import DuplicateKeyError, parse_json
 from headway.learn.run import read_metrics
+from package_trees import nodes, trees
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-32"])
@@ -98,14 +98,10 @@ OWN = {
 
 
 def test_what_is_received_is_read_by_one_reader() -> None:
-    root, found = Path(headway.__file__).parent, set()
-    for path in root.rglob("*.py"):
-        text = path.read_text(encoding="utf-8")
-        calls = (
-            (node.func for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call))
-            if "json.load" in text
-            else ()
-        )
-        if any(isinstance(call, ast.Attribute) and ast.unparse(call) in ("json.loads", "json.load") for call in calls):
-            found.add(str(path.relative_to(root)))
+    found = set()
+    for place, tree in trees().items():
+        calls = (node.func for node in nodes(tree) if isinstance(node, ast.Call))
+        loads = (call for call in calls if isinstance(call, ast.Attribute) and call.attr in ("load", "loads"))
+        if any(ast.unparse(call) in ("json.loads", "json.load") for call in loads):
+            found.add(place)
     assert found <= OWN

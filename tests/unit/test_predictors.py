@@ -24,6 +24,7 @@ from headway.formats.open import OpenedModel
 from headway.formats.usage import Usage
 from headway.nn.models import ModelConfig, build, kinds
 from headway.nn.models.presets import PRESETS, preset
+from processes import Program
 
 NO_VERBS = {"card", "thresholds", "verbs"}  # of the methods that Model has beside those of its handle
 SERVED = {name: [each.module for each in serving] for name, serving in domains.verbs().items()}
@@ -158,7 +159,7 @@ def test_what_a_model_cannot_do_is_one_line(name: str, ask: Any, message: str) -
     assert "\n" not in str(caught.value)
 
 
-def test_a_domain_is_imported_when_its_verb_is_asked_for() -> None:
+def test_a_domain_is_imported_when_its_verb_is_asked_for(tmp_path: Path) -> None:
     code = """
 import sys
 import headway as hw
@@ -175,7 +176,9 @@ assert not there(), there()
 model.generate_ids([1], 1)
 assert there() == ["headway.domains.text.predictors"], there()
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    program = Program(tmp_path, code)
+    _, err = program.wait()
+    assert program.returncode == 0, err
 
 
 def test_loading_a_model_imports_little(tmp_path: Path) -> None:

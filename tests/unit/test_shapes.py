@@ -19,6 +19,7 @@ from headway.nn.kernels import rotate
 Wrong = (BeartypeCallHintViolation, TypeError)  # the second is jaxtyping's own
 ones = torch.ones
 AXES = ("", "B", "B D", "B B", "B 3", "3 B", "B D D", "B T D", "#B D", "B _", "... D", "*B D", "1")
+AXES += ("B ... D", "...", "*B", "3 *B", "B *B D", "*#B D", "*_ D", "#B #D", "B #3", "#1 B", "*B #D")
 
 MODULE = """
 from __future__ import annotations
@@ -122,7 +123,7 @@ def test_plain_axes_are_compared_as_jaxtyping_compares_them() -> None:
     kinds = [each[Tensor, axes] for each in (Float, Int, Bool, Num, Float32) for axes in AXES]
     dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.int32, torch.bool)
     found = []
-    for _ in range(300):
+    for _ in range(600):
         pairs = [
             (draw.choice(kinds), ones([draw.choice((1, 2, 3)) for _ in range(draw.randrange(4))], dtype=dtype))
             for dtype in draw.choices(dtypes, (9, 1, 1, 3, 1, 1), k=12)

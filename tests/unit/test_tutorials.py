@@ -9,6 +9,7 @@ import runpy
 import shlex
 import shutil
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,16 @@ SHORT = {  # options instead of minutes
     "compare": ["--tokens", "2000", "--set", "train.evaluate_limit=4"],
 }
 SHORTER = {"train robotics": ["task.episodes=1", "task.final=2"], "chess match": ["--search", "policy"]}
+SMALL = ["model.width=32", "model.depth=1"]  # where minutes would choose the size
+SIZED = (
+    "train text",
+    "train translation",
+    "train classification",
+    "train chess",
+    "train robotics",
+    "compare translation",
+)
+READ = ("asyncio", "email", "http", "logging", "urllib", "xml")  # of the standard library, which takes seconds
 OUTSIDE = ("pip", "apt-get", "head", "ls", "cat")  # programs that are not run here
 
 
@@ -57,12 +68,25 @@ def shortened(words: list[str]) -> list[str]:
         if option in words:
             place = words.index(option)
             words[place : place + 2] = [] if option == "--minutes" and words[0] in SHORT else [option, "2"]
-    return words + SHORT.get(words[0], []) + SHORTER.get(" ".join(words[:2]), [])
+    command = " ".join(words[:2])
+    small = SMALL if command in SIZED and "--from" not in words else []
+    return words + SHORT.get(words[0], []) + small + SHORTER.get(command, [])
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A few packages of the standard library, which examples read."""
+    folder = tmp_path_factory.mktemp("library")
+    for name in READ:
+        shutil.copytree(Path(sysconfig.get_path("stdlib")) / name, folder / name)
+    return str(folder)
 
 
 @pytest.mark.usefixtures("brief_samples")
 @pytest.mark.parametrize("page", [page for page in PAGES if page.stem != "index"], ids=lambda page: page.stem)
-def test_tutorial(page: Path, encoder: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tutorial(
+    page: Path, encoder: dict[str, str], library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if "chess" in page.stem and not shutil.which("stockfish", path=f"{os.environ['PATH']}:/usr/games"):
         pytest.skip("needs stockfish")
     monkeypatch.chdir(tmp_path)
@@ -82,7 +106,9 @@ def test_tutorial(page: Path, encoder: dict[str, str], tmp_path: Path, monkeypat
         if words[0] == "python":
             script = Path(words[1]).name
             monkeypatch.setattr(sys, "argv", [script, words[2], *([COUNTS[script]] if script in COUNTS else [])])
-            runpy.run_path(str(ROOT / "examples" / script), run_name="__main__")
+            with monkeypatch.context() as context:
+                context.setattr(sysconfig, "get_path", {"stdlib": library}.__getitem__)
+                runpy.run_path(str(ROOT / "examples" / script), run_name="__main__")
         else:
             assert words[0] == "headway"
             assert main(shortened(words[1:])) == 0, line

@@ -15,9 +15,9 @@ import pytest
 import headway as hw
 from headway.app.cli.main import COMMANDS, module_of
 from headway.app.cli.options import Parser, add_common
+from package_trees import PACKAGE, nodes, trees
 
 ROOT = Path(__file__).parents[2]
-PACKAGE = ROOT / "src/headway"
 # Comments and docstrings of private functions here are rewritten with their code.
 WAITING = ("engine", "generate", "serve", "domains/agents", "domains/trajectories", "domains/robotics", "domains/chess")
 
@@ -73,24 +73,22 @@ ALLOWED = {r"\bsymbols?\b": "^claims/|^serve/schemas/"}
 
 
 def docstrings() -> Iterator[tuple[str, str]]:
-    for path in sorted(PACKAGE.rglob("*.py")):
-        folder = str(path.relative_to(PACKAGE))
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for place, tree in trees().items():
+        for node in nodes(tree):
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
                 private = not isinstance(node, ast.Module) and node.name.startswith("_")
-                if (text := ast.get_docstring(node)) and not (private and folder.startswith(WAITING)):
-                    yield f"{folder}: {getattr(node, 'name', 'module')}", text
+                if (text := ast.get_docstring(node)) and not (private and place.startswith(WAITING)):
+                    yield f"{place}: {getattr(node, 'name', 'module')}", text
 
 
 def messages() -> Iterator[tuple[str, str]]:
     """Strings in raised errors, in log lines, in what commands print, and in constants of messages."""
-    for path in sorted(PACKAGE.rglob("*.py")):
-        folder = str(path.relative_to(PACKAGE))
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for place, tree in trees().items():
+        for node in nodes(tree):
             if isinstance(node, ast.Call) and _speaks(node.func):
-                for part in ast.walk(node):
+                for part in nodes(node):
                     if isinstance(part, ast.Constant) and isinstance(part.value, str) and " " in part.value:
-                        yield f"{folder}:{part.lineno}", part.value
+                        yield f"{place}:{part.lineno}", part.value
 
 
 def _speaks(function: ast.expr) -> bool:
@@ -163,9 +161,12 @@ def identifiers() -> frozenset[str]:
     for top in ("src/headway", "tests", "benchmarks", "examples"):
         for path in (ROOT / top).rglob("*.py"):
             names.update((path.stem, path.name, *path.relative_to(ROOT).parts))
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            own = trees() if top == "src/headway" else {}
+            tree = own.get(str(path.relative_to(ROOT / top))) or ast.parse(path.read_text(encoding="utf-8"))
+            for node in nodes(tree):
+                fields = vars(node)
                 for field in ("id", "attr", "arg", "name", "module", "asname"):
-                    if isinstance(text := getattr(node, field, None), str):
+                    if isinstance(text := fields.get(field), str):
                         names.update(text.split("."))
                 if isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) < 200:
                     names.update(re.findall(r"\w+", node.value))
@@ -176,10 +177,11 @@ def identifiers() -> frozenset[str]:
 def modules() -> dict[str, set[str]]:
     """What the modules of each name bind, and the names of modules in each package."""
     names: dict[str, set[str]] = {}
-    for path in PACKAGE.rglob("*.py"):
+    for place, tree in trees().items():
+        path = PACKAGE / place
         own = names.setdefault(path.parent.name if path.stem == "__init__" else path.stem, set())
         own.update(other.stem for other in path.parent.iterdir() if path.stem == "__init__")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(tree):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
                 own.add(node.name)
             elif isinstance(node, ast.Name):
@@ -203,15 +205,20 @@ FOREIGN = {  # of other programs, files and formats
 }
 
 
+@cache
+def types() -> set[str]:
+    """Of the package's face, as variables in the reference are named."""
+    return {re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower() for name in hw.__all__}
+
+
 def unknown(text: str) -> list[str]:
     """Names in backticks that are nowhere in the sources, or not in the module that they name."""
     found = []
-    types = {re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower() for name in hw.__all__}  # variables in the reference
     for name in re.findall(r"(?<!`)`([A-Za-z_][\w.]*(?:\(\))?)`(?!`)", text):
         parts = name.removesuffix("()").strip(".").split(".")
         outside = len(parts) == 2 and parts[0] in modules() and parts[1] not in {*modules()[parts[0]], *ENDINGS}
         outside &= parts[0] not in OBJECTS
-        known = all(part in identifiers() or (part == parts[0] and part in types) for part in parts)
+        known = all(part in identifiers() or (part == parts[0] and part in types()) for part in parts)
         if name not in FOREIGN and (outside or not known):
             found.append(name)
     return found

@@ -9,8 +9,6 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
-from torch import nn
-
 from headway.app.runs import open_recipe
 from headway.codecs import TokenizerCodec
 from headway.codecs.special_tokens import SpecialTokens, set_post_processor
@@ -22,7 +20,7 @@ from headway.formats.export_check import ExportResult, check_export
 from headway.formats.gguf import SUFFIX as GGUF
 from headway.formats.gguf import save_gguf
 from headway.formats.heads import to_classes_model
-from headway.formats.native import Weights
+from headway.formats.native import Weights, named_tensors, total_bytes
 from headway.formats.onnx import SUFFIX as ONNX
 from headway.formats.onnx import check_onnx, save_onnx
 from headway.formats.open import OpenedModel, open_model
@@ -51,14 +49,10 @@ _TOKENIZER_CONFIG = "tokenizer_config.json"
 def import_model(opened: OpenedModel, directory: Path) -> None:
     """Write headway's own format: weights with their configuration, tokenizer, and usage settings."""
     check_empty(directory)
-    check_free_disk(directory.parent, _weight_bytes(opened.model))
+    check_free_disk(directory.parent, total_bytes(dict(named_tensors(opened.model)).values()))
     with _atomic_folder(directory) as draft:
         native.save_model(opened.model, opened.model.config, draft)  # type: ignore[arg-type]
         _save_usage_and_codec(opened, draft)
-
-
-def _weight_bytes(model: nn.Module) -> int:
-    return sum(tensor.nbytes for _, tensor in native.named_tensors(model))
 
 
 @contextmanager
@@ -115,15 +109,15 @@ def quantize(
     check_empty(directory)
     with deferred_weights():
         opened = open_model(source, None)
-    before, layers = _weight_bytes(opened.model), layers_of(opened.model)
-    sizes = FormatSizes(layers)
+    before, layers = total_bytes(dict(named_tensors(opened.model)).values()), layers_of(opened.model)
     if bits_per_weight is not None:
-        sizes.check_bits(bits_per_weight)
+        FormatSizes(layers).check_bits(bits_per_weight)
     costs = None if report is None else measure(opened, source, Path(report))
     names: Weights | dict[str, Weights] = weights or "int8"
     formats: dict[str, Weights] = dict.fromkeys(layers, names)
     if bits_per_weight is not None:
-        formats = sizes.choose(weight_errors(layers) if costs is None else costs.layers, bits_per_weight)
+        layer_costs = weight_errors(layers) if costs is None else costs.layers
+        formats = FormatSizes(layers).choose(layer_costs, bits_per_weight)
         names = {name: formats[layer] for layer, matrices in layers.items() for name in matrices}
     with _atomic_folder(directory) as draft:
         after = save_quantised(opened.model, names, draft)
@@ -154,12 +148,7 @@ def export(model: str | Path, out: str | Path, format: str | None = None, dtype:
     return export_checked(model, out, format, dtype).family
 
 
-def export_checked(
-    model: str | Path,
-    out: str | Path,
-    format: str | None,
-    dtype: str | None,
-) -> ExportResult:
+def export_checked(model: str | Path, out: str | Path, format: str | None, dtype: str | None) -> ExportResult:
     """`export`, together with the comparison of outputs."""
     target_format = format_from_suffix(Path(out)) if format is None else format
     check_format(target_format, dtype)

@@ -10,7 +10,7 @@ import torch
 from headway.app.model import Model
 from headway.app.runs import open_recipe
 from headway.errors import UserError
-from headway.formats.native import QUANTISED, Weights
+from headway.formats.native import QUANTISED, Weights, total_bytes
 from headway.formats.open import OpenedModel, open_model, usage_and_codec
 from headway.io.arguments import check_types
 from headway.io.hub import find_folder
@@ -82,7 +82,7 @@ def load(
         if recipe is not None:
             check_model(recipe, opened.model.config, source)  # type: ignore[arg-type]
     if torch_device.type != "cpu":
-        size = sum(parameter.nbytes for parameter in opened.model.parameters())
+        size = total_bytes(opened.model.parameters())
         check_free_memory(str(path), {"weights": size}, torch_device, "use --device cpu, or a smaller model")
     draft_model = None
     if draft is not None:

@@ -218,10 +218,7 @@ PEERS = {
         "ctranslate2", "ctranslate2>=4.8", ("decode", "prefill", "translate"), {"fp32": "fp32", "int8": "int8"}
     ),
     "llama.cpp": Peer(
-        "llama_cpp",
-        "llama-cpp-python>=0.3",
-        ("decode", "prefill"),
-        {"fp32": "F32", "int8": "Q8_0", "int4": "Q4_0"},
+        "llama_cpp", "llama-cpp-python>=0.3", ("decode", "prefill"), {"fp32": "F32", "int8": "Q8_0", "int4": "Q4_0"}
     ),
 }
 

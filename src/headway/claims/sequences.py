@@ -22,7 +22,7 @@ from headway.data import Pair, SplitConfig, find_set, group_references, iter_pai
 from headway.learn import ScheduleConfig, WSDConfig
 from headway.learn.objectives.sequences import SourceTargetExamples
 from headway.learn.task import Task
-from headway.nn.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, describe
+from headway.nn.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, describe, evaluation_mode
 from headway.predict.model_evaluation import open_task
 
 ATTENTION = "attention"
@@ -140,11 +140,10 @@ def train_model(
             next(steps)
             spent += time.process_time() - started
             if step % interval == 0 or step == training.steps:
-                network.eval()
                 curve.steps.append(step)
                 curve.seconds.append(spent)
-                curve.scores.append(task.evaluate(network, "validation", budget.judged))
-                network.train()
+                with evaluation_mode(network):
+                    curve.scores.append(task.evaluate(network, "validation", budget.judged))
     return curve
 
 

@@ -25,13 +25,7 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from headway.codecs.languages import TOKENS_IN_ORDER, language_code
-from headway.codecs.special_tokens import (
-    MARIAN_FILES,
-    SOURCE_LANGUAGES,
-    STYLE_TOKENS,
-    SpecialTokens,
-    listed_tokens,
-)
+from headway.codecs.special_tokens import MARIAN_FILES, SOURCE_LANGUAGES, STYLE_TOKENS, SpecialTokens, listed_tokens
 from headway.codecs.tokenizer_files import library_errors, read_bytes
 from headway.codecs.tokenizer_limits import MAX_MAPPED
 from headway.codecs.vocabularies import VOCABULARY, read_vocabulary

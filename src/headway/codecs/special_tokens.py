@@ -230,9 +230,7 @@ def _set_language_template(tokenizer: Tokenizer, style: str, eos: str | None, se
     is_suffix = style == "mbart" or (style == "nllb" and settings.get("legacy_behaviour") is True)
     before, after = ([], [str(eos), token]) if is_suffix else ([token], [str(eos)])
     tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
-        single=[*before, "$A", *after],
-        pair=[*before, "$A", "$B", *after],
-        special_tokens=list(ids.items()),
+        single=[*before, "$A", *after], pair=[*before, "$A", "$B", *after], special_tokens=list(ids.items())
     )
 
 

@@ -319,10 +319,7 @@ def _minari_environment(path: Path) -> str:
 
 
 def read_demonstrations(
-    paths: Sequence[Path | str],
-    cache: Path,
-    size: tuple[int, int] | None = None,
-    cameras: Sequence[str] | None = None,
+    paths: Sequence[Path | str], cache: Path, size: tuple[int, int] | None = None, cameras: Sequence[str] | None = None
 ) -> Episodes:
     """Read demonstrations from LeRobotDataset folders, from the output of `headway data collect`, and from episode
     files. Any other folder is searched recursively, without hidden entries.

@@ -151,11 +151,7 @@ KNOWN_SETS: dict[str, KnownSet] = {
             counts="29,000 / 1,014 / 1,000 pairs for training, validation and test (2016, Flickr)",
             licence="see its repository",
             url="https://github.com/multi30k/dataset",
-            files=(
-                *_multi30k("train", 29_000),
-                *_multi30k("val", 1_014),
-                *_multi30k("test_2016_flickr", 1_000),
-            ),
+            files=(*_multi30k("train", 29_000), *_multi30k("val", 1_014), *_multi30k("test_2016_flickr", 1_000)),
         ),
         KnownSet(
             name="tatoeba-deu-eng",

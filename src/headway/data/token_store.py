@@ -367,10 +367,7 @@ def group_references(pairs: Iterable[Pair]) -> dict[str, list[str]]:
 
 
 def open_pairs(
-    paths: Iterable[Path | str],
-    source_codec: Encoder,
-    target_codec: Encoder,
-    progress: Progress | None = None,
+    paths: Iterable[Path | str], source_codec: Encoder, target_codec: Encoder, progress: Progress | None = None
 ) -> PairCache:
     """The tokens of pairs, from the cache if these contents have been tokenised by these codecs before."""
     sources = pair_sources(paths)
@@ -397,11 +394,7 @@ def load_pairs(folder: Path) -> PairCache:
 
 
 def _build_pairs(
-    part: Path,
-    sources: Sequence[PairSource],
-    source_codec: Encoder,
-    target_codec: Encoder,
-    progress: Progress | None,
+    part: Path, sources: Sequence[PairSource], source_codec: Encoder, target_codec: Encoder, progress: Progress | None
 ) -> None:
     codecs = {"source": source_codec, "target": target_codec}
     dtypes = {f"{side}_ids": ids_dtype(codec.vocab_size) for side, codec in codecs.items()}

@@ -14,13 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headway.engine.builder import FEW, CannotLowerError, PackedWeights
-from headway.engine.cache import (
-    Blocks,
-    Layer,
-    OutOfBlocksError,
-    self_block_bytes,
-    write,
-)
+from headway.engine.cache import Blocks, Layer, OutOfBlocksError, self_block_bytes, write
 from headway.engine.chunks import RowChunk
 from headway.engine.instructions import WORDS, Opcode
 from headway.engine.interpreter import SHARING
@@ -32,15 +26,7 @@ from headway.engine.packed_weights import PackedTensor
 from headway.engine.pool import max_threads, pool
 from headway.engine.processor import HAS_BF16_UNIT
 from headway.engine.sampling_batch import SamplingBatch
-from headway.engine.sequence_rows import (
-    EngineDecoding,
-    MemoryBlocks,
-    Row,
-    runs_of,
-    stack_states,
-    states_of,
-    write_runs,
-)
+from headway.engine.sequence_rows import EngineDecoding, MemoryBlocks, Row, runs_of, stack_states, states_of, write_runs
 from headway.engine.step_program import StepProgram, check, lower
 from headway.engine.tiles import FP32, INT8
 from headway.engine.timeline import StepTimeline, run_timed

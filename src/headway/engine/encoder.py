@@ -17,22 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.engine.builder import (
-    FEW,
-    Builder,
-    CannotLowerError,
-    PackedWeights,
-    ParameterReads,
-    Slot,
-)
-from headway.engine.document_attention import (
-    BY_DISTANCE,
-    BY_DOCUMENT,
-    NO_BIAS,
-    QUERIES,
-    SPAN,
-    padded_to_columns,
-)
+from headway.engine.builder import FEW, Builder, CannotLowerError, PackedWeights, ParameterReads, Slot
+from headway.engine.document_attention import BY_DISTANCE, BY_DOCUMENT, NO_BIAS, QUERIES, SPAN, padded_to_columns
 from headway.engine.document_attention_bf16 import bf16_scratch_sizes
 from headway.engine.document_loop import run_documents
 from headway.engine.instructions import Opcode

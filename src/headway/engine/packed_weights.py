@@ -23,7 +23,14 @@ from headway.engine.tiles import FP32, GROUP, INT4, INT8, TILE, TILE4, TILE8
 from headway.engine.tiling import pack_tiles
 from headway.errors import UserError
 from headway.formats.deferred import DeferredTensor, computed, deferred_parts
-from headway.formats.native import QUANTISED, check_tensors, config_of, named_tensors, uninitialized_model
+from headway.formats.native import (
+    QUANTISED,
+    check_tensors,
+    config_of,
+    named_tensors,
+    total_bytes,
+    uninitialized_model,
+)
 from headway.formats.native import Weights as Format
 from headway.formats.tensorfile import read_tensors, write_tensors
 from headway.io.outputs import check_free_disk
@@ -252,7 +259,7 @@ def save_quantised(model: nn.Module, formats: Format | Mapping[str, Format], dir
             tensors[name] = DeferredTensor(tensor.shape, torch.float32, partial(_finite_floats, name, tensor.detach()))
         else:
             tensors[name] = tensor.detach()
-    size = sum(tensor.nbytes for tensor in tensors.values())
+    size = total_bytes(tensors.values())
     check_free_disk(directory.parent, size)
     config: Any = model.config
     header = {

@@ -20,6 +20,7 @@ from headway.nn.models import (
     Transformer,
     TransformerConfig,
     TwoTower,
+    evaluation_mode,
     outline,
 )
 from headway.nn.models.frames import FramesEmbedConfig, SpectrogramEmbedConfig
@@ -89,12 +90,7 @@ def joined(compared: str, checks: Sequence[ExportCheck]) -> ExportCheck:
     return ExportCheck(compared, largest, max((check.difference for check in checks), default=0.0))
 
 
-def compare(
-    expected: dict[str, Tensor],
-    written: dict[str, Any],
-    tolerance: float,
-    compared: str,
-) -> ExportCheck:
+def compare(expected: dict[str, Tensor], written: dict[str, Any], tolerance: float, compared: str) -> ExportCheck:
     """Raise UserError if a difference exceeds `tolerance` times the largest expected value."""
     largest, difference = 0.0, 0.0
     for name, values in expected.items():
@@ -121,34 +117,29 @@ def sample_outputs(model: nn.Module, limit: int) -> dict[str, Tensor]:
     """The outputs of all heads for a small fixed sample of at most `limit` tokens per row by name, or the features of a
     model without heads; empty for a model whose inputs are neither tokens nor images nor sounds.
     """
-    if model.training:  # with dropout
-        model.eval()
-        try:
-            return sample_outputs(model, limit)
-        finally:
-            model.train()
     config: Any = model.config
     random = torch.Generator().manual_seed(_SEED)
-    if isinstance(model, TwoTower):
-        return {
-            "images": model.vectors("left", sample_inputs(config.left, random)),
-            "texts": model.vectors("right", sample_inputs(config.right, random, limit)),
-        }
-    if isinstance(model, Captioner):
-        images, ids = sample_inputs(config.tower, random), sample_inputs(config.decoder, random, limit)
-        features = model(images, ids, Layout.full(*ids.shape))
-    elif isinstance(model, EncoderDecoder):
-        source, ids = sample_inputs(config.encoder, random), sample_inputs(config.decoder, random, limit)
-        if source is None:
-            return {}
-        features = model(source, model.encoder.embed.default_layout(source), ids, Layout.full(*ids.shape))
-    else:
-        inputs = sample_inputs(config, random, limit) if isinstance(model, Transformer) else None
-        if inputs is None:
-            return {}
-        features = model(inputs)
-    heads: Any = model.heads
-    return {name: head(features.x, features.layout) for name, head in heads.items()} or {"features": features.x}
+    with evaluation_mode(model):
+        if isinstance(model, TwoTower):
+            return {
+                "images": model.vectors("left", sample_inputs(config.left, random)),
+                "texts": model.vectors("right", sample_inputs(config.right, random, limit)),
+            }
+        if isinstance(model, Captioner):
+            images, ids = sample_inputs(config.tower, random), sample_inputs(config.decoder, random, limit)
+            features = model(images, ids, Layout.full(*ids.shape))
+        elif isinstance(model, EncoderDecoder):
+            source, ids = sample_inputs(config.encoder, random), sample_inputs(config.decoder, random, limit)
+            if source is None:
+                return {}
+            features = model(source, model.encoder.embed.default_layout(source), ids, Layout.full(*ids.shape))
+        else:
+            inputs = sample_inputs(config, random, limit) if isinstance(model, Transformer) else None
+            if inputs is None:
+                return {}
+            features = model(inputs)
+        heads: Any = model.heads
+        return {name: head(features.x, features.layout) for name, head in heads.items()} or {"features": features.x}
 
 
 def sample_inputs(config: TransformerConfig, random: torch.Generator, limit: int = _TOKENS) -> Any:

@@ -5,7 +5,7 @@ built from a file.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -32,6 +32,7 @@ _DEPTH_SETTINGS = ("num_hidden_layers", "num_layers", "num_decoder_layers", "enc
 _DEPTH_SETTINGS += ("n_encoder_layers", "n_decoder_layers", "n_vae_encoder_layers")
 _DEPTH_SETTINGS += ("n_layer", "n_layers")  # settings for the number of layers
 _EXPERT_SETTINGS, _MAX_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts"), 1024
+_MAX_SIZE = (1 << 31) - 1  # of a vector, or positions: kernels and files have 32-bit numbers
 _MAX_PARAMETERS_PER_BYTE = 4  # maximum parameters per byte in a file: more than any quantisation packs
 _BUILD_ERRORS = (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RuntimeError)
 
@@ -45,15 +46,22 @@ def read_config(family: Family, settings: Settings, names: Collection[str], max_
     for values in (settings.values, *towers):
         for name in (*_DEPTH_SETTINGS, *_EXPERT_SETTINGS):
             count, max_count = values.get(name), _MAX_EXPERTS if name in _EXPERT_SETTINGS else tensors
+            if isinstance(count, int) and count < 1 and name in _DEPTH_SETTINGS:
+                raise UserError(f"{settings.source}: {name} is {count}; it should be at least 1; get the file again")
             if isinstance(count, int) and count > max_count:
                 raise UserError(
                     f"{settings.source}: {name} is {count}, too many for the {tensors} tensors in the file; "
                     "the settings do not match the weights"
                 )
     try:
-        return family.read(settings, names)
-    except _BUILD_ERRORS as error:
+        config: Any = family.read(settings, names)
+    except (*_BUILD_ERRORS, ConfigError) as error:
         raise UserError(_mismatch_message(settings.source, family.name, error)) from error
+    for part in (config, *(getattr(config, name, None) for name in ("encoder", "decoder", "left", "right", "tower"))):
+        for name, size in (("hidden size", getattr(part, "width", None)), ("context", getattr(part, "context", None))):
+            if size is not None and not 1 <= size <= _MAX_SIZE:
+                raise UserError(f"{settings.source}: the {name} is {size}; it should be 1 to {_MAX_SIZE}")
+    return config
 
 
 def uninitialized_model(
@@ -162,7 +170,7 @@ def read_model(path: Path) -> tuple[StoredTensors, ModelConfig]:
     stored = StoredTensors.open(path, MODEL_PREFIX, "restore it from a copy")
     source, metadata = stored.source, stored.metadata
     if metadata.get("format") != "headway":
-        raise UserError(f"{source} has format {metadata.get('format')!r}, not 'headway'; use `headway import` first")
+        raise UserError(f"{source} has format {metadata.get('format')!r}, not 'headway'; add its config.json")
     if metadata.get("version") != VERSION:
         version = metadata.get("version")
         raise UserError(
@@ -251,6 +259,11 @@ def check_tensors(model_tensors: Mapping[str, _Shaped], tensors: Mapping[str, _S
                 f"{path}: tensor {name!r} has shape {saved}, the model needs {built}; "
                 "load it with the configuration it was saved with"
             )
+
+
+def total_bytes(tensors: Iterable[Tensor]) -> int:
+    """The bytes of the values of tensors, deferred ones included."""
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -23,6 +23,7 @@ from headway.codecs.image_processor import ImageProcessor
 from headway.codecs.tokenizer import FILE as TOKENIZER
 from headway.errors import UserError
 from headway.formats.export_check import ExportCheck, ExportResult, compare
+from headway.formats.native import total_bytes
 from headway.formats.usage import Usage
 from headway.io.durable import write_json
 from headway.layout import Layout
@@ -93,7 +94,7 @@ def save_onnx(model: nn.Module, usage: Usage, codec: Codec | None, path: Path, s
     }
     program.model.metadata_props.update(metadata)
     program.model.producer_name = "headway"
-    large = sum(tensor.nbytes for tensor in model.parameters()) > _MAX_FILE_BYTES
+    large = total_bytes(model.parameters()) > _MAX_FILE_BYTES
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=path.parent) as drafts:

@@ -37,12 +37,7 @@ _TASKS = {
 }
 _LOG = logger(__name__)
 _ROUNDING = 1e-5  # largest difference that another order of sums explains, relative to the largest change
-_UNSUPPORTED = (
-    "trainable_token_indices",
-    "target_parameters",
-    "megatron_config",
-    "use_qalora",
-)
+_UNSUPPORTED = ("trainable_token_indices", "target_parameters", "megatron_config", "use_qalora")
 
 
 class Factors(NamedTuple):

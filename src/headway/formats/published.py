@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +19,16 @@ from headway.codecs.chat_template import read_template
 from headway.codecs.image_processor import FILE as PROCESSOR
 from headway.config import differences, to_dict
 from headway.errors import UserError, logger
-from headway.formats.deferred import is_deferring
+from headway.formats.deferred import deferred_weights, is_deferring
 from headway.formats.families import families, find_family, text_part
 from headway.formats.heads import head_tensors, to_classes_config, to_classes_model
-from headway.formats.native import read_config, uninitialized_model
+from headway.formats.native import read_config, total_bytes, uninitialized_model
 from headway.formats.quantization import QUANTIZATION, QuantizedWeights, Scheme, find_scheme
 from headway.formats.sentence_transformers import (
     HEAD,
     attach_modules,
     check_embedding,
+    read_modules,
     read_sentence_usage,
     reranker_template,
     usage_settings,
@@ -174,15 +175,16 @@ def load_published(
     """
     directory = Path(directory)
     metadata = _read(directory, context)
-    config = with_modules(metadata.config, metadata.settings, directory)
-    report_unknown(metadata.family, metadata.settings)
+    modules = read_modules(directory)
+    config = with_modules(metadata.config, metadata.settings, modules)
     if metadata.scheme is not None and is_deferring():
         dtype = dtype or torch.float32  # of decoded matrices, which are not decoded to find out
     model = uninitialized_model(metadata.config, metadata.shards.size, metadata.shards.source, dtype)
     fill(model, metadata.family.rules(metadata.config), metadata.weights, dtype)
-    attach_modules(model, config, metadata.settings, directory, dtype)
+    attach_modules(model, config, metadata.settings, modules, dtype)
+    report_unknown(metadata.family, metadata.settings)  # last, because an error would be more important
     special_tokens = read_special_tokens(directory, metadata.settings)
-    template = reranker_template(read_template(directory), config, metadata.settings, directory)
+    template = reranker_template(read_template(directory), config, metadata.settings, modules)
     processor_files = metadata.family.processor_files
     processor = (
         read_processor(directory)
@@ -195,7 +197,7 @@ def load_published(
         **special_tokens,
         template=template,
         processor=processor,
-        sentence=read_sentence_usage(directory),
+        sentence=read_sentence_usage(modules),
     )
     return PublishedModel(model.eval(), usage)
 
@@ -214,17 +216,19 @@ def read_processor(directory: Path) -> dict[str, Any]:
 def published_config(directory: Path) -> ModelConfig:
     """Return the configuration of the model in a folder, without reading weights."""
     metadata = _read(Path(directory), None)
-    return with_modules(metadata.config, metadata.settings, Path(directory))
+    return with_modules(metadata.config, metadata.settings, read_modules(Path(directory)))
 
 
 def described_config(directory: Path) -> ModelConfig:
-    """Return the configuration that a folder describes. Without files of weights, the heads are those of the class that
-    config.json names.
+    """Return the configuration that a folder describes. Files of weights have to fit, but are not read. Without them,
+    the heads are those of the class that config.json names.
     """
     if any((directory / name).is_file() for whole, index, _ in _WEIGHT_FILES for name in (whole, index)):
-        return published_config(directory)
+        with deferred_weights():
+            return cast(ModelConfig, load_published(directory, None).model.config)
     settings, family, _ = _read_family(directory, None)
-    return with_modules(read_config(family, settings, head_tensors(settings), _MAX_LAYERS), settings, directory)
+    config = read_config(family, settings, head_tensors(settings), _MAX_LAYERS)
+    return with_modules(config, settings, read_modules(directory))
 
 
 class _FolderMetadata(NamedTuple):
@@ -311,7 +315,7 @@ def save_published(model: nn.Module, config: ModelConfig, directory: Path, usage
         settings[THRESHOLDS] = list(usage.thresholds)
     tensors = fuse_tensors(published_tensors(model, family.rules(bare)), family)
     directory.mkdir(parents=True, exist_ok=True)
-    check_free_disk(directory.parent, _size(tensors))
+    check_free_disk(directory.parent, total_bytes(tensors.values()))
     if family.processor_files is not None:
         settings = family.processor_files.write(directory, settings, usage.processor)
     if usage.labels and len(usage.labels) == len(settings.get("id2label") or {}):
@@ -337,7 +341,7 @@ def _write_weights(directory: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write one file or, for more than `_SHARD_BYTES`, shards with an index, in the order of the tensors."""
     shards = [dict[str, Tensor]()]
     for name, tensor in tensors.items():
-        if shards[-1] and _size(shards[-1]) + tensor.nbytes > _SHARD_BYTES:
+        if shards[-1] and total_bytes([*shards[-1].values(), tensor]) > _SHARD_BYTES:
             shards.append({})
         shards[-1][name] = tensor
     names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
@@ -345,12 +349,8 @@ def _write_weights(directory: Path, tensors: Mapping[str, Tensor]) -> None:
         write_tensors(directory / name, shard, {"format": "pt"})
     if len(shards) > 1:
         files = {name: file for file, shard in zip(names, shards) for name in shard}
-        total = {"total_size": _size(tensors)}
+        total = {"total_size": total_bytes(tensors.values())}
         write_json(directory / INDEX, {"metadata": total, "weight_map": files})
-
-
-def _size(tensors: Mapping[str, Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _find_family(config: ModelConfig, name: str) -> Family:

@@ -123,6 +123,10 @@ def packed(bits: int) -> Callable[[Mapping[str, Tensor]], Tensor]:
         if codes.shape[0] != shape[0]:
             raise ValueError(f"weight_shape is {shape}, but there are {codes.shape[0]} rows")
         group = parts["weight_g_idx"].long() if "weight_g_idx" in parts else None
+        if group is not None and group.shape == (shape[1],) and (group == -1).all():
+            group = None  # in the order of the inputs
+        if group is not None and (group.shape != (shape[1],) or group.min() < 0):
+            raise ValueError(f"weight_g_idx has shape {tuple(group.shape)}, but there are {shape[1]} inputs")
         zeros: Tensor | int = 1 << (bits - 1)
         if "weight_zero_point" in parts:
             by_group = unpacked(parts["weight_zero_point"].T, bits).T[: shape[0]]

@@ -82,8 +82,15 @@ class _Module(NamedTuple):
         return Settings(read_object(path), str(path))
 
 
-def _read_modules(directory: Path) -> list[_Module]:
-    """Return the modules in modules.json, in order; empty without it. UserError for a folder outside `directory`."""
+class SentenceModules(NamedTuple):
+    """The modules in a folder's modules.json, in order."""
+
+    directory: Path
+    modules: list[_Module]
+
+
+def read_modules(directory: Path) -> SentenceModules:
+    """Return the modules of a folder; none without modules.json. UserError for a module's folder outside it."""
     path = directory / MODULES
     entries = read_json(path) if path.is_file() else []
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
@@ -94,26 +101,25 @@ def _read_modules(directory: Path) -> list[_Module]:
         if kind in _FOLDERS and (Path(folder).name != folder or folder in ("", "..")):
             raise UserError(f"{path} has its {kind} in {folder!r}, which is not a subfolder; download it again")
         modules.append(_Module(kind, directory / folder))
-    return modules
+    return SentenceModules(directory, modules)
 
 
-def with_modules(config: ModelConfig, settings: Settings, directory: Path) -> ModelConfig:
+def with_modules(config: ModelConfig, settings: Settings, folder: SentenceModules) -> ModelConfig:
     """Return `config` with the head that the folder's modules make; unchanged if they make none."""
-    modules = _read_modules(directory)
-    kinds = [module.kind for module in modules]
+    kinds, source = [module.kind for module in folder.modules], str(folder.directory / MODULES)
     if not isinstance(config, TransformerConfig) or kinds in ([], ["Transformer"]):
         is_reranker = TOKENS in settings and settings.architecture.endswith("ForCausalLM")
         return _with_relevance(config, settings.source) if is_reranker else config
     if kinds == ["Transformer", "LogitScore"]:
-        return _with_relevance(config, str(directory / MODULES))
+        return _with_relevance(config, source)
     dense, unit = kinds.count("Dense"), kinds[-1] == "Normalize"
     if kinds != ["Transformer", "Pooling"] + ["Dense"] * dense + ["Normalize"] * unit or dense > _MAX_DENSE:
         raise UserError(
-            f"{directory / MODULES} lists {', '.join(kinds)}, which is not supported; it may be Transformer, Pooling, "
+            f"{source} lists {', '.join(kinds)}, which is not supported; it may be Transformer, Pooling, "
             f"up to {_MAX_DENSE} Dense and Normalize, or Transformer and LogitScore"
         )
-    head = PooledHeadConfig(pool=_read_pooling(modules[1].settings()), unit=unit)
-    for module in modules[2 : 2 + dense]:
+    head = PooledHeadConfig(pool=_read_pooling(folder.modules[1].settings()), unit=unit)
+    for module in folder.modules[2 : 2 + dense]:
         head = _with_dense(head, module.settings(), config.width)
     return replace(config, heads={**config.heads, HEAD: head})
 
@@ -160,7 +166,9 @@ def _with_relevance(config: ModelConfig, source: str) -> TransformerConfig:
 
 
 @torch.no_grad()
-def attach_modules(model: nn.Module, config: ModelConfig, settings: Settings, directory: Path, dtype: Any) -> None:
+def attach_modules(
+    model: nn.Module, config: ModelConfig, settings: Settings, folder: SentenceModules, dtype: Any
+) -> None:
     """Give a filled `model` the head that `config` has from `with_modules`, with its weights from the folder."""
     model_config: Any = model.config
     if config == model_config or not isinstance(config, TransformerConfig):
@@ -169,18 +177,18 @@ def attach_modules(model: nn.Module, config: ModelConfig, settings: Settings, di
     if HEAD in config.heads:
         with torch.device("meta"):  # sizes are checked before memory is allocated
             head = heads[HEAD] = config.heads[HEAD].build(config.width, config.vocab_size, None)
-        folders = [module.folder for module in _read_modules(directory) if module.kind == "Dense"]
-        for folder, layer in zip(folders, (head.dense, head.project)):
-            files = [(folder / name, opener) for name, opener in _WEIGHTS if (folder / name).is_file()]
+        paths = [module.folder for module in folder.modules if module.kind == "Dense"]
+        for path, layer in zip(paths, (head.dense, head.project)):
+            files = [(path / name, opener) for name, opener in _WEIGHTS if (path / name).is_file()]
             if not files:
-                raise UserError(f"{folder} contains none of {', '.join(dict(_WEIGHTS))}; download it again")
-            shards = Shards([files[0][0]], str(folder), files[0][1])
+                raise UserError(f"{path} contains none of {', '.join(dict(_WEIGHTS))}; download it again")
+            shards = Shards([files[0][0]], str(path), files[0][1])
             fill(
                 nn.ModuleDict({"linear": layer}), linear("linear", "linear", bias=layer.bias is not None), shards, dtype
             )
     else:
         table = heads["vocabulary"].weight
-        relevant, irrelevant = _relevance_tokens(settings, directory, len(table))
+        relevant, irrelevant = _relevance_tokens(settings, folder, len(table))
         vector = table[relevant] if irrelevant is None else table[relevant] - table[irrelevant]
         head: Any = config.heads[RELEVANCE].build(config.width, config.vocab_size, None)
         head.project.weight = nn.Parameter(vector[None].clone())
@@ -188,13 +196,13 @@ def attach_modules(model: nn.Module, config: ModelConfig, settings: Settings, di
     model.config = config  # type: ignore[assignment]
 
 
-def _relevance_tokens(settings: Settings, directory: Path, count: int) -> tuple[int, int | None]:
+def _relevance_tokens(settings: Settings, folder: SentenceModules, count: int) -> tuple[int, int | None]:
     """Return the token for a relevant document and, if there is one, for an irrelevant document."""
-    score = next((module.settings() for module in _read_modules(directory) if module.kind == "LogitScore"), None)
+    score = next((module.settings() for module in folder.modules if module.kind == "LogitScore"), None)
     if score is not None:
         source, ids = score.source, [score.get("true_token_id", int), score.optional("false_token_id", int)]
     else:
-        source, codec = f"{settings.source}: {TOKENS}", published_codec(directory)
+        source, codec = f"{settings.source}: {TOKENS}", published_codec(folder.directory)
         names = settings.get(TOKENS, list[str])
         if len(names) != 2 or not isinstance(codec, TokenizerCodec):
             raise UserError(f"{source} is {names}; it should be two tokens of tokenizer.json")
@@ -211,21 +219,23 @@ def formats_pairs(template: str | None) -> bool:
     return template is not None and all(role.search(template) for role in _PAIR_ROLES)
 
 
-def reranker_template(template: str | None, config: ModelConfig, settings: Settings, directory: Path) -> str | None:
+def reranker_template(
+    template: str | None, config: ModelConfig, settings: Settings, folder: SentenceModules
+) -> str | None:
     """Return a folder's chat template. A reranker that only names its tokens has the one of Qwen3-Reranker. UserError
     for a LogitScore without a template for queries and documents.
     """
-    kinds = [module.kind for module in _read_modules(directory)]
+    kinds = [module.kind for module in folder.modules]
     if RELEVANCE not in getattr(config, "heads", {}) or formats_pairs(template):
         return template
     if "LogitScore" in kinds:
-        raise UserError(f"{directory} has no chat template for a query and a document; download it again")
+        raise UserError(f"{folder.directory} has no chat template for a query and a document; download it again")
     return QWEN3_TEMPLATE if TOKENS in settings and settings.architecture.endswith("ForCausalLM") else template
 
 
-def read_sentence_usage(directory: Path) -> SentenceUsage:
-    """Return the prompts and limits of a folder with modules.json; the default without it."""
-    modules = _read_modules(directory)
+def read_sentence_usage(folder: SentenceModules) -> SentenceUsage:
+    """Return the prompts and limits of a folder with modules; the default without them."""
+    directory, modules = folder
     if not modules:
         return SentenceUsage()
     prompts, limits = (Settings(object_or_empty(path), str(path)) for path in (directory / PROMPTS, directory / LIMITS))

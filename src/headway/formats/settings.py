@@ -62,7 +62,8 @@ class Settings:
             if default is None:
                 if name in self.values:
                     raise UserError(f"{self.source}: {name} is null; set a value, or remove it")
-                raise UserError(f"{self.source} lacks {name!r}; {nearest(name, self.values)}")
+                remedy = nearest(name, self.values) if self.values else "get the file again"
+                raise UserError(f"{self.source} lacks {name!r}; {remedy}")
             return default
         return from_dict(kind, raw, f"{self.source}: {name}")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
 import torch
@@ -126,18 +125,3 @@ def batches(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
         count = max(1, budget // max(1, sizes[order[start]]))
         yield order[start : start + count]
         start += count
-
-
-@contextmanager
-def evaluation_mode(model: Generative | nn.Module) -> Iterator[None]:
-    """Disable dropout, and restore the mode afterwards. A model already in evaluation mode is left alone, because
-    setting the mode of every submodule takes a tenth of a small model's step.
-    """
-    if not model.training:
-        yield
-        return
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train()

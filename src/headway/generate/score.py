@@ -10,9 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headway.errors import UserError
-from headway.generate.prompts import Ids, batches, check_ids, check_sources, context_of, device_of, evaluation_mode, pad
+from headway.generate.prompts import Ids, batches, check_ids, check_sources, context_of, device_of, pad
 from headway.nn.kernels import IGNORE_INDEX
-from headway.nn.models import EncoderDecoder, Transformer
+from headway.nn.models import EncoderDecoder, Transformer, evaluation_mode
 
 
 class TokenScore(NamedTuple):

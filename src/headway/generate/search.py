@@ -21,14 +21,13 @@ from headway.generate.prompts import (
     check_sources,
     context_of,
     device_of,
-    evaluation_mode,
     make_prompt,
 )
 from headway.generate.sampling import Sampler, Sampling, row_keys
 from headway.generate.stepper import DecodingCoroutine, NextTokens, run_coroutine
 from headway.generate.torch_sampling import sample_rows
 from headway.io.arguments import check_fields
-from headway.nn.models import GenerationProgress, Generative, Prompt
+from headway.nn.models import GenerationProgress, Generative, Prompt, evaluation_mode
 
 if TYPE_CHECKING:
     from headway.engine.pool import Pool

@@ -15,7 +15,6 @@ from headway.generate.prompts import (
     check_sources,
     context_of,
     device_of,
-    evaluation_mode,
     make_prompt,
 )
 from headway.generate.sampling import Rule, Sampling, row_keys
@@ -23,7 +22,7 @@ from headway.generate.scheduler import Request, Scheduler
 from headway.generate.sequences import AnswerReader, Completion, Event, FinishReason, Ids, Limits, TextStream
 from headway.generate.speculation import TimedGuessLength
 from headway.generate.stepper import RowBatch, stepper_of
-from headway.nn.models import CaptionerConfig, EncoderDecoderConfig, Generative
+from headway.nn.models import CaptionerConfig, EncoderDecoderConfig, Generative, evaluation_mode
 
 _SAMPLING, _LIMITS = Sampling(), Limits()
 _UNLIMITED = 1 << 30  # prompt tokens per step

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from headway.codecs import Codec, TokenizerCodec
 from headway.errors import UserError
-from headway.generate.prompts import context_of, device_of, evaluation_mode, make_prompt
+from headway.generate.prompts import context_of, device_of, make_prompt
 from headway.generate.sampling import Sampler
 from headway.generate.torch_sampling import sample_rows
-from headway.nn.models import Generative
+from headway.nn.models import Generative, evaluation_mode
 from headway.nn.models.kinds import is_causal
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headway.engine.chunks import RowChunk
-from headway.generate.prompts import device_of, evaluation_mode, pad
+from headway.generate.prompts import device_of, pad
 from headway.layout import Layout
-from headway.nn.models import GenerationProgress, Generative, Prompt
+from headway.nn.models import GenerationProgress, Generative, Prompt, evaluation_mode
 
 if TYPE_CHECKING:
     from headway.engine.pool import Pool

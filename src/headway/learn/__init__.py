@@ -20,15 +20,7 @@ if TYPE_CHECKING:
         WSDConfig,
         noam_peak,
     )
-    from headway.learn.task import (
-        FULL_SHARD,
-        Batch,
-        Loss,
-        Shard,
-        Task,
-        measure_of,
-        unit_of,
-    )
+    from headway.learn.task import FULL_SHARD, Batch, Loss, Shard, Task, measure_of, unit_of
     from headway.learn.trainer import Trainer
 
 __all__ = [

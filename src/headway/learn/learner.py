@@ -27,6 +27,7 @@ from headway.learn.recipe import Recipe
 from headway.learn.recomputing import prepare_blocks
 from headway.learn.task import Task
 from headway.nn.kernels import GeluPasses, gelu_passes
+from headway.nn.models import evaluation_mode
 from headway.nn.parts.dropout import Dropout
 
 if TYPE_CHECKING:
@@ -209,10 +210,8 @@ class Learner:
                 with self.sharding.whole_model() as whole:
                     yield whole
                 return
-            try:
-                yield self.model.eval()
-            finally:
-                self.model.train()
+            with evaluation_mode(self.model):
+                yield self.model
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from headway.errors import UserError
-from headway.generate.prompts import device_of, evaluation_mode
+from headway.generate.prompts import device_of
 from headway.learn.examples import Batch, Examples, Samples
 from headway.learn.parallel.evaluation import share_batches
 from headway.nn.mixers import State
-from headway.nn.models import Loss, ModelConfig
+from headway.nn.models import Loss, ModelConfig, evaluation_mode
 
 if TYPE_CHECKING:
     from headway.learn.report import Picture

@@ -15,10 +15,10 @@ from headway.codecs import Codec
 from headway.codecs.tokenizer import SequenceTemplate, sequence_template
 from headway.data import PairBatches
 from headway.errors import UserError
-from headway.generate.prompts import device_of, evaluation_mode
+from headway.generate.prompts import device_of
 from headway.layout import Layout
 from headway.nn.mixers import tree_map
-from headway.nn.models import EncoderDecoderConfig, TokenInputs, TransformerConfig
+from headway.nn.models import EncoderDecoderConfig, TokenInputs, TransformerConfig, evaluation_mode
 
 Ids = Sequence[int]
 

@@ -24,13 +24,7 @@ from headway.learn.anomalies import describe_samples
 from headway.learn.checkpoint import Checkpoints, step_of
 from headway.learn.display import open_display
 from headway.learn.examples import OnPolicyExamples
-from headway.learn.fine_tuning import (
-    TensorMatch,
-    adapted_model,
-    initial_model,
-    match_tensors,
-    open_start,
-)
+from headway.learn.fine_tuning import TensorMatch, adapted_model, initial_model, match_tensors, open_start
 from headway.learn.formatting import format_epochs, format_minutes
 from headway.learn.interrupts import STEP_SECONDS, Interrupts, UserInterrupt
 from headway.learn.learner import Learner

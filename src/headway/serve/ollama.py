@@ -108,10 +108,7 @@ async def create_embeddings(body: EmbedBody, context: Context) -> EmbedAnswer:
         return EmbedAnswer(body.model, [], time.perf_counter_ns() - started, 0, 0)
     inputs: Any = body.input
     request = embeddings.EmbeddingBody(
-        inputs,
-        _model_name(body.model, context),
-        dimensions=body.dimensions,
-        truncate=body.truncate is not False,
+        inputs, _model_name(body.model, context), dimensions=body.dimensions, truncate=body.truncate is not False
     )
     answer = await embeddings.embed(request, context)
     vectors = [vector.embedding for vector in answer.data]

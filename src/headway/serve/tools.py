@@ -62,12 +62,7 @@ class Toolbox:
     """
 
     def __init__(
-        self,
-        codec: TokenizerCodec,
-        template: str,
-        tools: Sequence[Any],
-        choice: Any = "auto",
-        parallel: bool = True,
+        self, codec: TokenizerCodec, template: str, tools: Sequence[Any], choice: Any = "auto", parallel: bool = True
     ) -> None:
         """`tools`, `choice` and `parallel` are tools, tool_choice and parallel_tool_calls of OpenAI's API.
 

@@ -55,9 +55,7 @@ _VERBS = {
         _StringsOrLists,
     ),
     "tag": ServedVerb(
-        "the tag of each word",
-        "`texts` are one or several strings; each may also be a list of words.",
-        _StringsOrLists,
+        "the tag of each word", "`texts` are one or several strings; each may also be a list of words.", _StringsOrLists
     ),
     "fill": ServedVerb("the most probable tokens for each mask"),
     "translate": ServedVerb(

@@ -24,12 +24,7 @@ headway chess match runs/chess --opponent random --games 100 --search policy
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", type=Path, metavar="RUN", help="run of the chess recipe")
-    add(
-        "--opponent",
-        default="stockfish",
-        metavar="NAME|RUN",
-        help="UCI engine, run, or random (default: stockfish)",
-    )
+    add("--opponent", default="stockfish", metavar="NAME|RUN", help="UCI engine, run, or random (default: stockfish)")
     add(
         "--nodes",
         type=integer(1),

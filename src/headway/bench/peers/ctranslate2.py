@@ -104,11 +104,7 @@ def _to_words(rows: list[list[int]]) -> list[list[str]]:
 
 def _generate(generator: Any, prompts: list[list[str]], count: int) -> None:
     outputs = generator.generate_batch(
-        prompts,
-        min_length=count,
-        max_length=count,
-        sampling_topk=1,
-        include_prompt_in_result=False,
+        prompts, min_length=count, max_length=count, sampling_topk=1, include_prompt_in_result=False
     )
     assert {len(output.sequences[0]) for output in outputs} == {count}
 

@@ -82,8 +82,7 @@ CLAIM = Claim(
     draw=draw,
     seeds=5,
     full=GRUOrLSTMSettings(
-        margin=0.01,
-        budget=Budget(steps=4500, trial_steps=100, rates=(4e-3, 8e-3), evaluations=2, judged=4000),
+        margin=0.01, budget=Budget(steps=4500, trial_steps=100, rates=(4e-3, 8e-3), evaluations=2, judged=4000)
     ),
     full_minutes=55.0,
 )

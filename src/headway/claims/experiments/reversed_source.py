@@ -26,10 +26,7 @@ if TYPE_CHECKING:
 
 LSTM, TRANSFORMER = "lstm", "attention"
 PLAIN, SOURCE, BOTH = "as it is", "source reversed", "both reversed"
-VARIANTS = (
-    *(f"{model}, {order}" for model in (LSTM, TRANSFORMER) for order in (PLAIN, SOURCE)),
-    f"{LSTM}, {BOTH}",
-)
+VARIANTS = (*(f"{model}, {order}" for model in (LSTM, TRANSFORMER) for order in (PLAIN, SOURCE)), f"{LSTM}, {BOTH}")
 
 
 @dataclass(frozen=True)

@@ -56,10 +56,7 @@ def variants(settings: VanishingGradientsSettings) -> list[str]:
 def measure(settings: VanishingGradientsSettings, variant: str, seed: int) -> Values:
     name, distance = variant.split(", ")
     config = network(
-        MIXERS[name],
-        width=settings.width,
-        vocab_size=settings.symbols + settings.noise + 1,
-        outputs=settings.symbols,
+        MIXERS[name], width=settings.width, vocab_size=settings.symbols + settings.noise + 1, outputs=settings.symbols
     )
     model = config.build(seed)
     sample_batch = recall(settings.rows, settings.symbols, settings.noise, int(distance))

@@ -17,9 +17,9 @@ from headway.environments.acting_codec import ActingCodec
 from headway.environments.rollouts import EpisodeWatch, PlayedEpisodes, Player, play_episodes, sample_choices
 from headway.environments.vector_env import VectorEnv
 from headway.errors import ConfigError, UserError
-from headway.generate.prompts import device_of, evaluation_mode
+from headway.generate.prompts import device_of
 from headway.layout import Layout
-from headway.nn.models import ModelFeatures, Transformer
+from headway.nn.models import ModelFeatures, Transformer, evaluation_mode
 
 _RNG_STREAM = 15  # random stream, independent of the environments' for the same seed
 _ENTROPY = 0.5 * math.log(2 * math.pi * math.e)  # of a normal distribution of standard deviation 1

@@ -12,12 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headway.domains.audio.classification import (
-    crop_to_window,
-    fit_to_window,
-    sound_statistics,
-    window_frames,
-)
+from headway.domains.audio.classification import crop_to_window, fit_to_window, sound_statistics, window_frames
 from headway.domains.audio.framing import bands_of, check_lengths, window_of
 from headway.domains.audio.mel import HOP
 from headway.domains.audio.sound_files import SoundInput, mono, read_sound
@@ -25,10 +20,10 @@ from headway.domains.audio.transcriber import Transcriber, Transcription, transc
 from headway.domains.audio.window_transcriber import Task, TranscriptionOptions
 from headway.errors import UserError
 from headway.formats.usage import named_scores
-from headway.generate.prompts import device_of, evaluation_mode
+from headway.generate.prompts import device_of
 from headway.io import arguments
 from headway.io.arguments import check_types
-from headway.nn.models import kinds
+from headway.nn.models import evaluation_mode, kinds
 from headway.predict.model_handle import ModelHandle
 
 Sound = str | Path | Float[np.ndarray, "N"]

@@ -31,10 +31,9 @@ from headway.domains.audio.word_times import Word, WordAligner, between_pauses, 
 from headway.errors import ConfigError, UserError
 from headway.formats.usage import Usage
 from headway.generate import DecodingCoroutine, NextTokens, StepOutput, step_together
-from headway.generate.prompts import evaluation_mode
 from headway.io.arguments import Failures
 from headway.io.summary_card import SummaryCard, summary_repr
-from headway.nn.models import EncoderDecoder
+from headway.nn.models import EncoderDecoder, evaluation_mode
 
 FRAME = HOP / RATE  # seconds
 _MAX_CONTEXT_TEMPERATURE = 0.5  # temperature above which text does not condition the next window

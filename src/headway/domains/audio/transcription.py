@@ -44,7 +44,7 @@ from headway.domains.audio.window_transcriber import STEP, languages_of
 from headway.errors import ConfigError, UserError, logger, nearest
 from headway.formats.usage import read_usage
 from headway.generate import SearchConfig, beam_search
-from headway.generate.prompts import device_of, evaluation_mode
+from headway.generate.prompts import device_of
 from headway.generate.search import check_beam
 from headway.layout import Layout
 from headway.learn import Recipe, Task
@@ -57,7 +57,7 @@ from headway.learn.report.pictures import Span, spectrogram
 from headway.metrics import language_scores, word_error_rate
 from headway.metrics.error_rates import english_normalizer, english_words
 from headway.nn.mixers import CrossAttention
-from headway.nn.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, Prompt, attention_maps
+from headway.nn.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, Prompt, attention_maps, evaluation_mode
 
 
 def alignment_picture(

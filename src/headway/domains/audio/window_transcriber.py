@@ -17,18 +17,10 @@ from headway.codecs import TokenizerCodec
 from headway.config import from_dict
 from headway.errors import ConfigError, UserError, nearest
 from headway.formats.usage import Usage
-from headway.generate import (
-    DecodingCoroutine,
-    NextTokens,
-    Sampling,
-    SearchConfig,
-    sample_steps,
-    search_steps,
-)
-from headway.generate.prompts import evaluation_mode
+from headway.generate import DecodingCoroutine, NextTokens, Sampling, SearchConfig, sample_steps, search_steps
 from headway.io.arguments import check_fields
 from headway.layout import Layout
-from headway.nn.models import EncodedSource, EncoderDecoder, FramesEmbedConfig, Generative, Prompt
+from headway.nn.models import EncodedSource, EncoderDecoder, FramesEmbedConfig, Generative, Prompt, evaluation_mode
 
 Task = Literal["transcribe", "translate"]
 ENGLISH_ONLY = 51864  # vocabulary size; the English-only model has one token less than the one of 99 languages

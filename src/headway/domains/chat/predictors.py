@@ -100,11 +100,7 @@ class Conversation:
         return replace(limits, stop=(*limits.stop, *self._stop_strings), stop_ids=(*limits.stop_ids, *self._stop_ids))
 
     def stream(
-        self,
-        messages: Sequence[Message],
-        sampling: Sampling,
-        limits: Limits,
-        thinking_token_budget: int | None = None,
+        self, messages: Sequence[Message], sampling: Sampling, limits: Limits, thinking_token_budget: int | None = None
     ) -> Iterator[str]:
         """The answer to a conversation without its thinking, streamed. Logs how many turns are dropped because they do
         not fit.

@@ -90,11 +90,7 @@ def failure_reason(scores: Mapping[str, Any], best: Mapping[str, Any] | None) ->
     """Describe what is wrong with a model's answers, given its scores, unless the best model so far has the same
     fault.
     """
-    faults = {
-        "empty_rate": "empty",
-        "endless_rate": "endless",
-        "equal_rate": "the same for different prompts",
-    }
+    faults = {"empty_rate": "empty", "endless_rate": "endless", "equal_rate": "the same for different prompts"}
     for name, description in faults.items():
         if scores[name] > _MAX_BAD_SHARE and (best is None or best.get(name, 0.0) <= _MAX_BAD_SHARE):
             return f"{scores[name]:.0%} of its answers to held-out prompts are {description}"

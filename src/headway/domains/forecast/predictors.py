@@ -11,9 +11,9 @@ import torch
 from headway.domains.forecast.exponential_smoothing import select_params, smooth
 from headway.domains.forecast.task import LEVELS, ForecastConfig, Forecasts, flat_scale, read_codec
 from headway.errors import UserError
-from headway.generate.prompts import evaluation_mode
 from headway.io.arguments import check_types
 from headway.learn.objectives.quantiles import Quantiles
+from headway.nn.models import evaluation_mode
 from headway.predict.in_memory_data import Data, data_paths
 from headway.predict.model_evaluation import path_list
 from headway.predict.model_handle import ModelHandle

@@ -28,7 +28,7 @@ from headway.errors import ConfigError, UserError, logger
 from headway.formats.open import open_config, open_model, usage_and_codec
 from headway.formats.usage import Usage, read_usage
 from headway.generate import SearchConfig
-from headway.generate.prompts import device_of, evaluation_mode
+from headway.generate.prompts import device_of
 from headway.generate.search import check_beam
 from headway.io.hub import named_folder
 from headway.layout import Layout
@@ -48,6 +48,7 @@ from headway.nn.models import (
     TokenEmbedConfig,
     TransformerConfig,
     attention_maps,
+    evaluation_mode,
 )
 
 

@@ -16,11 +16,11 @@ from headway.codecs.tokenizer import sequence_template
 from headway.errors import UserError
 from headway.formats.usage import Usage
 from headway.generate import Hypothesis, SearchConfig, beam_search
-from headway.generate.prompts import context_of, device_of, evaluation_mode, pad
+from headway.generate.prompts import context_of, device_of, pad
 from headway.io.arguments import Failures
 from headway.io.summary_card import SummaryCard, summary_repr
 from headway.learn.token_rows import LengthLimit, TokenRows, compute_in_batches, concatenate_rows, frame_rows
-from headway.nn.models import Captioner, PatchEmbed, PatchEmbedConfig, Prompt, TwoTower, TwoTowerConfig
+from headway.nn.models import Captioner, PatchEmbed, PatchEmbedConfig, Prompt, TwoTower, TwoTowerConfig, evaluation_mode
 from headway.predict.image_inputs import Image, image_batches, processor_of
 
 _TEXT_BATCH_TOKENS = 4096  # tokens

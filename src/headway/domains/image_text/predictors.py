@@ -118,10 +118,7 @@ def match(
 
 @check_types
 def embed(
-    model: ModelHandle,
-    items: str | Texts | Image | Iterable[Image],
-    truncate: bool = False,
-    prompt: str | None = None,
+    model: ModelHandle, items: str | Texts | Image | Iterable[Image], truncate: bool = False, prompt: str | None = None
 ) -> Float[Tensor, "D"] | Float[Tensor, "N D"]:
     if prompt is not None:
         raise UserError("an image-text model has no prompts; remove the prompt")

@@ -28,7 +28,7 @@ from headway.domains.image_text.captioned_images import CaptionColumns, Captions
 from headway.domains.image_text.pair_inference import text_rows, text_vectors
 from headway.errors import ConfigError, UserError
 from headway.formats.usage import Usage, read_usage
-from headway.generate.prompts import device_of, evaluation_mode
+from headway.generate.prompts import device_of
 from headway.learn import Recipe, Task, TaskConfig, TrainConfig
 from headway.learn.examples import Batch, Contents, IndexedExamples, RngKey, spread_evenly
 from headway.learn.objectives.contrastive import (
@@ -43,7 +43,7 @@ from headway.learn.report.charts import ellipsize, svg, text
 from headway.learn.report.rendering import data_uri
 from headway.learn.token_rows import split_by_length
 from headway.metrics import bootstrap_mean, wilson_interval
-from headway.nn.models import Loss, ModelConfig, PatchEmbedConfig, TwoTower, TwoTowerConfig
+from headway.nn.models import Loss, ModelConfig, PatchEmbedConfig, TwoTower, TwoTowerConfig, evaluation_mode
 
 _TILE_SIDE, _GAP, _LABEL_WIDTH = 56, 8, 180  # in SVG units
 _NEAREST = 5

@@ -16,8 +16,8 @@ from headway.codecs import Codec, TokenizerCodec
 from headway.codecs.special_tokens import MASK_NAMES, special_ids
 from headway.codecs.tokenizer import BYTES, decoder_steps, sequence_template
 from headway.errors import UserError
-from headway.generate.prompts import device_of, evaluation_mode
-from headway.nn.models import Transformer
+from headway.generate.prompts import device_of
+from headway.nn.models import Transformer, evaluation_mode
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 """The special tokens that codecs trained for masking have, as in BERT."""

@@ -16,9 +16,9 @@ from headway.domains.robotics.robot_codec import RobotCodec
 from headway.environments.rollouts import EpisodeWatch, PlayedEpisodes, Player, play_episodes, return_scores
 from headway.environments.vector_env import VectorEnv
 from headway.errors import UserError
-from headway.generate.prompts import device_of, evaluation_mode
+from headway.generate.prompts import device_of
 from headway.metrics import wilson_interval
-from headway.nn.models import ChunkNoise, Observations, RobotPolicy
+from headway.nn.models import ChunkNoise, Observations, RobotPolicy, evaluation_mode
 from headway.nn.models.robot import stack_steps
 
 _RNG_STREAM = 12  # random stream, independent of the environments' for the same seed

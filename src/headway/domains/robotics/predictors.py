@@ -9,14 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from headway.data.episodes import task_name
-from headway.domains.robotics.policy import (
-    RobotController,
-    combine_scores,
-    limit_of,
-    open_envs,
-    play,
-    success_scores,
-)
+from headway.domains.robotics.policy import RobotController, combine_scores, limit_of, open_envs, play, success_scores
 from headway.domains.robotics.robot_codec import load_codec
 from headway.environments.factory import check_environment_name
 from headway.environments.rollouts import film_config, first_seed, open_film, target_returns

@@ -18,14 +18,7 @@ from headway.data.array_store import cache_root
 from headway.data.episode_files import read_demonstrations
 from headway.data.episodes import Episodes, numbers_text, step_indices
 from headway.domains.robotics.chunk_windows import DemonstrationExamples
-from headway.domains.robotics.policy import (
-    PolicyRunner,
-    combine_scores,
-    limit_of,
-    open_envs,
-    play,
-    success_scores,
-)
+from headway.domains.robotics.policy import PolicyRunner, combine_scores, limit_of, open_envs, play, success_scores
 from headway.domains.robotics.robot_codec import Camera, RobotCodec, Size, load_codec, words_of
 from headway.environments.factory import playable_environments
 from headway.environments.rollouts import REPORT_SEEDS, evaluation_seeds

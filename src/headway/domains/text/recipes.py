@@ -71,12 +71,7 @@ def published_decoder(
 def _attention(heads: int, window: int, norm: RMSNormConfig) -> AttentionConfig:
     """Attention with QK-norm and RoPE, whose slowest frequency still rotates within rows of a few hundred tokens."""
     return AttentionConfig(
-        heads,
-        pattern=Causal(window),
-        rotary=RotaryConfig(theta=1000.0),
-        qk_norm=norm,
-        qkv_bias=False,
-        out_bias=False,
+        heads, pattern=Causal(window), rotary=RotaryConfig(theta=1000.0), qk_norm=norm, qkv_bias=False, out_bias=False
     )
 
 

@@ -19,9 +19,8 @@ from headway.domains.trajectories.trajectory_player import Actor, TrajectoryCode
 from headway.environments.rollouts import play_episodes, training_seed
 from headway.environments.vector_env import VectorEnv
 from headway.errors import ConfigError, UserError
-from headway.generate.prompts import evaluation_mode
 from headway.learn.examples import FULL_SHARD, Batch, Contents, OnPolicyExamples, RngKey, Shard
-from headway.nn.models import Transformer
+from headway.nn.models import Transformer, evaluation_mode
 
 _STARTS, _ORDER = 16, 17  # random streams, independent of others with the same seed
 

@@ -24,7 +24,7 @@ from headway.environments.recording import Mixture, Recorder
 from headway.environments.rollouts import MAX_PARALLEL, REPORT_SEEDS, evaluation_seeds, return_scores
 from headway.environments.vector_env import VectorEnv
 from headway.errors import ConfigError, UserError
-from headway.generate.prompts import device_of, evaluation_mode
+from headway.generate.prompts import device_of
 from headway.learn import Recipe, Task, TaskConfig
 from headway.learn.examples import Batch
 from headway.learn.objective import Objective, evaluation_batches
@@ -41,6 +41,7 @@ from headway.nn.models import (
     TrajectoryInputs,
     Transformer,
     TransformerConfig,
+    evaluation_mode,
     step_heads,
 )
 

@@ -16,10 +16,10 @@ from headway.environments.acting_codec import ActingCodec
 from headway.environments.rollouts import EpisodeWatch, PlayedEpisodes, Player, play_episodes, sample_choices
 from headway.environments.vector_env import VectorEnv
 from headway.errors import ConfigError
-from headway.generate.prompts import device_of, evaluation_mode
+from headway.generate.prompts import device_of
 from headway.layout import Layout
 from headway.nn.mixers import State, select
-from headway.nn.models import StepHead, TrajectoryEmbed, TrajectoryInputs, Transformer
+from headway.nn.models import StepHead, TrajectoryEmbed, TrajectoryInputs, Transformer, evaluation_mode
 
 _RNG_STREAM = 11  # random stream, independent of the environments' for the same seed
 

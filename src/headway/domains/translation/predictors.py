@@ -191,13 +191,7 @@ def _translator(model: ModelHandle) -> _Translator:
         suppressed = tuple(token for token in usage.suppressed if token not in usage.ends)
         to_source_ids = lambda texts: [encode_with_special_tokens(codec, text) for text in texts]  # noqa: E731
         return _Translator(
-            Codecs(codec, codec),
-            to_source_ids,
-            start,
-            usage.ends[0],
-            usage.forced,
-            suppressed,
-            languages,
+            Codecs(codec, codec), to_source_ids, start, usage.ends[0], usage.forced, suppressed, languages
         )
     task = model.recipe.task
     if not isinstance(task, PairsConfig):

@@ -19,15 +19,7 @@ from headway.codecs.languages import language_tokens
 from headway.codecs.tokenizer import FILE, sequence_template
 from headway.config import override
 from headway.config_kinds import register
-from headway.data import (
-    IGNORE_INDEX,
-    Pair,
-    PairBatches,
-    SplitConfig,
-    group_references,
-    open_pairs,
-    split_pairs,
-)
+from headway.data import IGNORE_INDEX, Pair, PairBatches, SplitConfig, group_references, open_pairs, split_pairs
 from headway.data import iter_pairs as read_all
 from headway.data.array_store import column_digest
 from headway.data.token_store import Encoder
@@ -35,7 +27,6 @@ from headway.errors import ConfigError, UserError, logger
 from headway.formats.out_of_distribution import TrainingStatistics
 from headway.formats.usage import Usage, read_usage
 from headway.generate import SearchConfig, translate_ids
-from headway.generate.prompts import evaluation_mode
 from headway.generate.search import check_beam
 from headway.layout import Layout
 from headway.learn import Recipe, Task, TaskConfig
@@ -45,7 +36,7 @@ from headway.learn.recipe import batch_tokens_of
 from headway.learn.report import Picture, heatmap
 from headway.metrics import bleu, pronunciation_error_rates, rouge, translation_scores
 from headway.nn.mixers import ConditionalGRU, CrossAttention
-from headway.nn.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, attention_maps
+from headway.nn.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, attention_maps, evaluation_mode
 
 BOS, EOS = "<s>", "</s>"
 NO_USAGE = Usage()
@@ -101,14 +92,7 @@ class PairSpecialTokens(NamedTuple):
                 )
             suppressed = tuple(token for token in usage.suppressed if token not in usage.ends)
             forced = usage.forced or tuple(token for token in frame.before if token != start)
-            return PairSpecialTokens(
-                start,
-                usage.ends[0],
-                frame.before,
-                frame.after,
-                forced,
-                suppressed,
-            )
+            return PairSpecialTokens(start, usage.ends[0], frame.before, frame.after, forced, suppressed)
         ids = (codecs.target.bos_id, codecs.target.eos_id, codecs.source.eos_id)
         if None in ids:
             raise UserError(f"the tokenizer has no bos or eos token; train one with {BOS} and {EOS}")

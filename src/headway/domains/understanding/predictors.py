@@ -12,18 +12,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from headway.codecs.tokenizer import (
-    SequenceTemplate,
-    TokenizerCodec,
-    encode_with_special_tokens,
-    tokenize_words,
-)
+from headway.codecs.tokenizer import SequenceTemplate, TokenizerCodec, encode_with_special_tokens, tokenize_words
 from headway.domains.understanding.answers import Answer, ContextWindows
 from headway.domains.understanding.pair_inputs import PairInputs
 from headway.domains.understanding.tagging import WordTokenRows, word_tags
 from headway.errors import UserError, nearest
 from headway.formats.usage import name_scores, named_scores
-from headway.generate.prompts import device_of, evaluation_mode
+from headway.generate.prompts import device_of
 from headway.io import arguments
 from headway.io.arguments import check_types
 from headway.learn.token_rows import (
@@ -36,7 +31,7 @@ from headway.learn.token_rows import (
     frame_rows,
 )
 from headway.metrics import EntitySpan, entity_spans
-from headway.nn.models import PooledHeadConfig, Transformer, kinds
+from headway.nn.models import PooledHeadConfig, Transformer, evaluation_mode, kinds
 from headway.nn.models.pooled import PooledHead, pool
 from headway.predict.model_handle import ModelHandle
 

@@ -16,16 +16,13 @@ from torch import Tensor, nn
 from headway.codecs.tokenizer import SequenceTemplate, TokenizerCodec, WordTokens, tokenize_words
 from headway.config_kinds import register
 from headway.data import IGNORE_INDEX, Splits, TaggedCorpus, read_conll, split_by_text
-from headway.domains.understanding.task import (
-    EncodedTextDataset,
-    EncoderTaskConfig,
-    check_encoder,
-)
+from headway.domains.understanding.task import EncodedTextDataset, EncoderTaskConfig, check_encoder
 from headway.learn import Recipe, Task
 from headway.learn.examples import Batch, Contents, RngKey, RowSubset
 from headway.learn.objective import Objective, evaluate_batches, evaluation_batches
 from headway.learn.objectives.classes import ClassifiedExamples
 from headway.learn.objectives.linear import LinearHead, fit_linear
+from headway.learn.objectives.predictions import copy_head
 from headway.learn.recipe import batch_tokens_of
 from headway.learn.report import Picture
 from headway.learn.report.pictures import tag_confusions
@@ -152,11 +149,7 @@ class Tags(Objective[TaggedSentences]):
             _word_vectors(encoder, examples.of(split).limited_to(limit), [last_layer]) for split in _FIT_SPLITS
         )
         linear = self._linear(train, validation, 0, examples)
-        project = cast(Projection, cast(PooledHead, encoder.heads[HEAD]).project)
-        with torch.no_grad():
-            project.weight.copy_(linear.weight)
-            if project.bias is not None:
-                project.bias.copy_(linear.bias)
+        copy_head(cast(Projection, cast(PooledHead, encoder.heads[HEAD]).project), linear)
         return True
 
     def depth(self, model: nn.Module, examples: TaggedSentences, limit: int) -> int | None:

@@ -13,10 +13,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from headway.formats.usage import Usage
-from headway.generate.prompts import device_of, evaluation_mode
+from headway.generate.prompts import device_of
 from headway.io.arguments import Failures
 from headway.io.summary_card import SummaryCard, summary_repr
-from headway.nn.models import PatchEmbed, PooledHead, Transformer, attention_maps, kinds
+from headway.nn.models import PatchEmbed, PooledHead, Transformer, attention_maps, evaluation_mode, kinds
 from headway.nn.models.describe import rollout
 from headway.nn.models.pooled import pool
 from headway.predict.image_inputs import Image, image_batches, processor_of

@@ -14,10 +14,10 @@ from headway.domains.vision.attribution import ImageAttention, input_dtype, patc
 from headway.errors import UserError
 from headway.formats import out_of_distribution
 from headway.formats.usage import named_scores
-from headway.generate.prompts import device_of, evaluation_mode
+from headway.generate.prompts import device_of
 from headway.io import arguments
 from headway.io.arguments import check_types
-from headway.nn.models import kinds
+from headway.nn.models import evaluation_mode, kinds
 from headway.predict.image_inputs import Image, image_batches, processor_of, to_rgb
 from headway.predict.model_handle import ModelHandle
 

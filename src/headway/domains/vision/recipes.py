@@ -17,14 +17,7 @@ from headway.learn import CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConf
 from headway.learn.plan.scale import DataSettings, Descent, Scale, ScalingLaw, Settings, held_out_shares
 from headway.learn.recipe import generic
 from headway.nn.mixers import AttentionConfig
-from headway.nn.models import (
-    BlockConfig,
-    PatchEmbedConfig,
-    PooledHeadConfig,
-    StackConfig,
-    TransformerConfig,
-    cycle,
-)
+from headway.nn.models import BlockConfig, PatchEmbedConfig, PooledHeadConfig, StackConfig, TransformerConfig, cycle
 from headway.nn.parts.feedforward import MLPConfig
 from headway.nn.parts.init import InitConfig
 from headway.visibility import Full

@@ -125,10 +125,7 @@ class ImageDataset(TargetSamples):
         if chosen.target.kind == "class":
             check_classes(samples.labels, labels, "image")
         labelled = ClassSamples(
-            labels,
-            samples.named_splits[rows],
-            self.keys,
-            lambda row: samples.locations[int(rows[row])],
+            labels, samples.named_splits[rows], self.keys, lambda row: samples.locations[int(rows[row])]
         )
         self.seed, self.batch_size = recipe.train.seed, batch_size_of(recipe)
         self.set_targets(labelled, chosen, config.split, "images", "a folder", workspace)

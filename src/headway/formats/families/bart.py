@@ -130,11 +130,7 @@ def write_bart(config: EncoderDecoderConfig) -> dict[str, Any]:
     if "classes" not in heads:
         return write_plain(BART_TABLE, "bart", "BartForConditionalGeneration", config)
     rate = expect(heads["classes"], PooledHeadConfig).dropout
-    return {
-        **write_plain(BART_TABLE, "bart", CLASSIFIER, config),
-        **label_settings(heads),
-        "classifier_dropout": rate,
-    }
+    return {**write_plain(BART_TABLE, "bart", CLASSIFIER, config), **label_settings(heads), "classifier_dropout": rate}
 
 
 def bart_rules(config: EncoderDecoderConfig) -> list[TensorRule]:

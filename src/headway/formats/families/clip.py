@@ -82,11 +82,7 @@ _TOWER: dict[str, tuple[Any, ...]] = {
     "layer_norm_eps": ("block.norm.eps stack.norm.eps", float),
     "attention_dropout": ("block.mixer.dropout", float),
 }
-_TEXT = {
-    **_TOWER,
-    "vocab_size": ("vocab_size", int),
-    "max_position_embeddings": ("context", int, POSITIONS),
-}
+_TEXT = {**_TOWER, "vocab_size": ("vocab_size", int), "max_position_embeddings": ("context", int, POSITIONS)}
 _VISION = {
     **_TOWER,
     "image_size": ("embed.size", int, SIZE),

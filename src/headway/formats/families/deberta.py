@@ -14,16 +14,7 @@ from headway.formats.families.bert import IS_CAUSAL, encoder_rows, masked_rules
 from headway.formats.heads import SPAN, SPAN_TENSOR, architecture, classifier, label_settings, num_outputs, pooler
 from headway.formats.setting_table import ACTIVATION, POSITIONS, SettingTable
 from headway.formats.settings import Settings, published_activation
-from headway.formats.tensor_rules import (
-    Family,
-    FlattenedRows,
-    TensorRule,
-    block_rules,
-    expect,
-    linear,
-    linears,
-    rule,
-)
+from headway.formats.tensor_rules import Family, FlattenedRows, TensorRule, block_rules, expect, linear, linears, rule
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
     BlockConfig,

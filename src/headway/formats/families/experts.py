@@ -52,11 +52,7 @@ def first_experts(config: TransformerConfig) -> ExpertsConfig:
 def write_counts(config: TransformerConfig, count: str = "num_local_experts") -> dict[str, Any]:
     """The settings of all families with experts."""
     experts = first_experts(config)
-    return {
-        count: experts.count,
-        "num_experts_per_tok": experts.active,
-        "router_aux_loss_coef": experts.balance,
-    }
+    return {count: experts.count, "num_experts_per_tok": experts.active, "router_aux_loss_coef": experts.balance}
 
 
 def write_experts(config: TransformerConfig, count: str) -> dict[str, Any]:

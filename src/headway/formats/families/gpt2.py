@@ -171,11 +171,7 @@ GPT_TABLE = SettingTable(
         "n_positions": ("context", 512, POSITIONS),
         "n_layer": ("depth", 12),
         "n_head": ("block.mixer.heads", 12),
-        "afn": (
-            "block.feed_forward.activation",
-            "gelu",
-            _GPT_ACTIVATION,
-        ),
+        "afn": ("block.feed_forward.activation", "gelu", _GPT_ACTIVATION),
         "layer_norm_epsilon": ("block.norm.eps", 1e-5),
         "attn_pdrop": ("block.mixer.dropout", 0.1),
         "resid_pdrop": ("block.dropout", 0.1),

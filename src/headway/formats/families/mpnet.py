@@ -8,14 +8,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-from headway.formats.families.bert import (
-    IS_CAUSAL,
-    TABLE,
-    encoder,
-    roberta_head_rules,
-    roberta_heads,
-    shared_settings,
-)
+from headway.formats.families.bert import IS_CAUSAL, TABLE, encoder, roberta_head_rules, roberta_heads, shared_settings
 from headway.formats.heads import architecture
 from headway.formats.settings import Settings
 from headway.formats.tensor_rules import Family, TensorRule, block_rules, expect, linear, linears, rule

@@ -25,12 +25,7 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
     )
 
     def layer(i: int, block: BlockConfig) -> BlockConfig:
-        return replace(
-            block,
-            norm=norm,
-            placement="parallel" if parallel else "pre",
-            shared_norm=parallel,
-        )
+        return replace(block, norm=norm, placement="parallel" if parallel else "pre", shared_norm=parallel)
 
     config = llama.with_blocks(llama.without_feed_biases(config), layer)
     return replace(config, stack=replace(config.stack, norm=norm))

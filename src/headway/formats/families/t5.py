@@ -16,13 +16,7 @@ from headway.formats.setting_table import SettingKind, SettingTable
 from headway.formats.settings import Settings, published_activation
 from headway.formats.tensor_rules import Family, TensorRule, block_rules, expect, linears, rule, tied_copy, vocabulary
 from headway.nn.mixers import AttentionConfig, CrossAttentionConfig
-from headway.nn.models import (
-    BlockConfig,
-    EncoderDecoderConfig,
-    StackConfig,
-    TransformerConfig,
-    VocabularyHeadConfig,
-)
+from headway.nn.models import BlockConfig, EncoderDecoderConfig, StackConfig, TransformerConfig, VocabularyHeadConfig
 from headway.nn.models.score_biases import RelativeConfig
 from headway.nn.parts.feedforward import FeedForwardConfig, GatedConfig, MLPConfig, hidden_width
 from headway.nn.parts.norm import RMSNormConfig
@@ -41,10 +35,7 @@ def _stack(pattern: Pattern) -> StackConfig:
 
 _DEPTH = SettingKind(lambda settings, name: settings.get(name, int, settings.get("num_layers", int)))
 TABLE = SettingTable(
-    EncoderDecoderConfig(
-        TransformerConfig(stack=_stack(Full()), heads={}),
-        TransformerConfig(stack=_stack(Causal())),
-    ),
+    EncoderDecoderConfig(TransformerConfig(stack=_stack(Full()), heads={}), TransformerConfig(stack=_stack(Causal()))),
     {
         "vocab_size": ("{decoder,encoder}.vocab_size", 32128),
         "d_model": ("{decoder,encoder}.width", 512),

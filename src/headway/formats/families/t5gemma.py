@@ -36,11 +36,7 @@ _NORMS = {
     "feed.after": "post_feedforward_layernorm",
 }
 _CROSS_NORMS = {"read.before": "pre_cross_attn_layernorm", "read.after": "post_cross_attn_layernorm"}
-_CROSS = {
-    "cross.q": "cross_attn.q_proj",
-    "cross.kv": "cross_attn.{k,v}_proj",
-    "cross.out": "cross_attn.o_proj",
-}
+_CROSS = {"cross.q": "cross_attn.q_proj", "cross.kv": "cross_attn.{k,v}_proj", "cross.out": "cross_attn.o_proj"}
 
 
 def read(settings: Settings, names: Collection[str]) -> EncoderDecoderConfig:

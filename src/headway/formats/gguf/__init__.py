@@ -12,7 +12,4 @@ if TYPE_CHECKING:
 
 SUFFIX = ".gguf"
 __all__ = ["SUFFIX", "GgufFile", "gguf_config", "load_gguf", "load_gguf_codec", "save_gguf"]
-lazy_exports(
-    __name__,
-    {".file": ("GgufFile",), ".model": ("gguf_config", "load_gguf", "load_gguf_codec", "save_gguf")},
-)
+lazy_exports(__name__, {".file": ("GgufFile",), ".model": ("gguf_config", "load_gguf", "load_gguf_codec", "save_gguf")})

@@ -16,15 +16,7 @@ from torch import Tensor
 from headway.errors import UserError, nearest
 from headway.formats.families import llama
 from headway.formats.gguf.file import GgufFile
-from headway.formats.tensor_rules import (
-    Family,
-    Interleaved,
-    StackedRows,
-    TensorRule,
-    TensorTransform,
-    Unsplit,
-    rule,
-)
+from headway.formats.tensor_rules import Family, Interleaved, StackedRows, TensorRule, TensorTransform, Unsplit, rule
 from headway.nn.models import TransformerConfig
 
 # Keys below the architecture's name, and the matching settings of a config.json.
@@ -166,78 +158,24 @@ _WINDOW = "attention.sliding_window"
 
 DIALECTS = {
     "llama": Dialect(
-        "llama",
-        {"expert_count": "mixtral", _WINDOW: "mistral"},
-        interleaved=True,
-        flags=_BIASES,
-        windowed=True,
+        "llama", {"expert_count": "mixtral", _WINDOW: "mistral"}, interleaved=True, flags=_BIASES, windowed=True
     ),
     "qwen2": Dialect("qwen2"),
     "qwen3": Dialect("qwen3"),
     "qwen2moe": Dialect("qwen2_moe", sizes=_NUM_EXPERTS, fixed={"norm_topk_prob": False}),
-    "qwen3moe": Dialect(
-        "qwen3_moe",
-        fixed={"norm_topk_prob": True},
-    ),
-    "olmo2": Dialect(
-        "olmo2",
-        {_WINDOW: "olmo3"},
-        windowed=True,
-    ),
-    "olmoe": Dialect(
-        "olmoe",
-        sizes=_NUM_EXPERTS,
-        fixed={"norm_topk_prob": False},
-    ),
-    "phi3": Dialect(
-        "phi3",
-        fused=FUSED,
-        constants={_WINDOW: 0},
-        windowed=True,
-    ),
-    "gemma": Dialect(
-        "gemma",
-        offset=True,
-    ),
-    "gemma2": Dialect(
-        "gemma2",
-        offset=True,
-        windowed=True,
-    ),
-    "gemma3": Dialect(
-        "gemma3_text",
-        offset=True,
-        windowed=True,
-    ),
-    "smollm3": Dialect(
-        "smollm3",
-        interleaved=True,
-        flags=_BIASES,
-    ),
-    "stablelm": Dialect(
-        "stablelm",
-        flags={"use_qkv_bias": "attn_q.bias", "use_parallel_residual": "-ffn_norm.weight"},
-    ),
-    "starcoder2": Dialect(
-        "starcoder2",
-        sizes={**SIZES, _EPSILON: "norm_epsilon"},
-    ),
-    "gptneox": Dialect(
-        "gpt_neox",
-        fused=FUSED_QKV,
-    ),
-    "bert": Dialect(
-        "bert",
-        rotary=False,
-        constants={"attention.causal": False},
-        windowed=True,
-    ),
-    "gpt2": Dialect(
-        "gpt2",
-        rotary=False,
-        sizes=GPT2_SIZES,
-        fused=FUSED_QKV,
-    ),
+    "qwen3moe": Dialect("qwen3_moe", fixed={"norm_topk_prob": True}),
+    "olmo2": Dialect("olmo2", {_WINDOW: "olmo3"}, windowed=True),
+    "olmoe": Dialect("olmoe", sizes=_NUM_EXPERTS, fixed={"norm_topk_prob": False}),
+    "phi3": Dialect("phi3", fused=FUSED, constants={_WINDOW: 0}, windowed=True),
+    "gemma": Dialect("gemma", offset=True),
+    "gemma2": Dialect("gemma2", offset=True, windowed=True),
+    "gemma3": Dialect("gemma3_text", offset=True, windowed=True),
+    "smollm3": Dialect("smollm3", interleaved=True, flags=_BIASES),
+    "stablelm": Dialect("stablelm", flags={"use_qkv_bias": "attn_q.bias", "use_parallel_residual": "-ffn_norm.weight"}),
+    "starcoder2": Dialect("starcoder2", sizes={**SIZES, _EPSILON: "norm_epsilon"}),
+    "gptneox": Dialect("gpt_neox", fused=FUSED_QKV),
+    "bert": Dialect("bert", rotary=False, constants={"attention.causal": False}, windowed=True),
+    "gpt2": Dialect("gpt2", rotary=False, sizes=GPT2_SIZES, fused=FUSED_QKV),
 }
 # Families that can be written, with their architecture.
 WRITABLE_FAMILIES = {

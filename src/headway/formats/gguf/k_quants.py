@@ -230,60 +230,12 @@ def _pack_q6_k(codes: np.ndarray, scale: RefinedScales) -> list[np.ndarray]:
 
 # The functions pack codes [B, numbers] into columns of bytes, in the order of the file.
 FORMATS = {
-    "Q4_0": BlockFormat(
-        part=32,
-        bits=4,
-        has_minimum=False,
-        scales=0,
-        pack=_pack_q4_0,
-    ),
-    "Q5_0": BlockFormat(
-        part=32,
-        bits=5,
-        has_minimum=False,
-        scales=0,
-        pack=_pack_q5_0,
-    ),
-    "Q5_1": BlockFormat(
-        part=32,
-        bits=5,
-        has_minimum=True,
-        scales=0,
-        pack=_pack_q5_0,
-    ),
-    "Q2_K": BlockFormat(
-        part=16,
-        bits=2,
-        has_minimum=True,
-        scales=15,
-        pack=_pack_q2_k,
-    ),
-    "Q3_K": BlockFormat(
-        part=16,
-        bits=3,
-        has_minimum=False,
-        scales=32,
-        pack=_pack_q3_k,
-    ),
-    "Q4_K": BlockFormat(
-        part=32,
-        bits=4,
-        has_minimum=True,
-        scales=63,
-        pack=_pack_q4_k,
-    ),
-    "Q5_K": BlockFormat(
-        part=32,
-        bits=5,
-        has_minimum=True,
-        scales=63,
-        pack=_pack_q5_k,
-    ),
-    "Q6_K": BlockFormat(
-        part=16,
-        bits=6,
-        has_minimum=False,
-        scales=128,
-        pack=_pack_q6_k,
-    ),
+    "Q4_0": BlockFormat(part=32, bits=4, has_minimum=False, scales=0, pack=_pack_q4_0),
+    "Q5_0": BlockFormat(part=32, bits=5, has_minimum=False, scales=0, pack=_pack_q5_0),
+    "Q5_1": BlockFormat(part=32, bits=5, has_minimum=True, scales=0, pack=_pack_q5_0),
+    "Q2_K": BlockFormat(part=16, bits=2, has_minimum=True, scales=15, pack=_pack_q2_k),
+    "Q3_K": BlockFormat(part=16, bits=3, has_minimum=False, scales=32, pack=_pack_q3_k),
+    "Q4_K": BlockFormat(part=32, bits=4, has_minimum=True, scales=63, pack=_pack_q4_k),
+    "Q5_K": BlockFormat(part=32, bits=5, has_minimum=True, scales=63, pack=_pack_q5_k),
+    "Q6_K": BlockFormat(part=16, bits=6, has_minimum=False, scales=128, pack=_pack_q6_k),
 }

@@ -13,18 +13,7 @@ from typing import Literal, NamedTuple
 from headway.formats.gguf.file import KINDS
 
 Precision = Literal[
-    "F32",
-    "F16",
-    "Q8_0",
-    "Q6_K",
-    "Q5_K_M",
-    "Q5_K_S",
-    "Q5_0",
-    "Q4_K_M",
-    "Q4_K_S",
-    "Q4_0",
-    "Q3_K_M",
-    "Q2_K",
+    "F32", "F16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_0", "Q3_K_M", "Q2_K"
 ]
 # Formats of rows that are not complete blocks of 256 numbers.
 _FALLBACKS = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}

@@ -316,8 +316,8 @@ def save_gguf(
         )
     by_name = {kind.name: kind for kind in KINDS.values()}
     kinds = [by_name[mixture.format_of(name, tuple(tensor.shape))] for name, tensor in draft.tensors.items()]
-    sizes = (tensor.numel() // kind.block * kind.size for tensor, kind in zip(draft.tensors.values(), kinds))
-    check_free_disk(path.parent, sum(sizes))
+    byte_counts = (tensor.numel() // kind.block * kind.size for tensor, kind in zip(draft.tensors.values(), kinds))
+    check_free_disk(path.parent, sum(byte_counts))
     with atomic_write(path, new=True) as draft_path:
         _write(draft, draft_path, kinds)
         with deferred_weights():

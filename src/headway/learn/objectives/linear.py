@@ -75,9 +75,7 @@ def fit_linear(
 
 
 def refit_linear(
-    head: LinearHead,
-    samples: tuple[Float[Tensor, "N D"], Int[Tensor, "N"]],
-    weights: Float[Tensor, "C"] | None = None,
+    head: LinearHead, samples: tuple[Float[Tensor, "N D"], Int[Tensor, "N"]], weights: Float[Tensor, "C"] | None = None
 ) -> LinearHead:
     """Refit `head` to all `samples`, some of which are new, with a penalty on the change of its weights."""
     scale = samples[0].double().norm(dim=1).mean().clamp(min=1e-12)

@@ -95,12 +95,7 @@ def ladder(recipe: Recipe, scale: Scale, user: Settings) -> list[LadderSize]:
 
 
 def choose_size(
-    recipe: Recipe,
-    scale: Scale,
-    user: Settings,
-    unique: int,
-    seconds: float,
-    pace: Callable[[Recipe], Throughput],
+    recipe: Recipe, scale: Scale, user: Settings, unique: int, seconds: float, pace: Callable[[Recipe], Throughput]
 ) -> tuple[SizePlan, list[SizePlan]]:
     """The size with the lowest predicted loss after `seconds` of training on `unique` targets, and all sizes
     considered.

@@ -306,12 +306,7 @@ def make_plans(
 
 
 def _fixed_size_planner(
-    recipe: Recipe,
-    scale: Scale | None,
-    user: Mapping[str, Any],
-    min_minutes: float,
-    device: torch.device,
-    spent: float,
+    recipe: Recipe, scale: Scale | None, user: Mapping[str, Any], min_minutes: float, device: torch.device, spent: float
 ) -> Callable[[float], Plan]:
     """The function from minutes to plans of a recipe with a fixed size, its own or its start's. Measures once."""
     clock, processes = Clock(spent), Processes(device)

@@ -99,11 +99,7 @@ class Decays(NamedTuple):
 
 
 def decays(
-    log_decay: Float[Tensor, "B T #H"] | None,
-    segments: Int[Tensor, "B T"] | None,
-    span: slice,
-    size: int,
-    like: Tensor,
+    log_decay: Float[Tensor, "B T #H"] | None, segments: Int[Tensor, "B T"] | None, span: slice, size: int, like: Tensor
 ) -> Decays | None:
     """The decays of the chunks of `size` within a span; None if nothing decays and no document ends."""
     if log_decay is None and segments is None:

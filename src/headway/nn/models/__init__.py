@@ -39,7 +39,14 @@ from headway.nn.models.encoder_decoder import (
 )
 from headway.nn.models.frames import FramesEmbed, FramesEmbedConfig, SpectrogramEmbed, SpectrogramEmbedConfig
 from headway.nn.models.heads import HeadConfig, Loss, TransformConfig, VocabularyHead, VocabularyHeadConfig
-from headway.nn.models.kinds import CacheDtype, GenerationProgress, Generative, RobotPolicy, RobotPolicyConfig
+from headway.nn.models.kinds import (
+    CacheDtype,
+    GenerationProgress,
+    Generative,
+    RobotPolicy,
+    RobotPolicyConfig,
+    evaluation_mode,
+)
 from headway.nn.models.patches import PatchEmbed, PatchEmbedConfig
 from headway.nn.models.pooled import (
     DistilledHead,
@@ -157,6 +164,7 @@ __all__ = [
     "build",
     "cycle",
     "describe",
+    "evaluation_mode",
     "outline",
     "policy_head",
     "step_heads",

@@ -280,13 +280,7 @@ class EncoderDecoder(nn.Module):
             initialise(self, config.init, depth, seed)
             start_heads(self.heads, config.init)
 
-    def forward(
-        self,
-        source: Any,
-        source_layout: Layout,
-        target: Any,
-        target_layout: Layout,
-    ) -> ModelFeatures:
+    def forward(self, source: Any, source_layout: Layout, target: Any, target_layout: Layout) -> ModelFeatures:
         """The decoder's features for whole targets (teacher forcing); its heads read them.
 
         `source` goes to the encoder's embedding (token ids, Int[B, S], or frames, Float[B, S, M]), or is the output of

@@ -8,10 +8,7 @@ from dataclasses import replace
 
 from headway.codecs.chess_boards import FEN_TOKENS, MOVES
 from headway.errors import ConfigError, nearest
-from headway.nn.mixers import (
-    AttentionConfig,
-    CrossAttentionConfig,
-)
+from headway.nn.mixers import AttentionConfig, CrossAttentionConfig
 from headway.nn.models.agents import ConvolutionsConfig, StateVectorConfig
 from headway.nn.models.block import BlockConfig
 from headway.nn.models.board import BoardEmbedConfig, FromToHeadConfig, SquaresHeadConfig

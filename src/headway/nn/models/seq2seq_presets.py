@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from headway.nn.mixers import (
-    BidirectionalConfig,
-    ConditionalGRUConfig,
-    GRUConfig,
-    LSTMConfig,
-    MixerConfig,
-)
+from headway.nn.mixers import BidirectionalConfig, ConditionalGRUConfig, GRUConfig, LSTMConfig, MixerConfig
 from headway.nn.models.block import BlockConfig
 from headway.nn.models.embeds import EmbedConfig, TokenEmbedConfig
 from headway.nn.models.encoder_decoder import (

@@ -35,7 +35,8 @@ class ExpertsConfig(FeedForwardConfig):
 
     def __post_init__(self) -> None:
         if not 1 <= self.active <= self.count:
-            raise ConfigError(f"active is {self.active} of {self.count} experts; set it from 1 to {self.count}")
+            most = f"from 1 to {self.count}" if self.count > 0 else "to at least 1 and count to as many"
+            raise ConfigError(f"active is {self.active} of {self.count} experts; set it {most}")
         if self.shared_gate and self.shared is None:
             raise ConfigError("shared_gate is true without a shared layer; set shared, or shared_gate=false")
 

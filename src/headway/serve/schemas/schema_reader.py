@@ -56,10 +56,7 @@ class SchemaReader:
 
     def __init__(self, document: Document) -> None:
         self.document = document
-        self._entries: list[SchemaNode | JsonValues | SchemaSet] = [
-            NOTHING,
-            NOTHING,
-        ]  # by index; 1 is the empty set
+        self._entries: list[SchemaNode | JsonValues | SchemaSet] = [NOTHING, NOTHING]  # by index; 1 is the empty set
         self._indices: dict[Any, int] = {}
         self._cache: dict[SchemaSet, JsonValues | None] = {}  # None while being read
         self.contents = Contents(self.values, document.source)
