@@ -146,7 +146,8 @@ def terminated(folder: Path, undisturbed: Path, command: Callable[[Path], list[s
     began = time.monotonic()
     _, errors = program.communicate()
     seconds = time.monotonic() - began
-    found = [line for line in errors.splitlines() if line.startswith("headway: ")]
+    report = errors.replace(f"{run.parent}/", "")
+    found = [line for line in report.splitlines() if line.startswith("headway: ")]
     codes = [(run.parent / f"exit-{rank}").read_text() for rank in range(2)]
     status = json.loads((run / "run.json").read_text())
     resumed = start(run)

@@ -95,7 +95,11 @@ def train(
     """
     if start is not None and from_ is not None:
         raise UserError(f"start is {start} and from_ is {from_}, but both name the same argument; remove one")
-    with joined(_start_timeout(recipe, set)):
+    timeout = ParallelConfig().timeout
+    with suppress(UserError):  # reported below, once for all processes
+        parallel = {name: value for name, value in (set or {}).items() if name.startswith("parallel.")}
+        timeout = override(load_recipe(recipe), parallel).parallel.timeout
+    with joined(timeout):
         clock, start, torch_device = Clock(spent), from_ if start is None else start, find_device(device)
         check_minutes([] if minutes is None else [minutes])
         if threads is not None:
@@ -126,14 +130,6 @@ def train(
                 patience=setup.patience,
             )
             return _report(trainer, trainer.fit(resume, finish), scale, samples)
-
-
-def _start_timeout(recipe: str | Path | Recipe, set: Mapping[str, Any] | None) -> float:
-    """The seconds for all processes to start, before the recipe is read: errors in it are reported once."""
-    settings = {name: value for name, value in (set or {}).items() if name.startswith("parallel.")}
-    with suppress(UserError):
-        return override(load_recipe(recipe), settings).parallel.timeout
-    return ParallelConfig().timeout
 
 
 @deduplicated_logs()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -151,7 +152,10 @@ class Trainer:
                 )
             check_loggers()
             exists = processes.broadcast_object(self.directory.claim(resume) if processes.is_main else None)
-            self._compare_processes(exists)
+            exact = read_recipe(self.directory.recipe).parallel.exact if exists else self.recipe.parallel.exact
+            is_exact = bool(exact) or (exact is None and not exists and processes.device.type == "cpu")
+            self.data, warning = check_equal_processes(processes, self.recipe, fingerprint(self.task), is_exact)
+            self._damage_messages += [] if warning is None else [warning]
             status = self.directory.read_status() if exists else {}
             is_finished = status.get("status") == "finished"
             if exists:
@@ -167,13 +171,6 @@ class Trainer:
         del self.outline  # it is the model now
         metrics, status = read_metrics(directory.metrics), directory.read_status()
         return Run(directory.path, self.recipe, model, self.task, metrics, status)
-
-    def _compare_processes(self, exists: bool) -> None:
-        """Compare the processes, and set the data fingerprint that they share."""
-        exact = read_recipe(self.directory.recipe).parallel.exact if exists else self.recipe.parallel.exact
-        is_exact = exact or (exact is None and not exists and self.processes.device.type == "cpu")
-        self.data, warning = check_equal_processes(self.processes, self.recipe, fingerprint(self.task), bool(is_exact))
-        self._damage_messages += [] if warning is None else [warning]
 
     def _begin(self) -> None:
         """Choose the remaining settings (precision, steps), and write the new run's recipe and status."""
@@ -381,7 +378,9 @@ class Trainer:
             progress.step += 1
             totals = (sum(batch.tokens for batch in batches), sum(batch.computed for batch in batches))
             self.log.add(update, *(round(accumulate / share * total) for total in totals))
-            if self._line_due():
+            train = self.recipe.train
+            periods = (self.log.interval, train.evaluation_interval, train.checkpoint_interval)
+            if progress.step == train.steps or any(progress.step % period == 0 for period in periods):
                 self.log.flush()
                 self.learner.gather()
                 if slow := self.processes.slow_process():
@@ -391,19 +390,13 @@ class Trainer:
                 self.budget.record_step(time.perf_counter() - start)
             if self.budget is not None and self.budget.is_revision_due(progress.step, self.recipe.train.steps):
                 self._revise_plan(self.budget)
-            if self.processes.should_stop(progress.step, update, self.interrupts.requested):
+            if self.processes.should_stop(progress.step, self.interrupts.requested, update.stop, update.stop_later):
                 self._stop()
             if self._evaluation_due():
                 self._evaluate()
             train = self.recipe.train
             if progress.step % train.checkpoint_interval == 0 or progress.step == train.steps or self._exhausted():
                 self._checkpoint()
-
-    def _line_due(self) -> bool:
-        """Whether this step writes a log line; with several processes, also if it may write a checkpoint."""
-        step, train = self.progress.step, self.recipe.train
-        periods = (self.log.interval, train.evaluation_interval, train.checkpoint_interval)
-        return step == train.steps or any(step % period == 0 for period in periods)
 
     def _evaluation_due(self) -> bool:
         step, train = self.progress.step, self.recipe.train
@@ -539,7 +532,9 @@ class Trainer:
             self.learner.gather()
             self._checkpoint()
         where = f"stopped at step {step:,} of {self.recipe.train.steps:,}"
-        number = processes.agreed_signal(self.interrupts.number)  # after the checkpoint is written
+        received = torch.zeros(signal.NSIG, device=processes.device)  # some processes have received no signal (0)
+        received[self.interrupts.number] = 1
+        number = max(processes.sum(received).nonzero().flatten().tolist()) or signal.SIGINT
         raise UserInterrupt(where, f"resume {self.directory.path} with --resume", number, is_agreed=True)
 
     def _broken_off(self, number: int) -> UserInterrupt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import socket
@@ -14,7 +15,7 @@ from typing import Any
 
 from headway.errors import UserError, printable
 from headway.learn.interrupts import Interrupts, UserInterrupt
-from headway.learn.parallel.heartbeat import Heartbeat, report
+from headway.learn.parallel.heartbeat import ACKNOWLEDGED, VERDICT, Heartbeat, Verdict, report
 
 _MIN_START_SECONDS = 60.0  # for all processes to start: imports take long on a busy machine
 _POLL_SECONDS = 0.1
@@ -124,8 +125,9 @@ def _meet(store: Any, timeout: float, seconds: float) -> Heartbeat:
     heartbeat = Heartbeat(store, rank, world, timeout)
     keys, deadline = [f"beat/{other}" for other in range(world)], time.monotonic() + seconds
     while not store.check(keys if rank == 0 else ["started"]):
-        if verdict := heartbeat.read_verdict():
-            raise SystemExit(verdict.code)
+        if (verdict := json.loads(store.get(VERDICT))) is not None:
+            store.add(ACKNOWLEDGED, int(rank > 0))
+            raise SystemExit(Verdict(*verdict).code)
         if time.monotonic() > deadline:
             missing = [other for other, key in enumerate(keys) if not store.check([key])]
             names = ", ".join(map(str, missing[:_MAX_NAMED])) + (", ..." if len(missing) > _MAX_NAMED else "")

@@ -19,7 +19,7 @@ _MAX_INTERVAL = 1.0  # seconds between heartbeats, at most
 _BEATS = 10  # heartbeats within the timeout, at least
 _MAX_SILENT = 5  # heartbeats that a process may miss once a collective operation has failed somewhere
 _GRACE_SECONDS = 5.0  # for the main thread to leave by itself, and for the others to read why the first one ends
-_VERDICT, _STOP, _ACKNOWLEDGED, _FINISHED = "verdict", "stop", "acknowledged", "finished"
+VERDICT, _STOP, ACKNOWLEDGED, _FINISHED = "verdict", "stop", "acknowledged", "finished"
 
 
 class Verdict(NamedTuple):
@@ -65,7 +65,7 @@ class Heartbeat:
         self._verdict: Verdict | None = None
         self._signals, self._has_signal = (None, None), False
         self.store, self._store = store, store.clone()  # for the main thread, which may wait, and for heartbeats
-        for key, value in ((_VERDICT, "null"), (_STOP, "0")):
+        for key, value in ((VERDICT, "null"), (_STOP, "0")):
             store.compare_set(key, "", value)
         self._publish_beat(0)
         if threading.current_thread() is threading.main_thread():
@@ -102,7 +102,7 @@ class Heartbeat:
         """
         text = json.dumps([self._rank, code, reason])
         try:
-            stored = self._store.compare_set(_VERDICT, "null", text).decode()
+            stored = self._store.compare_set(VERDICT, "null", text).decode()
         except RuntimeError:  # process 0 had the store, which would say who is first
             stored = text if self._is_deputy else json.dumps([1, code, reason])
         verdict = Verdict(*json.loads(stored))
@@ -115,7 +115,7 @@ class Heartbeat:
             deadline = time.monotonic() + _GRACE_SECONDS
             running = len(self.watched) - sum(beat.count == _FINISHED for beat in self.beats) - lost
             with suppress(RuntimeError):
-                while self._store.add(_ACKNOWLEDGED, 0) < running and time.monotonic() < deadline:
+                while self._store.add(ACKNOWLEDGED, 0) < running and time.monotonic() < deadline:
                     time.sleep(self._interval / _BEATS)
         return is_first
 
@@ -123,13 +123,6 @@ class Heartbeat:
         """Wait this many heartbeats for another process to report."""
         self._ended.wait(beats * self._interval)
         return self._verdict
-
-    def read_verdict(self) -> Verdict | None:
-        """The verdict so far, before this process watches the others."""
-        data = json.loads(self._store.get(_VERDICT))
-        if data is not None and self._rank:
-            self._store.add(_ACKNOWLEDGED, 1)
-        return None if data is None else Verdict(*data)
 
     def broken(self, reason: str) -> int:
         """The exit code after a collective operation has failed, once a process has reported the cause."""
@@ -146,7 +139,7 @@ class Heartbeat:
 
     def _exchange(self) -> None:
         """Publish heartbeats, and read the verdict, stop requests and the heartbeats of the watched processes."""
-        keys = [_VERDICT, _STOP, *(f"beat/{rank}" for rank in self.watched)]
+        keys = [VERDICT, _STOP, *(f"beat/{rank}" for rank in self.watched)]
         last_counts: dict[int, int | str] = dict.fromkeys(self.watched, -1)
         missed = dict.fromkeys(self.watched, 0)
         while not self._closed.wait(self._interval):
@@ -156,7 +149,7 @@ class Heartbeat:
                 self._publish_beat(self._count)
                 verdict, stop, *beats = map(json.loads, self._store.multi_get(keys))
                 if verdict is not None and self._rank:
-                    self._store.add(_ACKNOWLEDGED, 1)
+                    self._store.add(ACKNOWLEDGED, 1)
             except RuntimeError:
                 if not self._closed.is_set():
                     self._end_for(0, "has ended")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,9 +17,6 @@ from headway.errors import UserError
 from headway.learn.examples import Shard
 from headway.learn.parallel.group import joined, process_rank, world_size
 from headway.learn.parallel.speed import ComputeTimer
-
-if TYPE_CHECKING:
-    from headway.learn.learner import Update
 
 # A backstop: heartbeats notice a lost process, and the others may wait long for one that only is slow.
 _TIMEOUT = timedelta(hours=12)
@@ -161,23 +157,19 @@ class Processes:
         with self._collective():
             dist.recv(values, rank)
 
-    def should_stop(self, step: int, update: Update, requested: bool) -> bool:
-        """Whether all processes stop after this step, because one has received a signal. On a GPU it is known one step
-        later, so that no step waits for the GPU.
+    def should_stop(
+        self, step: int, requested: bool, stop: Callable[[], bool], stop_later: Callable[[], Callable[[], bool]]
+    ) -> bool:
+        """Whether all processes stop after this step, because one has received a signal; see `Update`. On a GPU it is
+        known one step later, so that no step waits for the GPU.
         """
         if self.heartbeat is None:
             return requested
         self.heartbeat.step = step
         if self.device.type != "cuda":
-            return update.stop()
-        pending, self._pending_stop = self._pending_stop, update.stop_later()
+            return stop()
+        pending, self._pending_stop = self._pending_stop, stop_later()
         return pending is not None and pending()
-
-    def agreed_signal(self, number: int) -> int:
-        """The signal that stops all processes, some of which have not received it (0); all call it at once."""
-        received = torch.zeros(65, device=self.device)
-        received[number] = 1
-        return max(self.sum(received).nonzero().flatten().tolist()) or signal.SIGINT
 
     def slow_process(self) -> str | None:
         """Publish the speed of this process; in the main process, a warning that names a slow one."""
