@@ -193,7 +193,7 @@ def modules() -> dict[str, set[str]]:
     return names
 
 
-OBJECTS = {"train", "model", "task", "optim", "schedule", "adapter", "parallel", "config", "run"}  # settings and common variables
+OBJECTS = {"train", "model", "task", "optim", "schedule", "adapter", "parallel", "config", "run"}  # settings, variables
 ENDINGS = {"py", "json", "jsonl", "html", "md", "csv", "npz", "safetensors"}
 FOREIGN = {  # of other programs, files and formats
     *("cpu.cfs_quota_us", "lichess_db_puzzle.csv", "CHANGELOG.md", "FooConfig", "NAMESettings", "Qg7mate"),
