@@ -25,6 +25,7 @@ from headway.learn.learner import Learner, Update
 from headway.learn.optim import AdamWConfig, MuonConfig, OptimConfig, Optimizer, SGDConfig, lerp
 from headway.learn.parallel.exact import ExactSum, exact_norm
 from headway.learn.parallel.processes import Processes
+from headway.learn.plan.budget import Clock, Speed, TimeBudget
 from headway.learn.recipe import Recipe
 from headway.learn.run import read_metrics
 from headway.learn.task import Task
@@ -301,6 +302,15 @@ def test_exact_updates_are_the_updates(config: OptimConfig) -> None:
             optimizer.step(0.5)
         weights.append(optimizer.flat.data)
     torch.testing.assert_close(*weights, rtol=1e-9, atol=1e-12)
+
+
+def test_minutes_are_planned_once() -> None:
+    """A plan by the clock would depend on the number of processes."""
+    recipe = counting_recipe(**EXACT, steps=100)
+    for is_final in (False, True):
+        budget = TimeBudget(Clock(), 100.0, Speed(0.1, 2.0), 100, patience=2, is_final=is_final)
+        due = [step for step in range(100) if budget.is_revision_due(step, 100)]
+        assert bool(due) == budget.update_max_steps(recipe, 20, stale=2) == (not is_final)
 
 
 def _lines(run: Path) -> list[dict[str, Any]]:

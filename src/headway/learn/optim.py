@@ -260,27 +260,18 @@ class AdamWConfig(OptimConfig):
 
 
 class AdamW:
-    """PyTorch's fused AdamW on one flat tensor. The fused operation rounds the last elements differently, so exact
-    updates take single operations instead.
+    """PyTorch's fused AdamW on one flat tensor. Only elements after the last multiple of a vector register's size are
+    rounded differently, which are padding (`_ALIGNMENT`).
     """
 
     def __init__(self, flat: FlatParameters, segment: slice, settings: AdamSettings) -> None:
-        self.settings, self.exact = settings, flat.exact
+        self.settings = settings
         self.data, self.grads = flat.data[segment], flat.grads[segment]
         self.buffers = {"mean": torch.zeros_like(self.data), "square": torch.zeros_like(self.data)}
         self._count = torch.zeros((), device=self.data.device)
 
     def step(self, factor: float, count: int) -> None:
         lr, (beta1, beta2), eps, decay = self.settings
-        if self.exact:
-            step, root = lr * factor / (1 - beta1**count), math.sqrt(1 - beta2**count)
-            tensors = self.data, self.grads, self.buffers["mean"], self.buffers["square"]
-            for data, grads, mean, square in zip(*(tensor.split(_CHUNK) for tensor in tensors)):
-                data.mul_(1 - lr * factor * decay)
-                lerp(mean, grads, 1 - beta1)
-                square.mul_(beta2).add_((grads * grads).mul_(1 - beta2))
-                data.sub_((mean * step).div_(square.sqrt().div_(root).add_(eps)))
-            return
         self._count.fill_(count - 1)  # adamw adds 1
         adamw(
             [self.data],

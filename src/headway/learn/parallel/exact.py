@@ -46,7 +46,12 @@ class ExactSum:
     element. Infinity and NaN do not change scales, and `convert` sets that complete tensor to NaN.
     """
 
-    def __init__(self, names: Sequence[str], accumulate: int, processes: Processes) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        accumulate: int,
+        processes: Processes,
+    ) -> None:
         """`accumulate` is the number of micro-batches per step."""
         self.names, self.processes = list(names), processes
         self._max_bits = _SUM_BITS - (accumulate - 1).bit_length()  # of one micro-batch's integers
@@ -71,13 +76,19 @@ class ExactSum:
             maximum = self._maxima[self._indices[name]]
             torch.maximum(maximum, _largest(gradient), out=maximum)
 
-    def add(self, names: Sequence[str], gradients: Sequence[Tensor], totals: Sequence[Tensor]) -> None:
+    def add(
+        self,
+        names: Sequence[str],
+        gradients: Sequence[Tensor],
+        totals: Sequence[Tensor],
+    ) -> None:
         """Add one micro-batch's gradients to the int64 tensors `totals`."""
         self.observe(names, gradients)
         for name, gradient, total in zip(names, gradients, totals):
             scale = 2.0 ** self._exponents[name]
             for values, integers in _chunks(gradient, total):
-                integers.add_((values * scale).round_().to(torch.int64))  # scaling is exact
+                rounded = (values * scale).round_()  # scaling is exact
+                integers.add_(rounded.to(torch.int64))
 
     def agree(self) -> bool:
         """Compare the largest elements in all processes with the scales, which are set for the next step or for the
@@ -96,13 +107,19 @@ class ExactSum:
             for name, size in bits.items()
         )
 
-    def convert(self, names: Sequence[str], totals: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    def convert(
+        self,
+        names: Sequence[str],
+        totals: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+    ) -> None:
         """Write the sums to `gradients`, with one rounding, after `agree` has returned True."""
         for name, total, gradient in zip(names, totals, gradients):
             if name in self._not_finite:
                 gradient.fill_(math.nan)
             else:
-                gradient.copy_(total).mul_(2.0 ** -self._used[name])  # scaling is exact
+                for values, integers in _chunks(gradient, total):
+                    values.copy_(integers).mul_(2.0 ** -self._used[name])  # scaling is exact
 
     def state_dict(self) -> dict[str, Tensor]:
         """The scale of each tensor for the next step, as `exponent.NAME`."""
@@ -121,7 +138,12 @@ class ExactGradients:
     them.
     """
 
-    def __init__(self, flat: FlatParameters, accumulate: int, processes: Processes) -> None:
+    def __init__(
+        self,
+        flat: FlatParameters,
+        accumulate: int,
+        processes: Processes,
+    ) -> None:
         self.flat, self.processes = flat, processes
         self.sums = ExactSum(flat.names, accumulate, processes)
         size, width = flat.grads.numel(), flat.tail.numel()
