@@ -113,14 +113,14 @@ class Processes:
 
     def run_all(self, work: Callable[[], Any]) -> list[Any]:
         """Run `work`, which uses no other process, in all processes, and return its results (JSON values) by rank. If
-        it raises UserError in one process, all raise it, with the rank of that process.
+        it raises UserError or OSError in one process, all raise UserError with the rank of that process.
         """
         if self.world == 1:
             return [work()]
         result, error = None, None
         try:
             result = work()
-        except UserError as raised:
+        except (UserError, OSError) as raised:
             error = str(raised)
         outcomes = self.gather_objects([result, error])
         errors = {rank: error for rank, (_, error) in enumerate(outcomes) if error is not None}
