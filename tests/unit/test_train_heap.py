@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import sys
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ def _faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
-@pytest.mark.skipif(memory._glibc() is None, reason="only glibc says how it keeps memory")
+@pytest.mark.skipif(memory.glibc() is None, reason="only glibc says how it keeps memory")
 def test_pages_are_cleared_once() -> None:
     with retained_heap():
         once = BYTES // resource.getpagesize()
@@ -29,6 +30,6 @@ def test_pages_are_cleared_once() -> None:
 
 
 def test_another_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory.sys, "platform", "darwin")
+    monkeypatch.setattr(sys, "platform", "darwin")
     with retained_heap():
-        assert memory._glibc() is None
+        assert memory.glibc() is None

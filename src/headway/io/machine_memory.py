@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,3 +113,18 @@ def large_pages(size: int) -> np.ndarray:
 def _aligned(buffer: np.ndarray, size: int, alignment: int) -> np.ndarray:
     start = -buffer.ctypes.data % alignment
     return buffer[start : start + size]
+
+
+def glibc() -> Any:
+    """The C library if it is glibc, otherwise None."""
+    if not sys.platform.startswith("linux"):
+        return None
+    libc = ctypes.CDLL(None)
+    return libc if all(hasattr(libc, name) for name in ("mallopt", "malloc_trim", "gnu_get_libc_version")) else None
+
+
+def release_freed_memory() -> None:
+    """Return freed memory to the system."""
+    libc = glibc()
+    if libc is not None:
+        libc.malloc_trim(ctypes.c_size_t(0))

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
 
 from headway.config import shortcuts
-from headway.io.machine_memory import check_free_memory
+from headway.io.machine_memory import check_free_memory, glibc
 from headway.learn.fine_tuning import prepare_for_training
 from headway.learn.optim import Optimizer
 from headway.learn.recipe import Recipe
@@ -30,7 +28,7 @@ def retained_heap() -> Iterator[None]:
     Every step frees and allocates the same blocks. glibc returns large ones to the system at once, and the system
     zeroes each page before reuse, which takes a sixth of a small model's step.
     """
-    libc = _glibc()
+    libc = glibc()
     if libc is None:
         yield
         return
@@ -42,14 +40,6 @@ def retained_heap() -> Iterator[None]:
         libc.mallopt(_MMAP_OPTION, _DEFAULT_MMAP)
         libc.mallopt(_TRIM_OPTION, _DEFAULT_TRIM)
         libc.malloc_trim(ctypes.c_size_t(0))
-
-
-def _glibc() -> Any:
-    """The C library if it is glibc, otherwise None."""
-    if not sys.platform.startswith("linux"):
-        return None
-    libc = ctypes.CDLL(None)
-    return libc if all(hasattr(libc, name) for name in ("mallopt", "malloc_trim", "gnu_get_libc_version")) else None
 
 
 def training_bytes(recipe: Recipe, model: nn.Module, fresh: Collection[str] = ()) -> dict[str, int]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from headway.io.machine_memory import release_freed_memory
 from headway.nn.parts.init import after_sampling
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from headway.learn.recipe import Recipe
 
 _SHAPE, _START = "whole_shape", "first_row"  # attributes of a parameter of which only rows are left
+_RELEASED = 1 << 26  # bytes after which freed memory is returned to the system
 
 
 class Rows(NamedTuple):
@@ -46,15 +48,23 @@ def sampled_rows(shard: int, shards: int) -> Iterator[None]:
     process has all of them at once. Their shape before is `whole_shape`.
     """
 
+    freed = 0
+
     def keep(parameter: nn.Parameter) -> None:
+        nonlocal freed
         if parameter.dim() >= 2 and not hasattr(parameter, _SHAPE):
             start, count = span(parameter.shape[0], shard, shards)
             setattr(parameter, _SHAPE, parameter.shape)
             setattr(parameter, _START, start)
+            freed += parameter.nbytes
             parameter.data = parameter.data[start : start + count].clone()
+        if freed > _RELEASED:  # small blocks stay in the heap, and their pages in memory
+            release_freed_memory()
+            freed = 0
 
     with after_sampling(keep):
         yield
+    release_freed_memory()
 
 
 def initial_rows(recipe: Recipe, processes: Processes, needs_all: bool = False) -> AbstractContextManager[None]:
