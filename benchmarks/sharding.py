@@ -98,20 +98,19 @@ def work(rank: int, port: int, task: dict[str, Any], folder: str) -> None:
     world = {"WORLD_SIZE": str(replicas * shards), "RANK": str(rank), "LOCAL_RANK": str(rank)}
     os.environ.update(world, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
-    processes = Processes(torch.device("cpu"))
-    learner, losses = train(processes, task, large=False)
-    with learner.evaluating() as trained:
-        found: dict[str, Any] = {"losses": losses, "weights": dict(trained.state_dict())} if rank == 0 else {}
-        if rank == 0 and not task["large"]:
-            torch.save(found, Path(folder) / "found")
-    if task["large"]:
-        del learner
-        idle = memory_bytes("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # start a new peak
-        train(processes, task, large=True)
-        if rank == 0:
-            torch.save({"peak": memory_bytes("VmHWM") - idle, "idle": idle}, Path(folder) / "found")
-    processes.close()
+    with Processes(torch.device("cpu")) as processes:
+        learner, losses = train(processes, task, large=False)
+        with learner.evaluating() as trained:
+            found: dict[str, Any] = {"losses": losses, "weights": dict(trained.state_dict())} if rank == 0 else {}
+            if rank == 0 and not task["large"]:
+                torch.save(found, Path(folder) / "found")
+        if task["large"]:
+            del learner
+            idle = memory_bytes("VmRSS")
+            Path("/proc/self/clear_refs").write_text("5")  # start a new peak
+            train(processes, task, large=True)
+            if rank == 0:
+                torch.save({"peak": memory_bytes("VmHWM") - idle, "idle": idle}, Path(folder) / "found")
 
 
 def run(

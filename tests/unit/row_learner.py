@@ -118,31 +118,30 @@ def _collect(folder: Path, learner: RowLearner, processes: Processes) -> None:
 
 def check(folder: Path, shards: int) -> None:
     """Save and load; then one process has a full disk while it saves, and then the main process while it collects."""
-    processes = Processes(torch.device("cpu"))
-    rank, most = processes.rank, 1 << 40
-    learner = RowLearner(rank % shards, shards, processes)
-    save(folder, learner, 1)
-    again = RowLearner(rank % shards, shards, processes).forget()
-    Checkpoints(folder / "checkpoints").load_newest(again, "loss")  # type: ignore[arg-type]
-    assert_equal(learner, again)
-    _collect(folder, learner, processes)
-    print(_limited(300 if rank == shards - 1 else most, lambda: save(folder, learner, 2)))
-    (folder / "full").mkdir(exist_ok=True)
-    print(_limited(2000 if rank == 0 else most, lambda: _collect(folder / "full", learner, processes)))
-    other = RowLearner(rank % shards, shards, processes)
-    other.model["extra"] = other.model.pop("embed.table")
-    print(_limited(most, lambda: Checkpoints(folder / "checkpoints").load_newest(other, "loss")))  # type: ignore[arg-type]
-    processes.close()
+    with Processes(torch.device("cpu")) as processes:
+        rank, most = processes.rank, 1 << 40
+        learner = RowLearner(rank % shards, shards, processes)
+        save(folder, learner, 1)
+        again = RowLearner(rank % shards, shards, processes).forget()
+        Checkpoints(folder / "checkpoints").load_newest(again, "loss")  # type: ignore[arg-type]
+        assert_equal(learner, again)
+        _collect(folder, learner, processes)
+        print(_limited(300 if rank == shards - 1 else most, lambda: save(folder, learner, 2)))
+        (folder / "full").mkdir(exist_ok=True)
+        print(_limited(2000 if rank == 0 else most, lambda: _collect(folder / "full", learner, processes)))
+        other = RowLearner(rank % shards, shards, processes)
+        other.model["extra"] = other.model.pop("embed.table")
+        print(_limited(most, lambda: Checkpoints(folder / "checkpoints").load_newest(other, "loss")))  # type: ignore[arg-type]
 
 
 def lose(folder: Path) -> None:
     """Save a checkpoint in two processes, of which the second is killed after its file."""
-    processes = Processes(torch.device("cpu"))
-    learner = RowLearner(processes.rank, 2, processes)
-    save(folder, learner, 1)
-    if processes.rank == 1:
-        MOMENTS["after a file"]()
-    print(_limited(1 << 40, lambda: save(folder, learner, 2)))
+    with Processes(torch.device("cpu")) as processes:
+        learner = RowLearner(processes.rank, 2, processes)
+        save(folder, learner, 1)
+        if processes.rank == 1:
+            MOMENTS["after a file"]()
+        print(_limited(1 << 40, lambda: save(folder, learner, 2)))
 
 
 def _kill(*_: Any, **__: Any) -> None:

@@ -238,9 +238,8 @@ def learn(name: str, replicas: int = 1, shards: int = 1, exact: bool = False) ->
 if __name__ == "__main__":
     torch.set_num_threads(1)
     file, replicas, shards, *names = sys.argv[1:]
-    learned = {
-        f"{name} {exact}": learn(name, int(replicas), int(shards), exact) for name in names for exact in (False, True)
-    }
-    if Processes(torch.device("cpu")).is_main:
-        torch.save(learned, Path(file))
-    Processes(torch.device("cpu")).close()
+    with Processes(torch.device("cpu")) as group:  # which `learn` joins, too
+        runs = [(name, exact) for name in names for exact in (False, True)]
+        learned = {f"{name} {exact}": learn(name, int(replicas), int(shards), exact) for name, exact in runs}
+        if group.is_main:
+            torch.save(learned, Path(file))

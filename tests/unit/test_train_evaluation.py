@@ -40,18 +40,16 @@ def _write(folder: Path) -> None:
 def scores(folder: Path, rank: int) -> dict[str, dict[str, Any]]:
     """The scores of untrained models on their validation samples, and when one process asks to stop."""
     torch.set_num_threads(1)
-    processes, results = Processes(torch.device("cpu")), {}
-    for name, (file, settings) in RECIPES.items():
-        recipe = configure_recipe(name, str(folder / file), settings, 1)
-        task = open_task(recipe, folder / f"{name}-{rank}")
-        model = build(task.adapt(recipe.model), 1)
-        learner = Learner(model, recipe, task, processes)
-        results[name] = learner.evaluate("validation", 150)
-        try:
-            learner.evaluate("validation", 150, stops=lambda: rank == 1)
-        except KeyboardInterrupt:
-            results[f"{name} stopped"] = {"rank": processes.rank}
-    processes.close()
+    results: dict[str, dict[str, Any]] = {}
+    with Processes(torch.device("cpu")) as processes:
+        for name, (file, settings) in RECIPES.items():
+            recipe = configure_recipe(name, str(folder / file), settings, 1)
+            task = open_task(recipe, folder / f"{name}-{rank}")
+            model = build(task.adapt(recipe.model), 1)
+            learner = Learner(model, recipe, task, processes)
+            results[name] = learner.evaluate("validation", 150)
+            if learner.evaluate("validation", 150, stops=lambda: rank == 1) is None:
+                results[f"{name} stopped"] = {"rank": processes.rank}
     return results
 
 
