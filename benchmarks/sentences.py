@@ -58,12 +58,13 @@ def prepare(folder: Path) -> None:
         if name in SHAPES:
             width, layers, heads, inner = SHAPES[name]
             torch.manual_seed(0)
-            settings: dict[str, Any] = dict(
-                vocab_size=30522, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
-                intermediate_size=inner, max_position_embeddings=512, type_vocab_size=0, relative_attention=True,
-                position_buckets=256, pos_att_type=["p2c", "c2p"], share_att_key=True, norm_rel_ebd="layer_norm",
-                position_biased_input=False, layer_norm_eps=1e-7,
-            )  # fmt: skip
+            settings: dict[str, Any] = {
+                "vocab_size": 30522, "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads,
+                "intermediate_size": inner, "max_position_embeddings": 512, "type_vocab_size": 0,
+                "relative_attention": True, "position_buckets": 256, "pos_att_type": ["p2c", "c2p"],
+                "share_att_key": True, "norm_rel_ebd": "layer_norm", "position_biased_input": False,
+                "layer_norm_eps": 1e-7,
+            }  # fmt: skip
             t.DebertaV2Model(t.DebertaV2Config(**settings)).save_pretrained(target)
             for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
                 shutil.copy(source / file, target)
