@@ -13,6 +13,7 @@ ENGINE = {
     "train": "training, batch {rows}",
     "load": "loading",
 }
+PROGRAMS = {"transformers": "transformers fp32", "transformers-int8": "transformers int8"}
 UNITS = {"tokens_per_second": "tokens/s", "sentences_per_second": "sentences/s", "seconds": "s"}
 
 
@@ -84,7 +85,7 @@ def sentences(result: Result) -> Iterator[Row]:
             yield (
                 f"{result['sentences']:,} sentences, {model}, int8: {goal.replace('_', ' ')}",
                 cells.pop("headway"),
-                ", ".join(f"{name} {cell}" for name, cell in cells.items()),
+                ", ".join(f"{PROGRAMS.get(name, name)} {cell}" for name, cell in cells.items()),
             )
 
 
