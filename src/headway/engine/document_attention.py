@@ -110,11 +110,13 @@ def lay_out(op: Any, start: int, length: int, g: int, scratch: int) -> None:
             stored[d] = value[d]
     if op.bias_kind == DISENTANGLED:
         first, end = table_rows(op, 1 - length, length - 1)
-        out, step = at(op.terms, scratch) + 4 * QUERIES * op.rows, 4 * ((length + SPAN - 1) // SPAN * SPAN)
+        out = at(op.terms, scratch) + 4 * QUERIES * op.rows
+        step = 4 * ((length + SPAN - 1) // SPAN * SPAN)
         queries = op.table + 4 * (op.heads + g) * op.rows * size
         for r in range(first // QUERIES * QUERIES, end, QUERIES):
             for t in range(0, length, COLUMNS):
-                columns, row = keys + 4 * t * size, queries + 4 * r * size
+                columns = keys + 4 * t * size
+                row = queries + 4 * r * size
                 _products(row, 4 * size, columns, 4 * COLUMNS, size, out + r * step + 4 * t, step)
 
 
@@ -170,7 +172,9 @@ def _add_position_terms(
     """Add the terms from content to position, of query `i` of QUERIES, and from position to content, whose rows are
     `step` bytes apart.
     """
-    s, numbers, own = f32(scores), i32(op.bias + 4 * (op.span - 1)), f32(terms + 4 * i * op.rows)
+    s = f32(scores)
+    numbers = i32(op.bias + 4 * (op.span - 1))
+    own = f32(terms + 4 * i * op.rows)
     keys = terms + 4 * QUERIES * op.rows
     for t in range(start, end):
         row = numbers[t - query]

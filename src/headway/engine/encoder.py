@@ -59,7 +59,14 @@ from headway.visibility import Causal, Full, Local, Pattern
 _MAX_TOKENS = 128  # per run of a program, unless a document is longer
 _FAR = 1 << 40  # further than any document reaches
 _TABLE_ROWS = math.lcm(QUERIES, COLUMNS)
-_WITHOUT_BIAS = {"bias_kind": NO_BIAS, "bias": 0, "span": 0, "table": 0, "rows": 0, "terms": 0}  # operands
+_WITHOUT_BIAS = {  # operands
+    "bias_kind": NO_BIAS,
+    "bias": 0,
+    "span": 0,
+    "table": 0,
+    "rows": 0,
+    "terms": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -280,13 +287,18 @@ class _StackLowering(BlockLowering):
             table = module(torch.zeros(1), middle, Layout(positions))
             self._distances[id(module)] = self.build.constant(table[0, :, 0])
         bias = self._distances[id(module)]
-        return _WITHOUT_BIAS | {"bias_kind": BY_DISTANCE, "bias": bias, "span": self.tokens}
+        return _WITHOUT_BIAS | {
+            "bias_kind": BY_DISTANCE,
+            "bias": bias,
+            "span": self.tokens,
+        }
 
     def _relative(self, mixer: SelfAttention, module: Disentangled) -> dict[str, int]:
         """A layer's relative positions as keys and as queries, which need no input, and the row of each distance."""
         assert isinstance(mixer.terms, PositionTerms)
         numbers = module.numbers(torch.arange(self.tokens - 1, -self.tokens, -1))
-        first, end = int(numbers[-1]), int(numbers[0]) + 1
+        first = int(numbers[-1])
+        end = int(numbers[0]) + 1
         if id(module) not in self._distances:
             self._distances[id(module)] = self.build.constant((numbers - first).int())
         # The whole table is projected, so that a document's result does not depend on the program's size.
@@ -303,9 +315,13 @@ class _StackLowering(BlockLowering):
             spans = -(-self.tokens // SPAN) * SPAN
             self._terms[rows] = self.build.private_bytes(4 * rows * (QUERIES + spans))
         return {
-            "bias_kind": DISENTANGLED, "bias": self._distances[id(module)], "span": self.tokens,
-            "table": self.build.constant(table), "rows": rows, "terms": self._terms[rows],
-        }  # fmt: skip
+            "bias_kind": DISENTANGLED,
+            "bias": self._distances[id(module)],
+            "span": self.tokens,
+            "table": self.build.constant(table),
+            "rows": rows,
+            "terms": self._terms[rows],
+        }
 
 
 def _reach(pattern: Pattern) -> tuple[int, int]:

@@ -86,7 +86,8 @@ class Disentangled(LayeredBias):
     def _buckets(self, distance: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
         if self.config.reach is None:
             return distance
-        exact, far = self.config.span // 2, distance.abs()
+        exact = self.config.span // 2
+        far = distance.abs()
         ratio = (far.clamp(min=exact) / exact).log() / torch.tensor((self.config.reach - 1) / exact).log()
         bucket = (ratio * (exact - 1)).ceil().long() + exact
         return torch.where(far <= exact, distance, bucket * distance.sign())
@@ -97,7 +98,8 @@ class PositionTerms(nn.Module):
 
     def __init__(self, relative: Disentangled, width: int, heads: int, size: int) -> None:
         super().__init__()
-        self.config, self.shape = relative.config, (heads, size)
+        self.config = relative.config
+        self.shape = (heads, size)
         self._relative = relative.forward  # a bound method is not a submodule
         own = not self.config.shared
         self.k = Projection(width, heads * size) if own and self.config.content_to_position else None
@@ -118,14 +120,14 @@ class PositionTerms(nn.Module):
 
     def project(self, vectors: Float[Tensor, "R D"], qkv: Projection) -> tuple[Tensor | None, Tensor | None]:
         """The vectors as keys and as queries, each [R, H, K], or None for a term that the config leaves out."""
-        inner, config = self.shape[0] * self.shape[1], self.config
+        config = self.config
+        inner = self.shape[0] * self.shape[1]
         shared = qkv(vectors) if config.shared else vectors
         keys = shared[:, inner : 2 * inner] if self.k is None else self.k(vectors)
         queries = shared[:, :inner] if self.q is None else self.q(vectors)
-        return (
-            keys.unflatten(-1, self.shape) if config.content_to_position else None,
-            queries.unflatten(-1, self.shape) if config.position_to_content else None,
-        )
+        keys = keys.unflatten(-1, self.shape) if config.content_to_position else None
+        queries = queries.unflatten(-1, self.shape) if config.position_to_content else None
+        return keys, queries
 
     def _scores(
         self, x: Float[Tensor, "B T H K"], vectors: Float[Tensor, "R H K"], numbers: Int[Tensor, "#B T S"]
