@@ -193,6 +193,7 @@ SUBJECTS: dict[str, dict[str, Callable[[Result], Iterator[Row]]]] = {
     "CPU engine": {
         **dict.fromkeys(ENGINE[:-1], speeds.engine),
         "context": speeds.context,
+        "sentences": speeds.sentences,
         "forms": speeds.forms,
         "rounding": speeds.rounding,
         "recurrent": speeds.recurrent,

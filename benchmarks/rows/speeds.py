@@ -13,6 +13,7 @@ ENGINE = {
     "train": "training, batch {rows}",
     "load": "loading",
 }
+PROGRAMS = {"transformers": "transformers fp32", "transformers-int8": "transformers int8"}
 UNITS = {"tokens_per_second": "tokens/s", "sentences_per_second": "sentences/s", "seconds": "s"}
 
 
@@ -73,6 +74,19 @@ def context(result: Result) -> Iterator[Row]:
             f"{far:.0f} tokens/s",
             f"position 128: {near:.0f} tokens/s",
         )
+
+
+def sentences(result: Result) -> Iterator[Row]:
+    goal, unit = ("core_seconds", " s") if result["threads"] == 1 else ("sentences_per_second", " sentences/s")
+    for model in ("all-minilm-l6-v2", "deberta-v3-xsmall"):
+        programs = {name: part for name, part in result.get(model, {}).items() if goal in part}
+        cells = {name: f"{rounded(part[goal]['median'])}{unit}" for name, part in programs.items()}
+        if cells:
+            yield (
+                f"{result['sentences']:,} sentences, {model}, int8: {goal.replace('_', ' ')}",
+                cells.pop("headway"),
+                ", ".join(f"{PROGRAMS.get(name, name)} {cell}" for name, cell in cells.items()),
+            )
 
 
 def forms(result: Result) -> Iterator[Row]:

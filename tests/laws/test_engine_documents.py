@@ -33,6 +33,8 @@ WIDTH = 80  # a group of 64 columns, and another that is not full
 BIASES: dict[str, BiasConfig] = {
     "alibi": AlibiConfig(HEADS),
     "relative": RelativeConfig(HEADS, 8, 16, both_ways=True),
+    "disentangled": DisentangledConfig(HEADS, 20, 90, LayerNormConfig()),
+    "disentangled-own": DisentangledConfig(HEADS, 3, None, content_to_position=False, shared=False),
     "smolgen": SmolgenConfig(HEADS, 20, 3, 12, 6),
 }
 ATTENTIONS: dict[str, MixerConfig] = {
@@ -42,7 +44,6 @@ ATTENTIONS: dict[str, MixerConfig] = {
     "qk-norm-all": AttentionConfig(HEADS, pattern=Full(), qk_norm=LayerNormConfig(), qk_norm_over="all"),
 }
 REFUSED = ("attention-prefix", "attention-placed", "attention-placed-window")
-REFUSED += ("attention-disentangled", "attention-disentangled-own")
 LOWERED = [name for name in ATTENTIONS if name not in REFUSED]
 FEEDS = [feed for name, feed in FEED_FORWARDS.items() if not name.startswith("experts")]
 PLACEMENTS = ("pre", "post", "sandwich", "branch", "parallel", "none")
@@ -106,7 +107,10 @@ def distance(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).norm() / wanted.norm())
 
 
-@pytest.mark.parametrize("name", ["attention", "attention-window", "attention-cap", "attention-sinks", "alibi-full"])
+@pytest.mark.parametrize(
+    "name",
+    ["attention", "attention-window", "attention-cap", "attention-sinks", "alibi-full", "attention-disentangled"],
+)
 def test_rounded_documents_are_as_near_to_fp32_as_torch_brings_them(name: str) -> None:
     """On a matrix unit attention is in bf16, and sees 256 keys at a time: that costs little beside rounding to int8."""
     x, layout = padded(documents([1, 37, 300, 600]))
@@ -177,11 +181,6 @@ def test_what_has_no_instruction_is_named() -> None:
     for mixer, name in ((GRUConfig(), "GRU"), (AttentionConfig(HEADS, pattern=Prefix(2)), "Prefix")):
         with pytest.raises(CannotLowerError, match=name):
             StackProgram(Stack(StackConfig((BlockConfig(mixer),)), WIDTH))
-    attention = AttentionConfig(HEADS, pattern=Full(), bias="positions")
-    with pytest.raises(CannotLowerError, match="the bias Disentangled"):
-        StackProgram(
-            Stack(StackConfig((BlockConfig(attention),), biases={"positions": DisentangledConfig(HEADS)}), WIDTH)
-        )
     block = BlockConfig(AttentionConfig(HEADS, pattern=Full()), convolution=ConvolutionConfig())
     with pytest.raises(CannotLowerError, match="ConvolvedBlock"):
         StackProgram(Stack(StackConfig((block,)), WIDTH))

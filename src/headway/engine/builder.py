@@ -192,10 +192,10 @@ class Builder:
         return Slot(STATES + 4 * start, 4 * self.state_size, width)
 
     def constant(self, values: Tensor | None) -> int:
-        """The address of a constant; 0 for None."""
+        """The address of a constant, of 32-bit integers or floats; 0 for None."""
         if values is None:
             return 0
-        array = values.detach().float().contiguous()
+        array = (values if values.dtype == torch.int32 else values.detach().float()).contiguous()
         self.buffers.append(array)
         return array.data_ptr()
 

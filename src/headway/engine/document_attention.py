@@ -15,7 +15,7 @@ from llvmlite import binding
 
 from headway.engine import codegen
 from headway.engine.codegen import Accumulator, Float, Int, Value, kernel, larger, loop, vector
-from headway.engine.machine import F32, compiled, f32
+from headway.engine.machine import F32, compiled, f32, i32
 from headway.engine.operations import at, exp, tanh
 from headway.engine.paged_attention import prepare_head
 from headway.engine.softmax import LOWEST
@@ -26,7 +26,7 @@ SPAN = 32  # keys whose weights are computed at once
 _VECTOR = vector(codegen.F32, 16 if binding.get_host_cpu_features().get("avx512f") else 8)
 _PARTS = 2  # vectors of a row computed at once
 COLUMNS = _PARTS * _VECTOR.count
-NO_BIAS, BY_DISTANCE, BY_DOCUMENT = range(3)
+NO_BIAS, BY_DISTANCE, BY_DOCUMENT, DISENTANGLED = range(4)
 
 
 @kernel
@@ -108,6 +108,25 @@ def lay_out(op: Any, start: int, length: int, g: int, scratch: int) -> None:
         value, stored = f32(row + 4 * (heads + groups + g) * size), f32(values + 4 * t * wide)
         for d in range(size):
             stored[d] = value[d]
+    if op.bias_kind == DISENTANGLED:
+        first, end = table_rows(op, 1 - length, length - 1)
+        out = at(op.terms, scratch) + 4 * QUERIES * op.rows
+        step = 4 * ((length + SPAN - 1) // SPAN * SPAN)
+        queries = op.table + 4 * (op.heads + g) * op.rows * size
+        for r in range(first // QUERIES * QUERIES, end, QUERIES):
+            for t in range(0, length, COLUMNS):
+                columns = keys + 4 * t * size
+                row = queries + 4 * r * size
+                _products(row, 4 * size, columns, 4 * COLUMNS, size, out + r * step + 4 * t, step)
+
+
+@compiled
+def table_rows(op: Any, low: int, high: int) -> tuple[int, int]:
+    """The first row of the table of relative positions, and the one after the last, for keys from `low` to `high`
+    after a query; rows decrease as keys come later.
+    """
+    numbers = i32(op.bias + 4 * (op.span - 1))
+    return numbers[high], numbers[low] + 1
 
 
 @compiled
@@ -147,10 +166,27 @@ def _add_bias(op: Any, scores: int, base: int, start: int, end: int, query: int,
 
 
 @compiled
+def _add_position_terms(
+    op: Any, scores: int, base: int, start: int, end: int, query: int, i: int, step: int, terms: int
+) -> None:
+    """Add the terms from content to position, of query `i` of QUERIES, and from position to content, whose rows are
+    `step` bytes apart.
+    """
+    s = f32(scores)
+    numbers = i32(op.bias + 4 * (op.span - 1))
+    own = f32(terms + 4 * i * op.rows)
+    keys = terms + 4 * QUERIES * op.rows
+    for t in range(start, end):
+        row = numbers[t - query]
+        s[t - base] += own[row] + f32(keys + row * step)[t]
+
+
+@compiled
 def attend_queries(op: Any, n: int, start: int, length: int, h: int, first: int, last: int, scratch: int) -> None:
     """Attention of one head's queries `first` to `last` of document n, whose keys and values are laid out."""
     size, before, after, wide = op.size, op.before, op.after, padded_to_columns(op.size)
     queries, scores, sums = at(op.q, scratch), at(op.scores, scratch), at(op.result, scratch)
+    terms = at(op.terms, scratch)
     keys, values, cap = at(op.keys, scratch), at(op.values, scratch), np.float32(op.cap)
     step = 4 * ((length + SPAN - 1) // SPAN * SPAN)
     for q in range(first, last, QUERIES):
@@ -160,13 +196,20 @@ def attend_queries(op: Any, n: int, start: int, length: int, h: int, first: int,
         base, spans = low // SPAN * SPAN, (high + SPAN - 1) // SPAN - low // SPAN
         for t in range(base, base + spans * SPAN, COLUMNS):
             _products(queries, 4 * size, keys + 4 * t * size, 4 * COLUMNS, size, scores + 4 * (t - base), step)
+        if op.bias_kind == DISENTANGLED:
+            first_row, end_row = table_rows(op, -(q + count - 1), length - 1 - q)
+            for r in range(first_row // COLUMNS * COLUMNS, end_row, COLUMNS):
+                table = op.table + 4 * (h * op.rows + r) * size
+                _products(queries, 4 * size, table, 4 * COLUMNS, size, terms + 4 * r, 4 * op.rows)
         for i in range(count):
             row, query = scores + i * step, q + i
             first_key, end = max(0, query - before), min(length, query + 1 + after)
             if cap > 0:
                 for t in range(first_key - base, end - base):
                     f32(row)[t] = cap * tanh(f32(row)[t] / cap)
-            if op.bias_kind != NO_BIAS:
+            if op.bias_kind == DISENTANGLED:
+                _add_position_terms(op, row, base, first_key, end, query, i, step, terms)
+            elif op.bias_kind != NO_BIAS:
                 _add_bias(op, row, base, first_key, end, query, n, h)
             sink = 0 if op.sinks == 0 else op.sinks + 4 * h
             f32(at(op.spare, scratch))[i] = _softmax(row, first_key - base, end - base, spans, sink)

@@ -14,11 +14,21 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from headway.engine.builder import FEW, Builder, CannotLowerError, PackedWeights, ParameterReads, Slot
-from headway.engine.document_attention import BY_DISTANCE, BY_DOCUMENT, NO_BIAS, QUERIES, SPAN, padded_to_columns
+from headway.engine.document_attention import (
+    BY_DISTANCE,
+    BY_DOCUMENT,
+    COLUMNS,
+    DISENTANGLED,
+    NO_BIAS,
+    QUERIES,
+    SPAN,
+    padded_to_columns,
+)
 from headway.engine.document_attention_bf16 import bf16_scratch_sizes
 from headway.engine.document_loop import run_documents
 from headway.engine.instructions import Opcode
@@ -33,6 +43,7 @@ from headway.nn.kernels import recorder
 from headway.nn.mixers.attention import QKNorm, SelfAttention
 from headway.nn.models.block import Block
 from headway.nn.models.convolved import ConvolvedBlock
+from headway.nn.models.disentangled import Disentangled, PositionTerms
 from headway.nn.models.score_biases import Alibi, Relative, Smolgen
 from headway.nn.models.stack import Stack
 from headway.nn.parts.experts import Experts
@@ -40,6 +51,15 @@ from headway.visibility import Causal, Full, Local, Pattern
 
 _MAX_TOKENS = 128  # per run of a program, unless a document is longer
 _FAR = 1 << 40  # further than any document reaches
+_TABLE_ROWS = math.lcm(QUERIES, COLUMNS)
+_WITHOUT_BIAS = {  # operands
+    "bias_kind": NO_BIAS,
+    "bias": 0,
+    "span": 0,
+    "table": 0,
+    "rows": 0,
+    "terms": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -162,6 +182,7 @@ class _StackLowering(BlockLowering):
         super().__init__(Builder(weights, tokens, 0), stack.width_in)
         self.stack, self.tokens = stack, tokens
         self._distances: dict[int, int] = {}  # addresses of tables, by module id
+        self._terms: dict[int, int] = {}  # addresses of the terms of relative positions, by rows of their table
         self._scratch: dict[tuple[int, bool], dict[str, int]] = {}  # operands of attention, by head size
 
     def program(self, threads: int) -> DocumentsProgram:
@@ -190,7 +211,8 @@ class _StackLowering(BlockLowering):
         before, after = _reach(mixer.config.pattern)
         bias = self._bias(mixer, x)
         qkv = self.qkv(mixer, x)
-        bf16 = HAS_BF16_UNIT and isinstance(mixer.qkv.weight, PackedTensor)
+        # The matrix unit has no products with relative positions.
+        bf16 = HAS_BF16_UNIT and isinstance(mixer.qkv.weight, PackedTensor) and bias["bias_kind"] != DISENTANGLED
         if (size, bf16) not in self._scratch:
             spans = -(-self.tokens // SPAN) * SPAN
             sizes = bf16_scratch_sizes(size, self.tokens) if bf16 else (
@@ -213,10 +235,12 @@ class _StackLowering(BlockLowering):
         return out, mixer.out
 
     def _bias(self, mixer: SelfAttention, x: Slot) -> dict[str, int]:
-        """Biases of the scores: a table by distance, or one computed from the tokens of each board."""
+        """Biases of the scores: a table by distance, one computed from the tokens of each board, or products of
+        queries and keys with relative positions.
+        """
         module = getattr(mixer._bias, "__self__", None)  # the module of the method
         if module is None:
-            return {"bias_kind": NO_BIAS, "bias": 0, "span": 0, "table": 0}
+            return _WITHOUT_BIAS
         if isinstance(module, Smolgen):
             # [B, H, T, T] for documents of exactly T tokens. Rows are tokens first, then documents, then the heads of
             # each document.
@@ -240,8 +264,14 @@ class _StackLowering(BlockLowering):
             bias = build.project(head_rows, module.spread)
             build.barrier()
             build.emit(Opcode.BATCH, rows=0)
-            table = build.constant(module.table)
-            return {"bias_kind": BY_DOCUMENT, "bias": bias.address, "span": length, "table": table}
+            return _WITHOUT_BIAS | {
+                "bias_kind": BY_DOCUMENT,
+                "bias": bias.address,
+                "span": length,
+                "table": build.constant(module.table),
+            }
+        if isinstance(module, Disentangled):
+            return self._relative(mixer, module)
         if not isinstance(module, (Alibi, Relative)):
             raise CannotLowerError(f"the bias {type(module).__name__}")
         if id(module) not in self._distances:
@@ -249,7 +279,42 @@ class _StackLowering(BlockLowering):
             middle = Layout(positions[:, self.tokens - 1 : self.tokens])
             table = module(torch.zeros(1), middle, Layout(positions))
             self._distances[id(module)] = self.build.constant(table[0, :, 0])
-        return {"bias_kind": BY_DISTANCE, "bias": self._distances[id(module)], "span": self.tokens, "table": 0}
+        bias = self._distances[id(module)]
+        return _WITHOUT_BIAS | {
+            "bias_kind": BY_DISTANCE,
+            "bias": bias,
+            "span": self.tokens,
+        }
+
+    def _relative(self, mixer: SelfAttention, module: Disentangled) -> dict[str, int]:
+        """A layer's relative positions as keys and as queries, which need no input, and the row of each distance."""
+        assert isinstance(mixer.terms, PositionTerms)
+        numbers = module.numbers(torch.arange(self.tokens - 1, -self.tokens, -1))
+        first = int(numbers[-1])
+        end = int(numbers[0]) + 1
+        if id(module) not in self._distances:
+            self._distances[id(module)] = self.build.constant((numbers - first).int())
+        # The whole table is projected, so that a document's result does not depend on the program's size.
+        keys, queries = (
+            torch.zeros(end - first, mixer.heads, mixer.size) if rows is None else rows[first:end].float()
+            for rows in mixer.terms.project(module.norm(module.table), mixer.qkv)
+        )
+        rows = -(-(end - first) // _TABLE_ROWS) * _TABLE_ROWS
+        queries = queries * (mixer.config.scale or mixer.size**-0.5)  # the queries of tokens are scaled later
+        keys, queries = (F.pad(part, (0, 0, 0, 0, 0, rows - len(part))).transpose(0, 1) for part in (keys, queries))
+        panels = keys.unflatten(1, (-1, COLUMNS)).transpose(2, 3)
+        table = torch.cat([panels.flatten(), queries.flatten()])
+        if rows not in self._terms:
+            spans = -(-self.tokens // SPAN) * SPAN
+            self._terms[rows] = self.build.private_bytes(4 * rows * (QUERIES + spans))
+        return {
+            "bias_kind": DISENTANGLED,
+            "bias": self._distances[id(module)],
+            "span": self.tokens,
+            "table": self.build.constant(table),
+            "rows": rows,
+            "terms": self._terms[rows],
+        }
 
 
 def _reach(pattern: Pattern) -> tuple[int, int]:

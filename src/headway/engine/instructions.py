@@ -54,7 +54,8 @@ _OPERANDS = {
     Opcode.GATHER: "weights count expert src src_stride dst dst_stride width rows instructions",
     Opcode.WEIGH: "weights count expert src src_stride sum sum_stride width rows",
     Opcode.ATTEND_DOCUMENTS: "qkv stride heads groups size after norm q_weight q_bias k_weight k_bias cos sin half "
-    "before bias_kind bias span table sinks keys values q scores spare result out out_stride bf16; eps cap scale",
+    "before bias_kind bias span table rows terms sinks keys values q scores spare result out out_stride bf16; eps cap "
+    "scale",
     Opcode.BATCH: "rows",
 }
 INTEGERS, FLOATS = (

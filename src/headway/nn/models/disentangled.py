@@ -69,8 +69,7 @@ class Disentangled(LayeredBias):
 
         def compute() -> tuple[Layout, int, int, Tensor]:
             rows = slice(0, 1) if query.dense and key.dense else slice(None)
-            distance = query.positions[rows, :, None] - key.positions[rows, None]
-            numbers = (self._buckets(distance) + self.config.span).clamp(0, 2 * self.config.span - 1)
+            numbers = self.numbers(query.positions[rows, :, None] - key.positions[rows, None])
             if is_deterministic():  # products of the same shape for every batch
                 return key, 0, 2 * self.config.span, numbers
             first = int(numbers.min())
@@ -80,10 +79,15 @@ class Disentangled(LayeredBias):
         _, first, end, numbers = query.derived(("relative", self.config, id(key), is_deterministic()), compute)
         return self.norm(self.table[first:end]), numbers
 
-    def _buckets(self, distance: Int[Tensor, "#B T S"]) -> Int[Tensor, "#B T S"]:
+    def numbers(self, distance: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+        """The row of the table for each query's position minus a key's."""
+        return (self._buckets(distance) + self.config.span).clamp(0, 2 * self.config.span - 1)
+
+    def _buckets(self, distance: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
         if self.config.reach is None:
             return distance
-        exact, far = self.config.span // 2, distance.abs()
+        exact = self.config.span // 2
+        far = distance.abs()
         ratio = (far.clamp(min=exact) / exact).log() / torch.tensor((self.config.reach - 1) / exact).log()
         bucket = (ratio * (exact - 1)).ceil().long() + exact
         return torch.where(far <= exact, distance, bucket * distance.sign())
@@ -94,7 +98,8 @@ class PositionTerms(nn.Module):
 
     def __init__(self, relative: Disentangled, width: int, heads: int, size: int) -> None:
         super().__init__()
-        self.config, self.shape = relative.config, (heads, size)
+        self.config = relative.config
+        self.shape = (heads, size)
         self._relative = relative.forward  # a bound method is not a submodule
         own = not self.config.shared
         self.k = Projection(width, heads * size) if own and self.config.content_to_position else None
@@ -105,21 +110,28 @@ class PositionTerms(nn.Module):
     ) -> Float[Tensor, "B H T S"]:
         """`qkv` projects the layer's contents."""
         vectors, numbers = self._relative(query, key)
-        inner = self.shape[0] * self.shape[1]
-        shared = qkv(vectors) if self.config.shared else vectors
+        keys, queries = self.project(vectors, qkv)
         total = torch.zeros((), dtype=q.dtype, device=q.device)
-        if self.config.content_to_position:
-            keys = shared[:, inner : 2 * inner] if self.k is None else self.k(vectors)
+        if keys is not None:
             total = total + self._scores(q, keys, numbers)
-        if self.config.position_to_content:
-            queries = shared[:, :inner] if self.q is None else self.q(vectors)
+        if queries is not None:
             total = total + self._scores(k, queries, numbers.mT).mT
         return total
 
+    def project(self, vectors: Float[Tensor, "R D"], qkv: Projection) -> tuple[Tensor | None, Tensor | None]:
+        """The vectors as keys and as queries, each [R, H, K], or None for a term that the config leaves out."""
+        config = self.config
+        inner = self.shape[0] * self.shape[1]
+        shared = qkv(vectors) if config.shared else vectors
+        keys = shared[:, inner : 2 * inner] if self.k is None else self.k(vectors)
+        queries = shared[:, :inner] if self.q is None else self.q(vectors)
+        keys = keys.unflatten(-1, self.shape) if config.content_to_position else None
+        queries = queries.unflatten(-1, self.shape) if config.position_to_content else None
+        return keys, queries
+
     def _scores(
-        self, x: Float[Tensor, "B T H K"], vectors: Float[Tensor, "R HK"], numbers: Int[Tensor, "#B T S"]
+        self, x: Float[Tensor, "B T H K"], vectors: Float[Tensor, "R H K"], numbers: Int[Tensor, "#B T S"]
     ) -> Float[Tensor, "B H T S"]:
-        vectors = vectors.unflatten(-1, self.shape)
         if is_deterministic():
             products = torch.stack([linear(x[:, :, h], vectors[:, h]) for h in range(self.shape[0])], 1)
         else:
