@@ -33,10 +33,10 @@ from headway.errors import ConfigError
 from headway.layout import Layout
 from headway.learn import Task
 from headway.learn.examples import Batch, Examples
+from headway.learn.fine_tuning import initial_rows
 from headway.learn.learner import Learner
 from headway.learn.objective import Objective
 from headway.learn.parallel.processes import Processes
-from headway.learn.parallel.rows import initial_rows
 from headway.nn.mixers import MixerConfig
 from headway.nn.models import BlockConfig, Loss, Stack, StackConfig, build
 from headway.nn.models.presets import gpt

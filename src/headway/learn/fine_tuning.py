@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -24,7 +25,8 @@ from headway.formats.native import FILE, load_model, named_tensors, save_model
 from headway.formats.open import OpenedModel, open_model
 from headway.io.hub import named_folder
 from headway.learn.adapters import with_adapter
-from headway.learn.parallel.rows import copy_rows, whole_shape
+from headway.learn.parallel.processes import Processes
+from headway.learn.parallel.rows import copy_rows, sampled_rows, whole_shape
 from headway.learn.recipe import Recipe, open_task
 from headway.learn.task import Task
 from headway.nn.models import (
@@ -209,6 +211,16 @@ def copy_matching_weights(model: nn.Module, start: nn.Module) -> None:
         prefix = whole_shape(tensors[_POSITIONS])[0] - grids[1][0] * grids[1][1]
         patches = resize_positions(pretrained_tensors[_POSITIONS][prefix:].float(), *grids)
         copy_rows(tensors[_POSITIONS], torch.cat([pretrained_tensors[_POSITIONS][:prefix], patches]))
+
+
+def initial_rows(recipe: Recipe, processes: Processes, needs_all: bool = False) -> AbstractContextManager[None]:
+    """`sampled_rows` for this process, if processes share the model of a recipe and none of them `needs_all` weights.
+    An adapter is added to a whole model.
+    """
+    _, shards = recipe.parallel.sizes(processes.world)
+    if shards == 1 or needs_all or recipe.adapter is not None:
+        return nullcontext()
+    return sampled_rows(processes.rank % shards, shards)
 
 
 def initial_model(recipe: Recipe, fresh: Collection[str], base: Path, started: bool, saves_base: bool) -> nn.Module:

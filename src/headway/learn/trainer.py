@@ -25,7 +25,7 @@ from headway.learn.anomalies import describe_samples
 from headway.learn.checkpoint import Checkpoints, step_of
 from headway.learn.display import open_display
 from headway.learn.examples import OnPolicyExamples
-from headway.learn.fine_tuning import TensorMatch, adapted_model, initial_model, match_tensors, open_start
+from headway.learn.fine_tuning import TensorMatch, adapted_model, initial_model, initial_rows, match_tensors, open_start
 from headway.learn.formatting import format_epochs, format_minutes
 from headway.learn.interrupts import STEP_SECONDS, Interrupts, UserInterrupt
 from headway.learn.learner import Learner
@@ -33,7 +33,6 @@ from headway.learn.memory import check_memory, retained_heap
 from headway.learn.objective import Objective
 from headway.learn.parallel.equality import check_equal_processes
 from headway.learn.parallel.processes import Processes
-from headway.learn.parallel.rows import initial_rows
 from headway.learn.parallel.saving import gathered, is_sharded
 from headway.learn.plan.budget import Clock, Speed, TimeBudget, measure_speed, plan_recipe
 from headway.learn.plan.plans import has_few_validation_samples

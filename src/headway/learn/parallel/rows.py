@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from headway.io.machine_memory import release_freed_memory
 from headway.nn.parts.init import after_sampling
-
-if TYPE_CHECKING:
-    from headway.learn.parallel.processes import Processes
-    from headway.learn.recipe import Recipe
 
 _SHAPE, _START = "whole_shape", "first_row"  # attributes of a parameter of which only rows are left
 _RELEASED = 1 << 26  # bytes after which freed memory is returned to the system
@@ -65,16 +61,6 @@ def sampled_rows(shard: int, shards: int) -> Iterator[None]:
     with after_sampling(keep):
         yield
     release_freed_memory()
-
-
-def initial_rows(recipe: Recipe, processes: Processes, needs_all: bool = False) -> AbstractContextManager[None]:
-    """`sampled_rows` for this process, if processes share the model of a recipe and none of them `needs_all` weights.
-    An adapter is added to a whole model.
-    """
-    _, shards = recipe.parallel.sizes(processes.world)
-    if shards == 1 or needs_all or recipe.adapter is not None:
-        return nullcontext()
-    return sampled_rows(processes.rank % shards, shards)
 
 
 def whole_shape(tensor: Tensor) -> torch.Size:

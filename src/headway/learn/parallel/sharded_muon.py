@@ -5,16 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, groupby
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from headway.learn.optim import Muon, orthogonalise
+from headway.learn.optim import FlatParameters, Muon, orthogonalise
 
-if TYPE_CHECKING:
-    from headway.learn.parallel.sharding import ShardedParameters, Sharding
+
+class RowShards(Protocol):
+    """How processes share the rows of a model's weights."""
+
+    rank: int  # of this process among them
+    shards: int
+    shapes: dict[str, torch.Size]  # of whole parameters
+    shard_group: dist.ProcessGroup
+
+    def span(self, name: str, rank: int) -> tuple[int, int]:
+        """The first row of a parameter that shard `rank` has, and how many it has."""
+        ...
 
 
 class _Matrix(NamedTuple):
@@ -61,9 +71,10 @@ class ShardedMuon(Muon):
     """
 
     def _prepare(
-        self, flat: ShardedParameters, names: list[str], slices: dict[str, tuple[int, ...]], dtype: torch.dtype
+        self, flat: FlatParameters, names: list[str], slices: dict[str, tuple[int, ...]], dtype: torch.dtype
     ) -> None:
-        sharding = self._sharding = flat.sharding
+        sharding: RowShards = cast(Any, flat).sharding
+        self._sharding = sharding
         owned = _assign(list(_batches(sharding, names, slices)), sharding.shards)
         own_rank, ranks = sharding.rank, range(sharding.shards)
         counts = {  # numbers of process `rank` in the matrices of `owner`
@@ -111,7 +122,7 @@ class ShardedMuon(Muon):
                 data.add_(buffer, alpha=-lr * scale)
 
 
-def _batches(sharding: Sharding, names: list[str], slices: dict[str, tuple[int, ...]]) -> Iterator[list[_Matrix]]:
+def _batches(sharding: RowShards, names: list[str], slices: dict[str, tuple[int, ...]]) -> Iterator[list[_Matrix]]:
     """The matrices of parameters, each slice of each expert, in the batches of `Muon` for exact updates."""
     for name in names:
         shape = sharding.shapes[name]
@@ -137,7 +148,7 @@ def _assign(batches: Sequence[list[_Matrix]], shards: int) -> list[list[list[_Ma
     return owned
 
 
-def _part(sharding: Sharding, matrix: _Matrix, rank: int) -> tuple[int, int]:
+def _part(sharding: RowShards, matrix: _Matrix, rank: int) -> tuple[int, int]:
     """Where a process has its part of a matrix among its own numbers of the parameter, and how many numbers."""
     start, count = sharding.span(matrix.name, rank)
     row = sharding.shapes[matrix.name][1:].numel()

@@ -16,11 +16,10 @@ from torch import nn
 from headway.errors import UserError
 from headway.io.arguments import format_value
 from headway.learn.examples import OnPolicyExamples
-from headway.learn.fine_tuning import prepare_for_training
+from headway.learn.fine_tuning import initial_rows, prepare_for_training
 from headway.learn.formatting import format_number
 from headway.learn.learner import Learner
 from headway.learn.parallel.processes import Processes
-from headway.learn.parallel.rows import initial_rows
 from headway.learn.precision import choose_precision
 from headway.learn.recipe import Recipe, TrainConfig
 from headway.learn.task import Task
