@@ -92,10 +92,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def original(case: str) -> Any:
+def original(case: str, **changes: Any) -> Any:
     """A model of transformers with weights drawn by it, all of them noisy."""
     name, settings = CASES[case]
-    config = getattr(T, "Gemma3TextConfig" if name == "Gemma3" else f"{name}Config")(**settings)
+    config = getattr(T, "Gemma3TextConfig" if name == "Gemma3" else f"{name}Config")(**{**settings, **changes})
     torch.manual_seed(1)  # transformers draws from the global generator
     model = getattr(T, f"{name}{'LMHeadModel' if name == 'GPT2' else 'ForCausalLM'}")(config).eval()
     with torch.no_grad():
