@@ -116,10 +116,8 @@ def compared(path: Path, prompt: list[int]) -> dict[str, Any]:
     """What headway reads from a file, next to what llama.cpp does."""
     ours, theirs = GgufFile(path), GgufFile(decoded(path))
     names = set(ours.names())
-    tensors = sum(
-        name not in theirs.names() or not torch.equal(ours.get(name).float(), theirs.get(name).float())
-        for name in names
-    )
+    found = [[file.get(name).float().flatten() for file in (ours, theirs)] for name in names & set(theirs.names())]
+    tensors = sum(not torch.equal(*pair) for pair in found)
     with torch.no_grad():
         model: Any = load_gguf(path).model
         logits = model.logits(torch.tensor([prompt]))[0].numpy()

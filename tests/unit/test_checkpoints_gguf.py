@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from format_models import GPT2, LLAMA, drawn, published_config
+from format_models import GPT2, LLAMA, drawn, published_config, rewritten
 from torch import Tensor
 
 from headway.errors import UserError
@@ -242,25 +241,6 @@ def test_every_kind_is_read(tmp_path: Path, number: int) -> None:
     expected = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType(number))
     assert np.array_equal(found.numpy(), expected)
     assert len(np.unique(expected)) > 2
-
-
-def rewritten(path: Path, kinds: Callable[[Any], tuple[Any, Any]] | None = None, tensors: int = 0) -> Path:
-    """A file again, as the package writes it, with other data and number formats, or so many tensors in each part."""
-    reader = gguf.GGUFReader(path)
-    target = path.with_name("p.gguf")
-    writer = gguf.GGUFWriter(target, "llama", split_max_tensors=tensors)
-    for name, field in reader.fields.items():
-        if not name.startswith(("GGUF.", "general.architecture")):
-            types = field.types if len(field.types) > 1 else [*field.types, None]
-            writer.add_key_value(name, field.contents(), types[0], types[1])
-    for tensor in reader.tensors:
-        data, kind = (tensor.data, None) if kinds is None else kinds(tensor.data)
-        writer.add_tensor(tensor.name, data, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return target
 
 
 @pytest.mark.parametrize("kind", ["IQ1_S", "IQ1_M", "TQ1_0"])

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from format_models import rewritten
 from torch import Tensor
 
 import headway as hw
@@ -196,6 +197,16 @@ def test_a_file_becomes_a_folder(written: Path, tmp_path: Path, theirs: Any) -> 
     assert torch.allclose(logits(load_published(tmp_path).model), logits(theirs), atol=2e-5)
     again = T.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert torch.allclose(logits(again), logits(theirs), atol=2e-5)
+
+
+def test_a_shared_gate_may_be_a_vector(tmp_path: Path) -> None:
+    """As llama.cpp writes it when it quantises a file."""
+    original("qwen2moe").save_pretrained(tmp_path)
+    model, usage = load_published(tmp_path)
+    save_gguf(model, model.config, tmp_path / "a.gguf", usage=usage)  # type: ignore[arg-type]
+    path = rewritten(tmp_path / "a.gguf", lambda data: (data.reshape(-1) if len(data) == 1 else data, None))
+    assert len(GgufFile(path).shape("blk.0.ffn_gate_inp_shexp.weight")) == 1
+    assert torch.equal(logits(load_gguf(path).model), logits(load_gguf(tmp_path / "a.gguf").model))
 
 
 # Values that llama.cpp reads, by case: those that the converter writes for it.

@@ -94,6 +94,16 @@ _EXPERT = re.compile(r"\.experts\.(\d+)\.")
 FACTORS, LONG_FACTORS, SHORT_FACTORS = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
 
 
+class SharedGate:
+    """The gate of a shared expert: a matrix of one row, which llama.cpp stores as a vector when it quantises."""
+
+    def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        return [parts[0].reshape(1, -1)]
+
+    def split(self, tensor: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        return [tensor]
+
+
 class OffsetNorm:
     """The scale of a norm, stored with the 1 that is added to it (Gemma)."""
 
@@ -153,6 +163,8 @@ class Dialect:
                 transform = interleaved
             elif self.offset and stored.endswith("norm"):
                 transform = OffsetNorm()
+            elif stem == "feed_forward.shared_gate":
+                transform = SharedGate()
             else:
                 transform = StackedRows() if "{" in stored else Unsplit()
             stored_rules.append(rule(part.target, name, transform=transform))
