@@ -81,8 +81,8 @@ def cases(folder: Path) -> dict[str, Callable[[], OpenedModel]]:
     def random(name: str) -> OpenedModel:
         settings = CASES[name][1]
         changes: dict[str, Any] = {key: value for key, value in WIDE.items() if key in settings}
-        if "long" in name:
-            changes["rope_parameters"] = factors_of(settings)
+        if "long" in name:  # llama.cpp warns that it disables the window of Phi-3
+            changes |= {"rope_parameters": factors_of(settings), "sliding_window": None}
         original(name, **changes).save_pretrained(folder / name)
         return open_model(folder / name)
 
@@ -218,14 +218,14 @@ def main() -> None:
     result: dict[str, Any] = {key: found[key] for key in ("models", "tokenizers")}
     with tempfile.TemporaryDirectory() as scratch:
         makers, lines = cases(Path(scratch)), drawn_lines()[0][::5]
-        sources = {"stories260K": data_folder() / "weights/tok512.bin"}
-        sources |= {each.name: each for each in sorted(args.folders.iterdir() if args.folders else ())}
+        sources = {each.name: each for each in sorted(args.folders.iterdir() if args.folders else ())}
         for name in args.names or [*makers, *(each for each in sources if each not in makers)]:
             with tempfile.TemporaryDirectory() as folder:
-                if name in makers:
-                    result["models"][name] = check(name, makers[name](), Path(folder), args.python)
-                if name in sources:
-                    codec = load_codec(sources[name])
+                opened = makers[name]() if name in makers else None
+                if opened is not None:
+                    result["models"][name] = check(name, opened, Path(folder), args.python)
+                codec = load_codec(sources[name]) if name in sources else opened and opened.codec
+                if isinstance(codec, TokenizerCodec):
                     result["tokenizers"][name] = check_tokenizer(codec, lines, Path(folder), args.python)
             for kind, row in result["models"].get(name, {}).items():
                 print(f"{name:24} {kind:24} {row}", flush=True)

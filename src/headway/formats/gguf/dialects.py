@@ -121,7 +121,8 @@ class Dialect:
     `interleaved`: rotary pairs of queries and keys are adjacent. `offset`: norms include the 1 that is added to them.
     `fused`: stored names of layers that are one tensor. `fixed`: settings without a key, which llama.cpp never varies.
     `flags`: settings that are true if the first layer has a tensor, or lacks one with a leading "-". `constants`:
-    values of keys whose setting is null. `windowed`: the window of attention is stored.
+    values of keys whose setting is null. `windowed`: the window of attention is stored. `grouped`: there may be fewer
+    key heads than query heads.
     """
 
     family: str
@@ -135,6 +136,7 @@ class Dialect:
     flags: Mapping[str, str] = field(default_factory=dict)
     constants: Mapping[str, Any] = field(default_factory=dict)
     windowed: bool = False
+    grouped: bool = True
 
     def tensor_rules(
         self, family: Family, config: TransformerConfig, names: Collection[str] | None = None
@@ -200,6 +202,7 @@ DIALECTS = {
         "olmoe",
         sizes=_NUM_EXPERTS,
         fixed={"norm_topk_prob": False},
+        grouped=False,
     ),
     "phi3": Dialect(
         "phi3",
