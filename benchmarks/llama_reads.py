@@ -57,6 +57,7 @@ THEIRS = """
 OURS: tuple[Precision, ...] = get_args(Precision)
 FEW: tuple[Precision, ...] = ("F32", "Q4_K_M")
 TOKENS = 20
+CONTEXT = 64  # for which both use the long factors of Phi-3
 WIDTH = 256  # a block of a K-quant
 WIDE = {
     "hidden_size": WIDTH, "n_embd": WIDTH, "intermediate_size": 2 * WIDTH, "n_inner": 2 * WIDTH,
@@ -119,7 +120,7 @@ def compared(path: Path, prompt: list[int]) -> dict[str, Any]:
     found = [[file.get(name).float().flatten() for file in (ours, theirs)] for name in names & set(theirs.names())]
     tensors = sum(not torch.equal(*pair) for pair in found)
     with torch.no_grad():
-        model: Any = load_gguf(path).model
+        model: Any = load_gguf(path, context=CONTEXT).model
         logits = model.logits(torch.tensor([prompt]))[0].numpy()
     exact, rounded = (np.load(f"{each}.npy") for each in (decoded(path), path))
     largest = float(np.abs(logits).max())
