@@ -4,14 +4,15 @@
     python benchmarks/fuzz.py --count 2000 gguf      # fewer, of one reader
     python benchmarks/fuzz.py --count 2000 composed  # of readers whose names begin so: valid structure, hostile values
     python benchmarks/fuzz.py --count 70000 composed-gguf  # architectures, blocks and K-quants of GGUF: about an hour
+    python benchmarks/fuzz.py --count 50000 composed-quantized  # tensors of quantised folders, of every method
     python benchmarks/fuzz.py --minutes 120 runs     # JSON files of runs, then the commands that read them
 
 `runs` trains a run of a few steps in each domain, composes one of its JSON files (or the JSON header of a file of
 tensors) anew, and gives the run to one of the commands that read it: it ends well or is refused in one line. It goes on
 with all domains in turn until the minutes of a core are spent, those of earlier runs included.
 
-What is damaged, and how, stands in tests/fuzz. Each reader has a process of its own, and its result is written when it
-is done; a run that was stopped goes on with the readers that have not had so many files. A failure is any exception but
+What is damaged, and how, stands in tests/fuzz. Each minute of a reader has a process of its own, after which the result
+is written; a run that was stopped, or that is given a larger count, goes on from there. A failure is any exception but
 UserError, a warning, the death of the process, 30 s on a file, or 512 MiB more memory than at the start.
 """
 
@@ -27,6 +28,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +36,18 @@ from measure import RESULTS, ROOT, child, report, write
 
 sys.path[:0] = [str(ROOT / "tests" / "fuzz"), str(ROOT / "tests")]
 _CASES = 50  # of a process that fuzzes runs
+_CORE_SECONDS = 60  # of a process that fuzzes a reader
 
 
-def part(name: str, seed: int, count: int) -> dict[str, Any]:
+def part(name: str, seed: int, first: int, count: int) -> dict[str, Any]:
     from readers import READERS
     from run import fuzz
 
     warnings.simplefilter("error")
     with tempfile.TemporaryDirectory() as folder:
-        found = fuzz(READERS[name], Path(folder), seed, 0, count)
+        found = fuzz(READERS[name], Path(folder), seed, first, count, _CORE_SECONDS)
     return {
-        "files": count,
+        "files": found.files,
         "read": found.read,
         "refused": found.refused,
         "failures": found.failures,
@@ -100,19 +103,30 @@ def fuzz_all_runs(seed: int, minutes: float, wanted: list[str]) -> None:
         write("fuzz_runs", {**summary, "cases": sum(each["cases"] for each in found.values()), "runs": found})
 
 
-def measured(name: str, seed: int, count: int) -> dict[str, Any]:
-    """A reader's result; the death of its process is one."""
-    try:
-        return child("fuzz.py", "--part", "--seed", str(seed), "--count", str(count), name)
-    except subprocess.CalledProcessError as error:
-        return {"files": count, "failures": {"process": f"ended with {error.returncode}"}}
-
-
-def done(seed: int) -> dict[str, Any]:
-    """Results of earlier runs with this seed, by their readers."""
-    path = RESULTS / "fuzz.json"
-    earlier = json.loads(path.read_text()) if path.exists() else {}
-    return earlier["readers"] if earlier.get("seed") == seed else {}
+def fuzz_reader(name: str, seed: int, count: int, found: dict[str, Any]) -> Iterator[None]:
+    """Give a reader files up to `count`, and count them in its row of `found` process by process. The death of a
+    process is a failure and the last one.
+    """
+    row: dict[str, Any] = dict.fromkeys(("files", "read", "refused", "seconds", "grown_bytes"), 0)
+    row |= {"seed": seed, "failures": {}}
+    found[name] = row = found[name] if found.get(name, {}).get("seed") == seed else row
+    alive = True
+    while alive and row["files"] < count:
+        share = ("--seed", str(seed), "--first", str(row["files"]), "--count", str(count - row["files"]))
+        try:
+            result = child("fuzz.py", "--part", *share, name)
+        except subprocess.CalledProcessError as error:
+            alive = False
+            result = {"failures": {f"from {row['files']}": f"the process ended with {error.returncode}"}}
+        for key in ("files", "read", "refused", "seconds"):
+            row[key] = round(row[key] + result.get(key, 0), 1)
+        row["grown_bytes"] = max(row["grown_bytes"], result.get("grown_bytes", 0))
+        row["failures"] |= result["failures"]
+        row["date"] = time.strftime("%Y-%m-%d")
+        print(name, {key: value for key, value in row.items() if key != "failures"}, file=sys.stderr)
+        for index, failure in result["failures"].items():
+            print(f"  {index}: {failure}", file=sys.stderr)
+        yield
 
 
 def main() -> None:
@@ -131,16 +145,13 @@ def main() -> None:
     if args.readers[:1] == ["runs"]:
         return fuzz_all_runs(args.seed, args.minutes, args.readers[1:])
     if args.part:
-        return report(part(args.readers[0], args.seed, args.count))
-    found = done(args.seed)
-    wanted = [name for name in READERS if not args.readers or name.startswith(tuple(args.readers))]
-    for name in [name for name in wanted if name in args.readers or found.get(name, {}).get("files", 0) < args.count]:
-        found[name] = measured(name, args.seed, args.count)
-        print(name, {key: value for key, value in found[name].items() if key != "failures"}, file=sys.stderr)
-        for index, failure in found[name]["failures"].items():
-            print(f"  {index}: {failure}", file=sys.stderr)
-        total = sum(len(each["failures"]) for each in found.values())
-        write("fuzz", {"seed": args.seed, "failures": total, "readers": found})
+        return report(part(args.readers[0], args.seed, args.first, args.count))
+    path = RESULTS / "fuzz.json"
+    found = json.loads(path.read_text())["readers"] if path.exists() else {}
+    for name in [name for name in READERS if not args.readers or name.startswith(tuple(args.readers))]:
+        for _ in fuzz_reader(name, args.seed, args.count, found):
+            total = sum(len(each["failures"]) for each in found.values())
+            write("fuzz", {"failures": total, "readers": found})
     return None
 
 

@@ -55,7 +55,8 @@ def serve(result: Result) -> Iterator[Row]:
         "schema": "output that follows a JSON schema",
     }
     for how, clients in result["clients"].items():
-        peers = [f"llama.cpp Q8_0 {speeds(result['llama.cpp'][how])} tokens/s"] if how in result["llama.cpp"] else []
+        theirs = result.get("llama.cpp", {})  # not there in each environment
+        peers = [f"llama.cpp Q8_0 {speeds(theirs[how])} tokens/s"] if how in theirs else []
         peers.append(f"`headway bench decode` {speeds(result['alone'])} tokens/s")
         yield (
             f"{result['shape']} {result['form']}, {', '.join(clients)} clients: {requests[how]}",

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from grammar_gguf import composed_architecture, composed_blocks
+from grammar_quantized import METHODS, composed_quantized
 from mutate import damaged, damaged_json
 from run import Reader
 
@@ -25,6 +26,7 @@ from headway.formats.gguf.k_quants import FORMATS, encode
 from headway.formats.llama2c import load_llama2c
 from headway.formats.native import read_config, uninitialized_model
 from headway.formats.published import CONFIG, INDEX, open_shards, read_settings, read_special_tokens
+from headway.formats.quantization import QUANTIZATION, QuantizedWeights, find_scheme
 from headway.formats.settings import Settings
 from headway.formats.tensorfile import TensorFile
 from headway.formats.torch_file import TorchFile
@@ -256,6 +258,24 @@ def read_torch(path: Path) -> None:
         file.done(name)
 
 
+def quantized_seeds(folder: Path) -> list[bytes]:
+    return [composed_quantized(random.Random(0), method, 0.0) for method in METHODS]
+
+
+def read_quantized(path: Path) -> None:
+    """All matrices, which are 32-bit floats whatever their parts are."""
+    file = TensorFile(path)
+    said = json.loads(file.metadata[QUANTIZATION[0]])
+    scheme = find_scheme(Settings({QUANTIZATION[0]: said}, str(path)))
+    if scheme is None:
+        return
+    weights = QuantizedWeights(file, scheme)
+    for name in weights.names():
+        tensor = weights.get(name)
+        assert tensor.dtype == torch.float32 or name in file.names(), tensor.dtype
+        weights.done(name)
+
+
 MODELS = {
     "torch": Reader("pytorch_model.bin", torch_seeds, damaged, read_torch),
     "config": Reader(CONFIG, config_seeds, damaged_json, read_config_file),
@@ -265,6 +285,9 @@ MODELS = {
     "composed-gguf-architecture": Reader("b.gguf", architecture_seeds, damaged_architecture, load_gguf),
     "composed-gguf-blocks": Reader(
         "c.gguf", lambda _: [composed_blocks(random.Random(0), 0.0)], lambda _, draw: composed_blocks(draw), read_blocks
+    ),
+    "composed-quantized": Reader(
+        "d.safetensors", quantized_seeds, lambda _, draw: composed_quantized(draw), read_quantized
     ),
     "llama2c": Reader("model.bin", llama2c_seeds, damaged, load_llama2c),
     "ctranslate2": Reader("model.bin", ctranslate2_seeds, damaged, read_ctranslate2),

@@ -42,22 +42,28 @@ class TooSlow(BaseException):
 class Outcome:
     """`read` files were taken, `refused` were UserErrors; `failures` name the input and what happened instead."""
 
+    files: int = 0
     read: int = 0
     refused: int = 0
     grown: int = 0  # bytes
-    seconds: float = 0.0
+    seconds: float = 0.0  # of a core
     failures: dict[int, str] = field(default_factory=dict)
 
 
-def fuzz(reader: Reader, folder: Path, seed: int, first: int, count: int) -> Outcome:
-    """Inputs `first` to `first + count` of a seed, each written to `folder` and read."""
+def fuzz(
+    reader: Reader, folder: Path, seed: int, first: int, count: int, core_seconds: float = float("inf")
+) -> Outcome:
+    """Inputs `first` to `first + count` of a seed, each written to `folder` and read; fewer if they take too long."""
     seeds = reader.seeds(folder)
     path = folder / reader.file
     for whole in seeds:  # what is not damaged is read, or the fuzzer would test nothing
         path.write_bytes(whole)
         reader.read(path)
-    outcome, started, before = Outcome(), time.monotonic(), _peak()
+    outcome, started, before = Outcome(), time.process_time(), _peak()
     for index in range(first, first + count):
+        if time.process_time() - started > core_seconds:
+            break
+        outcome.files += 1
         draw = draw_of(seed, index)
         path.unlink()  # a file that is written over is written to the disk
         path.write_bytes(reader.damage(seeds[index % len(seeds)], draw))
@@ -71,7 +77,7 @@ def fuzz(reader: Reader, folder: Path, seed: int, first: int, count: int) -> Out
             if isinstance(error, KeyboardInterrupt):
                 raise
             outcome.failures[index] = f"{type(error).__name__}: {str(error)[:200]}"
-    outcome.grown, outcome.seconds = _peak() - before, time.monotonic() - started
+    outcome.grown, outcome.seconds = _peak() - before, time.process_time() - started
     if outcome.grown > MEMORY:
         outcome.failures[-1] = f"{outcome.grown} bytes more memory than before"
     return outcome

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,3 +41,23 @@ def drawn(config: ModelConfig, seed: int = 1) -> nn.Module:
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
     return model.eval()
+
+
+def rewritten(path: Path, change: Callable[[Any], tuple[Any, Any]] | None = None, tensors: int = 0) -> Path:
+    """A GGUF file again, as the package writes it: with other data and formats, or a number of tensors in each part."""
+    import gguf
+
+    reader, target = gguf.GGUFReader(path), path.with_name("p.gguf")
+    writer = gguf.GGUFWriter(target, reader.fields["general.architecture"].contents(), split_max_tensors=tensors)
+    for name, field in reader.fields.items():
+        if not name.startswith(("GGUF.", "general.architecture")):
+            types = field.types if len(field.types) > 1 else [*field.types, None]
+            writer.add_key_value(name, field.contents(), types[0], types[1])
+    for tensor in reader.tensors:
+        data, kind = (tensor.data, None) if change is None else change(tensor.data)
+        writer.add_tensor(tensor.name, data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from format_models import GPT2, LLAMA, drawn, published_config
+from format_models import GPT2, LLAMA, drawn, published_config, rewritten
 from torch import Tensor
 
 from headway.errors import UserError
@@ -243,6 +243,21 @@ def test_every_kind_is_read(tmp_path: Path, number: int) -> None:
     assert len(np.unique(expected)) > 2
 
 
+@pytest.mark.parametrize("kind", ["IQ1_S", "IQ1_M", "TQ1_0"])
+def test_a_model_in_less_than_two_bits_opens(tmp_path: Path, kind: str) -> None:
+    config = published_config(LLAMA, hidden_size=256, intermediate_size=512, head_dim=64, vocab_size=256)
+    save_gguf(drawn(config), config, tmp_path / "whole.gguf")
+    number, draws = gguf.GGMLQuantizationType[kind], np.random.default_rng(1)
+    size = gguf.GGML_QUANT_SIZES[number][1]
+
+    def small(data: np.ndarray) -> np.ndarray:
+        return draws.integers(0, 60, (len(data), data.shape[1] // 256 * size), dtype=np.uint8)
+
+    path = rewritten(tmp_path / "whole.gguf", lambda data: (small(data), number) if data.ndim == 2 else (data, None))
+    state, file = load_gguf(path).model.state_dict(), GgufFile(path)
+    assert torch.equal(state["stack.blocks.0.feed_forward.down.weight"], file.get("blk.0.ffn_down.weight"))
+
+
 def test_mxfp4_by_its_definition(tmp_path: Path) -> None:
     """OCP MX: a power of two, and 32 numbers of 4 bits: sign, two bits of exponent, one of mantissa."""
     raw = np.random.default_rng(1).integers(0, 256, (2, 17), dtype=np.uint8)
@@ -254,28 +269,12 @@ def test_mxfp4_by_its_definition(tmp_path: Path) -> None:
         assert np.array_equal(row, scale * np.where(codes & 8, -1, 1) * magnitudes[codes & 7])
 
 
-def in_parts(path: Path, tensors: int) -> list[Path]:
-    """A file, again with so many tensors in each part, as the package writes it."""
-    reader = gguf.GGUFReader(path)
-    writer = gguf.GGUFWriter(path.with_name("p.gguf"), "llama", split_max_tensors=tensors)
-    for name, field in reader.fields.items():
-        if not name.startswith(("GGUF.", "general.architecture")):
-            kinds = field.types if len(field.types) > 1 else [*field.types, None]
-            writer.add_key_value(name, field.contents(), kinds[0], kinds[1])
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, tensor.data)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return sorted(path.parent.glob("p-*.gguf"))
-
-
 def test_a_model_in_several_files(tmp_path: Path) -> None:
     config = published_config(LLAMA)
     model = drawn(config)
     save_gguf(model, config, tmp_path / "whole.gguf")
-    parts = in_parts(tmp_path / "whole.gguf", 4)
+    rewritten(tmp_path / "whole.gguf", tensors=4)
+    parts = sorted(tmp_path.glob("p-*.gguf"))
     assert len(parts) > 2
     tensors, expected = load_gguf(parts[0]).model.state_dict(), load_gguf(tmp_path / "whole.gguf").model.state_dict()
     assert all(torch.equal(tensors[name], tensor) for name, tensor in expected.items())

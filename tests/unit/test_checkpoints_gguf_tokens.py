@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from format_models import LLAMA, drawn, published_config
-from tokenizers import pre_tokenizers
+from tokenizers import Regex, normalizers, pre_tokenizers
 
 from headway.codecs import TokenizerCodec, load_codec, train_codec
 from headway.codecs.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN
 from headway.codecs.special_tokens import set_post_processor
-from headway.codecs.vocabularies import byte_pairs
+from headway.codecs.vocabularies import CL100K, byte_pairs
 from headway.errors import UserError
 from headway.formats.gguf import GgufFile, load_gguf, load_gguf_codec, save_gguf
 from headway.formats.gguf.tokens import WORDS, read_codec, read_special_tokens
@@ -194,6 +194,20 @@ def test_what_gguf_cannot_say_is_not_written(tmp_path: Path, text: str, kind: st
     with pytest.raises(UserError, match="does not fit a model"):
         save_gguf(drawn(small), small, tmp_path / "a.gguf", codec)
     assert not (tmp_path / "a.gguf").exists()
+
+
+def test_equal_patterns_in_another_spelling_have_a_name(tmp_path: Path, text: str) -> None:
+    """As published for GPT-4o and DeepSeek V3: what is between matches is removed, line ends as such, no normaliser."""
+    codec = train_codec("bpe", [text], 400)
+    pattern = CL100K.replace(r"\r", "\r").replace(r"\n", "\n")
+    split = pre_tokenizers.Split(Regex(pattern), "removed", invert=True)
+    bytewise = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    codec.tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bytewise])  # type: ignore[assignment]
+    codec.tokenizer.normalizer = normalizers.Sequence([])  # type: ignore[assignment]
+    found = round_trip(codec, tmp_path / "a.gguf")
+    assert WORDS[GgufFile(tmp_path / "a.gguf").values["tokenizer.ggml.pre"]].patterns == (CL100K,)
+    for each in (*TEXTS, TEXT, text):
+        assert found.encode(each) == codec.encode(each)
 
 
 @pytest.mark.parametrize("text", ["It's 12 a  34b", "x 5", "  7", "a1b22 ,3.", "no\n\n 9 lives  ", "tab\t4", "²½ 3"])

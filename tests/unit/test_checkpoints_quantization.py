@@ -263,3 +263,11 @@ def test_parts_that_do_not_fit_are_refused(name: str, tmp_path: Path) -> None:
         if tensor.dtype in (torch.float16, torch.bfloat16, torch.float32):
             save_file({**whole, key: torch.full_like(tensor, float("nan"))}, path)
             assert "has scales that are not finite" in refused(tmp_path), key
+
+
+def test_parts_with_more_dimensions_are_refused_without_a_warning(tmp_path: Path) -> None:
+    quantised("gptq 4", tmp_path)
+    path = tmp_path / "model.safetensors"
+    whole, key = load_file(path), "model.layers.0.mlp.down_proj.qweight"
+    save_file({**whole, key: whole[key][None]}, path)
+    assert "the parts of model.layers.0.mlp.down_proj.weight do not fit together" in refused(tmp_path)

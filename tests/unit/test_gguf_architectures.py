@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from format_models import rewritten
 from torch import Tensor
 
 import headway as hw
@@ -73,7 +74,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": {"full_attention": YARN, "sliding_attention": DEFAULT},
         },
     ),
-    "olmoe": ("Olmoe", {**GROUPED, **EXPERTS}),
+    "olmoe": ("Olmoe", {**SIZES, **EXPERTS}),
     "phi3": ("Phi3", {**GROUPED, "rope_parameters": PARTIAL}),
     "phi3, long": ("Phi3", {**GROUPED, **LONG, "sliding_window": 9}),
     "gemma": ("Gemma", GEMMA),
@@ -92,10 +93,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def original(case: str) -> Any:
+def original(case: str, **changes: Any) -> Any:
     """A model of transformers with weights drawn by it, all of them noisy."""
     name, settings = CASES[case]
-    config = getattr(T, "Gemma3TextConfig" if name == "Gemma3" else f"{name}Config")(**settings)
+    config = getattr(T, "Gemma3TextConfig" if name == "Gemma3" else f"{name}Config")(**{**settings, **changes})
     torch.manual_seed(1)  # transformers draws from the global generator
     model = getattr(T, f"{name}{'LMHeadModel' if name == 'GPT2' else 'ForCausalLM'}")(config).eval()
     with torch.no_grad():
@@ -198,6 +199,16 @@ def test_a_file_becomes_a_folder(written: Path, tmp_path: Path, theirs: Any) -> 
     assert torch.allclose(logits(again), logits(theirs), atol=2e-5)
 
 
+def test_a_shared_gate_may_be_a_vector(tmp_path: Path) -> None:
+    """As llama.cpp writes it when it quantises a file."""
+    original("qwen2moe").save_pretrained(tmp_path)
+    model, usage = load_published(tmp_path)
+    save_gguf(model, model.config, tmp_path / "a.gguf", usage=usage)  # type: ignore[arg-type]
+    path = rewritten(tmp_path / "a.gguf", lambda data: (data.reshape(-1) if len(data) == 1 else data, None))
+    assert len(GgufFile(path).shape("blk.0.ffn_gate_inp_shexp.weight")) == 1
+    assert torch.equal(logits(load_gguf(path).model), logits(load_gguf(tmp_path / "a.gguf").model))
+
+
 # Values that llama.cpp reads, by case: those that the converter writes for it.
 VALUES: dict[str, dict[str, Any]] = {
     "llama, mixtral": {"expert_count": 4, "expert_used_count": 2, "rope.dimension_count": 8, "vocab_size": 48},
@@ -264,6 +275,7 @@ def changed(case: str, tmp_path: Path, **settings: Any) -> None:
         ("qwen3moe", {"norm_topk_prob": False}),
         ("qwen3moe", {"mlp_only_layers": [1]}),
         ("olmoe", {"norm_topk_prob": True}),
+        ("olmoe", {"num_key_value_heads": 2}),
         ("gemma2", {"attn_logit_softcapping": None}),
         ("gemma2", {"query_pre_attn_scalar": 7}),
         ("starcoder2", {"use_bias": False}),

@@ -124,6 +124,7 @@ def test_mixtures_of_llama_cpp() -> None:
     assert experts.format_of("blk.5.attn_k.weight", shape) == "Q8_0"
     assert experts.format_of("blk.5.attn_output.weight", shape) == "Q5_K"
     assert experts.format_of("blk.1.ffn_down_exps.weight", (8, *shape)) == "Q6_K"
+    assert experts.format_of("blk.1.ffn_down_shexp.weight", shape) == "Q6_K"
     assert experts.format_of("blk.1.ffn_gate_inp.weight", shape) == "F32"
 
 

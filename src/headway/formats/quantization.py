@@ -69,7 +69,7 @@ def awq(bits: int) -> Callable[[Mapping[str, Tensor]], Tensor]:
     def decode(parts: Mapping[str, Tensor]) -> Tensor:
         codes, zeros, scales = columns(parts["qweight"]), columns(parts["qzeros"]), parts["scales"].float()
         size = codes.shape[0]
-        return ((codes - _by_group(zeros.T, size).T) * _by_group(scales.T, size).T).T
+        return ((codes - _by_group(zeros.t(), size).t()) * _by_group(scales.t(), size).t()).t()
 
     return decode
 
@@ -78,7 +78,7 @@ def gptq(bits: int, version: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
     """Frantar et al. 2022, packed by AutoGPTQ along the inputs. Zero points are stored less one, except in gptq_v2."""
 
     def decode(parts: Mapping[str, Tensor]) -> Tensor:
-        codes = unpacked(parts["qweight"].T, bits)  # (out, in)
+        codes = unpacked(parts["qweight"].t(), bits)  # (out, in)
         zeros = unpacked(parts["qzeros"], bits)  # (groups, out)
         if version == "gptq":
             zeros = (zeros + 1) & ((1 << bits) - 1)
@@ -86,7 +86,7 @@ def gptq(bits: int, version: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
         group = parts["g_idx"].long() if "g_idx" in parts else _by_group(torch.arange(len(scales)), size)
         if group.shape != (size,) or group.min() < 0:
             raise ValueError(f"g_idx has shape {tuple(group.shape)}, but there are {size} inputs")
-        return (codes - zeros[group].T) * scales[group].T
+        return (codes - zeros[group].t()) * scales[group].t()
 
     return decode
 
@@ -129,7 +129,7 @@ def packed(bits: int) -> Callable[[Mapping[str, Tensor]], Tensor]:
             raise ValueError(f"weight_g_idx has shape {tuple(group.shape)}, but there are {shape[1]} inputs")
         zeros: Tensor | int = 1 << (bits - 1)
         if "weight_zero_point" in parts:
-            by_group = unpacked(parts["weight_zero_point"].T, bits).T[: shape[0]]
+            by_group = unpacked(parts["weight_zero_point"].t(), bits).t()[: shape[0]]
             zeros = _by_group(by_group, shape[1]) if group is None else by_group[:, group]
         if group is None:
             return _scaled(codes - zeros, parts["weight_scale"])

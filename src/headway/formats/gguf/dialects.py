@@ -86,6 +86,16 @@ _EXPERT = re.compile(r"\.experts\.(\d+)\.")
 FACTORS, LONG_FACTORS, SHORT_FACTORS = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
 
 
+class SharedGate:
+    """The gate of a shared expert: a matrix of one row, which llama.cpp stores as a vector when it quantises."""
+
+    def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        return [parts[0].reshape(1, -1)]
+
+    def split(self, tensor: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        return [tensor]
+
+
 class OffsetNorm:
     """The scale of a norm, stored with the 1 that is added to it (Gemma)."""
 
@@ -103,7 +113,8 @@ class Dialect:
     `interleaved`: rotary pairs of queries and keys are adjacent. `offset`: norms include the 1 that is added to them.
     `fused`: stored names of layers that are one tensor. `fixed`: settings without a key, which llama.cpp never varies.
     `flags`: settings that are true if the first layer has a tensor, or lacks one with a leading "-". `constants`:
-    values of keys whose setting is null. `windowed`: the window of attention is stored.
+    values of keys whose setting is null. `windowed`: the window of attention is stored. `grouped`: there may be fewer
+    key heads than query heads.
     """
 
     family: str
@@ -117,6 +128,7 @@ class Dialect:
     flags: Mapping[str, str] = field(default_factory=dict)
     constants: Mapping[str, Any] = field(default_factory=dict)
     windowed: bool = False
+    grouped: bool = True
 
     def tensor_rules(
         self, family: Family, config: TransformerConfig, names: Collection[str] | None = None
@@ -145,6 +157,8 @@ class Dialect:
                 transform = interleaved
             elif self.offset and stored.endswith("norm"):
                 transform = OffsetNorm()
+            elif stem == "feed_forward.shared_gate":
+                transform = SharedGate()
             else:
                 transform = StackedRows() if "{" in stored else Unsplit()
             stored_rules.append(rule(part.target, name, transform=transform))
@@ -165,7 +179,7 @@ DIALECTS = {
     "qwen2moe": Dialect("qwen2_moe", sizes=_NUM_EXPERTS, fixed={"norm_topk_prob": False}),
     "qwen3moe": Dialect("qwen3_moe", fixed={"norm_topk_prob": True}),
     "olmo2": Dialect("olmo2", {_WINDOW: "olmo3"}, windowed=True),
-    "olmoe": Dialect("olmoe", sizes=_NUM_EXPERTS, fixed={"norm_topk_prob": False}),
+    "olmoe": Dialect("olmoe", sizes=_NUM_EXPERTS, fixed={"norm_topk_prob": False}, grouped=False),
     "phi3": Dialect("phi3", fused=FUSED, constants={_WINDOW: 0}, windowed=True),
     "gemma": Dialect("gemma", offset=True),
     "gemma2": Dialect("gemma2", offset=True, windowed=True),

@@ -19,7 +19,7 @@ Precision = Literal[
 _FALLBACKS = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 _SIZES = {kind.name: kind.block for kind in KINDS.values()}
 _UNQUANTIZED = re.compile(r"_norm\.|ffn_gate_inp\.|^position_embd\.|^token_types\.|bias$")
-_LAYER = re.compile(r"blk\.(\d+)\.(\w+?)(_exps)?\.weight")
+_LAYER = re.compile(r"blk\.(\d+)\.(\w+?)(_exps|_shexp)?\.weight")
 
 
 class FormatMixture(NamedTuple):

@@ -309,10 +309,10 @@ def save_gguf(
     if "token_types.weight" in tensors:
         values["tokenizer.ggml.token_type_count"] = len(tensors["token_types.weight"])
     draft = FileContents(values, {**tensors, **factors}, str(path))
-    if not _is_read_back(draft, dialect, config):
+    if (groups > 1 and not dialect.grouped) or not _is_read_back(draft, dialect, config):
         raise UserError(
             f"GGUF has no settings for some features of this {family.name} model (windows or positions of some layers, "
-            "some biases); export it as a folder instead"
+            "some biases, grouped heads); export it as a folder instead"
         )
     by_name = {kind.name: kind for kind in KINDS.values()}
     kinds = [by_name[mixture.format_of(name, tuple(tensor.shape))] for name, tensor in draft.tensors.items()]

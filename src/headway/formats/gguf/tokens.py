@@ -254,7 +254,16 @@ def _byte_pair_values(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _pretokenization(state: Mapping[str, Any]) -> str:
-    """Return how a tokenizer splits words, independent of its vocabulary."""
-    return json.dumps([state["pre_tokenizer"], state["normalizer"]]).replace(
-        '"trim_offsets": true', '"trim_offsets": false'
-    )
+    """Return how a tokenizer splits words, independent of its vocabulary, and in one of the ways to write it: patterns
+    that match every character may as well remove what is between their matches.
+    """
+    normalizer = None if state["normalizer"] == {"type": "Sequence", "normalizers": []} else state["normalizer"]
+    text = json.dumps([state["pre_tokenizer"], normalizer])
+    for written, same in (
+        ('"trim_offsets": true', '"trim_offsets": false'),
+        ('"behavior": "Removed", "invert": true', '"behavior": "Isolated", "invert": false'),
+        (r"\\r", r"\r"),
+        (r"\\n", r"\n"),
+    ):
+        text = text.replace(written, same)
+    return text
