@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headway.layout import Layout
+from headway.nn.kernels.context_setting import ContextSetting
 from headway.nn.kernels.linear import are_products_bf16, is_deterministic
 from headway.visibility import Causal, Full, Pattern, allowed_mask, mask
 
@@ -56,8 +56,8 @@ class _Rotate(torch.autograd.Function):
         return _apply_rotation(gradient, *ctx.saved_tensors, sign=-1.0), None, None
 
 
-_RECORD: ContextVar[Callable[[Tensor], None] | None] = ContextVar("record", default=None)
-_BF16: ContextVar[bool] = ContextVar("rough", default=False)
+_RECORD: ContextSetting[Callable[[Tensor], None] | None] = ContextSetting("record", None)
+_BF16 = ContextSetting("bf16 attention", False)
 
 
 @dataclass(frozen=True)
@@ -185,11 +185,8 @@ def recorder() -> Callable[[Tensor], None] | None:
 @contextmanager
 def recording(record: Callable[[Tensor], None]) -> Iterator[None]:
     """Within this context every attention call passes its weights [B, H, T, S] to `record`."""
-    token = _RECORD.set(record)
-    try:
+    with _RECORD.use(record):
         yield
-    finally:
-        _RECORD.reset(token)
 
 
 @contextmanager
@@ -197,11 +194,8 @@ def bf16_attention(use: bool) -> Iterator[None]:
     """Within this context, if `use` is true, attention without a mask rounds queries, keys and values to bf16 and
     accumulates in fp32. For models with more coarsely quantised weights, on CPUs with bf16 units.
     """
-    token = _BF16.set(use)
-    try:
+    with _BF16.use(use):
         yield
-    finally:
-        _BF16.reset(token)
 
 
 def _attend_fused(q: Tensor, k: Tensor, v: Tensor, view: View, scale: float | None, bias: Tensor | None) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any, Literal
 
 import torch
@@ -12,14 +11,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from headway.nn.kernels.context_setting import ContextSetting
+
 _ROWS = 16  # fixed block height: one product shape for any batch, so one order of summation
 # On AMD CPUs the order in which torch sums a row depends on its alignment in memory.
 _COLUMNS = 16
 _MIN_ROWS = 64  # with fewer rows, rounding the weights costs more than the product gains
-_DETERMINISTIC: ContextVar[bool] = ContextVar("deterministic", default=False)
+_DETERMINISTIC = ContextSetting("deterministic", False)
 
 Products = Literal["fp32", "bf16"]
-_PRODUCTS: ContextVar[Products] = ContextVar("products", default="fp32")
+_PRODUCTS: ContextSetting[Products] = ContextSetting("products", "fp32")
 
 
 @contextmanager
@@ -30,11 +31,8 @@ def deterministic(enabled: bool = True) -> Iterator[None]:
     blocks of fixed shape and attention runs row by row over exactly the visible keys. This is slower:
     docs/explanation/deterministic.md has measurements.
     """
-    token = _DETERMINISTIC.set(enabled)
-    try:
+    with _DETERMINISTIC.use(enabled):
         yield
-    finally:
-        _DETERMINISTIC.reset(token)
 
 
 def is_deterministic() -> bool:
@@ -49,11 +47,8 @@ def products(kind: Products) -> Iterator[None]:
     Products accumulate in fp32 and round their results; all other tensors stay in fp32, except between the two products
     of a feed-forward layer. Recurrences and convolutions use torch's switch, `matrix_unit`.
     """
-    token = _PRODUCTS.set(kind)
-    try:
+    with _PRODUCTS.use(kind):
         yield
-    finally:
-        _PRODUCTS.reset(token)
 
 
 def are_products_bf16() -> bool:

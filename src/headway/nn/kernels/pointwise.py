@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from headway.nn.kernels.context_setting import ContextSetting
 from headway.nn.kernels.linear import is_deterministic
 
 _MULTIPLE, _BLOCK = 64, 2**14
@@ -74,7 +74,7 @@ class GeluPasses(NamedTuple):
     gradients: Callable[[Tensor, Tensor, Tensor, Tensor], None]  # gradient, slope; into dx, and added to dbias
 
 
-_PASSES: ContextVar[Callable[[], GeluPasses] | None] = ContextVar("passes", default=None)
+_PASSES: ContextSetting[Callable[[], GeluPasses] | None] = ContextSetting("passes", None)
 
 
 @contextmanager
@@ -82,11 +82,8 @@ def gelu_passes(load: Callable[[], GeluPasses] | None) -> Iterator[None]:
     """Within this context large hidden layers are trained on a CPU with the passes from `load`, which is called on
     first use; None: with torch's operations only.
     """
-    token = _PASSES.set(load)
-    try:
+    with _PASSES.use(load):
         yield
-    finally:
-        _PASSES.reset(token)
 
 
 def is_gelu_compiled(x: Float[Tensor, "... D"], width: int) -> bool:
