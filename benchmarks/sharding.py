@@ -6,8 +6,8 @@
     python benchmarks/sharding.py breaks [MIXER]   # graph breaks of a block, per mixer
 
 Each process has one thread. Memory is the peak of resident memory during a step, above what the process had after it
-trained a small model. Graph breaks are counted by torch's `explain`, and their
-numbers may only shrink.
+trained a small model, next to what `headway plan --gpus` computes for fp32. Graph breaks are counted by torch's
+`explain`, and their numbers may only shrink.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -31,12 +31,13 @@ from headway.config import override
 from headway.config_kinds import kinds
 from headway.errors import ConfigError
 from headway.layout import Layout
-from headway.learn import Task
+from headway.learn import Recipe, Task
 from headway.learn.examples import Batch, Examples
 from headway.learn.fine_tuning import initial_rows
 from headway.learn.learner import Learner
 from headway.learn.objective import Objective
 from headway.learn.parallel.processes import Processes
+from headway.learn.plan.ranks import measure_demand, rank_memory
 from headway.nn.mixers import MixerConfig
 from headway.nn.models import BlockConfig, Loss, Stack, StackConfig, build
 from headway.nn.models.presets import gpt
@@ -71,18 +72,24 @@ def memory_bytes(name: str) -> int:
     return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
-def train(processes: Processes, task: dict[str, Any], large: bool) -> tuple[Learner, list[float]]:
-    """Train a model for a few steps as one process of a plan; return its losses."""
+def open_run(task: dict[str, Any], large: bool) -> tuple[Recipe, Task]:
+    """The recipe of a plan, and its task."""
     replicas, shards = PLANS[task["plan"]]
     width, depth, heads, symbols, context = LARGE if large else SMALL
     settings = {"train.accumulate": ACCUMULATE, "train.recompute": task["recompute"], "parallel.exact": False}
     settings |= {"parallel.replicas": replicas, "parallel.shard": shards, "optim.kind": task["optim"]}
     model_config = gpt(width, depth, heads, symbols, context, dropout=0.0)
     recipe = replace(override(load_recipe("text"), settings), model=model_config)
+    return recipe, Task(Ids(symbols, context, 2), NextId())
+
+
+def train(processes: Processes, task: dict[str, Any], large: bool) -> tuple[Learner, list[float]]:
+    """Train a model for a few steps as one process of a plan; return its losses."""
+    recipe, opened = open_run(task, large)
+    examples = cast(Ids, opened.examples)
     with initial_rows(recipe, processes):
         model = build(recipe.model, 1)
-    examples = Ids(symbols, context, 2)
-    learner = Learner(model.to(getattr(torch, task["dtype"])), recipe, Task(examples, NextId()), processes)
+    learner = Learner(model.to(getattr(torch, task["dtype"])), recipe, opened, processes)
     count, losses = processes.local_micro_batches(ACCUMULATE), []
     for step in range(1 if large else STEPS):
         first = step * ACCUMULATE + processes.rank
@@ -154,8 +161,11 @@ def memory(folder: str) -> dict[str, Any]:
     for plan in ("1", "1 x 4"):
         for recompute in (0, 1):
             found = run(folder, plan, large=True, recompute=recompute)
-            result[f"{plan}, recompute {recompute}"] = {"peak_above_idle": found["peak"], "idle": found["idle"]}
-            print(plan, recompute, f"{found['peak'] / 1e6:.0f} MB", file=sys.stderr, flush=True)
+            demand = measure_demand(*open_run({"plan": plan, "recompute": recompute, "optim": "adamw"}, True), 4)
+            parts = rank_memory(demand, PLANS[plan][1], 4)
+            row = {"peak_above_idle": found["peak"], "planned": sum(parts.values()), "planned_parts": parts}
+            result[f"{plan}, recompute {recompute}"] = {**row, "idle": found["idle"]}
+            print(plan, recompute, row, file=sys.stderr, flush=True)
     return result
 
 
