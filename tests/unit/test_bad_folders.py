@@ -90,7 +90,7 @@ def gptq(folder: Path) -> None:
 DECODER: dict[str, tuple[Change, str]] = {
     **{
         f"{name} is {value}": (settings(**{name: value}), "headway: ")
-        for name in SIZES.keys() - {"pad_token_id"}
+        for name in sorted(SIZES.keys() - {"pad_token_id"})
         for value in (0, -4, 10**15, "many", None)
         if (name, value) != ("intermediate_size", None)
     },
