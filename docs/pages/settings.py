@@ -17,8 +17,7 @@ from headway.data.splits import ClassSplitConfig, SplitConfig
 from headway.learn import Recipe, TaskConfig
 from headway.learn.adapters import AdapterConfig
 from headway.learn.optim import OptimConfig
-from headway.learn.parallel.settings import ParallelConfig
-from headway.learn.recipe import TrainConfig
+from headway.learn.recipe import ParallelConfig, TrainConfig
 from headway.learn.schedule import ScheduleConfig
 from headway.nn.mixers import CrossAttentionConfig, MixerConfig
 from headway.nn.mixers.recurrence import RecurrenceConfig

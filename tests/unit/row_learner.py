@@ -126,12 +126,12 @@ def check(folder: Path, shards: int) -> None:
         Checkpoints(folder / "checkpoints").load_newest(again, "loss")  # type: ignore[arg-type]
         assert_equal(learner, again)
         _collect(folder, learner, processes)
-        print(_limited(300 if rank == shards - 1 else most, lambda: save(folder, learner, 2)))
+        print(_limited(300 if rank == shards - 1 else most, lambda: save(folder, learner, 2)), flush=True)
         (folder / "full").mkdir(exist_ok=True)
-        print(_limited(2000 if rank == 0 else most, lambda: _collect(folder / "full", learner, processes)))
+        print(_limited(2000 if rank == 0 else most, lambda: _collect(folder / "full", learner, processes)), flush=True)
         other = RowLearner(rank % shards, shards, processes)
         other.model["extra"] = other.model.pop("embed.table")
-        print(_limited(most, lambda: Checkpoints(folder / "checkpoints").load_newest(other, "loss")))  # type: ignore[arg-type]
+        print(_limited(most, lambda: Checkpoints(folder / "checkpoints").load_newest(other, "loss")), flush=True)  # type: ignore[arg-type]
 
 
 def lose(folder: Path) -> None:
@@ -141,7 +141,7 @@ def lose(folder: Path) -> None:
         save(folder, learner, 1)
         if processes.rank == 1:
             MOMENTS["after a file"]()
-        print(_limited(1 << 40, lambda: save(folder, learner, 2)))
+        print(_limited(1 << 40, lambda: save(folder, learner, 2)), flush=True)
 
 
 def _kill(*_: Any, **__: Any) -> None:

@@ -140,10 +140,10 @@ def test_the_words_of_a_task_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def expert(codec: Any) -> Any:
     """In the place of a model: it moves straight to the goal."""
 
-    class Straight:
+    class Straight(torch.nn.Module):
         config = type("", (), {"chunk": 5, "history": 1})
 
-        def parameters(self) -> Any:
+        def parameters(self, recurse: bool = True) -> Any:
             return iter([torch.zeros(1)])
 
         def sample_noise(self, random: Any, rows: int) -> Any:
@@ -156,11 +156,6 @@ def expert(codec: Any) -> Any:
             action = np.clip(5 * (places[:, 2:] - places[:, :2]), -1, 1)
             said = codec.encode_actions(action)
             return torch.from_numpy(said)[:, None].expand(-1, 5, -1)
-
-        training = False
-
-        def eval(self) -> None: ...
-        def train(self, mode: bool) -> None: ...
 
     return Straight()
 

@@ -338,3 +338,15 @@ def test_a_run_that_continues_with_other_processes_has_the_same_files(tmp_path: 
     files = [path.relative_to(one) for path in one.glob("**/*.safetensors")]
     assert len(files) == 5
     assert all((run / path).read_bytes() == (one / path).read_bytes() for path in files)
+
+
+def test_each_step_keeps_its_own_statistics(tmp_path: Path) -> None:
+    """They are read later, when a line is logged."""
+    settings = {"steps": 12, "accumulate": 1, "model.dropout": 0.0}
+    exact, plain = (
+        train(tmp_path / str(choice), counting_recipe(**settings, **{"parallel.exact": choice})).metrics
+        for choice in (True, False)
+    )
+    for one, other in zip(exact, plain, strict=True):
+        assert one.get("tokens") == other.get("tokens")
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)

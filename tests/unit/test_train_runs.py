@@ -116,10 +116,10 @@ def test_ctrl_c_saves_and_resume_is_bit_for_bit(number: signal.Signals, whole: P
     program = _start(stopped, "delay=0.05", *(f"{k}={v}" for k, v in SETTINGS.items()))
     _wait_for(stopped / "checkpoints" / "step-00000005", program)
     program.signal(number)
-    output, _ = program.wait()
-    assert program.returncode == 130
+    _, error = program.wait()
+    assert program.returncode == 128 + number
     step = json.loads((stopped / "run.json").read_text())["step"]
-    assert f"stopped at step {step} of 24" in output
+    assert f"stopped at step {step} of 24" in error
     assert (stopped / "checkpoints" / f"step-{step:08d}").is_dir()
     train(stopped, counting_recipe(**SETTINGS), resume=True)
     assert _same(whole, stopped)

@@ -20,7 +20,7 @@ from torch import nn
 
 from headway.errors import ConfigError
 from headway.learn.parallel.rows import sampled_rows, span, whole_shape
-from headway.learn.parallel.settings import ParallelConfig
+from headway.learn.recipe import ParallelConfig
 from headway.nn.mixers import SelfAttention
 from headway.nn.models import Block, build, outline
 from headway.nn.models.presets import PRESETS

@@ -28,12 +28,11 @@ from headway.io.arguments import check_types
 from headway.learn import Recipe, Run, Task, Trainer
 from headway.learn.fine_tuning import adapted_model, open_new_task
 from headway.learn.parallel.group import joined, process_rank
-from headway.learn.parallel.settings import ParallelConfig
 from headway.learn.plan.budget import MIN_EVALUATED, Clock, check_minutes
 from headway.learn.plan.choose import outgrown_message
 from headway.learn.plan.plans import Plan, TrainingSetup, loss_predictor, make_plans, plan_run
 from headway.learn.plan.scale import Scale
-from headway.learn.recipe import open_task
+from headway.learn.recipe import ParallelConfig, open_task
 from headway.learn.report import Picture, heatmap, write_report
 from headway.learn.report.rendering import HOW_TO_INSTALL, available
 from headway.learn.run import RunDirectory, read_metrics

@@ -28,7 +28,6 @@ from headway.data.input_files import (
     resolve_named_splits,
     split_from_filename,
 )
-from headway.data.parquet import check_table, max_rows_at_once, open_parquet, read_index
 from headway.data.table_files import check_column_names, check_text, read_json_lines, suggest_column
 from headway.errors import UserError
 from headway.io.files import check_expansion, damage_errors, user_path
@@ -39,6 +38,8 @@ _ROWS_AT_ONCE = 1024
 
 def read_parquet_texts(file: File) -> Iterator[str]:
     """The strings in the text column of a .parquet file, which may be compressed or in an archive."""
+    from headway.data.parquet import check_table, max_rows_at_once, open_parquet, read_index
+
     row = text_size = 0
     with tempfile.TemporaryFile() as expanded:
         source: Any = file.path

@@ -150,9 +150,10 @@ class Checkpoints:
     @torch.no_grad()
     def average_newest(self, learner: Learner, count: int) -> int:
         """Load the mean of the weights in the `count` newest checkpoints into the learner's model; return the number of
-        checkpoints.
+        checkpoints, which the main process names once it has written them.
         """
-        paths = self.all()[-count:]
+        names = [path.name for path in self.all()[-count:]] if learner.processes.is_main else None
+        paths = [self.directory / name for name in learner.processes.broadcast_object(names)]
         total = torch.zeros_like(learner.flat.data, dtype=torch.float64)
         for path in paths:
             load_weights(learner, path)

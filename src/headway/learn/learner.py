@@ -18,7 +18,7 @@ from headway.learn.examples import Batch, OnPolicyExamples
 from headway.learn.objective import StatefulObjective
 from headway.learn.optim import FlatParameters, Optimizer, lerp
 from headway.learn.parallel.carried_states import CarriedStates
-from headway.learn.parallel.evaluation import shared_evaluation
+from headway.learn.parallel.evaluation import EvaluationStoppedError, shared_evaluation
 from headway.learn.parallel.exact import ExactGradients
 from headway.learn.parallel.processes import Processes
 from headway.learn.parallel.rows import Rows, load
@@ -123,9 +123,9 @@ class Learner:
         if is_compiled_whole:
             self.model.compile()
 
-    def update(self, step: int, batches: Sequence[Batch], stop: bool = False) -> Update:
-        """One update from this process's micro-batches for step `step` (from 0); `stop` is sent to the other
-        processes.
+    def update(self, step: int, batches: Sequence[Batch], stop: Callable[[], bool] = bool) -> Update:
+        """One update from this process's micro-batches for step `step` (from 0); `stop`, asked after them, is sent to
+        the other processes.
         """
         train = self.recipe.train
         with products(self.precision, self.device), gelu_passes(None if train.compile else _compiled_gelu):
@@ -149,7 +149,7 @@ class Learner:
         return Update(names, norm, stats)
 
     def _add_gradients(
-        self, step: int, batches: Sequence[Batch], counts: dict[str, float] | None, stop: bool
+        self, step: int, batches: Sequence[Batch], counts: dict[str, float] | None, stop: Callable[[], bool]
     ) -> _Gradients:
         """Leave the sum of all micro-batches' gradients in `flat`, added in floating point."""
         tail = self.flat.tail
@@ -158,13 +158,13 @@ class Learner:
         names, is_divided = (), False
         for index in range(self._rounds(batches)):
             names, is_divided = self._backward(index, batches, counts)
-        tail[_STOP_INDEX] += float(stop)
+        tail[_STOP_INDEX] += float(stop())
         tail[_TOKENS_INDEX] += sum(batch.tokens for batch in batches)
         self.flat.sum_gradients(self.processes)
         return _Gradients(names, is_divided, tail.clone(), self.flat.norm())
 
     def _add_exact_gradients(
-        self, step: int, batches: Sequence[Batch], counts: dict[str, float] | None, stop: bool
+        self, step: int, batches: Sequence[Batch], counts: dict[str, float] | None, stop: Callable[[], bool]
     ) -> _Gradients:
         """Leave the sum of all micro-batches' gradients in `flat`, with the same bits for any number of processes."""
         exact, tail, carried, world = self._exact, self.flat.tail, self._carried_states, self.processes.world
@@ -182,7 +182,7 @@ class Learner:
                 self.flat.zero_grads()
                 names, is_divided = self._backward(index, batches, counts)
                 if index < len(batches):
-                    tail[_STOP_INDEX], tail[_TOKENS_INDEX] = float(stop), batches[index].tokens
+                    tail[_STOP_INDEX], tail[_TOKENS_INDEX] = float(stop()), batches[index].tokens
                     yield number
 
         stats = exact.sum(compute)
@@ -239,11 +239,17 @@ class Learner:
         """
         processes, task, scores = self.processes, self.task, None
         if processes.world > 1 and self.sharding is None and task.objective.shares_evaluation:
-            with suppress(KeyboardInterrupt), self.evaluating() as model, shared_evaluation(processes, stops):
+            sharing = shared_evaluation(processes, stops, breakable)
+            with suppress(EvaluationStoppedError), self.evaluating() as model, sharing:
                 scores = task.evaluate(model, split, limit)
         elif processes.is_main or self.sharding is not None:
-            with suppress(KeyboardInterrupt), self.evaluating() as model, breakable():
-                scores = task.evaluate(model, split, limit) if processes.is_main else None
+            try:
+                with self.evaluating() as model, suppress(KeyboardInterrupt), breakable():
+                    scores = task.evaluate(model, split, limit) if processes.is_main else None
+            except KeyboardInterrupt:  # a second signal, while weights were swapped
+                if self.sharding is not None:  # the others wait for more than the result
+                    raise
+                scores = None
         return processes.broadcast_object(scores)
 
     @property

@@ -64,14 +64,19 @@ def training_bytes(recipe: Recipe, model: nn.Module, fresh: Collection[str] = ()
 
 
 def check_memory(
-    recipe: Recipe, model: nn.Module, fresh: Collection[str], device: torch.device, shards: int = 1
+    recipe: Recipe,
+    model: nn.Module,
+    fresh: Collection[str],
+    device: torch.device,
+    shards: int = 1,
+    evaluates: bool = True,
 ) -> int:
-    """The bytes of memory that a process of a run holds throughout, and with `shards` for a copy of the whole model to
-    evaluate. Raises UserError if they do not fit in free memory.
+    """The bytes of memory that a process of a run holds throughout; with `shards`, the one that `evaluates` also holds
+    a copy of the whole model. Raises UserError if they do not fit in free memory.
     """
     parts = training_bytes(recipe, model, fresh)
     if shards > 1:
-        whole = {"weights for evaluation": parts["weights"]}
+        whole = {"weights for evaluation": parts["weights"]} if evaluates else {}
         parts = {name: -(-size // shards) for name, size in parts.items()} | whole
     remedy = "lower model.width or model.depth"
     if "cells" in shortcuts(type(recipe.model)):

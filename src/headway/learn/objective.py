@@ -13,7 +13,6 @@ from torch import nn
 from headway.errors import UserError
 from headway.generate.prompts import device_of
 from headway.learn.examples import Batch, Examples, Samples
-from headway.learn.parallel.evaluation import share_batches
 from headway.nn.mixers import State
 from headway.nn.models import Loss, ModelConfig, evaluation_mode
 
@@ -159,6 +158,8 @@ def evaluate_batches(
     """`compute(indices, batch)`, a few numbers and tensors, for the batches of `evaluation_batches`, which the
     processes of a run share.
     """
+    from headway.learn.parallel.evaluation import share_batches  # loading a model for inference does not need it
+
     device = device_of(model)
     with evaluation_mode(model), torch.no_grad():
         yield from share_batches(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain, groupby
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
@@ -15,8 +15,10 @@ from torch.optim.adamw import adamw
 
 from headway.config_kinds import family, register
 from headway.errors import ConfigError, UserError
-from headway.learn.parallel.processes import Processes
-from headway.learn.parallel.rows import Rows, load
+
+if TYPE_CHECKING:
+    from headway.learn.parallel.processes import Processes
+    from headway.learn.parallel.rows import Rows
 
 _ALIGNMENT = 64  # bytes: a vector register and a cache line
 _TAIL_LENGTH = 32
@@ -193,6 +195,8 @@ class Optimizer:
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Load a saved state; raise UserError for a tensor that is missing or has another shape."""
+        from headway.learn.parallel.rows import load  # loading a model for inference does not need it
+
         for name, buffer, view in self._state_views():
             key, target = f"{buffer}.{name}", self.flat.saved(name, view)
             saved = state.get(key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from contextvars import copy_context
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -35,9 +36,13 @@ def recomputed(function: Callable[P, R], generator: torch.Generator | None) -> C
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         if not torch.is_grad_enabled():
             return function(*args, **kwargs)
-        state = None if generator is None else generator.get_state()
+        state, context = None if generator is None else generator.get_state(), copy_context()
+
+        def in_context(*args: P.args, **kwargs: P.kwargs) -> R:  # the backward pass of a GPU has a thread of its own
+            return context.copy().run(function, *args, **kwargs)
+
         options: Any = {"context_fn": lambda: (nullcontext(), rewound(state)), "preserve_rng_state": False}
-        return checkpoint(function, *args, use_reentrant=False, **options, **kwargs)  # type: ignore[return-value]
+        return checkpoint(in_context, *args, use_reentrant=False, **options, **kwargs)  # type: ignore[return-value]
 
     return run
 

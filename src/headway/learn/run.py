@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import IO, Annotated, Any, Literal, NotRequired, Required, TypedDict
+from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, NotRequired, Required, TypedDict
 
 import torch
 from torch import nn
@@ -20,12 +20,14 @@ from headway.errors import ConfigError, UserError
 from headway.formats import native
 from headway.io.durable import DIGESTS_FILE, compute_digests, decode_json, read_json, remove, write_json
 from headway.io.files import open_file
-from headway.io.lease import Lease
 from headway.io.outputs import check_tree, open_run_file, visible_names
 from headway.io.summary_card import SummaryCard, main_scores, summary_repr
 from headway.learn.recipe import Recipe, check_model, read_recipe
 from headway.learn.task import Task
 from headway.nn.kernels import is_deterministic
+
+if TYPE_CHECKING:
+    from headway.io.lease import Lease
 
 _MAX_SCORE = 1e100  # maximum score; larger ones are mistakes whose squares overflow
 _STRING_FIELDS = ("split", "weights", "remark")  # fields that are strings
@@ -269,7 +271,7 @@ class RunDirectory:
         self.status = self.path / "run.json"
         self.digests = self.path / DIGESTS_FILE  # exists only while no process trains the run
         self._lock = self.path / ".lock"
-        self._lease = Lease(self.path / ".lease")
+        self._lease: Lease | None = None  # while the run is locked
         self._lock_depth = 0
 
     def exists(self) -> bool:
@@ -293,10 +295,13 @@ class RunDirectory:
         if self._lock_depth:
             yield
             return
+        from headway.io.lease import Lease  # reading a run does not need it
+
         created = [path for path in (self.path, *self.path.parents) if not os.path.lexists(path)]
+        self._lease = lease = Lease(self.path / ".lease")
         with self._open_lock():
             try:
-                holder = self._lease.take(self._is_lock_exclusive)
+                holder = lease.take(self._is_lock_exclusive)
             except OSError as error:
                 raise UserError(
                     f"{self.path} cannot be written: {error.strerror}; choose another with --run"
@@ -308,7 +313,7 @@ class RunDirectory:
                 yield
             finally:
                 self._lock_depth = 0
-                self._lease.release()
+                lease.release()
                 # Next to other files, the lock shows that they belong to a run.
                 if not self.exists() and not visible_names(self.path):
                     self._lock.unlink(missing_ok=True)
@@ -367,7 +372,7 @@ class RunDirectory:
 
     def check_lock(self) -> None:
         """Raise UserError if another process has taken the run over, because this one was paused for long."""
-        taker = self._lease.taker() if self._lock_depth else None
+        taker = self._lease.taker() if self._lock_depth and self._lease is not None else None
         if taker is not None:
             raise UserError(
                 f"{self.path} was taken over by {taker}, because this process had been paused; this one stops, and the "

@@ -151,9 +151,8 @@ class Trainer:
                 )
             check_loggers()
             exists = processes.broadcast_object(self.directory.claim(resume) if processes.is_main else None)
-            exact = read_recipe(self.directory.recipe).parallel.exact if exists else self.recipe.parallel.exact
-            is_exact = bool(exact) or (exact is None and not exists and processes.device.type == "cpu")
-            self.data, warning = check_equal_processes(processes, self.recipe, fingerprint(self.task), is_exact)
+            is_exact = read_recipe(self.directory.recipe).parallel.exact if exists else self._starts_exact
+            self.data, warning = check_equal_processes(processes, self.recipe, fingerprint(self.task), bool(is_exact))
             self._damage_messages += [] if warning is None else [warning]
             status = self.directory.read_status() if exists else {}
             is_finished = status.get("status") == "finished"
@@ -165,11 +164,18 @@ class Trainer:
                 self._train()
             processes.broadcast_object(None)  # all processes wait until the main process has written its files
         directory = self.directory
-        model = native.load_model(directory.path, self.processes.device, self.outline)
+        device = self.processes.device if self.processes.is_main else torch.device("cpu")  # the others do not use it
+        model = native.load_model(directory.path, device, self.outline)
         check_model(self.recipe, model.config, directory.path)  # type: ignore[arg-type]
         del self.outline  # it is the model now
         metrics, status = read_metrics(directory.metrics), directory.read_status()
         return Run(directory.path, self.recipe, model, self.task, metrics, status)
+
+    @property
+    def _starts_exact(self) -> bool:
+        """Whether a new run adds gradients exactly."""
+        exact, processes = self.recipe.parallel.exact, self.processes
+        return processes.world > 1 and processes.device.type == "cpu" if exact is None else exact
 
     def _begin(self) -> None:
         """Choose the remaining settings (precision, steps), and write the new run's recipe and status."""
@@ -180,10 +186,8 @@ class Trainer:
             self.fresh = self._tensor_match.fresh
         elif self.recipe.adapter is not None:
             raise ConfigError("an adapter needs a pretrained model; choose one with --from")
-        parallel, several = self.recipe.parallel, self.processes.world > 1 and device.type == "cpu"
-        exact = several if parallel.exact is None else parallel.exact
-        self.recipe = replace(self.recipe, parallel=replace(parallel, exact=exact))
-        check_memory(self.recipe, self.outline, self.fresh, device, self._shards)
+        self.recipe = replace(self.recipe, parallel=replace(self.recipe.parallel, exact=self._starts_exact))
+        check_memory(self.recipe, self.outline, self.fresh, device, self._shards, self.processes.is_main)
         self.precision = Precision(
             *self.processes.broadcast_object(list(choose_precision(self.recipe.train.precision, self.outline, device)))
         )
@@ -218,7 +222,7 @@ class Trainer:
         self.minutes = status.get("minutes")
         self.earlier_seconds = status.get("elapsed") or 0.0
         self.precision = Precision(recorded.train.precision, status.get("precision_reason", "as recorded"))
-        check_memory(self.recipe, self.outline, self.fresh, processes.device, self._shards)
+        check_memory(self.recipe, self.outline, self.fresh, processes.device, self._shards, processes.is_main)
         is_evaluated = is_finished and bool(status.get("scores"))
         if requested is not None and (is_evaluated or requested != status.get("minutes")):
             # Go back to the last checkpoint before the learning rate started to decay.
@@ -373,7 +377,7 @@ class Trainer:
             start = time.perf_counter()
             with self.interrupts.step(), self.processes.timer.step():
                 batches = [next(stream) for _ in range(share)]
-                update = self.learner.update(progress.step, batches, self.interrupts.requested)
+                update = self.learner.update(progress.step, batches, lambda: self.interrupts.requested)
             progress.step += 1
             totals = (sum(batch.tokens for batch in batches), sum(batch.computed for batch in batches))
             self.log.add(update, *(round(accumulate / share * total) for total in totals))

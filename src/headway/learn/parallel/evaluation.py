@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -14,21 +14,29 @@ from torch import Tensor
 from headway.learn.parallel.processes import Processes
 
 
+class EvaluationStoppedError(KeyboardInterrupt):
+    """A signal to one process stops an evaluation in all of them."""
+
+
 class _Group(NamedTuple):
     processes: Processes
     stops: Callable[[], bool]
+    breakable: Callable[[], AbstractContextManager[None]]
 
 
 _GROUP: ContextVar[_Group | None] = ContextVar("evaluation_group", default=None)
 
 
 @contextmanager
-def shared_evaluation(processes: Processes, stops: Callable[[], bool]) -> Iterator[None]:
+def shared_evaluation(
+    processes: Processes, stops: Callable[[], bool], breakable: Callable[[], AbstractContextManager[None]]
+) -> Iterator[None]:
     """Inside this context, which all processes enter, they share the batches of `share_batches`.
 
-    If `stops` is true in one process, `share_batches` raises KeyboardInterrupt in all of them.
+    All of them raise EvaluationStoppedError if `stops` is true in one, or if a signal interrupts what the main process
+    computes alone, in the context `breakable`.
     """
-    token = _GROUP.set(_Group(processes, stops))
+    token = _GROUP.set(_Group(processes, stops, breakable))
     try:
         yield
     finally:
@@ -55,7 +63,7 @@ def share_batches(batches: Sequence[Any], compute: Callable[[Any], Sequence[Any]
     own["stopped"] = torch.tensor(group.stops())
     parts = [load(data) for data in processes.gather_bytes(save(own))]
     if any(part["stopped"] for part in parts):
-        raise KeyboardInterrupt
+        raise EvaluationStoppedError
     for index in range(len(batches)):
         part, results = parts[index % processes.world], list[Any]()
         while (key := f"{index}.{len(results)}") in part:
@@ -68,4 +76,11 @@ def on_main_process(compute: Callable[[], Any]) -> Any:
     group = _GROUP.get()
     if group is None:
         return compute()
-    return group.processes.broadcast_object(compute() if group.processes.is_main else None)
+    result = None
+    if group.processes.is_main and not group.stops():
+        with suppress(KeyboardInterrupt), group.breakable():
+            result = [compute()]
+    result = group.processes.broadcast_object(result)
+    if result is None:
+        raise EvaluationStoppedError
+    return result[0]

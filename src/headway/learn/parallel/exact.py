@@ -172,7 +172,7 @@ class ExactGradients:
             is_valid = sums.agree()
         self._reduce()
         sums.convert(names, self._totals, self._gradients)
-        return reduce(torch.add, self._table)  # in the order of the micro-batches
+        return reduce(torch.add, self._table, torch.zeros_like(self._table[0]))  # in the order of the micro-batches
 
     def _observe(self, compute: Callable[[], Iterator[int]]) -> None:
         """Observe the gradients of micro-batch 0."""

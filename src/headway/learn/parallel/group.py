@@ -72,6 +72,9 @@ def _end(heartbeat: Heartbeat | None, error: BaseException, number: int) -> None
             if rank:
                 raise SystemExit(code)
             return
+    elif heartbeat is not None and isinstance(error, RuntimeError) and any(n in str(error) for n in ("gloo", "NCCL")):
+        first = str(error).split("\n")[0].rpartition("] ")[2]  # of a collective operation of FSDP
+        raise SystemExit(heartbeat.broken(first.rstrip("."))) from error
     else:
         is_known = isinstance(error, UserError)
         code = 2 if is_known else 1

@@ -152,6 +152,7 @@ def measure_speed(
     With `evaluate_final`, the time after the last step includes the best model's final evaluation, `samples` samples,
     the report, and any episodes the model plays for it.
     """
+    seconds = processes.broadcast_object(seconds)  # decides what all processes do
     meter = SpeedMeter(recipe, fresh, task, processes, precision)
     step_seconds = meter.seconds_per_step(min(max(_MEASURE_FRACTION * seconds, _MIN_MEASURE), _MAX_MEASURE))
     evaluation = _evaluation_seconds(meter, "validation", recipe.train.evaluate_limit, seconds)

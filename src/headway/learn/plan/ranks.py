@@ -164,8 +164,6 @@ def measure_demand(recipe: Recipe, task: Task | None, number_bytes: int) -> Dema
     """
     model = outline(recipe.model)
     split = {name: size for name, size in training_bytes(recipe, model).items() if size}
-    if recipe.parallel.exact:
-        split["exact sums"] = 2 * split["gradients"]
     blocks = [sum(p.nbytes for p in block.parameters()) for block in units(model)]
     shared = {id(p) for block in units(model) for p in block.parameters()}
     root = sum(p.nbytes for p in model.parameters() if id(p) not in shared)

@@ -14,8 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headway.layout import Layout
-from headway.nn.kernels.context_setting import ContextSetting
-from headway.nn.kernels.linear import are_products_bf16, is_deterministic
+from headway.nn.kernels.linear import ContextSetting, are_products_bf16, is_deterministic
 from headway.visibility import Causal, Full, Pattern, allowed_mask, mask
 
 

@@ -1,17 +1,45 @@
-"""Matrix products: exact, with factors rounded to bf16, or deterministic with rows independent of the batch."""
+"""Matrix products: exact, with factors rounded to bf16, or deterministic with rows independent of the batch; and the
+settings of kernels.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from contextvars import ContextVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from headway.nn.kernels.context_setting import ContextSetting
+T = TypeVar("T")
+
+
+class ContextSetting(Generic[T]):
+    """A value that holds inside the context `use(value)`, in the thread or task that entered it.
+
+    torch.compile cannot trace a ContextVar. Traced code reads `latest`, which the thread that trains has set; it is
+    compiled again when the value changes.
+    """
+
+    def __init__(self, name: str, default: T) -> None:
+        self._variable, self.latest = ContextVar(name, default=default), default
+
+    def get(self) -> T:
+        return self.latest if torch.compiler.is_dynamo_compiling() else self._variable.get()
+
+    @contextmanager
+    def use(self, value: T) -> Iterator[None]:
+        token, before = self._variable.set(value), self.latest
+        self.latest = value
+        try:
+            yield
+        finally:
+            self._variable.reset(token)
+            self.latest = before
+
 
 _ROWS = 16  # fixed block height: one product shape for any batch, so one order of summation
 # On AMD CPUs the order in which torch sums a row depends on its alignment in memory.

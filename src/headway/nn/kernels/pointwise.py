@@ -13,8 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from headway.nn.kernels.context_setting import ContextSetting
-from headway.nn.kernels.linear import is_deterministic
+from headway.nn.kernels.linear import ContextSetting, is_deterministic
 
 _MULTIPLE, _BLOCK = 64, 2**14
 
