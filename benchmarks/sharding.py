@@ -17,6 +17,7 @@ import json
 import os
 import socket
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -32,7 +33,7 @@ from headway.config_kinds import kinds
 from headway.errors import ConfigError
 from headway.layout import Layout
 from headway.learn import Recipe, Task
-from headway.learn.examples import Batch, Examples
+from headway.learn.examples import FULL_SHARD, Batch, Examples, Shard
 from headway.learn.fine_tuning import initial_rows
 from headway.learn.learner import Learner
 from headway.learn.objective import Objective
@@ -55,6 +56,9 @@ class Ids(Examples):
 
     def __init__(self, symbols: int, context: int, rows: int) -> None:
         self.shape, self.symbols = (rows, context + 1), symbols
+
+    def batches(self, split: str, shard: Shard = FULL_SHARD, start: int = 0) -> Iterator[Batch]:
+        return map(self.batch, shard.indices(start))
 
     def batch(self, k: int) -> Batch:
         ids = torch.randint(self.symbols, self.shape, generator=torch.Generator().manual_seed(k))
@@ -175,18 +179,18 @@ def breaks(names: list[str]) -> dict[str, Any]:
     for name, kind in kinds(MixerConfig).items():
         if names and name not in names:
             continue
-        try:
-            block: Any = Stack(StackConfig(blocks=(BlockConfig(kind()),)), 16).blocks[0]
-        except ConfigError as error:
-            result[name] = str(error)
-            continue
-        for parameter in block.parameters():
-            nn.init.normal_(parameter, std=0.1)
         torch._dynamo.reset()
         layout = Layout.full(2, 8)
-        explained = torch._dynamo.explain(lambda x, block=block, layout=layout: block(x, layout).x)(
-            torch.randn(2, 8, 16, requires_grad=True)
-        )
+        try:
+            block: Any = Stack(StackConfig(blocks=(BlockConfig(kind()),)), 16).blocks[0]
+            for parameter in block.parameters():
+                nn.init.normal_(parameter, std=0.1)
+            explained = torch._dynamo.explain(lambda x, block=block, layout=layout: block(x, layout).x)(
+                torch.randn(2, 8, 16, requires_grad=True)
+            )
+        except ConfigError as error:  # a mixer that has settings without defaults, or needs an encoder
+            result[name] = str(error)
+            continue
         contexts = [str(reason.reason).partition("Developer debug context: ")[2] for reason in explained.break_reasons]
         reasons = {context.split("\n")[0] for context in contexts}
         result[name] = {"breaks": explained.graph_break_count, "reasons": sorted(reasons)}

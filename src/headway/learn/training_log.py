@@ -220,11 +220,12 @@ class TrainingLog:
                     f"the loss is {loss:.4g} and the gradient norm {norm:.4g} at step {step:,} "
                     f"({self._describe_step(step)}); check these samples, or {_REMEDY}"
                 )
-            median = self._watch.jump(step, loss)
-            if median is not None:
+            jump = self._watch.jump(step, loss)
+            if jump is not None:
                 self.display.print_line(
-                    f"warning: the loss jumps to {loss:.4g} at step {step:,}, from a median of {median:.4g} "
-                    f"({self._describe_step(step)}); if that repeats, check these samples, or {_REMEDY}"
+                    f"warning: the loss jumps to {jump.loss:.4g} at step {jump.step:,}, from a median of "
+                    f"{jump.median:.4g}, and stays high ({self._describe_step(jump.step)}); check these samples, or "
+                    f"{_REMEDY}"
                 )
 
     def evaluation(self, metrics: dict[str, float], seconds: float, weights: str, is_best: bool) -> None:
