@@ -200,7 +200,7 @@ class Other:
     def __init__(self, change: Callable[[dict[str, Any]], object]) -> None:
         self.change = change
 
-    def exchange(self, name: str, data: Any) -> list[Any]:
+    def gather_objects(self, data: Any) -> list[Any]:
         other = {**json.loads(json.dumps(data)), "host": "b"}
         self.change(other)
         return [data, other]

@@ -80,6 +80,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
 
 
 def _print_ranks(plan: RankPlan, terminal: Terminal) -> None:
+    from headway.learn.plan.ranks import UTILISATION
+
     rows = [{"each GPU": name, "amount": f"{size / 2**30:,.2f} GiB"} for name, size in plan.memory.items()]
     total = sum(plan.memory.values())
     rows.append({"each GPU": "memory", "amount": f"{total / 2**30:,.2f} of {plan.available / 2**30:,.1f} GiB"})
@@ -96,7 +98,7 @@ def _print_ranks(plan: RankPlan, terminal: Terminal) -> None:
     terminal.print(
         f"{plan.processes} GPUs: {plan.replicas} replicas of {plan.shard} shards, {plan.micro_batches} micro-batches "
         f"per process; {plan.tokens:,} tokens in {1000 * plan.step_seconds:,.0f} ms, "
-        f"{rate / plan.processes:,.0f} per second and GPU if products reach 40 % of the peak rate"
+        f"{rate / plan.processes:,.0f} per second and GPU if products reach {100 * UTILISATION:.0f} % of the peak rate"
     )
     for reason in plan.reasons:
         terminal.print(reason)

@@ -34,7 +34,7 @@ def check_equal_processes(
     settings = {name: value for name, value in to_dict(recipe).items() if name not in _UNCOMPARED}
     own = json.loads(json.dumps({**facts, "recipe": settings}))
     problem = warning = None
-    others = processes.exchange("facts", own)
+    others = processes.gather_objects(own)
     if processes.is_main:
         texts = (
             f"process {rank} on {other['host']} has {text}"

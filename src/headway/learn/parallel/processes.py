@@ -178,19 +178,6 @@ class Processes:
         self.heartbeat.seconds = self.timer.mean()
         return self.timer.slow_process(self.heartbeat) if self.is_main else None
 
-    def exchange(self, name: str, data: Any) -> list[Any]:
-        """The `data` (any JSON values) of all processes, in the main process, under a name that is used once; the
-        others get an empty list.
-        """
-        if self.heartbeat is None:
-            return [data]
-        store, keys = self.heartbeat.store, [f"{name}/{rank}" for rank in range(self.world)]
-        store.set(keys[self.rank], json.dumps(data))
-        if not self.is_main:
-            return []
-        store.wait(keys, _TIMEOUT)
-        return [json.loads(value) for value in store.multi_get(keys)]
-
     @contextmanager
     def _collective(self) -> Iterator[None]:
         """Run a collective operation; SystemExit if another process has ended, which one of the others reports."""

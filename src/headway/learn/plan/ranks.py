@@ -29,7 +29,7 @@ from headway.nn.mixers import tree_map
 from headway.nn.models import TransformerConfig, describe, outline
 
 _FREE_SHARE = 0.9  # of a GPU's memory; the rest is for the CUDA context, NCCL's buffers and fragmentation
-_UTILISATION = 0.4  # of the peak rate of matrix products, as large models reach it in practice
+UTILISATION = 0.4  # of the peak rate of matrix products, as large models reach it in practice
 _LAUNCH = 5e-6  # seconds to start an operation from Python, which decides where they are small
 
 
@@ -135,7 +135,7 @@ def plan_ranks(recipe: Recipe, task: Task | None, processes: int, gpu: Gpu) -> R
     flop += flop // 3 // train.recompute if train.recompute else 0
     touched = sum(demand.split[name] for name in ("weights", "gradients", "optimiser")) // shard
     seconds = {
-        "computing": micro_batches * max(flop / (_UTILISATION * gpu.flops), _LAUNCH * demand.operations),
+        "computing": micro_batches * max(flop / (UTILISATION * gpu.flops), _LAUNCH * demand.operations),
         "receiving": (traffic["weights"] + traffic["gradients"]) / inside + traffic["replicas"] / across,
         "updating": 2 * touched / gpu.bandwidth,  # read and written once
     }
