@@ -20,7 +20,6 @@ PAGES = (
     "learn/report/page.html",
     "learn/report/parts.html",
     "claims/claims.html",
-    "serve/page.html",
     "py.typed",
     "app/verbs.pyi",
 )
@@ -44,8 +43,9 @@ def check_content(wheel: Path, sdist: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         (metadata,) = (archive.read(n).decode() for n in archive.namelist() if n.endswith("METADATA"))
+    parts = [*source.rglob("*.css"), *source.glob("serve/page/*")]
     assert names == modules | {f"headway/{page}" for page in PAGES} | {
-        f"headway/{p.relative_to(source)}" for p in source.rglob("*.css")
+        f"headway/{path.relative_to(source)}" for path in parts
     }
     for needed in ("Summary: ", "License-Expression: MIT", "Project-URL: Repository", "Requires-Python: >=3.11"):
         assert needed in metadata, needed

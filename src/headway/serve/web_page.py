@@ -1,4 +1,4 @@
-"""The web page at /: the models, and a form to try one that generates text. It calls the API like any other client."""
+"""The web page at /: one document of the files in `page/`, which calls the API like any other client."""
 
 from __future__ import annotations
 
@@ -11,7 +11,19 @@ from starlette.responses import HTMLResponse, Response
 
 from headway.serve.interfaces import Context, Endpoint
 
-_PAGE = files("headway.serve").joinpath("page.html").read_text(encoding="utf-8")
+# The scripts share one global scope, in this order: what all tabs use, a file per tab, and the start.
+_SCRIPTS = ("elements", "server", "page", "models", "start")
+
+
+def _assemble_page() -> str:
+    folder = files("headway.serve").joinpath("page")
+    read = lambda name: folder.joinpath(name).read_text(encoding="utf-8").strip()  # noqa: E731
+    scripts = "\n".join(f"<script>\n{read(f'{name}.js')}\n</script>" for name in _SCRIPTS)
+    page = read("index.html").replace("{{ style }}", f"\n{read('style.css')}\n")
+    return page.replace("{{ scripts }}", scripts) + "\n"
+
+
+_PAGE = _assemble_page()
 
 
 def _element_hashes(tag: str) -> str:
@@ -28,6 +40,8 @@ _HEADERS = {
             "default-src 'none'",
             f"script-src {_element_hashes('script')}",
             f"style-src {_element_hashes('style')}",
+            "img-src blob: data:",  # of files that the reader chose, and of pictures in answers
+            "media-src blob:",
             "connect-src 'self'",
             "base-uri 'none'",
             "form-action 'none'",
@@ -43,4 +57,4 @@ async def get_page(body: None, context: Context) -> Response:
     return HTMLResponse(_PAGE, headers=_HEADERS)
 
 
-ENDPOINTS = (Endpoint("GET", "/", get_page, "a web page with the models and a form to try one"),)
+ENDPOINTS = (Endpoint("GET", "/", get_page, "a web page to use, inspect and train models"),)

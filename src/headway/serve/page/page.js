@@ -1,0 +1,182 @@
+"use strict";
+// Tabs, messages, and what is remembered. Each tab is a file that calls page.addTab.
+
+const page = {
+  tabs: [],
+  current: null,
+
+  // Add a tab: {id, title, serves, show, refresh}. `serves` says for a model of /v1/models whether the tab uses it; without
+  // it the tab is always there. `show(panel)` fills the panel when it is opened first; `refresh()` follows when the models
+  // or the key change.
+  addTab(tab) {
+    this.tabs.push(tab);
+    const known = { role: "tab", id: `tab-${tab.id}`, "aria-controls": `panel-${tab.id}`, "aria-selected": "false", tabIndex: -1 };
+    tab.button = element("button", { type: "button", ...known, hidden: true, onclick: () => this.open(tab.id) }, tab.title);
+    tab.panel = element("section", { role: "tabpanel", id: `panel-${tab.id}`, "aria-labelledby": `tab-${tab.id}`, hidden: true });
+    document.getElementById("tabs").append(tab.button);
+    document.getElementById("panels").append(tab.panel);
+  },
+
+  // Open a tab by its id; the address of the page names it, so that back and reload work.
+  open(id, isNew = true) {
+    const shown = this.tabs.filter((tab) => !tab.button.hidden);
+    const tab = shown.find((entry) => entry.id === id) ?? shown[0];
+    if (!tab) return;
+    this.current = tab;
+    for (const other of this.tabs) {
+      other.panel.hidden = other !== tab;
+      other.button.setAttribute("aria-selected", String(other === tab));
+      other.button.tabIndex = other === tab ? 0 : -1;
+    }
+    document.title = `${tab.title} - headway`;
+    if (isNew && location.hash !== `#${tab.id}`) history.pushState(null, "", `#${tab.id}`);
+    tab.button.scrollIntoView({ block: "nearest", inline: "nearest" });
+    if (!tab.wasShown) {
+      tab.wasShown = true;
+      tab.show(tab.panel);
+    }
+    tab.opened?.();
+  },
+
+  modelsChanged() {
+    document.getElementById("access").hidden = true;
+    for (const tab of this.tabs) tab.button.hidden = Boolean(tab.serves) && !server.models.some(tab.serves);
+    for (const tab of this.tabs) if (tab.wasShown) tab.refresh?.();
+    if (!this.current || this.current.button.hidden) this.open(location.hash.slice(1), false);
+  },
+
+  // One line for the reader, with a way on: `retry` is called by the button "Try again".
+  fail(error, retry) {
+    if (error?.name === "AbortError") return;
+    if (!(error instanceof ServerError)) console.error(error);
+    const notice = document.getElementById("notice"), again = document.getElementById("again");
+    document.getElementById("message").textContent = error ? sentence(error.message) : "";
+    notice.hidden = !error;
+    again.hidden = !retry;
+    again.onclick = () => { this.fail(null); retry(); };
+  },
+
+  askForKey() {
+    const form = document.getElementById("access");
+    if (!form.hidden) return;
+    form.hidden = false;
+    document.getElementById("key").focus();
+  },
+};
+
+const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+
+// Values that outlive a reload: `drafts` those of this browser tab, `settings` those of this browser.
+class Store {
+  constructor(storage, prefix) {
+    this.storage = storage;
+    this.prefix = prefix;
+  }
+
+  get(name, otherwise = null) {
+    try {
+      return JSON.parse(this.storage.getItem(this.prefix + name)) ?? otherwise;
+    } catch {
+      return otherwise;
+    }
+  }
+
+  set(name, value) {
+    try {
+      if (value === null) this.storage.removeItem(this.prefix + name);
+      else this.storage.setItem(this.prefix + name, JSON.stringify(value));
+      return true;
+    } catch { // the browser's storage is full or turned off
+      return false;
+    }
+  }
+
+  names() {
+    return Object.keys(this.storage).filter((name) => name.startsWith(this.prefix)).map((name) => name.slice(this.prefix.length));
+  }
+}
+const drafts = new Store(sessionStorage, "draft:");
+const settings = new Store(localStorage, "headway:");
+
+// Keep what is typed into a field, so that a reload or an error loses nothing. `example` fills it at first.
+function keepDraft(field, name, example = "") {
+  const property = field.type === "checkbox" ? "checked" : "value";
+  field[property] = drafts.get(name, example);
+  field.addEventListener("input", () => drafts.set(name, field[property]));
+  return field;
+}
+
+// A selection of the models that a tab can use; it keeps its choice while the models change.
+function modelChoice(name, serves, changed = () => {}) {
+  const select = element("select", { onchange: () => { drafts.set(`model:${name}`, select.value); changed(); } });
+  const choice = {
+    field: labelled("Model", select),
+    get model() { return server.models.find((model) => model.id === select.value); },
+    refresh() {
+      const before = select.value || drafts.get(`model:${name}`), usable = server.models.filter(serves);
+      select.replaceChildren(...usable.map((model) => new Option(model.id, model.id)));
+      if (usable.some((model) => model.id === before)) select.value = before;
+      choice.field.hidden = usable.length < 2;
+      if (select.value !== before) changed();
+    },
+  };
+  choice.refresh();
+  return choice;
+}
+
+// A place for files, dropped or chosen. `limit` (bytes) is stated before the upload; `changed(files)` gets what fits.
+function fileInput({ label, accept = "", multiple = false, folder = false, limit, changed }) {
+  const input = element("input", { type: "file", accept, multiple: multiple || folder, webkitdirectory: folder });
+  const names = element("p", { className: "soft", "aria-live": "polite" });
+  const zone = labelled(label, input, `At most ${formatBytes(limit)}${multiple ? " each" : ""}. You can also drop ${multiple || folder ? "them" : "it"} here.`);
+  zone.classList.add("drop");
+  zone.append(names);
+  const take = (files) => {
+    const tooLarge = files.find((file) => file.size > limit);
+    if (tooLarge) {
+      page.fail(new ServerError(`${tooLarge.name.slice(0, 100)} has ${formatBytes(tooLarge.size)}, and the limit is ${formatBytes(limit)}; choose a smaller file`, 413));
+      return;
+    }
+    page.fail(null);
+    names.textContent = files.length === 1 ? files[0].name.slice(0, 200) : files.length ? `${integers.format(files.length)} files` : "";
+    changed(multiple || folder ? files : files.slice(0, 1));
+  };
+  input.addEventListener("change", () => take([...input.files]));
+  zone.addEventListener("dragover", (event) => { event.preventDefault(); zone.classList.add("over"); });
+  zone.addEventListener("dragleave", () => zone.classList.remove("over"));
+  zone.addEventListener("drop", (event) => { event.preventDefault(); zone.classList.remove("over"); take([...event.dataTransfer.files]); });
+  return { zone, input, take };
+}
+
+// A file as a data: URL, which the API takes for images and sounds.
+const dataUrl = (file) => new Promise((resolve, reject) => {
+  const reader = new FileReader();
+  reader.onload = () => resolve(reader.result);
+  reader.onerror = () => reject(new ServerError(`${file.name} cannot be read; choose it again`, 0));
+  reader.readAsDataURL(file);
+});
+
+// A form that sends one request at a time: its buttons are disabled until `work(signal)` ends, and Stop ends it early.
+function workForm(children, work, label = "Send") {
+  let controller = null;
+  const send = element("button", { className: "main" }, label);
+  const stop = element("button", { type: "button", disabled: true, onclick: () => controller?.abort() }, "Stop");
+  const form = element("form", { onsubmit: async (event) => {
+    event.preventDefault();
+    if (controller) return;
+    controller = new AbortController();
+    send.disabled = !(stop.disabled = false);
+    form.setAttribute("aria-busy", "true");
+    page.fail(null);
+    try {
+      await work(controller.signal);
+    } catch (error) {
+      page.fail(error, error.status === 0 || error.status >= 500 ? () => form.requestSubmit() : undefined);
+    } finally {
+      controller = null;
+      send.disabled = !(stop.disabled = true);
+      form.removeAttribute("aria-busy");
+    }
+  } }, ...children, element("div", { className: "row" }, send, stop));
+  return form;
+}

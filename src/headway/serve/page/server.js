@@ -1,0 +1,68 @@
+"use strict";
+// Requests to the server that this page comes from.
+
+class ServerError extends Error {
+  constructor(message, status, code) {
+    super(message);
+    this.status = status; // 0: there was no answer
+    this.code = code;
+  }
+}
+
+const server = {
+  key: sessionStorage.getItem("key") ?? "",
+  models: [],
+
+  // Send a request; ServerError for an error status, or if the server does not answer. `body` is sent as JSON, `form` as it is.
+  async request(path, { method, body, form, signal, headers = {} } = {}) {
+    if (this.key) headers = { ...headers, Authorization: `Bearer ${this.key}` };
+    if (body !== undefined) headers = { ...headers, "Content-Type": "application/json" };
+    const content = body === undefined ? form : JSON.stringify(body);
+    let answer;
+    try {
+      answer = await fetch(path, { method: method ?? (content === undefined ? "GET" : "POST"), headers, body: content, signal, cache: "no-store" });
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      throw new ServerError("the server does not respond; check that it is running, and try again", 0);
+    }
+    if (answer.ok) return answer;
+    const details = await answer.json().catch(() => null);
+    if (answer.status === 401) page.askForKey();
+    throw new ServerError(details?.error?.message ?? `the server returned HTTP status ${answer.status}`, answer.status, details?.error?.code);
+  },
+
+  async json(path, options) {
+    return (await this.request(path, options)).json();
+  },
+
+  // The events of a streamed answer: each is a line "data: ..." and an empty line.
+  async *events(path, body, signal) {
+    const answer = await this.request(path, { body, signal });
+    const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+    let buffer = "";
+    for (;;) {
+      let chunk;
+      try {
+        chunk = await reader.read();
+      } catch (error) {
+        if (error.name === "AbortError") throw error;
+        throw new ServerError("the server went away in the middle of its answer; what has arrived is kept", 0);
+      }
+      if (chunk.done) throw new ServerError("the server ended its answer early; what has arrived is kept", 0);
+      const events = (buffer + chunk.value).split("\n\n");
+      buffer = events.pop();
+      for (const event of events) {
+        if (event === "data: [DONE]") return;
+        const part = JSON.parse(event.slice("data: ".length));
+        if (part.error) throw new ServerError(part.error.message, part.error.status ?? 500, part.error.code);
+        yield part;
+      }
+    }
+  },
+
+  // Read the list of models again, and tell the page about it.
+  async loadModels() {
+    this.models = (await this.json("/v1/models")).data;
+    page.modelsChanged();
+  },
+};
