@@ -96,3 +96,12 @@ function commandView(lines) {
 // A string as one word of a shell, and as a literal of Python.
 const shellWord = (text) => /^[\w./:=@%+-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
 const pythonString = (text) => JSON.stringify(text).replace(/[\u007f-\u009f\u2028\u2029]/g, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
+
+// A verb of a model on this server, as a command and as Python.
+function verbCommand(verb, model, options, args) {
+  const key = server.key ? "HEADWAY_API_KEY=KEY " : "";
+  return {
+    shell: `${key}headway ${verb} ${shellWord(model)} --server ${location.origin} ${options}`.trim(),
+    python: `import headway as hw\n\nmodel = hw.connect(${pythonString(location.origin)}, model=${pythonString(model)})${key && "  # key: HEADWAY_API_KEY"}\nprint(model.${verb}(${args}))`,
+  };
+}
