@@ -19,6 +19,7 @@ _SCRIPTS = (
     "conversations",
     "tokens",
     "chat",
+    "texts",
     "models",
     "start",
 )

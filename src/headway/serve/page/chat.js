@@ -63,7 +63,7 @@ page.addTab({
     this.status = element("p", { className: "unseen", role: "status" });
     this.text = element("textarea", { rows: 3, onkeydown: (event) => this.keyPressed(event) });
     this.textField = labelled("Your message", this.text, "Enter sends it, Shift + Enter starts a new line.");
-    this.examples = element("div", { className: "row examples" });
+    this.examples = element("div");
     this.form = workForm([this.textField, this.examples], (signal) => this.work(signal));
     this.command = commandView(() => this.commands());
     panel.append(element("h2", {}, "Write with a model"), element("div", { className: "row" }, this.choice.field, this.modeField),
@@ -133,7 +133,7 @@ page.addTab({
     this.text.value = drafts.get(draft) ?? (isNew ? examples[0] : this.isChat ? "" : this.conversation.path()[0].content);
     this.text.oninput = () => drafts.set(draft, this.text.value);
     this.examples.hidden = examples.length < 2 || (this.isChat && !isNew);
-    this.examples.replaceChildren("Examples:", ...examples.slice(0, 5).map((example) => element("button", { type: "button", className: "plain", onclick: () => { this.text.value = example; this.text.oninput(); } }, firstWords(example, 30))));
+    this.examples.replaceChildren(exampleButtons(examples, (example) => { this.text.value = example; this.text.oninput(); }));
     this.command.update();
   },
 

@@ -13,12 +13,6 @@ newId.last = 0;
 
 const thisTab = newId(); // of this load of the page
 
-// The first words of a text, as a title.
-function firstWords(text, length = 48) {
-  const line = text.slice(0, 500).replace(/\s+/g, " ").trim();
-  return line.length <= length ? line : `${line.slice(0, length).replace(/\s\S*$/, "")}…`;
-}
-
 // A tree of messages: an edited message is a new one with the same parent, and so is another answer.
 class Conversation {
   constructor(id = newId()) {

@@ -97,11 +97,23 @@ function commandView(lines) {
 const shellWord = (text) => /^[\w./:=@%+-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
 const pythonString = (text) => JSON.stringify(text).replace(/[\u007f-\u009f\u2028\u2029]/g, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
 
-// A verb of a model on this server, as a command and as Python.
-function verbCommand(verb, model, options, args) {
+// A row of buttons that fill a form with an example.
+function exampleButtons(examples, use) {
+  const buttons = examples.slice(0, 5).map((example) => element("button", { type: "button", className: "plain", onclick: () => use(example) }, firstWords(example, 30)));
+  return element("div", { className: "row examples" }, "Examples:", ...buttons);
+}
+
+// The first words of a text, as a title.
+function firstWords(text, length = 48) {
+  const line = text.slice(0, 500).replace(/\s+/g, " ").trim();
+  return line.length <= length ? line : `${line.slice(0, length).replace(/\s\S*$/, "")}…`;
+}
+
+// A verb of a model on this server, as a command and as Python; `input` goes before the shell line.
+function verbCommand(verb, model, options, args, input = "") {
   const key = server.key ? "HEADWAY_API_KEY=KEY " : "";
   return {
-    shell: `${key}headway ${verb} ${shellWord(model)} --server ${location.origin} ${options}`.trim(),
+    shell: `${input}${key}headway ${verb} ${shellWord(model)} --server ${location.origin} ${options}`.trim(),
     python: `import headway as hw\n\nmodel = hw.connect(${pythonString(location.origin)}, model=${pythonString(model)})${key && "  # key: HEADWAY_API_KEY"}\nprint(model.${verb}(${args}))`,
   };
 }
