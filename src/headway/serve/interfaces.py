@@ -63,6 +63,8 @@ class ModelSummary(NamedTuple):
     sequential_reason: str | None  # why it generates one sequence at a time; None if it runs batches
     weights: Weights | None = None  # number format that its weights are loaded in; None for fp32
     note: str | None = None  # message at startup: the format in which quantised weights are served, and why
+    is_run: bool = False  # whether headway trained it
+    examples: tuple[str, ...] = ()  # text inputs to try it with, from the held-out samples of its run
 
 
 class ReadyModel(NamedTuple):

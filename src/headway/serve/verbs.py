@@ -93,7 +93,9 @@ class ClassifyAnswer(VerbAnswer, kw_only=True):
 
 
 class ServedModel(msgspec.Struct):
-    """A model, its tasks (`verbs`), its kinds of input (`reads`), and its context length in tokens."""
+    """A model, its tasks (`verbs`), its kinds of input (`reads`), and its context length in tokens. `is_run`: headway
+    trained it. `examples` are text inputs from the held-out samples of its run.
+    """
 
     id: str
     created: int
@@ -102,6 +104,8 @@ class ServedModel(msgspec.Struct):
     reads: list[InputKind]
     context: int | None
     parameters: int
+    is_run: bool
+    examples: list[str]
     object: str = "model"
     owned_by: str = "headway"
 
@@ -123,7 +127,8 @@ async def get_model(body: None, context: Context) -> ServedModel:
 
 def _served_model(name: str, summary: ModelSummary) -> ServedModel:
     tasks = [verb for verb in summary.verbs if verb in REMOTE_VERBS or verb == "transcribe"]
-    return ServedModel(name, summary.modified, summary.kind, tasks, summary.inputs, summary.context, summary.parameters)
+    facts = name, summary.modified, summary.kind, tasks, summary.inputs, summary.context, summary.parameters
+    return ServedModel(*facts, summary.is_run, list(summary.examples))
 
 
 def _body_type(verb: str) -> type[msgspec.Struct]:
