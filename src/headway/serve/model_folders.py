@@ -26,7 +26,7 @@ def public_name(path: str | Path) -> str:
 
 
 def is_model(path: Path) -> bool:
-    """Whether a path looks like a model, judged by file names. A run is one as soon as it has saved a model."""
+    """Whether a path looks like a model by the names of its files. A run is one as soon as it has saved a model."""
     if os.path.isfile(path):  # false for what cannot be reached, too
         return path.suffix in _FILE_SUFFIXES
     markers = _RUN_MODELS if os.path.isfile(path / _RUN) else _MARKERS
