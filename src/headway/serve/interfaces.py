@@ -88,6 +88,10 @@ class ModelRegistry(Protocol):
         """
         ...
 
+    async def refresh(self) -> None:
+        """Notice models that are new, have changed or are gone since the last list."""
+        ...
+
     def listed(self) -> Mapping[str, ModelSummary]:
         """All models that can be requested, by name."""
         ...

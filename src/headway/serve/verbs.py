@@ -116,7 +116,8 @@ class ModelList(msgspec.Struct):
 
 
 async def list_models(body: None, context: Context) -> ModelList:
-    """All models, loaded or not."""
+    """All models, loaded or not, also those that are new in the folders."""
+    await context.served.refresh()
     return ModelList([_served_model(name, known) for name, known in context.served.listed().items()])
 
 
