@@ -6,7 +6,7 @@ does everything else: it reads and checks bodies, keys and limits, and handles e
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
@@ -61,6 +61,7 @@ class ModelSummary(NamedTuple):
     sequential_reason: str | None  # why it generates one sequence at a time; None if it runs batches
     weights: Weights | None = None  # number format that its weights are loaded in; None for fp32
     note: str | None = None  # message at startup: the format in which quantised weights are served, and why
+    languages: Sequence[str] = ()  # codes of the languages of a multilingual speech model
 
 
 class ReadyModel(NamedTuple):

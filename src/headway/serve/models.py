@@ -371,6 +371,7 @@ def summarize_model(path: Path, options: LoadOptions) -> ModelSummary:
         config, usage = open_config(path), open_usage(path)
     tasks = verbs(config, usage, run)
     sequential_reason = _sequential_reason(config, options) if "generate" in tasks else None
+    languages = usage.generation.get("lang_to_id")  # of a multilingual Whisper
     return ModelSummary(
         kinds.kind_of(config),
         tasks,
@@ -380,6 +381,7 @@ def summarize_model(path: Path, options: LoadOptions) -> ModelSummary:
         int(path.stat().st_mtime),
         sequential_reason,
         *_loading_format(path, options, sequential_reason),
+        sorted(name.strip("<|>") for name in languages) if isinstance(languages, dict) else (),
     )
 
 

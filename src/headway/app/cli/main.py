@@ -39,6 +39,7 @@ COMMANDS = {
     "classify": "classify text, text pairs, images or audio",
     "caption": "write captions for images",
     "attention": "draw the attention weights of a text model",
+    "look": "draw where an image model looks",
     "rerank": "rank documents by their relevance to a query",
     "tag": "tag each word of each line, and extract the entities",
     "embed": "embed each line as a vector, one JSON list per line",
