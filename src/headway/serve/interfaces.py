@@ -6,7 +6,7 @@ does everything else: it reads and checks bodies, keys and limits, and handles e
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,6 +65,7 @@ class ModelSummary(NamedTuple):
     note: str | None = None  # message at startup: the format in which quantised weights are served, and why
     is_run: bool = False  # whether headway trained it
     examples: tuple[str, ...] = ()  # text inputs to try it with, from the held-out samples of its run
+    languages: Sequence[str] = ()  # codes of the languages of a multilingual speech model
 
 
 class ReadyModel(NamedTuple):

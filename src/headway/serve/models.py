@@ -441,6 +441,7 @@ def summarize_model(path: Path, options: LoadOptions) -> ModelSummary:
         config, usage = open_config(path), open_usage(path)
     tasks, inputs = verbs(config, usage, run), kinds.input_kinds(config)
     sequential_reason = _sequential_reason(config, options) if "generate" in tasks else None
+    languages = usage.generation.get("lang_to_id")  # of a multilingual Whisper
     return ModelSummary(
         kinds.kind_of(config),
         tasks,
@@ -452,6 +453,7 @@ def summarize_model(path: Path, options: LoadOptions) -> ModelSummary:
         *_loading_format(path, options, sequential_reason),
         run,
         _example_inputs(path, "chat" in tasks) if run and inputs == ["texts"] else (),
+        sorted(name.strip("<|>") for name in languages) if isinstance(languages, dict) else (),
     )
 
 

@@ -40,6 +40,7 @@ COMMANDS = {
     "caption": "write captions for images",
     "attention": "draw the attention weights of a text model",
     "lens": "show what each layer of a text model would predict",
+    "look": "draw where an image model looks",
     "rerank": "rank documents by their relevance to a query",
     "tag": "tag each word of each line, and extract the entities",
     "embed": "embed each line as a vector, one JSON list per line",
