@@ -261,6 +261,8 @@ def _get(known: KnownSet, note: Callable[[str], None]) -> list[Path]:
 def _demonstrate(environment: str, note: Callable[[str], None]) -> Path:
     """Episodes of the expert in an environment, played once and kept in the cache."""
 
+    name = f"{environment.replace('/', '-')}-expert.npz"
+
     def play(folder: Path) -> None:
         from headway.data.episode_files import write_episodes
         from headway.environments.recording import Mixture, Recorder, SuccessFilter, open_policy
@@ -271,6 +273,6 @@ def _demonstrate(environment: str, note: Callable[[str], None]) -> Path:
             expert = Mixture(open_policy("expert", envs.spaces, envs.name), 0.0)
             recorder = Recorder(envs, [expert], 0, None, SuccessFilter())
             recorder.run(_DEMONSTRATIONS, 1, lambda done: None)
-            write_episodes(folder / "episodes.npz", recorder.episodes())
+            write_episodes(folder / name, recorder.episodes())
 
-    return open_or_build(cache_root() / "data" / environment, play) / "episodes.npz"
+    return open_or_build(cache_root() / "data" / environment, play) / name
