@@ -228,7 +228,7 @@ def make(
     if (trainer := directory.trainer()) is not None:
         raise UserError(f"{name} is being made by another process ({trainer}); wait until it ends")
     if (extra := chosen.missing_extra) is not None:
-        raise UserError(f"making {name} needs the extra {extra}; run: pip install 'headway[{extra}]'")
+        raise missing_extra_error(name, extra)
     try:
         paths = [path for known in chosen.known_sets for path in _get(known, note)]
     except UserError as error:
@@ -250,6 +250,11 @@ def make(
         seed=seed,
         spent=spent,
     )
+
+
+def missing_extra_error(name: str, extra: str) -> UserError:
+    """The error for a model whose packages are not installed."""
+    return UserError(f"making {name} needs the extra {extra}; run: pip install 'headway[{extra}]'")
 
 
 def _get(known: KnownSet, note: Callable[[str], None]) -> list[Path]:

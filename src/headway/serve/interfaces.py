@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
@@ -43,6 +44,7 @@ class ServerSettings:
     step_seconds: float = 60.0  # without a step while there is work, after which an engine loop counts as stalled
     grace: float = 10.0  # seconds that running requests get when the server shuts down
     thinking_token_budget: int | None = None  # of requests without one
+    runs: Path | None = None  # folder of the runs that clients may see, and train in with a key that may; None: no runs
     log: bool = True  # write one line of JSON to stdout per request
 
 
@@ -137,6 +139,7 @@ class Context:
     served: ModelRegistry
     id: str  # of the request, in the log and in answers
     owner: str = ""  # the request's API key; an owner's requests share cached prefixes
+    may_train: bool = False  # whether the request's key may start, change and delete runs; without keys, everyone may
     route: str = ""  # the endpoint's path
     path: Mapping[str, str] = field(default_factory=dict)  # values of the path's {name} parameters
     log_fields: dict[str, str | int] = field(default_factory=dict)  # for the log: the model, token counts
