@@ -68,9 +68,9 @@ def connect(url: str, api_key: str | None = None, model: str | None = None) -> R
 class RemoteModel(RemoteVerbs):
     """The model that `connect` returns, with methods of `headway.Model` that run on a server: `generate`, `stream`,
     `chat`, `classify`, `embed`, `rerank`, `answer`, `tag`, `fill`, `translate`, `caption`, `match`, `look`, `forecast`,
-    `score`, `attention` and `lens` take the same arguments there. The server's errors are raised as UserError, including
-    for verbs that its model does not support. Images, audio and tables are files, which are read locally and uploaded;
-    the server opens none. The server rejects conversations that are longer than the context.
+    `score`, `attention` and `lens` take the same arguments there. The server's errors are raised as UserError, also for
+    verbs that its model does not support. Images, audio and tables are files, which are read locally and uploaded; the
+    server opens none. The server rejects conversations that are longer than the context.
 
     `name`, `kind`, `verbs`, `context` (tokens, None for no limit) and `parameters` describe the model; `reads` lists
     the kinds of its inputs: texts, images, sounds.
