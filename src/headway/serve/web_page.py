@@ -20,6 +20,9 @@ _SCRIPTS = (
     "tokens",
     "chat",
     "texts",
+    "images",
+    "sounds",
+    "series",
     "models",
     "start",
 )

@@ -390,14 +390,14 @@ page.addTab({
 
   // The same as a command and as Python.
   commands() {
-    const model = this.choice.model?.id ?? "MODEL", text = this.text.value || this.conversation.path().findLast(({ role }) => role === "user")?.content || "Hello";
+    const { model } = this.choice, text = this.text.value || this.conversation.path().findLast(({ role }) => role === "user")?.content || "Hello";
     const set = SAMPLING.map(([name]) => [name === "max_tokens" ? "max_new_tokens" : name, this.sampling[name].value]).filter(([, value]) => value !== "");
     const options = set.map(([name, value]) => ` --${name.replaceAll("_", "-")} ${value}`).join("");
-    if (!this.isChat) return verbCommand("generate", model, `--prompt ${shellWord(text)}${options}`, [pythonString(text), ...set.map(([name, value]) => `${name}=${value}`)].join(", "));
+    if (!this.isChat) return modelCommand(model, "generate", `--prompt ${shellWord(text)}${options}`, `print(model.generate(${[pythonString(text), ...set.map(([name, value]) => `${name}=${value}`)].join(", ")}))`);
     const { system } = this.conversation.about, earlier = Conversation.forApi(this.conversation.path(), system);
     const messages = [...earlier.map(({ role, content }) => ({ role, content })), ...(earlier.at(-1)?.role === "user" ? [] : [{ role: "user", content: text }])];
     const list = `[\n${messages.map(({ role, content }) => `    {"role": "${role}", "content": ${pythonString(content)}},\n`).join("")}]`;
     const known = set.filter(([name]) => ["max_new_tokens", "temperature", "seed"].includes(name)).map(([name, value]) => `, ${name}=${value}`).join("");
-    return verbCommand("chat", model, `${system ? `--system ${shellWord(system)}` : ""}${options}`.trim(), list + known);
+    return modelCommand(model, "chat", `${system ? `--system ${shellWord(system)}` : ""}${options}`.trim(), `print(model.chat(${list}${known}))`);
   },
 });

@@ -9,9 +9,6 @@ const csvOf = (rows) => rows.map((row) => row.map((cell) => /[",\r\n]/.test(Stri
 const isDefined = (value) => value !== undefined && value !== "" && value !== false;
 const CUT = { name: "truncate", label: "Cut texts that are too long", type: "checkbox" };
 
-// Probabilities of labels, the largest first: JSON objects order names like "7" by themselves.
-const byShare = (labels) => Object.entries(labels).sort((a, b) => b[1] - a[1]);
-
 // A task: its fields, the request, its result as {view, rows} where rows are saved as .csv and copied, and the command. `more` fields are optional.
 const TEXT_TASKS = {
   translate: {
@@ -34,7 +31,7 @@ const TEXT_TASKS = {
       { name: "labels", label: "Labels of your own, separated by commas", hint: "Only for models for natural language inference, such as bart-large-mnli." }, CUT],
     body: ({ items, second, labels, ...more }) => ({ items: linesOf(items).map((item) => second ? [item, second] : item), labels: labels && labels.split(",").map((label) => label.trim()).filter(Boolean), ...more }),
     result: (results, { items }, answer) => {
-      const lines = linesOf(items), all = results.map(byShare);
+      const lines = linesOf(items), all = results.map(likeliest);
       const name = (label, share) => answer.thresholds && share >= (answer.thresholds[label] ?? 0.5) ? `✓ ${label}` : label;
       const one = (shares) => shares.every(([, share]) => share >= 0 && share <= 1) && shares[0][0] !== "value" ? bars(shares.slice(0, 8).map(([label, share]) => [name(label, share).slice(0, 300), share]))
         : element("p", {}, ...shares.map(([label, value]) => `${label}: ${formatNumber(value)} `));
@@ -200,7 +197,8 @@ class TextForm {
 
   commands() {
     const { input = "", options, python } = this.task.command(this.values());
-    return verbCommand(this.verb, this.choice.model?.id ?? "MODEL", options.filter(Boolean).join(" "), python.filter(Boolean).join(", "), input);
+    const lines = modelCommand(this.choice.model, this.verb, options.filter(Boolean).join(" "), `print(model.${this.verb}(${python.filter(Boolean).join(", ")}))`);
+    return { ...lines, shell: input + lines.shell };
   }
 }
 
