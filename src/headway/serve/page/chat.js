@@ -221,6 +221,7 @@ page.addTab({
   left() {
     if (!this.writing) return;
     const { conversation, message } = this.writing;
+    this.writing.wasLeft = true;
     Object.assign(message, { state: "incomplete", line: "Incomplete: the page was left while it was written." });
     conversation.save(message);
   },
@@ -252,8 +253,9 @@ page.addTab({
   ask() {
     const text = this.text.value, { conversation } = this, path = conversation.path();
     if (this.isChat && !text.trim()) throw new ServerError("type a message first", 400);
-    const isSame = !this.isChat && path[0]?.content === text;
-    const question = isSame ? path[0] : this.question(this.isChat ? path.at(-1)?.id ?? "" : "", text);
+    const last = path.at(-1), isUnanswered = last && !last.content; // then this is another version of the question
+    const isSame = !this.isChat && path[0]?.content === text, parent = isUnanswered ? path.at(-2).parent : last?.id ?? "";
+    const question = isSame ? path[0] : this.question(this.isChat ? parent : "", text);
     if (this.isChat) this.text.value = "";
     this.text.oninput();
     this.examples.hidden ||= this.isChat;
@@ -293,6 +295,7 @@ page.addTab({
       }
       Object.assign(message, { state: answer.reason === "length" ? "cut" : "done", line: answerStatistics(answer) });
     } catch (error) {
+      if (this.writing.wasLeft) return;
       const isStopped = error.name === "AbortError", failed = message.content ? "Incomplete: the server's answer broke off." : "There is no answer yet.";
       Object.assign(message, { state: isStopped ? "stopped" : "incomplete", line: isStopped ? "Stopped by you." : failed });
       page.fail(error, message.content ? undefined : () => this.start(() => message));
@@ -355,7 +358,7 @@ page.addTab({
       message.content && (message.state !== "done" || !this.isChat) ? button("Continue", () => this.start(() => message)) : null,
       button(message.content && message.state !== "incomplete" ? "Another answer" : "Try again", again)];
     const turn = (step) => element("button", { type: "button", className: "plain", disabled: !versions[index + step], "aria-label": step < 0 ? "Earlier version" : "Later version", onclick: () => this.choose(versions[index + step], step) }, step < 0 ? "‹" : "›");
-    return element("div", { className: "row actions" }, copyButton(() => message.content), ...own.filter(Boolean),
+    return element("div", { className: "row actions" }, message.content ? copyButton(() => message.content) : null, ...own.filter(Boolean),
       ...(versions.length > 1 ? [element("span", { className: "versions soft" }, turn(-1), `${index + 1} of ${versions.length}`, turn(1))] : []));
   },
 

@@ -81,6 +81,12 @@ function copyButton(text, label = "Copy") {
   return button;
 }
 
+// Rows of strings and numbers as the text of a .csv file.
+function csvText(rows) {
+  const field = (value) => (/[",\n\r]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : String(value));
+  return rows.map((row) => `${row.map(field).join(",")}\n`).join("");
+}
+
 // Save a file from the browser.
 function saveFile(name, content, type = "text/plain;charset=utf-8") {
   const url = URL.createObjectURL(content instanceof Blob ? content : new Blob([content], { type }));

@@ -5,7 +5,6 @@ const linesOf = (text) => text.split("\n").map((line) => line.trim()).filter(Boo
 const pythonList = (texts) => `[${texts.map(pythonString).join(", ")}]`;
 const shellWords = (texts) => texts.map(shellWord).join(" ");
 const printLines = (texts) => `printf '%s\\n' ${shellWords(texts)} | `;
-const csvOf = (rows) => rows.map((row) => row.map((cell) => /[",\r\n]/.test(String(cell)) ? `"${String(cell).replaceAll('"', '""')}"` : cell).join(",")).join("\n") + "\n";
 const isDefined = (value) => value !== undefined && value !== "" && value !== false;
 const CUT = { name: "truncate", label: "Cut texts that are too long", type: "checkbox" };
 
@@ -192,7 +191,7 @@ class TextForm {
     const answer = await server.json(this.task.path ?? `/v1/${this.verb}`, { body, signal });
     const { view, rows } = this.task.result(answer.result ?? answer.results ?? answer.data, values, answer);
     const plain = () => rows.slice(1).map((row) => row.join("\t")).join("\n");
-    this.result.replaceChildren(element("h3", {}, "Result"), view, element("div", { className: "row" }, copyButton(plain), element("button", { type: "button", onclick: () => saveFile(`${this.verb}.csv`, csvOf(rows), "text/csv;charset=utf-8") }, "Save as table (.csv)")));
+    this.result.replaceChildren(element("h3", {}, "Result"), view, element("div", { className: "row" }, copyButton(plain), element("button", { type: "button", onclick: () => saveFile(`${this.verb}.csv`, csvText(rows), "text/csv;charset=utf-8") }, "Save as table (.csv)")));
   }
 
   commands() {
