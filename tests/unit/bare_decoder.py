@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 for _name in ("PIL", "soundfile", "av"):
     sys.modules[_name] = None  # type: ignore[assignment]  # an import fails
 
-from headway.serve.media_decoder import answer as answer
+
+def answer(request: dict[str, Any], data: bytearray) -> tuple[dict[str, Any], bytes]:
+    from headway.serve import media_decoder
+
+    return media_decoder.answer(request, data)
