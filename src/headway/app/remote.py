@@ -67,10 +67,10 @@ def connect(url: str, api_key: str | None = None, model: str | None = None) -> R
 
 class RemoteModel(RemoteVerbs):
     """The model that `connect` returns, with methods of `headway.Model` that run on a server: `generate`, `stream`,
-    `chat`, `classify`, `embed`, `rerank`, `answer`, `tag`, `fill`, `translate`, `caption`, `match`, `look`, `forecast`
-    and `score` take the same arguments there. The server's errors are raised as UserError, including for verbs that its
-    model does not support. Images, audio and tables are files, which are read locally and uploaded; the server opens
-    none. The server rejects conversations that are longer than the context.
+    `chat`, `classify`, `embed`, `rerank`, `answer`, `tag`, `fill`, `translate`, `caption`, `match`, `look`, `forecast`,
+    `score`, `attention` and `lens` take the same arguments there. The server's errors are raised as UserError, also for
+    verbs that its model does not support. Images, audio and tables are files, which are read locally and uploaded; the
+    server opens none. The server rejects conversations that are longer than the context.
 
     `name`, `kind`, `verbs`, `context` (tokens, None for no limit) and `parameters` describe the model; `reads` lists
     the kinds of its inputs: texts, images, sounds.
@@ -366,7 +366,12 @@ def _decode(value: Any, kind: Any) -> Any:
     if get_origin(kind) is list:
         return [_decode(item, get_args(kind)[0]) for item in value]
     if get_origin(kind) is tuple:
-        return tuple(_decode(item, part) for item, part in zip(value, get_args(kind)))
+        parts = get_args(kind)
+        return tuple(
+            _decode(item, part) for item, part in zip(value, parts[:1] * len(value) if ... in parts else parts)
+        )
+    if get_origin(kind) is dict:
+        return {name: _decode(item, get_args(kind)[1]) for name, item in value.items()}
     if hasattr(kind, "_fields") or hasattr(kind, "__dataclass_fields__"):
         return kind(**{name: _decode(value[name], part) for name, part in get_type_hints(kind).items()})
     if hasattr(kind, "array_type"):

@@ -471,6 +471,17 @@ class LocalVerbs:
         target: target text for a translation model (default: its own translation).
         """
         ...
+    def lens(self, text: str, top: int = 5, neighbours: int = 0, target: str | None = None) -> _text.Lens:
+        """What the model would predict at each token of `text` if its stack ended after each layer: the final norm and the
+        head are applied to the layer's features (nostalgebraist 2020). The last layer is the model's own prediction.
+
+        top: number of tokens per layer and position, most probable first; 100 at most.
+        neighbours: number of nearest tokens in the embedding table for each token of the text; 100 at most.
+        target: target text for a translation model (default: its own translation), to whose tokens the predictions belong.
+
+        Raises UserError for a model without a vocabulary, and for text that is empty or has more than 256 tokens.
+        """
+        ...
     def logits(self, ids: Any, source: Any = None) -> Float[Tensor, "B T C"]:
         """Logits after each token, Float[B, T, C], for `ids` Int[B, T]. An encoder-decoder also needs the ids of the
         `source`, Int[B, S].
@@ -921,6 +932,23 @@ class RemoteVerbs:
         ...
     @overload
     def score(self, texts: _text.Texts, sources: str | _text.Texts | None = ...) -> list[list[float]]: ...
+    def attention(self, text: str, target: str | None = None) -> _text.Attention:
+        """The attention weights over `text`; for an encoder-decoder also over `target` or its own translation.
+
+        target: target text for a translation model (default: its own translation).
+        """
+        ...
+    def lens(self, text: str, top: int = 5, neighbours: int = 0, target: str | None = None) -> _text.Lens:
+        """What the model would predict at each token of `text` if its stack ended after each layer: the final norm and the
+        head are applied to the layer's features (nostalgebraist 2020). The last layer is the model's own prediction.
+
+        top: number of tokens per layer and position, most probable first; 100 at most.
+        neighbours: number of nearest tokens in the embedding table for each token of the text; 100 at most.
+        target: target text for a translation model (default: its own translation), to whose tokens the predictions belong.
+
+        Raises UserError for a model without a vocabulary, and for text that is empty or has more than 256 tokens.
+        """
+        ...
     def stream(
         self,
         prompt: str,

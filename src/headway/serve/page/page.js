@@ -42,7 +42,8 @@ const page = {
     document.getElementById("access").hidden = true;
     for (const tab of this.tabs) tab.button.hidden = Boolean(tab.serves) && !server.models.some(tab.serves);
     for (const tab of this.tabs) if (tab.wasShown) tab.refresh?.();
-    if (!this.current || this.current.button.hidden) this.open(location.hash.slice(1), false);
+    const first = location.hash.slice(1) || (server.models.length ? "" : "models");
+    if (!this.current || this.current.button.hidden) this.open(first, false);
   },
 
   // One line for the reader, with a way on: `retry` is called by the button "Try again".
