@@ -175,14 +175,12 @@ def _layers(stack: Stack, run: Callable[[], Any]) -> list[tuple[Float[Tensor, "1
     finally:
         for hook in hooks:
             hook.remove()
-    return [(x, _changes(states[index][0]) if index in states else []) for index, x in enumerate(features)]
-
-
-def _changes(states: Float[Tensor, "T N"]) -> list[float]:
-    """See `LensLayer.changes`; the state before the first token is 0."""
-    before = torch.cat([torch.zeros_like(states[:1]), states[:-1]])
-    total = states.norm(dim=-1) + before.norm(dim=-1)
-    return ((states - before).norm(dim=-1) / total.clamp(min=1e-9)).tolist()
+    changes: dict[int, list[float]] = {}
+    for index, (h,) in states.items():
+        before = torch.cat([torch.zeros_like(h[:1]), h[:-1]])  # the state before the first token is 0
+        total = h.norm(dim=-1) + before.norm(dim=-1)
+        changes[index] = ((h - before).norm(dim=-1) / total.clamp(min=1e-9)).tolist()
+    return [(x, changes.get(index, [])) for index, x in enumerate(features)]
 
 
 def _neighbours(
