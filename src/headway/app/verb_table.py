@@ -79,12 +79,8 @@ REMOTE_VERBS = {
     "translate",
     "caption",
 }
-REMOTE_VERBS |= {
-    "attention",
-    "lens",
-    "match",
-    "score",
-}  # verbs that a server runs with the arguments that they have here
+# Verbs that a server runs with the arguments that they have here.
+REMOTE_VERBS |= {"attention", "lens", "match", "score", "look", "forecast"}
 RUN_VERBS = {"evaluate": "headway.predict.model_evaluation"}  # verbs of every run, whatever its domain
 _EXPLANATION = re.compile(r"^(\w+(?:, \w+)*): (.+(?:\n(?!\w+(?:, \w+)*: ).+)*)", re.MULTILINE)  # of a docstring
 

@@ -904,6 +904,25 @@ class RemoteVerbs:
         self, items: _image_text.Texts | Iterable[_image_text.Image], truncate: bool = ..., prompt: str | None = ...
     ) -> Float[Tensor, "N D"]: ...
     @overload
+    def look(self, images: _vision.Image) -> _vision.ImageAttention:
+        """The attention rollout over an image, or over each of several. `picture()` of the result draws it. Raises
+        UserError for a model that does not take images.
+        """
+        ...
+    @overload
+    def look(self, images: Iterable[_vision.Image]) -> list[_vision.ImageAttention]: ...
+    def forecast(self, data: _forecast.Data | None = None, steps: int | None = None) -> list[_forecast.Forecast]:
+        """Quantiles of the next `steps` (None: the run's horizon) after each series of `data` (whatever `train` takes;
+        None: the run's own).
+
+        Beyond the horizon the model continues from its own medians, so its intervals are too narrow. Missing values
+        raise an error or are filled, as in the run (`task.fill`). Raises UserError for a model that does not forecast,
+        and for series that are too short or have a different time step.
+
+        steps: steps to forecast (default: the run's horizon).
+        """
+        ...
+    @overload
     def score(self, texts: str, sources: str | _text.Texts | None = ...) -> list[float]:
         """The log probability of each token of a text, or of each of several, in nats.
 
