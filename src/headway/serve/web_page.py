@@ -19,6 +19,9 @@ _SCRIPTS = (
     "images",
     "sounds",
     "series",
+    "inside_attention",
+    "inside_layers",
+    "inside",
     "models",
     "start",
 )
