@@ -49,7 +49,7 @@ const page = {
   // One line for the reader, with a way on: `retry` is called by the button "Try again".
   fail(error, retry) {
     if (error?.name === "AbortError") return;
-    if (!(error instanceof ServerError)) console.error(error);
+    if (error && !(error instanceof ServerError)) console.error(error);
     const notice = document.getElementById("notice"), again = document.getElementById("again");
     document.getElementById("message").textContent = error ? sentence(error.message) : "";
     notice.hidden = !error;
@@ -160,7 +160,7 @@ const dataUrl = (file) => new Promise((resolve, reject) => {
 
 // What "Show me the command" shows for a verb of a model: a shell line, and Python that ends with the lines `python`.
 const modelCommand = (model, verb, shellArguments, python) => ({
-  shell: `headway ${verb} ${shellWord(model?.id ?? "MODEL")} ${shellArguments} --server ${shellWord(location.origin)}`,
+  shell: `${server.key ? "HEADWAY_API_KEY=KEY " : ""}headway ${verb} ${shellWord(model?.id ?? "MODEL")} ${shellArguments} --server ${shellWord(location.origin)}`,
   python: `import headway as hw\nmodel = hw.connect(${pythonString(location.origin)}, model=${pythonString(model?.id ?? "MODEL")})\n${python}`,
 });
 
