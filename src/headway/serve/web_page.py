@@ -26,6 +26,10 @@ _SCRIPTS = (
     "inside_attention",
     "inside_layers",
     "inside",
+    "chess_board",
+    "chess_game",
+    "episodes",
+    "play",
     "models",
     "start",
 )
