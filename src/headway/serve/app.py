@@ -26,6 +26,7 @@ from headway.serve import (
     ollama,
     rerank,
     responses,
+    runs,
     tokenization,
     transcriptions,
     verbs,
@@ -46,6 +47,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *rerank.ENDPOINTS,
     *transcriptions.ENDPOINTS,
     *verbs.ENDPOINTS,
+    *runs.ENDPOINTS,
     *ollama.ENDPOINTS,
     *monitoring.ENDPOINTS,
     *web_page.ENDPOINTS,
@@ -110,6 +112,8 @@ class _EndpointApp:
             try:
                 async with asyncio.timeout(context.settings.request_seconds) as limit:
                     request, body = Request(scope, receive), None
+                    if self._endpoint.query:
+                        context.query = request.query_params
                     if self._decoder is not None:
                         body = await read_body(request, self._decoder, context.settings)
                     elif self._endpoint.body is FormData:
