@@ -328,8 +328,8 @@ class RunBoard:
     def _refresh_run(self, name: str, job: Job | None, export: Job | None, is_exact: bool = False) -> None:
         path = self.folder / name
         entry = self._entries.setdefault(name, _Entry())
-        # A run's files are replaced, which changes its folder. While it trains, metrics.jsonl grows; a lease may be left
-        # by a process that has ended.
+        # A run's files are replaced, which changes its folder. While it trains, metrics.jsonl grows. A lease may stay
+        # when its process is killed.
         key = (_state(path), _state(path / "run.json") if is_exact else None, job, export)
         is_live = entry.row is not None and entry.row.state in ("running", "starting")
         if key == entry.states and not is_live:

@@ -63,8 +63,8 @@ class RunDetails(msgspec.Struct):
 
 class RunLines(msgspec.Struct):
     """Lines of a run's metrics after a position. `after` is the next position. With `is_restart` these are the first
-    lines of a file that was written again; with `has_more` there are more. `every`: of the lines of training steps, only
-    every n-th is included.
+    lines of a file that was written again; with `has_more` there are more. Of the lines of training steps, only every
+    n-th is included (`every`).
     """
 
     after: str
