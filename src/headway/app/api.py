@@ -268,8 +268,9 @@ def _write_page(run: Run, task: Task) -> Path:
     pictures, codec = task.pictures(run.model), published_codec(run.directory)
     prompts = [sample["prompt"] for sample in run.summary["samples"] if sample.get("prompt")]
     if not pictures and codec is not None and prompts:
-        attention = Model(OpenedModel(run.model, Usage(), codec), run.directory, run.recipe).attention(prompts[0])
-        for name, weights in list(attention.maps.items())[-1:]:
+        model = Model(OpenedModel(run.model, Usage(), codec), run.directory, run.recipe)
+        attention = model.attention(prompts[0]) if "attention" in model.verbs else None
+        for name, weights in list(attention.maps.items())[-1:] if attention else ():
             tokens = attention.symbols[:_MAX_TOKENS]
             caption = f"{name}: attention from each token (row) to each token (column)"
             pictures = [

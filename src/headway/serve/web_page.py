@@ -19,6 +19,8 @@ _SCRIPTS = (
     "images",
     "sounds",
     "series",
+    "run_curves",
+    "runs",
     "models",
     "start",
 )
