@@ -269,8 +269,8 @@ def _write_page(run: Run, task: Task) -> Path:
     prompts = [sample["prompt"] for sample in run.summary["samples"] if sample.get("prompt")]
     if not pictures and codec is not None and prompts:
         model = Model(OpenedModel(run.model, Usage(), codec), run.directory, run.recipe)
-        attention = model.attention(prompts[0]) if "attention" in model.verbs else None
-        for name, weights in list(attention.maps.items())[-1:] if attention else ():
+        shown = [model.attention(prompts[0])] if "attention" in model.verbs else []  # none without attention layers
+        for attention, (name, weights) in [(one, item) for one in shown for item in list(one.maps.items())[-1:]]:
             tokens = attention.symbols[:_MAX_TOKENS]
             caption = f"{name}: attention from each token (row) to each token (column)"
             pictures = [

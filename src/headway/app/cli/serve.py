@@ -143,7 +143,8 @@ def _serve(
         folders, has_runs = [folder for folder in (args.folder, settings.runs) if folder], settings.runs is not None
         models = ServedModels(args.models, folders, options, start, args.keep_alive, may_be_empty=has_runs)
         names = list(models.listed())
-        terminal.note(f"{', '.join([*names, *([f'runs in {args.runs}'] if has_runs else [])])} at {url_of(sock)} (press Ctrl-C to stop)")
+        what = [*names, *([f"runs in {args.runs}"] if has_runs else [])]
+        terminal.note(f"{', '.join(what)} at {url_of(sock)} (press Ctrl-C to stop)")
         for note in models.notes():
             terminal.note(note)
         run_server(models, settings, sock, channel)
