@@ -27,6 +27,7 @@ from headway.serve import (
     play,
     rerank,
     responses,
+    runs,
     starters,
     tokenization,
     transcriptions,
@@ -48,6 +49,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *rerank.ENDPOINTS,
     *transcriptions.ENDPOINTS,
     *verbs.ENDPOINTS,
+    *runs.ENDPOINTS,
     *starters.ENDPOINTS,
     *play.ENDPOINTS,
     *ollama.ENDPOINTS,
@@ -114,6 +116,8 @@ class _EndpointApp:
             try:
                 async with asyncio.timeout(context.settings.request_seconds) as limit:
                     request, body = Request(scope, receive), None
+                    if self._endpoint.query:
+                        context.query = request.query_params
                     if self._decoder is not None:
                         body = await read_body(request, self._decoder, context.settings)
                     elif self._endpoint.body is FormData:

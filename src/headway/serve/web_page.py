@@ -30,6 +30,8 @@ _SCRIPTS = (
     "chess_game",
     "episodes",
     "play",
+    "run_curves",
+    "runs",
     "models",
     "start",
 )

@@ -6,8 +6,8 @@ const page = {
   current: null,
 
   // Add a tab: {id, title, serves, show, refresh}. `serves` says for a model of /v1/models whether the tab uses it; without
-  // it the tab is always there. `show(panel)` fills the panel when it is opened first; `refresh()` follows when the models
-  // or the key change.
+  // it the tab is there unless its `exists` is false, which its `check()` finds out. `show(panel)` fills the panel when it
+  // is opened first; `refresh()` follows when the models or the key change.
   addTab(tab) {
     this.tabs.push(tab);
     const known = { role: "tab", id: `tab-${tab.id}`, "aria-controls": `panel-${tab.id}`, "aria-selected": "false", tabIndex: -1 };
@@ -40,7 +40,8 @@ const page = {
 
   modelsChanged() {
     document.getElementById("access").hidden = true;
-    for (const tab of this.tabs) tab.button.hidden = Boolean(tab.serves) && !server.models.some(tab.serves);
+    for (const tab of this.tabs) tab.button.hidden = tab.exists === false || (Boolean(tab.serves) && !server.models.some(tab.serves));
+    for (const tab of this.tabs) tab.check?.();
     for (const tab of this.tabs) if (tab.wasShown) tab.refresh?.();
     const first = location.hash.slice(1) || (server.models.length ? "" : "models");
     if (!this.current || this.current.button.hidden) this.open(first, false);
