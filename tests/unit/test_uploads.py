@@ -55,9 +55,8 @@ def test_files_arrive_with_their_folders_and_can_be_listed_and_removed(client: T
     assert put(client, upload, "photos/cat/1 ä.png", b"abc").json() == {"name": "photos/cat/1 ä.png", "size": 3}
     put(client, upload, "a.txt", b"")
     put(client, upload, "a.txt", b"x" * 200_000)  # replaces the first
-    known = client.get(f"/v1/uploads/{upload}").json()
-    assert (known["count"], known["bytes"]) == (2, 200_003)
-    assert client.get(f"/v1/uploads/{upload}/names").json()["names"] == ["a.txt", "photos/cat/1 ä.png"]
+    known = {file["name"]: file["size"] for file in client.get(f"/v1/uploads/{upload}").json()["files"]}
+    assert known == {"a.txt": 200_000, "photos/cat/1 ä.png": 3}
     folder = tmp_path / "runs/.uploads" / upload
     assert (folder / "files/photos/cat/1 ä.png").read_bytes() == b"abc"
     assert [path.name for path in folder.iterdir()] == ["files"]  # no drafts
@@ -168,8 +167,8 @@ def test_a_lost_connection_leaves_nothing_and_the_upload_continues(tmp_path: Pat
         connection.close()
         wait_until(lambda: [path.name for path in folder.iterdir()] == ["files"])
         connection = http.client.HTTPConnection(host)
-        connection.request("GET", f"/v1/uploads/{upload}/names")
-        assert json.loads(connection.getresponse().read())["names"] == []
+        connection.request("GET", f"/v1/uploads/{upload}")
+        assert json.loads(connection.getresponse().read())["files"] == []
         connection.request("PUT", f"/v1/uploads/{upload}/files/a.bin", b"x" * 1_000_000, RAW)
         assert json.loads(connection.getresponse().read())["size"] == 1_000_000
         connection.close()

@@ -29,7 +29,6 @@ from headway.serve.interfaces import BodyStream, Context, Endpoint
 
 _PLAN_SECONDS = 300.0  # seconds after which a plan is given up
 _MAX_PLANS = 2  # plans at once
-_MAX_LISTED = 200  # files listed in an answer
 _LINES_AROUND = 2  # lines shown before and after a wrong one
 _MAX_CHARACTERS = 300  # of a line that is shown
 _LOCATION = re.compile(r"(?P<name>[^,;:]+), line (?P<line>\d{1,9})\b")
@@ -52,19 +51,11 @@ class FileEntry(msgspec.Struct):
 
 
 class UploadAnswer(msgspec.Struct):
-    """An upload: the number and size of its files, and the first of them."""
+    """An upload, with the files that have arrived completely."""
 
     id: str
-    count: int
-    bytes: int
     files: list[FileEntry]
     limits: Limits
-
-
-class FileNames(msgspec.Struct):
-    """The names of all files that have arrived completely."""
-
-    names: list[str]
 
 
 class Removed(msgspec.Struct):
@@ -152,13 +143,8 @@ def _find(context: Context, upload_id: str) -> Upload:
 
 def _answer(upload: Upload, context: Context) -> UploadAnswer:
     listing, limits = upload.listing(), uploads_of(context).limits
-    return UploadAnswer(
-        upload.id,
-        len(listing),
-        sum(file.size for file in listing),
-        [FileEntry(*file) for file in listing[:_MAX_LISTED]],
-        Limits(limits.file_bytes, limits.upload_bytes, limits.files),
-    )
+    stated = Limits(limits.file_bytes, limits.upload_bytes, limits.files)
+    return UploadAnswer(upload.id, [FileEntry(*file) for file in listing], stated)
 
 
 @contextmanager
@@ -192,13 +178,8 @@ async def put_file(body: BodyStream, context: Context) -> FileEntry:
 
 
 async def get_upload(body: None, context: Context) -> UploadAnswer:
-    """What has arrived of an upload."""
+    """What has arrived of an upload, so that an interrupted one can continue."""
     return _answer(_find(context, context.path["upload"]), context)
-
-
-async def get_names(body: None, context: Context) -> FileNames:
-    """The names of all files of an upload, with which an interrupted upload continues."""
-    return FileNames([file.name for file in _find(context, context.path["upload"]).listing()])
 
 
 async def delete_upload(body: None, context: Context) -> Removed:
@@ -314,7 +295,7 @@ async def _run(command: list[str]) -> tuple[int, str, str]:
 def _with_own_names(text: str, upload: Upload) -> str:
     """A message with the names that the files have on the client's machine instead of their paths on the server."""
     root = str(upload.files.absolute())
-    return text.replace(f"{root}/", "").replace(root, "your files")
+    return text.replace(f"{root}/", "").replace(root, "the upload")
 
 
 def _location(message: str, upload: Upload) -> str | None:
@@ -329,7 +310,6 @@ ENDPOINTS = (
     Endpoint("POST", "/v1/uploads", create_upload, "a new upload of files to train on", NoFields, UploadAnswer),
     Endpoint("GET", "/v1/uploads/{upload}", get_upload, "what has arrived of an upload", None, UploadAnswer),
     Endpoint("DELETE", "/v1/uploads/{upload}", delete_upload, "remove an upload", None, Removed),
-    Endpoint("GET", "/v1/uploads/{upload}/names", get_names, "the names of an upload's files", None, FileNames),
     Endpoint("PUT", "/v1/uploads/{upload}/files/{path:path}", put_file, "store one file", BodyStream, FileEntry),
     Endpoint(
         "GET", "/v1/uploads/{upload}/lines/{line:int}/{path:path}", get_lines, "a line of a file", None, WrongLine

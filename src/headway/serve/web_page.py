@@ -12,7 +12,17 @@ from starlette.responses import HTMLResponse, Response
 from headway.serve.interfaces import Context, Endpoint
 
 # The scripts share one global scope, in this order: what all tabs use, a file per tab, and the start.
-_SCRIPTS = ("elements", "server", "page", "models", "start")
+_SCRIPTS = (
+    "elements",
+    "server",
+    "page",
+    "new_run_kinds",
+    "new_run_files",
+    "new_run_live",
+    "new_run",
+    "models",
+    "start",
+)
 
 
 def _assemble_page() -> str:

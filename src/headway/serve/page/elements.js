@@ -16,6 +16,14 @@ function element(tag, properties = {}, ...children) {
   return node;
 }
 
+// A new element of a picture in SVG.
+function svg(tag, attributes = {}, ...children) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  node.append(...children.filter((child) => child !== null && child !== undefined));
+  return node;
+}
+
 // A form field with its label; `more` is a hint, which the field refers to.
 function labelled(text, field, more) {
   field.id ||= `field-${++labelled.count}`;
