@@ -65,9 +65,7 @@ def start_job(runs: Path, name: str, command: Sequence[str], environment: Mappin
             _lock(claim.fileno(), name)
             earlier = _job(state)
             if earlier is not None and earlier.state == "running":
-                raise UserError(
-                    f"{name} is already running (process {earlier.process}); wait for it, or stop it"
-                )
+                raise UserError(f"{name} is already running (process {earlier.process}); wait for it, or stop it")
             log.unlink(missing_ok=True)
             state.unlink(missing_ok=True)
             with open_run_file(log) as output:

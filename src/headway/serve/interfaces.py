@@ -6,7 +6,7 @@ does everything else: it reads and checks bodies, keys and limits, and handles e
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +63,9 @@ class ModelSummary(NamedTuple):
     sequential_reason: str | None  # why it generates one sequence at a time; None if it runs batches
     weights: Weights | None = None  # number format that its weights are loaded in; None for fp32
     note: str | None = None  # message at startup: the format in which quantised weights are served, and why
+    is_run: bool = False  # whether headway trained it
+    examples: tuple[str, ...] = ()  # text inputs to try it with, from the held-out samples of its run
+    languages: Sequence[str] = ()  # codes of the languages of a multilingual speech model
 
 
 class ReadyModel(NamedTuple):
@@ -84,6 +87,10 @@ class ModelRegistry(Protocol):
         """The model with this name ("" for the only one), loaded if necessary and kept in memory while it is used.
         StatusError 404 for an unknown name; UserError or StatusError 503 if it cannot be loaded.
         """
+        ...
+
+    async def refresh(self) -> None:
+        """Notice models that are new, have changed or are gone since the last list."""
         ...
 
     def listed(self) -> Mapping[str, ModelSummary]:

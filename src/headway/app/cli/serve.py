@@ -140,7 +140,7 @@ def _serve(
     with torch_options(args):
         options = LoadOptions(args.device, args.weights, args.backend, args.cache, args.draft)
         start = lambda model, name: open_engine_loop(model, name, args.slots, args.queue, memory)  # noqa: E731
-        models = ServedModels(args.models, args.folder, options, start, args.keep_alive)
+        models = ServedModels(args.models, [args.folder] if args.folder else [], options, start, args.keep_alive)
         names = list(models.listed())
         terminal.note(f"{', '.join(names)} at {url_of(sock)} (press Ctrl-C to stop)")
         for note in models.notes():

@@ -88,7 +88,7 @@ page.addTab({
       element("div", { className: "row" },
         element("button", { type: "button", onclick: async () => this.take(await kind.example()) }, "Try it with an example"),
         element("button", { type: "button", onclick: saved }, "Download the example")),
-      element("div", { className: "cards wide" }, ...(kind.folders ? [folder.zone, files.zone] : [files.zone, folder.zone])),
+      element("div", { className: "options wide" }, ...(kind.folders ? [folder.zone, files.zone] : [files.zone, folder.zone])),
       element("p", { className: "soft" }, `Kinds of files: ${kind.kinds.join(" ")}. All together at most ${integers.format(limits.files)} files and ${formatBytes(limits.upload_bytes)}.`));
   },
 
@@ -205,10 +205,10 @@ function kindChoice(changed) {
   const cards = trainingKinds.map((kind) => {
     const input = element("input", { type: "radio", name: "new-run-kind", value: kind.id, checked: newRun.state.kind === kind.id,
       onchange: () => { newRun.remember({ kind: kind.id }); changed(); } });
-    return element("label", { className: "card" }, element("span", { className: "row" }, input, element("strong", {}, kind.title)),
+    return element("label", { className: "option" }, element("span", { className: "row" }, input, element("strong", {}, kind.title)),
       element("span", {}, kind.result), kindPicture(kind.id));
   });
-  return element("fieldset", {}, element("legend", {}, "1. What do you have?"), element("div", { className: "cards" }, ...cards));
+  return element("fieldset", {}, element("legend", {}, "1. What do you have?"), element("div", { className: "options" }, ...cards));
 }
 
 // A small drawing of each kind of data, for the eye only.
@@ -279,12 +279,12 @@ function planChoice(plans) {
   const cards = plans.map((plan) => {
     const input = element("input", { type: "radio", name: "new-run-minutes", value: plan.minutes, checked: plan === first, disabled: plan.steps === null, onchange: () => newRun.remember({ minutes: plan.minutes }) });
     const title = element("span", { className: "row" }, input, element("strong", {}, plan.minutes === 120 ? "2 hours" : `${plan.minutes} minutes`));
-    if (plan.steps === null) return element("label", { className: "card" }, title, element("span", {}, sentence(plan.reasons[0])));
+    if (plan.steps === null) return element("label", { className: "option" }, title, element("span", {}, sentence(plan.reasons[0])));
     const epochs = plan.epochs === null ? null : element("span", {}, `sees each sample ${formatNumber(Number(plan.epochs.toPrecision(2)))} times`);
-    return element("div", { className: "card" }, element("label", {}, title, element("span", {}, `a model of ${integers.format(plan.parameters)} numbers (parameters)`)), epochs,
+    return element("div", { className: "option" }, element("label", {}, title, element("span", {}, `a model of ${integers.format(plan.parameters)} numbers (parameters)`)), epochs,
       element("span", {}, `memory: ${formatBytes(plan.memory)} for the training`),
       element("details", {}, element("summary", {}, `Why (${plan.minutes} minutes)`), element("ul", {}, ...plan.reasons.map((reason) => element("li", {}, reason)))));
   });
-  return element("fieldset", {}, element("legend", {}, "4. How long may it train?"), element("div", { className: "cards wide" }, ...cards),
+  return element("fieldset", {}, element("legend", {}, "4. How long may it train?"), element("div", { className: "options wide" }, ...cards),
     element("p", { className: "soft" }, "A training may end earlier, when it no longer improves. You can stop it at any time and go on later."));
 }

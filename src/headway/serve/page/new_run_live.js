@@ -127,7 +127,7 @@ function lossChart({ training, validation }) {
   const title = `Loss, which falls while the model learns: from ${formatNumber(training[0][1])} to ${formatNumber(training.at(-1)[1])} after ${integers.format(most)} steps`;
   const rows = validation.map(([step, loss]) => [step, loss]);
   return [element("figure", {},
-    svg("svg", { viewBox: "0 0 400 120", class: "chart", role: "img", "aria-label": title }, line(thinned, "training"), line(validation, "validation"),
+    svg("svg", { viewBox: "0 0 400 120", class: "loss", role: "img", "aria-label": title }, line(thinned, "training"), line(validation, "validation"),
       ...validation.map(([step, loss]) => svg("circle", { cx: x(step), cy: y(loss), r: 3 }))),
     element("figcaption", { className: "soft" }, `${title}. Line: on what it learns from; dots: on samples it has not seen.`)),
   rows.length ? element("details", {}, element("summary", {}, "The numbers"), table(["step", "loss on unseen samples"], rows, "Loss by step")) : null].filter(Boolean);
