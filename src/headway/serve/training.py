@@ -35,7 +35,7 @@ _LOCATION = re.compile(r"(?P<name>[^,;:]+), line (?P<line>\d{1,9})\b")
 _plans_running = 0
 
 
-class Limits(msgspec.Struct):
+class StatedLimits(msgspec.Struct):
     """What an upload may have: bytes of one file and of all files, and the number of files."""
 
     file_bytes: int
@@ -55,7 +55,7 @@ class UploadAnswer(msgspec.Struct):
 
     id: str
     files: list[FileEntry]
-    limits: Limits
+    limits: StatedLimits
 
 
 class Removed(msgspec.Struct):
@@ -143,7 +143,7 @@ def _find(context: Context, upload_id: str) -> Upload:
 
 def _answer(upload: Upload, context: Context) -> UploadAnswer:
     listing, limits = upload.listing(), uploads_of(context).limits
-    stated = Limits(limits.file_bytes, limits.upload_bytes, limits.files)
+    stated = StatedLimits(limits.file_bytes, limits.upload_bytes, limits.files)
     return UploadAnswer(upload.id, [FileEntry(*file) for file in listing], stated)
 
 
@@ -158,10 +158,10 @@ def _http_statuses() -> Iterator[None]:
         raise StatusError(413, str(error), code="body_too_large") from None
 
 
-async def get_limits(body: None, context: Context) -> Limits:
+async def get_limits(body: None, context: Context) -> StatedLimits:
     """The limits of an upload."""
     limits = uploads_of(context).limits
-    return Limits(limits.file_bytes, limits.upload_bytes, limits.files)
+    return StatedLimits(limits.file_bytes, limits.upload_bytes, limits.files)
 
 
 async def create_upload(body: NoFields, context: Context) -> UploadAnswer:
@@ -306,7 +306,7 @@ def _location(message: str, upload: Upload) -> str | None:
 
 
 ENDPOINTS = (
-    Endpoint("GET", "/v1/uploads", get_limits, "the limits of uploads", None, Limits),
+    Endpoint("GET", "/v1/uploads", get_limits, "the limits of uploads", None, StatedLimits),
     Endpoint("POST", "/v1/uploads", create_upload, "a new upload of files to train on", NoFields, UploadAnswer),
     Endpoint("GET", "/v1/uploads/{upload}", get_upload, "what has arrived of an upload", None, UploadAnswer),
     Endpoint("DELETE", "/v1/uploads/{upload}", delete_upload, "remove an upload", None, Removed),

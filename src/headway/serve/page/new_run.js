@@ -139,8 +139,8 @@ page.addTab({
     this.parts.arrived.replaceChildren(
       element("p", { role: "status" }, isComplete ? `${integers.format(upload.files.length)} ${upload.files.length === 1 ? "file has" : "files have"} arrived (${formatBytes(bytes)}).`
         : `${integers.format(upload.files.length)} of ${integers.format(state.expected)} files have arrived. Choose the same files again to send the others.`),
-      leftOut && element("p", { className: "soft" }, leftOut),
-      alignedChoice(upload.files, () => this.plan()),
+      leftOut ? element("p", { className: "soft" }, leftOut) : "",
+      alignedChoice(upload.files, () => this.plan()) ?? "",
       element("button", { type: "button", onclick: others }, "Choose other files"));
     if (isComplete) await this.plan();
   },
@@ -149,15 +149,27 @@ page.addTab({
     return { recipe: newRun.kind.recipe, upload: newRun.state.upload, files: newRun.state.files ?? [] };
   },
 
+  // What was read and the plan of 5 minutes come first; then those of 30 minutes and 2 hours.
   async plan() {
     this.clear("plans", "start");
+    const ask = (place, text, minutes) => newRun.during(place, text, (signal) => server.json("/v1/plans", { body: { ...this.body, minutes }, signal }));
     try {
-      const answer = await newRun.during(this.parts.read, "Your files are being read, and this computer measured. This takes about a minute.",
-        (signal) => server.json("/v1/plans", { body: { ...this.body, minutes: [5, 30, 120] }, signal }));
-      this.parts.read.replaceChildren(dataView(answer));
-      this.parts.plans.replaceChildren(planChoice(answer.plans));
-      this.showStart();
+      const answer = await ask(this.parts.read, "Your files are being read, and this computer is measured. This takes a minute or two.", [5]).catch((error) => {
+        if (!/--minutes/.test(error.message)) throw error;
+        return { plans: [{ minutes: 5, steps: null, reasons: ["5 minutes are too short for these files"] }], data: null, notes: [] };
+      });
+      const waiting = element("div");
+      const show = (plans, data) => {
+        this.parts.read.replaceChildren(dataView({ ...answer, data }));
+        this.parts.plans.replaceChildren(planChoice(plans), waiting);
+        if (plans.some((plan) => plan.steps !== null)) this.showStart();
+      };
+      show(answer.plans, answer.data);
+      const longer = await ask(waiting, "The plans of 30 minutes and 2 hours are being made.", [30, 120]);
+      waiting.replaceChildren();
+      show([...answer.plans, ...longer.plans], answer.data ?? longer.data);
     } catch (error) {
+      if (this.parts.start.childElementCount) return this.parts.plans.lastChild.replaceChildren(element("p", { className: "soft" }, "The plans of longer trainings were not made."));
       const again = element("button", { type: "button", onclick: () => this.plan() }, "Read the files again");
       if (error.code !== "plan_failed") page.fail(error, error.name === "AbortError" ? undefined : () => this.plan());
       const problem = error.code === "plan_failed" ? await problemView(error, newRun.state.upload) : element("p", {}, error.name === "AbortError" ? "Stopped." : "The files were not read yet.");
@@ -283,7 +295,7 @@ function planChoice(plans) {
     const epochs = plan.epochs === null ? null : element("span", {}, `sees each sample ${formatNumber(Number(plan.epochs.toPrecision(2)))} times`);
     return element("div", { className: "option" }, element("label", {}, title, element("span", {}, `a model of ${integers.format(plan.parameters)} numbers (parameters)`)), epochs,
       element("span", {}, `memory: ${formatBytes(plan.memory)} for the training`),
-      element("details", {}, element("summary", {}, `Why (${plan.minutes} minutes)`), element("ul", {}, ...plan.reasons.map((reason) => element("li", {}, reason)))));
+      element("details", {}, element("summary", {}, `Why (${title.textContent})`), element("ul", {}, ...plan.reasons.map((reason) => element("li", {}, reason)))));
   });
   return element("fieldset", {}, element("legend", {}, "4. How long may it train?"), element("div", { className: "options wide" }, ...cards),
     element("p", { className: "soft" }, "A training may end earlier, when it no longer improves. You can stop it at any time and go on later."));
