@@ -26,6 +26,7 @@ from headway.serve import (
     ollama,
     rerank,
     responses,
+    runs,
     starters,
     tokenization,
     training,
@@ -57,6 +58,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *rerank.ENDPOINTS,
     *transcriptions.ENDPOINTS,
     *verbs.ENDPOINTS,
+    *runs.ENDPOINTS,
     *starters.ENDPOINTS,
     *ollama.ENDPOINTS,
     *training.ENDPOINTS,
@@ -124,6 +126,8 @@ class _EndpointApp:
                 is_stream = self._endpoint.body is BodyStream
                 async with asyncio.timeout(None if is_stream else context.settings.request_seconds) as limit:
                     request, body = Request(scope, receive), None
+                    if self._endpoint.query:
+                        context.query = request.query_params
                     if self._decoder is not None:
                         body = await read_body(request, self._decoder, context.settings)
                     elif self._endpoint.body is FormData:

@@ -21,6 +21,7 @@ from headway.formats.native import Weights
 from headway.serve.api_keys import ApiKey, KeyFile
 from headway.serve.batcher import Batcher
 from headway.serve.engine_loop import EngineLoop
+from headway.serve.tickets import Tickets
 from headway.serve.wire import SERVER_SENT, Wire
 
 
@@ -44,6 +45,7 @@ class ServerSettings:
     step_seconds: float = 60.0  # without a step while there is work, after which an engine loop counts as stalled
     grace: float = 10.0  # seconds that running requests get when the server shuts down
     thinking_token_budget: int | None = None  # of requests without one
+    tickets: Tickets = field(default_factory=Tickets)  # for documents that browsers open without a key
     runs: Path | None = None  # folder of the runs that clients may see, and train in with a key that may; None: no runs
     log: bool = True  # write one line of JSON to stdout per request
 
@@ -149,6 +151,7 @@ class Context:
     may_train: bool = False  # whether the request's key may start, change and delete runs; without keys, everyone may
     route: str = ""  # the endpoint's path
     path: Mapping[str, str] = field(default_factory=dict)  # values of the path's {name} parameters
+    query: Mapping[str, str] = field(default_factory=dict)  # values after the path's question mark
     log_fields: dict[str, str | int] = field(default_factory=dict)  # for the log: the model, token counts
     logged_status: int | None = None  # status for the log if it differs from the status sent
     headers: dict[str, str] = field(default_factory=dict)  # additional headers of the answer
@@ -184,3 +187,4 @@ class Endpoint(NamedTuple):
     answer: type[msgspec.Struct] | None = None
     part: type[msgspec.Struct] | None = None
     wire: Wire = SERVER_SENT
+    query: tuple[str, ...] = ()  # optional parameters after the path's question mark

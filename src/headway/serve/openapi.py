@@ -125,10 +125,10 @@ def _operation(endpoint: Endpoint, schemas: dict[Any, Any]) -> dict[str, Any]:
         content = {"application/json": {"schema": schemas[endpoint.body]}}
         operation["requestBody"] = {"content": content, "required": True}
     parts = [part[1:-1].partition(":")[0] for part in endpoint.path.split("/") if part.startswith("{")]
-    if parts:
-        operation["parameters"] = [
-            {"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in parts
-        ]
+    parameters = [{"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in parts]
+    parameters += [{"name": n, "in": "query", "schema": {"type": "string"}} for n in endpoint.query]
+    if parameters:
+        operation["parameters"] = parameters
     return operation
 
 
