@@ -160,9 +160,9 @@ page.addTab({
       });
       const waiting = element("div");
       const show = (plans, data) => {
-        this.parts.read.replaceChildren(dataView({ ...answer, data }));
+        this.parts.read.replaceChildren(planData({ ...answer, data }));
         this.parts.plans.replaceChildren(planChoice(plans), waiting);
-        if (plans.some((plan) => plan.steps !== null)) this.showStart();
+        if (!this.parts.start.childElementCount && plans.some((plan) => plan.steps !== null)) this.showStart();
       };
       show(answer.plans, answer.data);
       const longer = await ask(waiting, "The plans of 30 minutes and 2 hours are being made.", [30, 120]);
@@ -172,7 +172,7 @@ page.addTab({
       if (this.parts.start.childElementCount) return this.parts.plans.lastChild.replaceChildren(element("p", { className: "soft" }, "The plans of longer trainings were not made."));
       const again = element("button", { type: "button", onclick: () => this.plan() }, "Read the files again");
       if (error.code !== "plan_failed") page.fail(error, error.name === "AbortError" ? undefined : () => this.plan());
-      const problem = error.code === "plan_failed" ? await problemView(error, newRun.state.upload) : element("p", {}, error.name === "AbortError" ? "Stopped." : "The files were not read yet.");
+      const problem = error.code === "plan_failed" ? await planProblem(error, newRun.state.upload) : element("p", {}, error.name === "AbortError" ? "Stopped." : "The files were not read yet.");
       this.parts.read.replaceChildren(element("h3", {}, "3. What was read"), problem, again);
     }
   },
@@ -200,6 +200,7 @@ page.addTab({
   // The training from now on, instead of the form.
   follow(name) {
     this.form.hidden = true;
+    newRun.work?.abort();
     this.stopFollowing?.();
     this.stopFollowing = followRun(this.live, name, () => {
       this.stopFollowing();
@@ -255,7 +256,7 @@ function alignedChoice(files, changed) {
 }
 
 // What was read: how many samples, the classes, the first of them, and what is left out.
-function dataView({ data, notes }) {
+function planData({ data, notes }) {
   if (!data) return element("div", {}, element("h3", {}, "3. What was read"), ...notes.map((note) => element("p", {}, note)));
   const total = Object.values(data.samples).reduce((sum, count) => sum + count, 0);
   const names = { train: "to learn from", validation: "to check while learning", test: "for the final score" };
@@ -274,7 +275,7 @@ function dataView({ data, notes }) {
 }
 
 // Why the files cannot be used, with the wrong line and those around it.
-async function problemView(error, upload) {
+async function planProblem(error, upload) {
   const [, name, number] = /^(.*):(\d+)$/s.exec(error.param ?? "") ?? [];
   const around = name === undefined ? null
     : await server.json(`/v1/uploads/${upload}/lines/${number}/${name.split("/").map(encodeURIComponent).join("/")}`).catch(() => null);

@@ -80,9 +80,9 @@ function exampleChat(pick) {
   return `${JSON.stringify({ messages: [{ role: "user", content: question }, { role: "assistant", content: answer }] })}\n`;
 }
 
-const TABLES = [".csv", ".tsv", ".jsonl", ".xlsx"];
-const SOUNDS = [".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".mp4", ".mov", ".mkv", ".webm", ".wma", ".aiff"];
-const TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], ONES = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"];
+const TABLE_KINDS = [".csv", ".tsv", ".jsonl", ".xlsx"];
+const SOUND_KINDS = [".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".mp4", ".mov", ".mkv", ".webm", ".wma", ".aiff"];
+const TEN_WORDS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], ONE_WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"];
 
 // `look` is how the files must look, `kinds` their extensions, and `example` makes some.
 const trainingKinds = [
@@ -93,9 +93,9 @@ const trainingKinds = [
   { id: "pairs", recipe: "translation", title: "Pairs of texts", result: "The model answers the first with the second: a translation, or an answer to a question.",
     kinds: [".tsv", ".csv", ".jsonl", ".txt"], look: "pairs.csv\n\nsource,target\nGood morning,Guten Morgen\nThank you,Danke",
     rule: "A table with the columns source and target, one pair in each line; or two text files, in which the lines with the same number belong together.",
-    example: () => [exampleFile("numbers.tsv", "source\ttarget\n" + TENS.flatMap((ten, tens) => ONES.map((one, ones) => `${ten} ${one}\t${10 * tens + ones + 21}\n`)).join(""))] },
+    example: () => [exampleFile("numbers.tsv", "source\ttarget\n" + TEN_WORDS.flatMap((ten, tens) => ONE_WORDS.map((one, ones) => `${ten} ${one}\t${10 * tens + ones + 21}\n`)).join(""))] },
   { id: "labelled", recipe: "classification", title: "Labelled texts", result: "The model gives a new text one of your labels.",
-    kinds: TABLES, look: "messages.csv\n\ntext,label\nWhere is my parcel?,question\nThe box was broken,complaint",
+    kinds: TABLE_KINDS, look: "messages.csv\n\ntext,label\nWhere is my parcel?,question\nThe box was broken,complaint",
     rule: "A table with the columns text and label. At least two different labels, each with 10 texts or more. Put quotes around a text that contains a comma.",
     example: () => exampleLines("messages.csv", 121, (pick, number) => number === 0 ? "text,label\n" : [
       () => `${pick(["Where is", "When do I get", "How much is", "Who sends"])} ${pick(["my parcel", "the invoice", "the blue lamp", "the book"])}?,question\n`,
@@ -106,11 +106,11 @@ const trainingKinds = [
     rule: "A folder with one folder for each kind of thing, named after it. At least two of them, each with 10 images or more. Drop or choose the outer folder.",
     example: exampleImages },
   { id: "sounds", recipe: "audio", title: "Sounds in folders", result: "The model tells which of your folders a new sound belongs to.", folders: true,
-    kinds: SOUNDS, look: "birds/\n  owl/    1.wav, 2.wav, ...\n  robin/  a.mp3, b.mp3, ...",
+    kinds: SOUND_KINDS, look: "birds/\n  owl/    1.wav, 2.wav, ...\n  robin/  a.mp3, b.mp3, ...",
     rule: "A folder with one folder for each kind of sound, named after it. At least two of them, each with 10 short sounds or more. Drop or choose the outer folder.",
     example: exampleSounds },
   { id: "series", recipe: "forecast", title: "A time series", result: "The model continues it: numbers over time, with a range.",
-    kinds: TABLES, look: "visitors.csv\n\ndate,visitors\n2024-01-01,120\n2024-01-02,134",
+    kinds: TABLE_KINDS, look: "visitors.csv\n\ndate,visitors\n2024-01-01,120\n2024-01-02,134",
     rule: "A table with a column of dates at equal steps (each day, each month) and one or more columns of numbers; 100 lines or more.",
     example: () => exampleLines("visitors.csv", 731, (pick, number, random) => number === 0 ? "date,visitors\n"
       : `${new Date(Date.UTC(2023, 0, number)).toISOString().slice(0, 10)},${Math.round(120 + number / 10 + 40 * Math.sin(2 * Math.PI * number / 7) + 10 * random())}\n`) },
@@ -119,7 +119,7 @@ const trainingKinds = [
     rule: "A .jsonl file, which many chat programs export: each line is one conversation, with the messages of user and assistant.",
     example: () => exampleLines("chats.jsonl", 200, exampleChat) },
   { id: "transcripts", recipe: "transcription", title: "Transcribed sounds", result: "The model writes down what is said in a new recording.", folders: true,
-    kinds: [...SOUNDS, ...TABLES], look: "spoken/\n  1.wav, 2.wav, ...\n  transcripts.tsv\n\npath     text\n1.wav    good morning\n2.wav    see you",
+    kinds: [...SOUND_KINDS, ...TABLE_KINDS], look: "spoken/\n  1.wav, 2.wav, ...\n  transcripts.tsv\n\npath     text\n1.wav    good morning\n2.wav    see you",
     rule: "A folder with recordings of up to 30 seconds and a table with the columns path and text: the name of a recording, and what is said in it.",
     example: exampleTranscripts },
 ];

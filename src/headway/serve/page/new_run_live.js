@@ -2,14 +2,14 @@
 // A training that goes on: its state, time left, curve, and what the model writes at its end.
 
 const FOLLOW_SECONDS = 2;
-const STATES = { starting: "Starting: the files are being read.", running: "Training.", stopped: "Stopped.", finished: "Finished.", broken: "It failed." };
+const TRAINING_STATES = { starting: "Starting: the files are being read.", running: "Training.", stopped: "Stopped.", finished: "Finished.", broken: "It failed." };
 
 // Show a training in `place` and keep it up to date; the result ends that. `another()` is called for a new run.
 function followRun(place, name, another) {
   const address = `/v1/runs/${encodeURIComponent(name)}`, curves = { training: [], validation: [] };
   const parts = Object.fromEntries(["state", "chart", "samples", "buttons"].map((part) => [part, element("div")]));
   const status = element("p", { role: "status" }), bar = element("progress", { "aria-label": "Progress of the training" });
-  let timer = 0, position = "", last = "", isOver = false;
+  let timer = 0, position = "", last = "", isOver = false, hasFailed = false;
   parts.state.append(status, bar);
   place.replaceChildren(element("h3", {}, `The training of ${name}`), ...Object.values(parts),
     element("p", { className: "soft" }, "The training goes on if you close this page or the server stops."));
@@ -40,8 +40,8 @@ function followRun(place, name, another) {
       const { run, samples, scores } = await server.json(address);
       await readPoints();
       if (isOver) return;
-      const reason = ["stopped", "broken"].includes(run.state) && run.reason ? ` ${sentence(shortReason(run.reason))}` : "";
-      const text = `${STATES[run.state]}${reason}${progressText(run)}`;
+      const reason = ["stopped", "broken"].includes(run.state) && run.reason && !run.reason.includes("--resume") ? ` ${sentence(shortReason(run.reason))}` : "";
+      const text = `${TRAINING_STATES[run.state]}${reason}${trainingProgress(run)}`;
       if (status.textContent !== text) status.textContent = text;
       status.className = run.state === "broken" ? "wrong" : "";
       bar.hidden = !["starting", "running"].includes(run.state);
@@ -53,10 +53,12 @@ function followRun(place, name, another) {
         if (run.state === "finished") server.loadModels().catch(() => {});
       }
       last = run.state;
-      parts.samples.replaceChildren(...resultView(samples, scores));
-      page.fail(null);
+      parts.samples.replaceChildren(...trainingResult(samples, scores));
+      if (hasFailed) page.fail(null);
+      hasFailed = false;
     } catch (error) {
       if (isOver) return;
+      hasFailed = true;
       page.fail(error);
       if (error.status === 404) parts.buttons.replaceChildren(element("div", { className: "row" }, button("Train another", another)));
     }
@@ -85,10 +87,9 @@ function followRun(place, name, another) {
 // A message without the server's name of an upload.
 const shortReason = (reason) => reason.replace(/(\S*\/)?\.uploads\/[0-9a-f]+\/files\/?/g, "");
 
-function progressText(run) {
-  if (run.state !== "running") return "";
+function trainingProgress(run) {
   const steps = run.steps ? ` Step ${integers.format(run.step)} of ${integers.format(run.steps)}.` : "";
-  if (run.minutes_left === null) return steps;
+  if (run.state !== "running" || run.minutes_left === null) return steps;
   const left = run.minutes_left < 1 ? "less than a minute" : `about ${Math.round(run.minutes_left)} ${Math.round(run.minutes_left) === 1 ? "minute" : "minutes"}`;
   return `${steps} ${sentence(`${left} left`)}`;
 }
@@ -134,7 +135,7 @@ function lossChart({ training, validation }) {
 }
 
 // Scores and samples at the end of a training.
-function resultView(samples, scores) {
+function trainingResult(samples, scores) {
   const shown = scores.length ? [element("details", { open: true }, element("summary", {}, "How good it is"), table(Object.keys(scores[0]), scores.map((row) => Object.values(row)), "Scores"))] : [];
   if (samples.length) {
     const [sample] = samples;

@@ -50,7 +50,7 @@ const page = {
   // One line for the reader, with a way on: `retry` is called by the button "Try again".
   fail(error, retry) {
     if (error?.name === "AbortError") return;
-    if (!(error instanceof ServerError)) console.error(error);
+    if (error && !(error instanceof ServerError)) console.error(error);
     const notice = document.getElementById("notice"), again = document.getElementById("again");
     document.getElementById("message").textContent = error ? sentence(error.message) : "";
     notice.hidden = !error;
