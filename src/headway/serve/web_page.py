@@ -32,6 +32,10 @@ _SCRIPTS = (
     "play",
     "run_curves",
     "runs",
+    "new_run_kinds",
+    "new_run_files",
+    "new_run_live",
+    "new_run",
     "models",
     "start",
 )
