@@ -17,12 +17,11 @@ import sys
 import time
 from typing import Any
 
-from measure import RESULTS, data_folder, write
-
 from headway.app.starters import starter
 from headway.learn.report.charts import format_interval
 from headway.learn.run import RunDirectory
 from headway.learn.run_report import format_metric, is_rate, title
+from measure import RESULTS, data_folder, write
 
 SCORES = ("success_rate", "bleu", "wer", "next_accuracy", "accuracy", "perplexity")  # the first that a model has
 

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import urllib.error
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ STORIES = ["One day a fox named Tom lost a red ball at the pond.", "Mia was a sh
 
 
 @pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch, brief_samples: None) -> Iterator[str]:
+def tiny(monkeypatch: pytest.MonkeyPatch, brief_samples: None) -> str:
     """The stories, few of them, with a tiny model that trains for some steps whatever the minutes are."""
 
     def write(path: Path) -> None:
@@ -48,7 +47,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, brief_samples: None) -> Iterator[str]:
         return api.train(recipe, progress=False, samples=0, **given)
 
     monkeypatch.setattr(starters, "train", train)
-    yield "stories"
+    return "stories"
 
 
 @pytest.fixture
