@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from headway.data.dialogues import Message
     from headway.domains.audio import Transcription
-    from headway.domains.forecast import Forecast
     from headway.domains.chess.games import ChessMove
+    from headway.domains.forecast import Forecast
     from headway.domains.understanding import Answer, RankedDocument
 
 T = TypeVar("T")
@@ -72,8 +72,8 @@ class RemoteModel(RemoteVerbs):
     """The model that `connect` returns, with methods of `headway.Model` that run on a server: `generate`, `stream`,
     `chat`, `classify`, `embed`, `rerank`, `answer`, `tag`, `fill`, `translate`, `caption`, `match`, `look`, `forecast`,
     `score`, `attention`, `lens`, `move` and `act` take the same arguments there. The server's errors are raised as
-    UserError, also for verbs that its model does not support. Images, audio and tables are files, which are read locally
-    and uploaded; the server opens none. The server rejects conversations that are longer than the context.
+    UserError, also for verbs that its model does not support. Images, audio and tables are files, which are read
+    locally and uploaded; the server opens none. The server rejects conversations that are longer than the context.
 
     `name`, `kind`, `verbs`, `context` (tokens, None for no limit) and `parameters` describe the model; `reads` lists
     the kinds of its inputs: texts, images, sounds.
