@@ -26,6 +26,7 @@ from headway.serve import (
     ollama,
     rerank,
     responses,
+    sessions,
     tokenization,
     transcriptions,
     verbs,
@@ -48,6 +49,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *verbs.ENDPOINTS,
     *ollama.ENDPOINTS,
     *monitoring.ENDPOINTS,
+    *sessions.ENDPOINTS,
     *web_page.ENDPOINTS,
 )
 _MIN_SIMILARITY = 0.85  # path similarity, from 0 to 1, above which a path is suggested
