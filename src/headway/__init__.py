@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from headway.learn import Recipe, Run
     from headway.learn.plan.plans import Plan
     from headway.predict.attention_maps import Attention
+    from headway.predict.logit_lens import Lens
 
 __all__ = [
     "AgentPolicy",
@@ -55,6 +56,7 @@ __all__ = [
     "Conversation",
     "Forecast",
     "ImageAttention",
+    "Lens",
     "Limits",
     "Matches",
     "Model",
@@ -118,6 +120,7 @@ lazy_exports(
         ".app.recipes": ("presets", "recipes"),
         ".learn": ("Recipe", "Run"),
         ".predict.attention_maps": ("Attention",),
+        ".predict.logit_lens": ("Lens",),
         ".app.verification": ("Verification", "verify"),
     },
 )

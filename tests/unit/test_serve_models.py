@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import threading
 from collections.abc import Awaitable, Callable, Sequence
@@ -269,6 +270,27 @@ def test_quantised_gguf_files_are_served_as_they_are_quantised(zoo: Path, tmp_pa
                 assert bool(tables) == packed
 
     within(models, work)
+
+
+@pytest.mark.parametrize(
+    ("samples", "chats", "examples"),
+    [
+        ([{"source": "ein Hund", "output": "a dog"}, {"source": "ein Hund"}, {"source": " "}], False, ["ein Hund"]),
+        ([{"masked": "a [MASK] dog", "text": "a red dog"}], False, ["a [MASK] dog"]),
+        ([{"prompt": "ay, my lord.\nROMEO:", "output": "Ay"}, {"prompt": "b \ufffd"}], False, ["my lord.\nROMEO:"]),
+        ([{"prompt": "user\nWho?\nassistant"}, {"prompt": "user\nHi\nassistant\nHi\nuser"}], True, ["Who?"]),
+        ([{"source": f"{number}"} for number in range(9)], False, ["0", "1", "2", "3", "4"]),
+        ([{"source": "x" * 1001}, {"return": "4"}], False, []),
+        ([{"source": 1}], False, []),
+        (None, False, []),
+    ],
+)  # fmt: skip
+def test_examples_are_the_inputs_of_a_runs_samples(
+    tmp_path: Path, samples: object, chats: bool, examples: list[str]
+) -> None:
+    status = {"format": 1, "status": "finished", "parameters": 1, "steps": 1, "step": 1, "tokens": 1, "seconds": 1.0}
+    (tmp_path / "run.json").write_text(json.dumps({**status, **({} if samples is None else {"samples": samples})}))
+    assert list(serving._example_inputs(tmp_path, chats)) == examples
 
 
 def test_folders_are_watched(

@@ -99,6 +99,7 @@ def test_what_there_is(client: TestClient) -> None:
     assert {"classify", "tag", "fill", "embed"} <= set(found["encoder"]["verbs"])
     assert (found["minilm"]["verbs"], found["minilm"]["context"]) == (["embed"], 512)
     assert (found["vit"]["reads"], found["encoder"]["reads"]) == (["images"], ["texts"])
+    assert (found["vit"]["is_run"], found["vit"]["examples"]) == (False, [])
     assert client.get("/v1/models/vit").json() == found["vit"]
     assert client.get("/v1/models/a/b").status_code == 404
 

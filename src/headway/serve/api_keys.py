@@ -21,17 +21,20 @@ _Version = tuple[int, int, int, int]
 
 
 class ApiKey(NamedTuple):
-    """A key that clients send. At most `max_concurrent` of its requests run at once; None sets no limit."""
+    """A key that clients send. At most `max_concurrent` of its requests run at once; None sets no limit. With
+    `may_train` it may start, change and delete runs.
+    """
 
     secret: str
     max_concurrent: int | None = None
+    may_train: bool = False
 
 
-_SESSION = ApiKey("")  # a page of `headway open`
+_SESSION = ApiKey("", may_train=True)  # a page of `headway open`
 
 
 class KeyFile:
-    """A file with one key per line: `KEY`, or `KEY N`; `#` starts a comment."""
+    """A file with one key per line: `KEY`, `KEY N`, `KEY train` or `KEY N train`; `#` starts a comment."""
 
     def __init__(self, path: Path) -> None:
         """UserError for a file that cannot be read or has no key."""
@@ -84,12 +87,18 @@ def parse_keys(lines: Sequence[str], source: str) -> list[ApiKey]:
     """The keys in these lines. UserError for a key that is not valid in a header, and if there is no key."""
     keys = []
     for line in lines:
-        secret, _, limit = line.partition("#")[0].strip().partition(" ")
-        if not secret:
+        words = line.partition("#")[0].split()
+        if not words:
             continue
-        if not (secret.isascii() and secret.isprintable()) or (limit and not (limit.isdecimal() and int(limit) > 0)):
-            raise UserError("a key line is not KEY or KEY N; use printable ASCII without spaces, and N of at least 1")
-        keys.append(ApiKey(secret, int(limit) if limit else None))
+        secret, may_train = words.pop(0), words[-1:] == ["train"]
+        limits = words[: len(words) - may_train]
+        is_valid = secret.isascii() and secret.isprintable() and len(limits) <= 1
+        if not is_valid or not all(limit.isdecimal() and int(limit) > 0 for limit in limits):
+            raise UserError(
+                "a key line is not KEY, KEY N, KEY train or KEY N train; use printable ASCII without spaces, and N of "
+                "at least 1"
+            )
+        keys.append(ApiKey(secret, int(limits[0]) if limits else None, may_train))
     if not keys:
         raise UserError(f"--api-key {source!r} contains no key; add one, or remove the option")
     return keys

@@ -104,6 +104,7 @@ class Gate:
 
     def _key(self, headers: Headers, context: Context) -> ApiKey | None:
         if not self._keys.required:
+            context.may_train = True
             return None
         scheme, _, secret = headers.get("authorization", "").partition(" ")
         match = self._keys.find(secret.strip())
@@ -114,7 +115,7 @@ class Gate:
             problem = "the API key is unknown" if secret else "the API key is missing"
             raise StatusError(401, f"{problem}; send the header Authorization: Bearer KEY", code="invalid_api_key")
         key, number = match
-        context.owner = f"key-{number}"
+        context.owner, context.may_train = f"key-{number}", key.may_train
         return key
 
 

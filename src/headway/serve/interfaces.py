@@ -6,9 +6,10 @@ does everything else: it reads and checks bodies, keys and limits, and handles e
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
@@ -45,6 +46,7 @@ class ServerSettings:
     step_seconds: float = 60.0  # without a step while there is work, after which an engine loop counts as stalled
     grace: float = 10.0  # seconds that running requests get when the server shuts down
     thinking_token_budget: int | None = None  # of requests without one
+    runs: Path | None = None  # folder of the runs that clients may see, and train in with a key that may; None: no runs
     log: bool = True  # write one line of JSON to stdout per request
 
 
@@ -63,6 +65,9 @@ class ModelSummary(NamedTuple):
     sequential_reason: str | None  # why it generates one sequence at a time; None if it runs batches
     weights: Weights | None = None  # number format that its weights are loaded in; None for fp32
     note: str | None = None  # message at startup: the format in which quantised weights are served, and why
+    is_run: bool = False  # whether headway trained it
+    examples: tuple[str, ...] = ()  # text inputs to try it with, from the held-out samples of its run
+    languages: Sequence[str] = ()  # codes of the languages of a multilingual speech model
 
 
 class ReadyModel(NamedTuple):
@@ -143,6 +148,7 @@ class Context:
     served: ModelRegistry
     id: str  # of the request, in the log and in answers
     owner: str = ""  # the request's API key; an owner's requests share cached prefixes
+    may_train: bool = False  # whether the request's key may start, change and delete runs; without keys, everyone may
     route: str = ""  # the endpoint's path
     path: Mapping[str, str] = field(default_factory=dict)  # values of the path's {name} parameters
     log_fields: dict[str, str | int] = field(default_factory=dict)  # for the log: the model, token counts

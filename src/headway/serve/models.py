@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -53,6 +54,8 @@ _RETRY_SECONDS = 10  # seconds after which memory may be available
 _CHECK_SECONDS = 1.0  # seconds between two checks of a model's files, and of the folders
 _MAX_WAIT = 1.0  # seconds that a list of models waits for new ones to be read
 _POLL_SECONDS = 0.05  # seconds between checks for running requests during shutdown
+_MAX_EXAMPLES, _MAX_EXAMPLE_LENGTH = 5, 1000  # per model; characters
+_PARTIAL_WORD = re.compile(r"^\S*\s+")  # prompts of samples start anywhere in a text
 
 
 @dataclass(frozen=True)
@@ -436,18 +439,41 @@ def summarize_model(path: Path, options: LoadOptions) -> ModelSummary:
         config, usage = find_model_config(str(path.resolve())), read_usage(path)
     else:
         config, usage = open_config(path), open_usage(path)
-    tasks = verbs(config, usage, run)
+    tasks, inputs = verbs(config, usage, run), kinds.input_kinds(config)
     sequential_reason = _sequential_reason(config, options) if "generate" in tasks else None
+    languages = usage.generation.get("lang_to_id")  # of a multilingual Whisper
     return ModelSummary(
         kinds.kind_of(config),
         tasks,
-        kinds.input_kinds(config),
+        inputs,
         config.context,
         describe(config)["parameters"],
         int(path.stat().st_mtime),
         sequential_reason,
         *_loading_format(path, options, sequential_reason),
+        run,
+        _example_inputs(path, "chat" in tasks) if run and inputs == ["texts"] else (),
+        sorted(name.strip("<|>") for name in languages) if isinstance(languages, dict) else (),
     )
+
+
+def _example_inputs(path: Path, chats: bool) -> tuple[str, ...]:
+    """Text inputs of a run's held-out samples, at most five; empty if it has none."""
+    inputs = []
+    try:
+        samples = RunDirectory(path).read_status().get("samples") or []
+    except UserError:  # the model can be served without
+        samples = []
+    for sample in samples:
+        text = sample.get("source") or sample.get("masked") or sample.get("prompt") or ""
+        if chats:
+            text = text.removeprefix("user\n").removesuffix("\nassistant")
+            text = "" if "\n" in text else text  # a conversation of several messages
+        elif "prompt" in sample:
+            text = _PARTIAL_WORD.sub("", text)
+        inputs.append(text.strip())
+    usable = [text for text in dict.fromkeys(inputs) if 0 < len(text) <= _MAX_EXAMPLE_LENGTH and "\ufffd" not in text]
+    return tuple(usable[:_MAX_EXAMPLES])
 
 
 def _loading_format(

@@ -12,7 +12,16 @@ from starlette.responses import HTMLResponse, Response
 from headway.serve.interfaces import Context, Endpoint
 
 # The scripts share one global scope, in this order: what all tabs use, a file per tab, and the start.
-_SCRIPTS = ("elements", "server", "page", "models", "start")
+_SCRIPTS = (
+    "elements",
+    "server",
+    "page",
+    "images",
+    "sounds",
+    "series",
+    "models",
+    "start",
+)
 
 
 def _assemble_page() -> str:

@@ -250,15 +250,15 @@ def _serve(
         from headway.serve.server import run_server
     except ModuleNotFoundError as error:
         raise UserError(f"the page needs {error.name}; run pip install 'headway[serve]'") from None
-    from headway.io.cache import cache_root
+    from headway.app.starters import models_folder
     from headway.serve.engine_loop import open_engine_loop
     from headway.serve.interfaces import ServerSettings
     from headway.serve.models import LoadOptions, ServedModels
     from headway.serve.session_keys import SessionKeys
 
-    sessions = SessionKeys(_sessions_path(place.state), place.secret, [runs, cache_root() / "models"])
+    sessions = SessionKeys(_sessions_path(place.state), place.secret, [runs, models_folder()])
     with torch_options(args):
         options = LoadOptions(args.device, backend=args.backend)
         start = lambda model, name: open_engine_loop(model, name, _SLOTS, _QUEUE)  # noqa: E731
         models = ServedModels([], sessions.folders, options, start, _IDLE_SECONDS, may_be_empty=True)
-        run_server(models, ServerSettings(sessions=sessions, log=False), sock, channel)
+        run_server(models, ServerSettings(sessions=sessions, runs=runs, log=False), sock, channel)

@@ -25,7 +25,7 @@ curl localhost:8000/v1/completions -H 'Content-Type: application/json' -d '{"pro
 """
 KEY_HELP = (
     "API key that clients must send; repeatable; @FILE has a line per key, KEY or KEY N for at most N concurrent "
-    "requests, and is reloaded when it changes"
+    "requests, ending in train if it may train, and is reloaded when it changes"
 )
 
 
@@ -38,6 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="run directory or published model to serve, loaded at the first request",
     )
     add("--models", dest="folder", type=Path, metavar="DIR", help="folder with more models to serve")
+    add("--runs", type=Path, metavar="DIR", help="folder of runs to show, and to train in (default: none)")
     add("--keep-alive", type=number(0), metavar="S", help="unload a model after S idle seconds (default: never)")
     add("--host", default="127.0.0.1", metavar="H", help="address to listen on (default: 127.0.0.1)")
     port = "port to listen on; 0 chooses a free port (default: 8000)"
@@ -132,6 +133,7 @@ def _serve(
         grace=args.grace,
         thinking_token_budget=args.thinking_token_budget,
         log=not args.no_access_log,
+        runs=None if args.runs is None else args.runs.absolute(),
     )
     memory = None if args.cache_memory is None else int(args.cache_memory * 1e9)
     terminal = Terminal(args.json)

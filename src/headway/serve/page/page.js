@@ -42,7 +42,8 @@ const page = {
     document.getElementById("access").hidden = true;
     for (const tab of this.tabs) tab.button.hidden = Boolean(tab.serves) && !server.models.some(tab.serves);
     for (const tab of this.tabs) if (tab.wasShown) tab.refresh?.();
-    if (!this.current || this.current.button.hidden) this.open(location.hash.slice(1), false);
+    const first = location.hash.slice(1) || (server.models.length ? "" : "models");
+    if (!this.current || this.current.button.hidden) this.open(first, false);
   },
 
   // One line for the reader, with a way on: `retry` is called by the button "Try again".
@@ -137,11 +138,11 @@ function fileInput({ label, accept = "", multiple = false, folder = false, limit
   const take = (files) => {
     const tooLarge = files.find((file) => file.size > limit);
     if (tooLarge) {
-      page.fail(new ServerError(`${tooLarge.name.slice(0, 100)} has ${formatBytes(tooLarge.size)}, and the limit is ${formatBytes(limit)}; choose a smaller file`, 413));
+      page.fail(new ServerError(`${shortName(tooLarge.name)} has ${formatBytes(tooLarge.size)}, and the limit is ${formatBytes(limit)}; choose a smaller file`, 413));
       return;
     }
     page.fail(null);
-    names.textContent = files.length === 1 ? files[0].name.slice(0, 200) : files.length ? `${integers.format(files.length)} files` : "";
+    names.textContent = files.length === 1 ? shortName(files[0].name) : files.length ? `${integers.format(files.length)} files` : "";
     changed(multiple || folder ? files : files.slice(0, 1));
   };
   input.addEventListener("change", () => take([...input.files]));
@@ -157,6 +158,12 @@ const dataUrl = (file) => new Promise((resolve, reject) => {
   reader.onload = () => resolve(reader.result);
   reader.onerror = () => reject(new ServerError(`${file.name} cannot be read; choose it again`, 0));
   reader.readAsDataURL(file);
+});
+
+// What "Show me the command" shows for a verb of a model: a shell line, and Python that ends with the lines `python`.
+const modelCommand = (model, verb, shellArguments, python) => ({
+  shell: `headway ${verb} ${shellWord(model?.id ?? "MODEL")} ${shellArguments} --server ${shellWord(location.origin)}`,
+  python: `import headway as hw\nmodel = hw.connect(${pythonString(location.origin)}, model=${pythonString(model?.id ?? "MODEL")})\n${python}`,
 });
 
 // A form that sends one request at a time: its buttons are disabled until `work(signal)` ends, and Stop ends it early.

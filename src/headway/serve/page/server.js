@@ -12,6 +12,11 @@ class ServerError extends Error {
 const server = {
   key: sessionStorage.getItem("key") ?? "",
   models: [],
+  limits: { body_bytes: 0, form_bytes: 0 }, // of a request
+
+  // Bytes of a file that fit into a JSON body, where base64 makes it a third larger, and into a form.
+  get fileBytes() { return Math.floor(0.75 * (this.limits.body_bytes - 8192)); },
+  get formFileBytes() { return this.limits.form_bytes - 8192; },
 
   // Send a request; ServerError for an error status, or if the server does not answer. `body` is sent as JSON, `form` as it is.
   async request(path, { method, body, form, signal, headers = {} } = {}) {
@@ -62,7 +67,9 @@ const server = {
 
   // Read the list of models again, and tell the page about it.
   async loadModels() {
-    this.models = (await this.json("/v1/models")).data;
+    const answer = await this.json("/v1/models");
+    this.models = answer.data;
+    this.limits = answer.limits;
     page.modelsChanged();
   },
 };
