@@ -28,6 +28,7 @@ from headway.serve import (
     rerank,
     responses,
     runs,
+    sessions,
     starters,
     tokenization,
     training,
@@ -65,6 +66,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *ollama.ENDPOINTS,
     *training.ENDPOINTS,
     *monitoring.ENDPOINTS,
+    *sessions.ENDPOINTS,
     *web_page.ENDPOINTS,
 )
 _MIN_SIMILARITY = 0.85  # path similarity, from 0 to 1, above which a path is suggested

@@ -58,11 +58,14 @@ const page = {
     again.onclick = () => { this.fail(null); retry(); };
   },
 
-  askForKey() {
-    const form = document.getElementById("access");
+  // Without a key, or with one that ended. A server of `headway open` has no keys to type in.
+  askForKey(code) {
+    const form = document.getElementById("access"), isSession = code === "session_key";
     if (!form.hidden) return;
     form.hidden = false;
-    document.getElementById("key").focus();
+    document.getElementById("access-typed").hidden = isSession;
+    document.getElementById("access-session").hidden = !isSession;
+    if (!isSession) document.getElementById("key").focus();
   },
 };
 
