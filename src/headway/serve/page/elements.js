@@ -113,6 +113,12 @@ function commandView(lines) {
 // A file's name, cut in the middle if it is long.
 const shortName = (name) => name.length > 60 ? `${name.slice(0, 40)}…${name.slice(-16)}` : name;
 
+// A token in a list: spaces and other characters that cannot be seen have a sign.
+function visibleToken(text) {
+  const signs = text.slice(0, 60).replaceAll(" ", "␣").replaceAll("\n", "⏎").replaceAll("\t", "⇥");
+  return signs.replace(/[\u0000-\u001f]/g, (sign) => String.fromCharCode(0x2400 + sign.charCodeAt(0))) || "∅";
+}
+
 // A string as one word of a shell, and as a literal of Python.
 const shellWord = (text) => /^[\w./:=@%+-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
 const pythonString = (text) => JSON.stringify(text).replace(/[\u007f-\u009f\u2028\u2029]/g, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);

@@ -1,12 +1,6 @@
 "use strict";
 // The text of an answer, token by token: the alternatives of each on hover, on focus and by arrow keys, and how surprising it was.
 
-// A token as a word of a list: spaces and other invisible characters have a sign.
-function visibleToken(text) {
-  const signs = text.slice(0, 60).replace(/^ | $/g, "␣").replaceAll("\n", "⏎").replaceAll("\t", "⇥");
-  return signs.replace(/[\u0000-\u001f]/g, (c) => String.fromCharCode(0x2400 + c.charCodeAt(0))) || "(no text)";
-}
-
 // The list of a token's alternatives, next to it.
 const alternatives = {
   box: element("div", { id: "alternatives", role: "tooltip", hidden: true }),
