@@ -99,7 +99,7 @@ def page_first_token(page: Page) -> float:
     page.get_by_role("button", name="New", exact=True).click()
     page.get_by_label("Text to continue").fill(PROMPT)
     elapsed = page.evaluate(FIRST_TOKEN)
-    page.get_by_text("Cut off at the maximum length").wait_for()
+    page.locator(".message").get_by_text("Cut off at the maximum length").wait_for()
     return elapsed
 
 
