@@ -74,7 +74,7 @@ page.addTab({
     this.messages.addEventListener("scroll", () => { this.isAtEnd = this.messages.scrollHeight - this.messages.scrollTop - this.messages.clientHeight < 40; });
     window.addEventListener("storage", (event) => this.stored(event));
     window.addEventListener("pagehide", () => this.left());
-    this.modelChanged(drafts.get("write:mode"));
+    this.modelChanged();
     this.open(new Conversation(drafts.get("conversation") ?? undefined));
   },
 
@@ -112,10 +112,11 @@ page.addTab({
   },
 
   // Another model may be unable to chat, or have other examples.
-  modelChanged(wanted = this.mode?.value) {
+  modelChanged() {
     const model = this.choice?.model;
     if (!model || !this.command) return;
     const canChat = model.verbs.includes("chat"), before = this.mode.value;
+    const wanted = this.conversation?.messages.size ? this.conversation.about.mode : drafts.get("write:mode");
     this.mode.value = canChat ? wanted ?? "chat" : "completion";
     this.modeField.hidden = !canChat;
     if (this.conversation && this.mode.value !== before) this.openNew();

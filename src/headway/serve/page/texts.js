@@ -176,7 +176,7 @@ class TextForm {
       this.examples.replaceChildren(...(suited.length > 1 && !pairs ? [exampleButtons(suited, use)] : []));
     }
     const most = this.verb === "answer" ? "Longer texts are read in parts." : "Longer texts are refused.";
-    this.limit.textContent = `${this.task.fields.some(({ rows }) => rows > 1) && this.verb !== "answer" && this.verb !== "fill" ? "At most 2,048 lines. " : ""}${context ? `The model reads at most ${formatNumber(context)} tokens (words or parts of words) at once. ${most}` : ""}`;
+    this.limit.textContent = `${this.task.fields.some(({ rows }) => rows > 1) && this.verb !== "answer" && this.verb !== "fill" ? `At most 2,048 lines and ${formatBytes(server.limits.body_bytes)}. ` : ""}${context ? `The model reads at most ${formatNumber(context)} tokens (words or parts of words) at once. ${most}` : ""}`;
     this.command.update();
   }
 
