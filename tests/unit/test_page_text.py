@@ -147,6 +147,12 @@ def test_a_conversation_is_kept_edited_asked_again_copied_saved_and_cleared(page
     assert stored["messages"][0] == {"role": "user", "content": "Other words"}
     page.locator(".message.assistant").get_by_role("button", name="Copy").click()
     assert page.evaluate("navigator.clipboard.readText()") == SAID
+    page.get_by_text("Show me the command").first.click()
+    shell, python = page.locator("#panel-write .command pre").all_text_contents()
+    assert "headway chat echo --temperature 0 --max-new-tokens 300 --server" in shell
+    assert python.endswith(
+        'model.chat([\n    {"role": "user", "content": "Other words"},\n], temperature=0, max_new_tokens=300))'
+    )
     page.get_by_role("button", name="New").click()
     send(page, "A second one")
     assert len(titles(page)) == 2
@@ -321,7 +327,7 @@ def test_a_revoked_key_a_long_message_and_other_models(
         patch.setattr(registry, "_models", {"thinks": registry._models["thinks"]})
         page.get_by_role("button", name="Send again").click()
         expect(page.locator("#message")).to_contain_text("There is no model 'echo'")
-        expect(page.locator("#tab-texts")).to_be_visible()
+        expect(page.locator("#panel-write").get_by_label("Model", exact=True)).to_have_value("thinks")
         page.locator(".message").get_by_role("button", name="Try again").click()
         expect(page.locator(".message.assistant").last).to_contain_text("thinks")
         expect(page.locator(".message.assistant").last).to_contain_text("The model ended its text.")

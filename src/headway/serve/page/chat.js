@@ -346,7 +346,7 @@ page.addTab({
     const name = message.role === "user" ? "You" : firstWords(message.model ?? "Model"), line = isWritten ? isMine ? "Writing…" : "Being written in another browser tab." : message.line;
     const root = element("article", { className: `message ${message.role}`, "aria-label": name, "data-message": message.id, "aria-busy": isWritten ? "true" : undefined },
       element("p", { className: "soft" }, name), thinking, this.editing === message.id ? this.editForm(message) : element("div", { className: "text" }, given, text.root),
-      line && element("p", { className: message.state === "incomplete" ? "soft wrong" : "soft" }, line), isWritten ? null : this.actions(message, all));
+      line && element("p", { className: message.state === "incomplete" ? "soft wrong" : "soft" }, line), isWritten || this.editing === message.id ? null : this.actions(message, all));
     const view = { stamp, root, text, thinking };
     this.views.set(message.id, view);
     return view;
@@ -394,12 +394,13 @@ page.addTab({
 
   // The same as a command and as Python.
   commands() {
-    const { model } = this.choice, text = this.text.value || this.conversation.path().findLast(({ role }) => role === "user")?.content || "Hello";
+    const { model } = this.choice, path = this.conversation.path(), text = this.text.value || path[0]?.content || "Hello";
     const set = SAMPLING.map(([name]) => [name === "max_tokens" ? "max_new_tokens" : name, this.sampling[name].value]).filter(([, value]) => value !== "");
     const options = set.map(([name, value]) => ` --${name.replaceAll("_", "-")} ${value}`).join("");
     if (!this.isChat) return modelCommand(model, "generate", `--prompt ${shellWord(text)}${options}`, `print(model.generate(${[pythonString(text), ...set.map(([name, value]) => `${name}=${value}`)].join(", ")}))`);
-    const { system } = this.conversation.about, earlier = Conversation.forApi(this.conversation.path(), system);
-    const messages = [...earlier.map(({ role, content }) => ({ role, content })), ...(earlier.at(-1)?.role === "user" ? [] : [{ role: "user", content: text }])];
+    const { system } = this.conversation.about, typed = this.text.value || !path.length ? [{ role: "user", content: text }] : [];
+    const asked = typed.length ? path : path.slice(0, path.findLastIndex(({ role }) => role === "user") + 1);
+    const messages = Conversation.forApi([...asked, ...typed].map(({ role, content }) => ({ role, content })), system);
     const list = `[\n${messages.map(({ role, content }) => `    {"role": "${role}", "content": ${pythonString(content)}},\n`).join("")}]`;
     const known = set.filter(([name]) => ["max_new_tokens", "temperature", "seed"].includes(name)).map(([name, value]) => `, ${name}=${value}`).join("");
     return modelCommand(model, "chat", `${system ? `--system ${shellWord(system)}` : ""}${options}`.trim(), `print(model.chat(${list}${known}))`);

@@ -210,6 +210,8 @@ page.addTab({
     this.forms = new Map(); // by verb; each keeps its result
     this.place = element("div");
     this.select = element("select", { onchange: () => { drafts.set("texts:verb", this.select.value); this.showForm(); } });
+    const suited = server.models.find((model) => readsTexts(model) && !model.verbs.includes("generate")); // not one that is for writing
+    if (suited && drafts.get("model:texts") === null) drafts.set("model:texts", suited.id);
     this.choice = modelChoice("texts", readsTexts, () => this.modelChanged());
     this.verbField = labelled("Task", this.select);
     panel.append(element("h2", {}, "Work with texts"), element("div", { className: "row" }, this.choice.field, this.verbField), this.place);
@@ -224,7 +226,7 @@ page.addTab({
   modelChanged() {
     const model = this.choice?.model;
     if (!model || !this.verbField) return;
-    const before = this.select.value || drafts.get("texts:verb"), verbs = Object.keys(TEXT_TASKS).filter((verb) => model.verbs.includes(verb));
+    const before = drafts.get("texts:verb"), verbs = Object.keys(TEXT_TASKS).filter((verb) => model.verbs.includes(verb));
     this.select.replaceChildren(...verbs.map((verb) => new Option(TEXT_TASKS[verb].title, verb)));
     if (verbs.includes(before)) this.select.value = before;
     this.showForm();
