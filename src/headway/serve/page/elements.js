@@ -114,7 +114,7 @@ function commandView(lines) {
 const shortName = (name) => name.length > 60 ? `${name.slice(0, 40)}…${name.slice(-16)}` : name;
 
 // A token in a list: spaces and other characters that cannot be seen have a sign.
-function visibleToken(text) {
+function tokenLabel(text) {
   const signs = text.slice(0, 60).replaceAll(" ", "␣").replaceAll("\n", "⏎").replaceAll("\t", "⇥");
   return signs.replace(/[\u0000-\u001f]/g, (sign) => String.fromCharCode(0x2400 + sign.charCodeAt(0))) || "∅";
 }

@@ -75,7 +75,7 @@ const TEXT_TASKS = {
       const parts = text.split(/\[MASK\]|<mask>/), filled = element("p", { className: "text" }, parts[0]);
       parts.slice(1).forEach((part, index) => filled.append(gaps[index] ? element("mark", {}, gaps[index][0]?.text.trim() ?? "") : "", part));
       return {
-        view: element("div", {}, filled, ...gaps.map((candidates, index) => element("section", {}, element("h3", {}, `Gap ${index + 1}`), bars(candidates.map((candidate) => [visibleToken(candidate.text), candidate.probability]))))),
+        view: element("div", {}, filled, ...gaps.map((candidates, index) => element("section", {}, element("h3", {}, `Gap ${index + 1}`), bars(candidates.map((candidate) => [tokenLabel(candidate.text), candidate.probability]))))),
         rows: [["gap", "word", "probability"], ...gaps.flatMap((candidates, index) => candidates.map((candidate) => [index + 1, candidate.text, candidate.probability]))],
       };
     },

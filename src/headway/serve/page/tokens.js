@@ -12,8 +12,8 @@ const alternatives = {
     this.hide();
     this.token = token;
     const lists = entries.map(({ text, logprob, top }) => {
-      const others = top.filter(([other]) => other !== text), chosen = `${visibleToken(text)} (written)`;
-      const rows = [[chosen, logprob], ...others.map(([other, value]) => [visibleToken(other), value])].sort((a, b) => b[1] - a[1]);
+      const others = top.filter(([other]) => other !== text), chosen = `${tokenLabel(text)} (written)`;
+      const rows = [[chosen, logprob], ...others.map(([other, value]) => [tokenLabel(other), value])].sort((a, b) => b[1] - a[1]);
       return bars(rows.map(([name, value]) => [name, Math.exp(value)]));
     });
     this.box.replaceChildren(element("p", { className: "soft" }, "What the model could have written here"), ...lists);
