@@ -111,7 +111,7 @@ page.addTab({
       const body = { model: this.choice.model.id, data, steps: this.steps.value ? Number(this.steps.value) : null };
       this.showForecasts((await server.json("/v1/forecast", { body, signal })).result);
     } catch (error) {
-      if (this.file) error.message = error.message.replaceAll("the table", shortName(this.file.name));
+      if (this.file && error instanceof ServerError) error.message = error.message.replaceAll("the table", shortName(this.file.name));
       throw error;
     }
   },

@@ -151,7 +151,7 @@ page.addTab({
       this.results.replaceChildren(...await (this.transcribes ? this.transcribe(signal) : this.classify(signal)));
     } catch (error) {
       this.results.replaceChildren();
-      error.message = error.message.replace(/^(item 1|file|blob)\b/, shortName(this.file.name));
+      if (error instanceof ServerError) error.message = error.message.replace(/^(item 1|file|blob)\b/, shortName(this.file.name));
       throw error;
     }
   },
