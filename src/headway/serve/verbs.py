@@ -223,8 +223,12 @@ async def _run_verb(verb: str, body: msgspec.Struct, context: Context) -> VerbAn
         )
         if is_joint:
             call = lambda: run(converted[0] if is_single else converted, **settings)  # noqa: E731
-            if _VERBS[verb].max_tokens is not None:
-                await asyncio.to_thread(_check_tokens, verb, ready.model, [inputs, settings.get("target") or ""])
+            if (limit := _VERBS[verb].max_tokens) is not None:
+                encode = text_codec(ready.model).encode
+                for text in (inputs, settings.get("target") or ""):
+                    if (count := len(await asyncio.to_thread(encode, text))) > limit:
+                        message = f"the text has {count:,} tokens, and the limit is {limit}; shorten it"
+                        raise StatusError(400, message, "text")
             answer = await ready.batcher.run(call)
             result = await asyncio.to_thread(_compact, answer, _VERBS[verb].digits)
         else:
@@ -274,13 +278,6 @@ def _convert(model: Model, argument: str, item: Any, name: str) -> Any:
             raise UserError(f"{name} is a list of {len(item)}; send a string, or a text pair as a list of two strings")
         return tuple(item)
     return item
-
-
-def _check_tokens(verb: str, model: Model, texts: list[str]) -> None:
-    limit = _VERBS[verb].max_tokens or 0
-    for count in (len(text_codec(model).encode(text)) for text in texts):
-        if count > limit:
-            raise StatusError(400, f"the text has {count:,} tokens, and the limit is {limit}; shorten it", "text")
 
 
 def _compact(answer: Any, digits: int | None) -> Any:
