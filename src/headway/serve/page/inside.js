@@ -10,8 +10,7 @@ const INSIDE_SENTENCE = "Once upon a time there was a little fox named Tom. One 
 const attends = (model) => model.verbs.includes("attention");
 const isRecurrent = (model) => model.verbs.includes("lens") && !attends(model);
 
-// A token as people read it: the characters that nobody sees have signs.
-const visibleToken = (text) => text.replaceAll(" ", "␣").replaceAll("\n", "⏎").replaceAll("\t", "⇥") || "∅";
+// The beginning of a token as people read it.
 const shortToken = (text) => visibleToken(text.trim() || text).slice(0, 14);
 
 // A part of the tab: a heading, sentences that explain it, and its content.
