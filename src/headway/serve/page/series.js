@@ -105,6 +105,7 @@ page.addTab({
   },
 
   async work(signal) {
+    this.results.replaceChildren();
     if (!this.file && !this.text.value.trim()) throw new ServerError("there is no table; choose a file, or paste a table", 400);
     const kind = this.file?.name.toLowerCase().split(".").at(-1), data = this.file ? await dataUrl(new Blob([this.file], { type: this.types[kind] })) : this.text.value;
     try {

@@ -75,7 +75,7 @@ page.addTab({
     this.intro = element("p");
     this.place = element("div");
     this.recorder = new Recorder((file) => this.input.take([file]));
-    this.player = element("audio", { controls: true, preload: "metadata", onerror: () => { this.silent.hidden = false; } });
+    this.player = element("audio", { controls: true, preload: "metadata", onerror: () => { this.silent.hidden = false; }, onloadedmetadata: () => this.findLength() });
     this.silent = element("p", { className: "soft", hidden: true }, "This browser cannot play the file, but the model may still read it.");
     this.chosen = element("p", { className: "soft" });
     this.language = keepDraft(element("select"), "sounds:language");
@@ -130,6 +130,13 @@ page.addTab({
     this.results.replaceChildren();
     this.command.update();
     return undefined;
+  },
+
+  // A recording does not state its length; browsers find it when they seek its end.
+  findLength() {
+    if (this.player.duration !== Infinity) return;
+    this.player.addEventListener("durationchange", () => { this.player.currentTime = 0; }, { once: true });
+    this.player.currentTime = 1e9;
   },
 
   // A second of three tones as a .wav file of 16-bit samples.
