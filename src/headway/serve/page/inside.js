@@ -5,7 +5,7 @@ const INSIDE_EXAMPLES = {
   "a masked language model": "The capital of France is [MASK].",
   "an encoder-decoder": "A man is sleeping.",
 };
-const INSIDE_SENTENCE = "Once upon a time there was a little fox named Tom. One day Tom";
+const INSIDE_SENTENCE = "There was a little fox named Tom. His friend was a bear named Anna.";
 
 const attends = (model) => model.verbs.includes("attention");
 const isRecurrent = (model) => model.verbs.includes("lens") && !attends(model);
@@ -86,7 +86,7 @@ page.addTab({
     this.status.textContent = "The model reads the sentence ...";
     try {
       const answer = await this.ask(model, this.text.value, signal);
-      const other = isRecurrent(model) ? answer : this.other.model ? await this.ask(this.other.model, this.text.value, signal) : null;
+      const other = isRecurrent(model) ? answer : this.other.model ? await this.ask(this.other.model, this.text.value.split(/\[MASK\]|<mask>/)[0].trim() || this.text.value, signal) : null;
       this.answer = answer;
       this.status.textContent = `${model.id} read ${answer.tokens.length} tokens. It has ${integers.format(model.parameters)} parameters: the numbers that it learned.`;
       this.results.replaceChildren(...this.parts(answer, other));
@@ -116,6 +116,7 @@ function tokensPart({ tokens, lens, attention }) {
   return insidePart("1. Tokens", [
     "A model does not read letters or words but tokens: pieces that occur often in its training texts. A frequent word is one token; a rare one is made of several. ␣ stands for a space.",
     lens ? "The number below a piece is its id: its place in the vocabulary, the list of all tokens that the model knows." : null,
+    tokens.some((token) => /^<.+>$|^\[(CLS|SEP)\]$/.test(token.text)) ? "Tokens in brackets, such as the first one, are marks that nobody types: they tell the model where a text begins or ends." : null,
     isPair ? "This model reads a source sentence and writes a target. These are the tokens of the target, its own translation; below are those of the source." : null,
   ].filter(Boolean), chips(tokens), isPair ? element("p", { className: "soft" }, `Source: ${attention.source.map(visibleToken).join(" | ")}`) : null);
 }

@@ -51,11 +51,11 @@ function headHint(weights, { rows, columns, kind }) {
 
 // A row of tokens, coloured by how strongly one of them looks at each; `choose(index)` makes the tokens buttons.
 function attentionStrip(tokens, weights, reader, choose) {
-  return element("div", { className: "strip", role: "group", "aria-label": "The sentence, with the attention of the chosen token" }, ...tokens.map((token, index) => {
+  return element("div", { className: "strip", role: "group", "aria-label": "Tokens with their shares" }, ...tokens.map((token, index) => {
     const parts = [element("span", {}, shortToken(token.text)), element("span", { className: "number" }, weights[index] === undefined ? "" : percent(weights[index]))];
     const node = choose ? element("button", { type: "button", "aria-pressed": String(index === reader), onclick: () => choose(index) }, ...parts) : element("span", { className: "still" }, ...parts);
     if (index === reader) node.classList.add("reader");
-    node.style.setProperty("--share", `${Math.round(50 * (weights[index] ?? 0))}%`);
+    node.style.setProperty("--share", `${Math.round(55 * Math.sqrt(weights[index] ?? 0))}%`);
     return node;
   }));
 }
@@ -138,7 +138,7 @@ function attentionMap(weights, { rows, columns, title }, read) {
   const label = (text, x, y, more = {}) => svg("text", { x, y, ...more }, text);
   const band = svg("rect", { class: "band", x: 0, y: top, width, height: cell }), frame = svg("rect", { class: "cursor", width: cell, height: cell });
   const squares = weights.flatMap((row, t) => row.flatMap((weight, s) => weight < 0.005 ? []
-    : [svg("rect", { class: "square", x: left + s * cell + 1, y: top + t * cell + 1, width: cell - 2, height: cell - 2, "fill-opacity": Math.min(1, 0.08 + 0.92 * weight).toFixed(3) })]));
+    : [svg("rect", { class: "square", x: left + s * cell + 1, y: top + t * cell + 1, width: cell - 2, height: cell - 2, "fill-opacity": Math.min(1, 0.03 + 0.97 * weight ** 0.7).toFixed(3) })]));
   const drawing = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "application", tabindex: 0, "aria-label": `Attention map of ${title}. Arrow keys move.` },
     svg("title", {}, `Attention weights of ${title}: a row looks at a column`), band,
     svg("rect", { class: "field", x: left, y: top, width: cell * columns.length, height: cell * rows.length }), ...squares, frame,
@@ -173,22 +173,25 @@ function attentionMap(weights, { rows, columns, title }, read) {
 
 // Why the order matters: two words are swapped, and attention and prediction are compared.
 function orderPart(answer, ask) {
-  const words = answer.text.split(/\s+/).filter(Boolean), result = element("div", { "aria-live": "polite" });
+  const matches = [...answer.text.matchAll(/(?<!\[)[\p{L}\p{N}'’]+(?!\])/gu)], words = matches.map((match) => match[0]), result = element("div", { "aria-live": "polite" });
   const pick = (index) => {
     const select = element("select", {}, ...words.map((word, place) => new Option(`${place + 1}: ${word}`, place)));
     select.value = String(index);
     return select;
   };
-  const longest = words.map((word, index) => [word.length, index]).sort((one, other) => other[0] - one[0]).map(([, index]) => index);
-  const other = longest.find((index) => words[index] !== words[longest[0]]) ?? 0;
-  const [one, two] = [Math.min(longest[0], other), Math.max(longest[0], other)].map(pick);
+  const inSentence = matches.map((match) => /^\p{Lu}/u.test(match[0]) && /[\p{L},]\s+$/u.test(answer.text.slice(0, match.index))); // names, mostly
+  const weight = (index) => (inSentence[index] ? 100 : 0) + words[index].length;
+  const order = words.map((_, index) => index).sort((one, other) => weight(other) - weight(one));
+  const other = order.find((index) => words[index] !== words[order[0]]) ?? 0;
+  const [one, two] = [Math.min(order[0], other), Math.max(order[0], other)].map(pick);
   const swap = element("button", { type: "button", onclick: async () => {
-    const swapped = [...words];
-    [swapped[one.value], swapped[two.value]] = [words[two.value], words[one.value]];
+    const places = [Number(one.value), Number(two.value)];
+    const swapped = matches.reduceRight((text, match, index) => places.includes(index)
+      ? text.slice(0, match.index) + words[places[1 - places.indexOf(index)]] + text.slice(match.index + match[0].length) : text, answer.text);
     swap.disabled = true;
     page.fail(null);
     try {
-      const changed = await ask(swapped.join(" "));
+      const changed = await ask(swapped);
       result.replaceChildren(...orderComparison(answer, changed));
     } catch (error) {
       page.fail(error, error.status === 0 || error.status >= 500 ? () => swap.click() : undefined);
@@ -211,12 +214,12 @@ function orderComparison(before, after) {
   });
   if (!before.lens) return strips;
   const both = [before, after].map((answer) => new Map(nextAt(answer.lens, 1).map(([token, share]) => [token.id, { token, share }])));
-  const best = both.map((next) => [...next.values()].slice(0, 5)), [first, then] = best.map((list) => list[0]);
+  const best = both.map((next) => [...next.values()].slice(0, 5)), [first, then] = best.map((list) => list[0].token);
   const ids = [...new Set(best.flat().map(({ token }) => token.id))];
-  const names = [first, then].map(({ token, share }) => `“${shortToken(token.text)}” (${percent(share)})`);
+  const names = [before, after].map(({ lens }) => firstGuess(lens));
   const cell = (next, id) => next.has(id) ? percent(next.get(id).share) : "below the first 50";
   return [
-    element("p", { className: "hint" }, `The same words, another order: the model's first guess ${first.token.id === then.token.id ? `stays the same, but its probability goes from ${names[0]} to ${names[1]}` : `changes from ${names[0]} to ${names[1]}`}.`),
+    element("p", { className: "soft" }, after.text), element("p", { className: "hint" }, `The same words, another order: the model's first guess ${first.id === then.id ? `stays the same, but its probability goes from ${names[0]} to ${names[1]}` : `changes from ${names[0]} to ${names[1]}`}.`),
     table(["predicted token", "before", "after"], ids.map((id) => [visibleToken((both[0].get(id) ?? both[1].get(id)).token.text), ...both.map((next) => cell(next, id))]), "Predictions before and after the swap"),
     ...strips,
   ];
