@@ -131,7 +131,7 @@ def test_an_lstm_reads_the_same_sentence(browser: Browser, url: str, folder: Pat
             [100 * change for change in lens.layers[1].changes], abs=0.51
         )
         page.get_by_text("Show me the command").click()
-        assert f"headway lens decoder --text '{TEXT}' --server {url}" in page.locator("pre").all_inner_texts()[0]
+        expect(page.locator("pre").first).to_contain_text(f"headway lens decoder --text '{TEXT}' --server {url}")
 
 
 @pytest.mark.parametrize("dark", [False, True])

@@ -5,7 +5,7 @@ const INSIDE_EXAMPLES = {
   "a masked language model": "The capital of France is [MASK].",
   "an encoder-decoder": "A man is sleeping.",
 };
-const INSIDE_SENTENCE = "There was a little fox named Tom. His friend was a bear named Anna.";
+const INSIDE_SENTENCE = "Once upon a time there was a fox named Tom. His friend was a bear named Anna.";
 
 const attends = (model) => model.verbs.includes("attention");
 const isRecurrent = (model) => model.verbs.includes("lens") && !attends(model);
@@ -122,17 +122,17 @@ function tokensPart({ tokens, lens, attention }) {
 }
 
 function neighboursPart(lens) {
-  const select = element("select", { onchange: () => draw() }), list = element("div", { "aria-live": "polite" });
+  const select = element("select", { onchange: () => { drafts.set("inside-neighbour", Number(select.value)); draw(); } }), list = element("div", { "aria-live": "polite" });
   select.append(...lens.tokens.map((token, index) => new Option(`${index + 1}: ${visibleToken(token.text)}`, index)));
-  select.value = Math.min(lens.tokens.length - 1, drafts.get("inside-neighbour", lens.tokens.length - 1));
+  const longest = lens.tokens.reduce((best, token, index) => /^\s*\p{L}+$/u.test(token.text) && token.text.length > lens.tokens[best].text.length ? index : best, lens.tokens.length - 1);
+  select.value = Math.min(lens.tokens.length - 1, drafts.get("inside-neighbour", longest));
   const draw = () => {
-    drafts.set("inside-neighbour", Number(select.value));
     list.replaceChildren(bars(lens.neighbours[select.value].map((near) => [visibleToken(near.text), near.score])));
   };
   draw();
   return insidePart("2. Tokens as lists of numbers", [
     "Inside the model, each token is a list of numbers: its row in the embedding table. Training moves tokens that are used alike to similar rows.",
-    "Choose a token to see those with the most similar rows. 100 % means the same direction, 0 % nothing in common (the cosine of the angle between both lists). A small model that trained for minutes has found only some of these similarities.",
+    "Choose a token to see those with the most similar rows. 100 % means the same direction, 0 % nothing in common (the cosine of the angle between both lists). Lists of chance values would be alike, too, by up to 30 % in a small model; only what is above means something. A model that trained for minutes has found only some similarities.",
   ], labelled("Token", select), list);
 }
 

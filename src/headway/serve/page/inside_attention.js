@@ -20,33 +20,36 @@ const headWeights = (map, head) => head === MEAN_OF_HEADS
   ? map.weights[0].map((row, t) => row.map((_, s) => map.weights.reduce((sum, weights) => sum + weights[t][s], 0) / map.weights.length))
   : map.weights[head];
 
-// What a head mostly does, found in its weights: {label, text}. Shares are means over the tokens that a rule applies to.
+// What a head mostly does, found in its weights: {label, text, strength}. Shares are means over the tokens that a rule
+// applies to, next to the shares that these would have if attention were even.
 function headHint(weights, { rows, columns, kind }) {
   const across = kind === "cross", causal = !across && weights.every((row, t) => row.every((weight, s) => s <= t || weight === 0));
   const share = (where, least = 1) => {
-    const sums = weights.map((row, t) => [where(t).filter((s) => s >= 0 && s < row.length), row]).filter(([places]) => places.length)
-      .map(([places, row]) => places.reduce((sum, s) => sum + row[s], 0));
-    return sums.length < least ? 0 : sums.reduce((sum, value) => sum + value, 0) / sums.length;
+    const found = weights.map((row, t) => [where(t).filter((s) => s >= 0 && s < row.length), row, t]).filter(([places]) => places.length);
+    const mean = (value) => found.length < least ? 0 : found.reduce((sum, entry) => sum + value(...entry), 0) / found.length;
+    return [mean((places, row) => places.reduce((sum, s) => sum + row[s], 0)), mean((places, row, t) => places.length / (causal ? t + 1 : row.length))];
   };
   const sameAs = (t, step) => across ? [] : columns.flatMap((token, s) => s !== t && token.text === rows[t].text && (!causal || s + step < t) && s + step !== t ? [s + step] : []);
   const rules = [
-    ["before", "looks at the token before", across ? 0 : share((t) => [t - 1])],
+    ["before", "looks at the token before", across ? [0, 0] : share((t) => [t - 1])],
     ["first", `looks at the first token${across ? " of the source" : ""}`, share((t) => t > 1 || across ? [0] : [])],
-    ["itself", "looks at the token itself", across ? 0 : share((t) => t ? [t] : [])],
-    ["after", "looks at the token after", causal || across ? 0 : share((t) => [t + 1])],
+    ["itself", "looks at the token itself", across ? [0, 0] : share((t) => t ? [t] : [])],
+    ["after", "looks at the token after", causal || across ? [0, 0] : share((t) => [t + 1])],
     ["same word", "looks at the same token elsewhere in the text", share((t) => sameAs(t, 0), 2)],
     ["what followed", "looks at what followed the same token earlier", share((t) => sameAs(t, 1), 2)],
-    ["last", "looks at the last token of the source", across ? share(() => [columns.length - 1]) : 0],
+    ["last", "looks at the last token of the source", across ? share(() => [columns.length - 1]) : [0, 0]],
   ];
   const evenness = weights.map((row, t) => {
     const seen = causal ? t + 1 : row.length;
     return seen < 2 ? null : -row.reduce((sum, weight) => sum + (weight > 0 ? weight * Math.log(weight) : 0), 0) / Math.log(seen);
   }).filter((value) => value !== null);
   const even = evenness.reduce((sum, value) => sum + value, 0) / Math.max(1, evenness.length);
-  const [label, text, best] = rules.reduce((one, other) => other[2] > one[2] ? other : one);
-  if (evenness.length && even > 0.92) return { label: "even", text: "spreads its attention nearly evenly over all tokens that it sees" };
-  if (best >= 0.4) return { label: `${label} ${percent(best)}`, text: `mostly ${text}: ${percent(best)} of its attention on average` };
-  return { label: "mixed", text: "follows no simple rule here: where it looks depends on the words" };
+  const [label, text, [best, byChance]] = rules.reduce((one, other) => other[2][0] > one[2][0] ? other : one);
+  const figures = `${percent(best)} of its attention on average, and ${percent(byChance)} if it looked everywhere alike`;
+  if (evenness.length && even > 0.92) return { label: "even", text: "spreads its attention nearly evenly over all tokens that it sees", strength: 0 };
+  if (best >= 0.4 && best > 1.5 * byChance) return { label: `${label} ${percent(best)}`, text: `mostly ${text}: ${figures}`, strength: label === "first" ? best / 2 : best };
+  if (best >= 0.2 && best > 2 * byChance) return { label: `partly ${label} ${percent(best)}`, text: `partly ${text}: ${figures}`, strength: best / 2 };
+  return { label: "mixed", text: "follows no simple rule here: where it looks depends on the words", strength: 0 };
 }
 
 // A row of tokens, coloured by how strongly one of them looks at each; `choose(index)` makes the tokens buttons.
@@ -86,24 +89,28 @@ function attentionPart(answer) {
     state.picture.choose(state.reader);
   };
   const draw = () => {
-    drafts.set("inside-head", [Number(layer.value), chosen()]);
+    answer.head = [Number(layer.value), chosen()];
     const current = map(), weights = headWeights(current, chosen());
     const name = chosen() === MEAN_OF_HEADS ? "The mean of all heads" : `Head ${chosen() + 1}`;
     hint.textContent = `${name} of ${current.title.toLowerCase()} ${headHint(weights, current).text}.`;
     state.picture = attentionMap(weights, current, read);
     picture.replaceChildren(state.picture.node);
-    overview.replaceChildren(headTable(maps, Number(layer.value), chosen(), choose));
+    overview.replaceChildren(headTable(maps, Number(layer.value), chosen(), (...place) => { choose(...place); keep(); }));
     numbers.ontoggle = () => numbers.open && numbers.children.length < 2 && numbers.append(table(["token", ...current.columns.map((token) => shortToken(token.text))],
       weights.map((row, t) => [shortToken(current.rows[t].text), ...row.map((weight) => percent(weight))]), "Attention weights"));
     numbers.open = false;
     numbers.replaceChildren(element("summary", {}, "The numbers of this picture as a table"));
     read(Math.min(state.reader, current.rows.length - 1));
   };
-  layer.addEventListener("change", () => choose(Number(layer.value), chosen()));
-  head.addEventListener("change", draw);
-  state.reader = maps.at(-1).rows.length - 1;
+  const keep = () => drafts.set("inside-head", answer.head);
+  layer.addEventListener("change", () => { choose(Number(layer.value), chosen()); keep(); });
+  head.addEventListener("change", () => { draw(); keep(); });
+  state.reader = Math.max(0, maps.at(-1).rows.findLastIndex((token) => /\p{L}/u.test(token.text))); // a word, not a full stop
   const cross = maps.findIndex((entry) => entry.kind === "cross");
-  choose(...drafts.get("inside-head", [Math.max(0, cross), 0]));
+  // At first, the head whose rule is the clearest.
+  const all = maps.flatMap((entry, index) => entry.weights.map((weights, number) => [headHint(weights, entry).strength, index, number]));
+  const [, clearest, number] = all.filter(([, index]) => cross < 0 || maps[index].kind === "cross").reduce((one, other) => other[0] > one[0] ? other : one);
+  choose(...drafts.get("inside-head", [clearest, number]));
   return insidePart("3. Attention: which words a word looks at", [
     `In each layer, every token looks at ${answer.lens && !answer.lens.masked && !isPair ? "itself and the tokens before it, never at those that come later" : "other tokens"}, and takes over information from them. How strongly is a share; the shares of a token add up to 100 %.`,
     "A layer has several heads that look at different things at the same time. Nobody told a head what to look at: it learned that in training. Choose a layer and a head, and then a token.",
@@ -205,7 +212,7 @@ function orderPart(answer, ask) {
 }
 
 function orderComparison(before, after) {
-  const [layer, head] = drafts.get("inside-head", [0, 0]);
+  const [layer, head] = before.head;
   const strips = [["Before", before], ["After", after]].flatMap(([name, answer]) => {
     const map = attentionMaps(answer)[layer], last = answer.lens ? answer.lens.next.position : map.rows.length - 1;
     const line = headWeights(map, head)[last];
