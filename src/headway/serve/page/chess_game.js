@@ -153,10 +153,13 @@ class ChessView {
   }
 
   playTyped() {
-    const text = this.typed.value.trim(), move = typedMove(text, this.state?.legal ?? {});
-    if (!this.state || this.state.end || this.state.turn !== this.game.side) page.fail(new ServerError(this.state?.end ? "the game is over; start a new one, or take back a move" : "it is the model's turn; wait for its move", 400));
-    else if (move) this.play(move);
-    else page.fail(new ServerError(`${text ? `"${text.slice(0, 20)}"` : "nothing"} is not a legal move here; legal moves are ${Object.values(this.state.legal).slice(0, 12).join(", ")}`, 400));
+    const text = this.typed.value.trim(), legal = Object.values(this.state?.legal ?? {}), move = typedMove(text, this.state?.legal ?? {});
+    const problem = this.state?.end ? "the game is over; start a new one, or take back a move"
+      : this.state?.turn !== this.game.side ? "it is the model's turn; wait for its move"
+      : !text ? `type a move first, such as ${legal[0]}`
+      : !move && `"${text.slice(0, 20)}" is not a legal move here; legal moves are ${legal.slice(0, 12).join(", ")}${legal.length > 12 ? ", ..." : ""}`;
+    if (problem) page.fail(new ServerError(problem, 400));
+    else this.play(move);
     this.typed.focus();
   }
 
