@@ -130,7 +130,8 @@ def test_a_game_by_mouse_text_and_buttons(browser: Browser, url: str) -> None:
         page.get_by_role("button", name="Flip board").click()
         assert (page.locator(".board button").first.get_attribute("aria-label") or "").startswith("h1")
         page.get_by_text("Show me the command").first.click()
-        command = page.locator("pre").first.inner_text()
+        expect(page.locator(".chess pre").first).not_to_be_empty()
+        command = page.locator(".chess pre").first.inner_text()
         assert command.startswith("headway chess move 'chess <b>\"x\"</b>' e2e4 ")
         assert "--nodes 100 --temperature 0 --server http://127.0.0.1" in command
         page.get_by_label("You play").select_option("black")

@@ -91,7 +91,7 @@ class ChessView {
       if (this.state.end || this.state.turn === this.game.side) return;
       const answer = await this.ask(this.thinking);
       const { uci, outcome, candidates } = answer.move;
-      this.game = { ...this.game, moves: [...moves, uci], thought: { uci, outcome, candidates } };
+      this.game = { ...this.game, moves: [...moves, uci], thought: { outcome, candidates } };
       this.state = answer.game;
       this.show();
     } catch (error) {
@@ -99,7 +99,8 @@ class ChessView {
       this.status.textContent = "The game waits for the server.";
       this.shownModel = null; // to go on when the models or the key change
       page.fail(error, error.status === 400 ? undefined : () => this.advance());
-      if (error.status === 400 && !this.state) this.restart(""); // the stored game cannot be read any more
+      const isStored = !this.state && (this.game.position || this.game.moves.length);
+      if (error.status === 400 && isStored) this.restart(""); // the stored game cannot be read any more
     }
   }
 
@@ -137,8 +138,8 @@ class ChessView {
   }
 
   showThought() {
-    const { thought, moves } = this.game;
-    if (!thought || !moves.includes(thought.uci)) return this.thought.replaceChildren();
+    const { thought } = this.game;
+    if (!thought) return this.thought.replaceChildren();
     const [win, draw, loss] = thought.outcome ?? [];
     const view = thought.outcome && `The model thinks that ${chessWords(win + draw / 2)}: win ${percent(win)}, draw ${percent(draw)}, loss ${percent(loss)}.`;
     this.thought.replaceChildren(element("h3", {}, "What the model thought"), view ? element("p", {}, view) : "",
