@@ -42,7 +42,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from headway.app.conversion import export_model, quantize
 from headway.app.loading import load as load_model
 from headway.app.recipes import find_model_config
-from headway.bench.benchmark import WARMUP_TOKENS, BenchRequest, Job, run
+from headway.bench.benchmark import WARMUP_TOKENS, BenchJob, BenchRequest, run
 from headway.engine import Engine
 from headway.formats import native
 from headway.formats.open import open_model
@@ -274,7 +274,7 @@ def in_loop(place: str, rows: int, cache: CacheDtype) -> float:
     """Tokens a second of the scheduler after the prompts, without guesses worth their while."""
     session = load_model(place, "cpu", cache=cache).open_session()
     assert isinstance(session.model, Engine)
-    job = Job("decode", FORM, place, rows, session.model.pool.threads, 0, session.model.config.vocab_size, None)
+    job = BenchJob("decode", FORM, place, rows, session.model.pool.threads, 0, session.model.config.vocab_size, None)
     scheduler = Scheduler(session.model, session.codec, step_tokens=rows * PROMPT)  # all begin, and end, together
     for prompt in job.prompts():
         sampling = Sampling(temperature=1.0, top_k=40, seed=1)

@@ -29,7 +29,7 @@ MODEL = {
     "Images and sounds": ("caption", "match", "look", "transcribe", "transcriber"),
     "Time series": ("forecast",),
     "Episodes, robots, chess": ("rollout", "act", "policy", "move", "player"),
-    "Scores, attention and logits": ("evaluate", "score", "attention", "logits"),
+    "Scores, attention and logits": ("evaluate", "score", "attention", "lens", "logits"),
     "What it can do, ids, and what generates": (
         "verbs",
         "reads",

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from headway.learn import Recipe, Run
     from headway.learn.plan.plans import Plan
     from headway.predict.attention_maps import Attention
+    from headway.predict.logit_lens import Lens
 
 __all__ = [
     "AgentPolicy",
@@ -58,6 +59,7 @@ __all__ = [
     "Conversation",
     "Forecast",
     "ImageAttention",
+    "Lens",
     "Limits",
     "Matches",
     "Model",
@@ -122,6 +124,7 @@ lazy_exports(
         ".app.recipes": ("presets", "recipes"),
         ".learn": ("Recipe", "Run"),
         ".predict.attention_maps": ("Attention",),
+        ".predict.logit_lens": ("Lens",),
         ".app.verification": ("Verification", "verify"),
     },
 )

@@ -17,9 +17,9 @@ from headway.bench.benchmark import (
     NEW_TOKENS,
     PEERS,
     PROMPT_TOKENS,
+    BenchJob,
     BenchRequest,
     Contender,
-    Job,
     check_space,
     comparisons,
     list_contenders,
@@ -56,9 +56,9 @@ def ask(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, st
     return code, found.out, found.err
 
 
-def job(kind: str, form: str, folder: Path, config: ModelConfig, rows: int) -> Job:
+def job(kind: str, form: str, folder: Path, config: ModelConfig, rows: int) -> BenchJob:
     context = getattr(config, "context", None)
-    return Job(kind, form, str(folder), rows, torch.get_num_threads(), 0, config.vocab_size, context)  # type: ignore[arg-type]
+    return BenchJob(kind, form, str(folder), rows, torch.get_num_threads(), 0, config.vocab_size, context)  # type: ignore[arg-type]
 
 
 def test_a_shape_by_the_command(shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,7 +84,7 @@ def test_programs_run_in_turn(
         "headway.bench.peers.ctranslate2": iter((1.0, 40.0, 20.0)),
     }
 
-    def process(module: str, action: str, job: Job) -> dict[str, float]:
+    def process(module: str, action: str, job: BenchJob) -> dict[str, float]:
         told.append((module.rpartition(".")[2], action, job.form))
         if action == "prepare":
             return {}

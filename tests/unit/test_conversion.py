@@ -66,7 +66,8 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def test_files_are_those_of_a_model_in_memory(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     folder = folder_of(name, tmp_path / "model", dtype)
     hw.export(folder, tmp_path / "streamed")
-    export_model(open_model(folder), tmp_path / "whole")
+    card = (tmp_path / "streamed" / "README.md").read_text(encoding="utf-8")
+    export_model(open_model(folder), tmp_path / "whole", card=card)
     assert files_of(tmp_path / "streamed") == files_of(tmp_path / "whole")
     for form in ("int8", "int4"):
         hw.quantize(folder, tmp_path / form, form)

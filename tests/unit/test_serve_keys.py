@@ -9,7 +9,7 @@ import pytest
 
 from headway.errors import UserError
 from headway.serve import api_keys
-from headway.serve.api_keys import ApiKey, KeyFile, KeyRing
+from headway.serve.api_keys import ApiKey, KeyFile, KeyRing, parse_keys
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_keys_come_and_go_and_keep_their_numbers(file: Path) -> None:
     [
         ("", "contains no key"),
         ("# nothing\n", "contains no key"),
-        ("new\nsome key of words\n", "not KEY or KEY N"),
+        ("new\nsome key of words\n", "not KEY, KEY N, KEY train"),
         (b"new\n\xff\n", "not UTF-8"),
         ("x" * (1 << 20) + "\n", "more than 1,048,576 bytes"),
         (None, "No such file"),
@@ -70,6 +70,17 @@ def test_a_broken_file_leaves_the_keys_and_one_line(
     replace(file, "new\n")
     assert ring.find("first") is None
     assert ring.find("new") == (ApiKey("new"), 3)
+
+
+def test_a_key_may_train_if_its_line_ends_with_train() -> None:
+    lines = ("reader", "reader2 3", "trainer train  # of us", "trainer2\t2 train", "train", "train train")
+    assert parse_keys(lines, "keys") == [
+        ApiKey("reader"), ApiKey("reader2", 3), ApiKey("trainer", None, True), ApiKey("trainer2", 2, True),
+        ApiKey("train"), ApiKey("train", None, True),
+    ]  # fmt: skip
+    for line in ("a train 2", "a 0 train", "a 1 2", "a trains", "a 1 train train"):
+        with pytest.raises(UserError, match="not KEY, KEY N, KEY train or KEY N train"):
+            parse_keys([line], "keys")
 
 
 def test_a_file_is_looked_at_once_a_second(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

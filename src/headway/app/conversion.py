@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
+from headway.app.model_card import CARD, model_card
 from headway.app.runs import open_recipe
 from headway.codecs import TokenizerCodec
 from headway.codecs.special_tokens import SpecialTokens, set_post_processor
@@ -26,7 +27,7 @@ from headway.formats.onnx import check_onnx, save_onnx
 from headway.formats.open import OpenedModel, open_model
 from headway.formats.published import CONFIG, load_published, save_published
 from headway.io.arguments import check_types
-from headway.io.durable import DIGESTS_FILE, atomic_write, read_json, seal, write_json
+from headway.io.durable import DIGESTS_FILE, atomic_write, read_json, seal, write_json, write_text
 from headway.io.hub import find_folder
 from headway.io.outputs import check_free_disk, check_kind
 from headway.learn.run import RunDirectory
@@ -132,29 +133,37 @@ def quantize(
 
 
 @check_types
-def export(model: str | Path, out: str | Path, format: str | None = None, dtype: str | None = None) -> str:
+def export(
+    model: str | Path, out: str | Path, format: str | None = None, dtype: str | None = None, card: bool = False
+) -> str:
     """Write a run or model to `out` in a format that other programs read, and return the name of its family or kind
     in that format.
 
     "hf" is a folder for transformers; "gguf" is one file for llama.cpp, with weights in `dtype` f32 (or None), f16,
     q8_0, q4_k_m or another format of llama.cpp; "onnx" is a graph for onnxruntime, where `out` is the file or a folder
     for model.onnx, with the tokenizer, labels and image processor next to it. None chooses by the suffix of `out`:
-    .gguf, .onnx, otherwise hf. Weights are read one by one, except for onnx. The output is read back and must compute
-    the same as the model.
+    .gguf, .onnx, otherwise hf. A folder for transformers has a model card, README.md; with `card`, a .gguf or
+    .onnx file gets one next to it. Weights are read one by one, except for onnx. The output is read back and must
+    compute the same as the model.
 
     Raises UserError for a model that the format cannot represent, if `out` already exists or its disk is too small, and
     if outputs differ by more than the number format explains; then nothing is written.
     """
-    return export_checked(model, out, format, dtype).family
+    return export_checked(model, out, format, dtype, card).family
 
 
-def export_checked(model: str | Path, out: str | Path, format: str | None, dtype: str | None) -> ExportResult:
+def export_checked(
+    model: str | Path, out: str | Path, format: str | None, dtype: str | None, card: bool = False
+) -> ExportResult:
     """`export`, together with the comparison of outputs."""
     target_format = format_from_suffix(Path(out)) if format is None else format
     check_format(target_format, dtype)
     if target_format == "onnx":
         check_onnx()
-    source = find_folder(model)
+    source, path = find_folder(model), Path(out)
+    card_path = (path if target_format == "onnx" and path.suffix != ONNX else path.parent) / CARD
+    if card and target_format != "hf" and card_path.exists():
+        raise UserError(f"{card_path} already exists; choose a folder without it, or leave out --card")
     with nullcontext() if target_format == "onnx" else deferred_weights():
         opened = open_model(source)
     codec = opened.codec
@@ -164,17 +173,27 @@ def export_checked(model: str | Path, out: str | Path, format: str | None, dtype
             # The tokenizer of a run trained on whole documents adds the bos token, as the run's prompts do.
             bos = codec.tokenizer.id_to_token(codec.bos_id)
             set_post_processor(codec.tokenizer, "", SpecialTokens(bos=bos), {"add_bos_token": True})
-    return export_model(opened, Path(out), target_format, dtype, str(model))
+    written = model_card(opened, source, path, target_format) if card or target_format == "hf" else None
+    result = export_model(opened, path, target_format, dtype, str(model), written)
+    if written is not None and target_format != "hf":
+        write_text(card_path, written)
+    return result
 
 
 def export_model(
-    opened: OpenedModel, directory: Path, target_format: str = "hf", dtype: str | None = None, source: str = "the model"
+    opened: OpenedModel,
+    directory: Path,
+    target_format: str = "hf",
+    dtype: str | None = None,
+    source: str = "the model",
+    card: str | None = None,
 ) -> ExportResult:
     """Write a published format; return its name for the model's family, and the comparison of the model with the
     written one.
 
     "hf": config.json, safetensors and tokenizer.json for transformers. "gguf": one file, `dtype` f32 (or None) or
-    another number format of llama.cpp. "onnx": see `save_onnx`. `source` names the model in messages. Raises UserError
+    another number format of llama.cpp. "onnx": see `save_onnx`. `source` names the model in messages; `card` is the
+    README.md of an "hf" folder. Raises UserError
     for a model that the format cannot represent.
     """
     check_format(target_format, dtype)
@@ -207,6 +226,8 @@ def export_model(
             if usage.template is not None:
                 path = draft / _TOKENIZER_CONFIG
                 write_json(path, read_json(path) | {"chat_template": usage.template})
+        if card is not None:
+            write_text(draft / CARD, card)
         with deferred_weights():
             return ExportResult(family, check_export(to_classes_model(model), load_published(draft).model))
 

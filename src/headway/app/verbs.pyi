@@ -514,6 +514,17 @@ class LocalVerbs:
         target: target text for a translation model (default: its own translation).
         """
         ...
+    def lens(self, text: str, top: int = 5, neighbours: int = 0, target: str | None = None) -> _text.Lens:
+        """What the model would predict at each token of `text` if its stack ended after each layer: the final norm and the
+        head are applied to the layer's features (nostalgebraist 2020). The last layer is the model's own prediction.
+
+        top: number of tokens per layer and position, most probable first; 100 at most.
+        neighbours: number of nearest tokens in the embedding table for each token of the text; 100 at most.
+        target: target text for a translation model (default: its own translation), to whose tokens the predictions belong.
+
+        Raises UserError for a model without a vocabulary, and for text that is empty or has more than 256 tokens.
+        """
+        ...
     def logits(self, ids: Any, source: Any = None) -> Float[Tensor, "B T C"]:
         """Logits after each token, Float[B, T, C], for `ids` Int[B, T]. An encoder-decoder also needs the ids of the
         `source`, Int[B, S].
@@ -935,6 +946,14 @@ class RemoteVerbs:
     def embed(
         self, items: _image_text.Texts | Iterable[_image_text.Image], truncate: bool = ..., prompt: str | None = ...
     ) -> Float[Tensor, "N D"]: ...
+    @overload
+    def look(self, images: _vision.Image) -> _vision.ImageAttention:
+        """The attention rollout over an image, or over each of several. `picture()` of the result draws it. Raises
+        UserError for a model that does not take images.
+        """
+        ...
+    @overload
+    def look(self, images: Iterable[_vision.Image]) -> list[_vision.ImageAttention]: ...
     def act(
         self,
         observation: Any,
@@ -976,6 +995,17 @@ class RemoteVerbs:
         Raises UserError for an invalid position, an illegal move, and a finished game.
         """
         ...
+    def forecast(self, data: _forecast.Data | None = None, steps: int | None = None) -> list[_forecast.Forecast]:
+        """Quantiles of the next `steps` (None: the run's horizon) after each series of `data` (whatever `train` takes;
+        None: the run's own).
+
+        Beyond the horizon the model continues from its own medians, so its intervals are too narrow. Missing values
+        raise an error or are filled, as in the run (`task.fill`). Raises UserError for a model that does not forecast,
+        and for series that are too short or have a different time step.
+
+        steps: steps to forecast (default: the run's horizon).
+        """
+        ...
     @overload
     def score(self, texts: str, sources: str | _text.Texts | None = ...) -> list[float]:
         """The log probability of each token of a text, or of each of several, in nats.
@@ -986,6 +1016,23 @@ class RemoteVerbs:
         ...
     @overload
     def score(self, texts: _text.Texts, sources: str | _text.Texts | None = ...) -> list[list[float]]: ...
+    def attention(self, text: str, target: str | None = None) -> _text.Attention:
+        """The attention weights over `text`; for an encoder-decoder also over `target` or its own translation.
+
+        target: target text for a translation model (default: its own translation).
+        """
+        ...
+    def lens(self, text: str, top: int = 5, neighbours: int = 0, target: str | None = None) -> _text.Lens:
+        """What the model would predict at each token of `text` if its stack ended after each layer: the final norm and the
+        head are applied to the layer's features (nostalgebraist 2020). The last layer is the model's own prediction.
+
+        top: number of tokens per layer and position, most probable first; 100 at most.
+        neighbours: number of nearest tokens in the embedding table for each token of the text; 100 at most.
+        target: target text for a translation model (default: its own translation), to whose tokens the predictions belong.
+
+        Raises UserError for a model without a vocabulary, and for text that is empty or has more than 256 tokens.
+        """
+        ...
     def stream(
         self,
         prompt: str,

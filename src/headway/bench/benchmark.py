@@ -76,7 +76,7 @@ EOS_ID = 0  # translate: the eos token
 
 
 @dataclass(frozen=True)
-class Job:
+class BenchJob:
     """The work for one process. `form` is the weights' number format; `folder` contains the prepared models."""
 
     kind: Kind
@@ -123,10 +123,10 @@ class Job:
         return [[generator.randrange(low, high) for _ in range(length)] for length in lengths]
 
 
-def run_job(measure: Callable[[Job], dict[str, float]], prepare: Callable[[Job], None] | None = None) -> None:
+def run_job(measure: Callable[[BenchJob], dict[str, float]], prepare: Callable[[BenchJob], None] | None = None) -> None:
     """Run the action on this process's command line (`prepare` or `measure`, and a job), and print the result."""
     action, job_json = sys.argv[1:]
-    job = Job(**json.loads(job_json))
+    job = BenchJob(**json.loads(job_json))
     try:
         if action == "prepare" and prepare is not None:
             prepare(job)
@@ -421,7 +421,7 @@ def run(request: BenchRequest, note: Note = lambda line: None) -> dict[str, Any]
         settings: dict[str, Any] = {"backend": request.backend, "deterministic": request.deterministic}
         settings["cache"] = request.cache
         settings["timeline"] = request.timeline and str(request.timeline)
-        job = Job(kind, "fp32", folder, rows, threads, request.seed, config.vocab_size, context, **settings)
+        job = BenchJob(kind, "fp32", folder, rows, threads, request.seed, config.vocab_size, context, **settings)
         for program in contenders:
             if program.prepares:
                 note(f"preparing {program.title}")
@@ -485,7 +485,7 @@ _INSTRUCTION_LIMITS = {
 }
 
 
-def _run_process(module: str, action: str, job: Job) -> dict[str, float]:
+def _run_process(module: str, action: str, job: BenchJob) -> dict[str, float]:
     """Run a module for a job. Raises UserError if the module reports one, and RuntimeError if it fails."""
     threads = str(job.threads)
     limits = _INSTRUCTION_LIMITS.get(os.environ.get("HEADWAY_FORM", ""), {})
@@ -514,7 +514,7 @@ def _build_report(
     request: BenchRequest,
     shape: str,
     config: ModelConfig,
-    job: Job,
+    job: BenchJob,
     contenders: Sequence[Contender],
     runs: dict[str, list[dict[str, float]]],
     probes: list[dict[str, float]],

@@ -18,7 +18,7 @@ from headway.bench.benchmark import (
     TARGET_TOKENS,
     TIMELINE_STEPS,
     WARMUP_TOKENS,
-    Job,
+    BenchJob,
     Kind,
     run_job,
     time_call,
@@ -45,7 +45,7 @@ from headway.nn.models import EncoderDecoder, Generative
 _TOKENS = 1 << 18
 
 
-def training_step(job: Job) -> Callable[[], object]:
+def training_step(job: BenchJob) -> Callable[[], object]:
     """A training step on windows of random tokens: batch, forward, backward, clipping, AdamW."""
     context = job.context or 0
     config = LanguageConfig(context=context, packing="windows", split=SplitConfig(validation=0.1, test=0.0))
@@ -65,7 +65,7 @@ def training_step(job: Job) -> Callable[[], object]:
 _CPU = torch.device("cpu")
 
 
-def decode(model: Generative, job: Job) -> dict[str, float]:
+def decode(model: Generative, job: BenchJob) -> dict[str, float]:
     """Greedy steps after the prompts, one token per row, without speculation."""
     prompts = job.prompts()
     timeline_steps = TIMELINE_STEPS if job.timeline is not None else 0
@@ -91,7 +91,7 @@ def decode(model: Generative, job: Job) -> dict[str, float]:
     return measurement
 
 
-def prefill(model: Generative, job: Job) -> dict[str, float]:
+def prefill(model: Generative, job: BenchJob) -> dict[str, float]:
     """From the prompt ids to the logits after them."""
     prompts = job.prompts()
     max_length = max(map(len, prompts))
@@ -99,7 +99,7 @@ def prefill(model: Generative, job: Job) -> dict[str, float]:
     return {"tokens_per_second": sum(map(len, prompts)) / call_seconds}
 
 
-def translate(model: Generative, job: Job) -> dict[str, float]:
+def translate(model: Generative, job: BenchJob) -> dict[str, float]:
     """Beam search over all sentences; eos is suppressed so that all have the same number of tokens."""
     start = job.symbols - 1
     config = SearchConfig(BEAM_WIDTH, most_ratio=0, most_extra=TARGET_TOKENS)
@@ -115,14 +115,14 @@ def translate(model: Generative, job: Job) -> dict[str, float]:
     return {"sentences_per_second": job.rows / seconds, "tokens_per_second": job.rows * TARGET_TOKENS / seconds}
 
 
-def train(job: Job) -> dict[str, float]:
+def train(job: BenchJob) -> dict[str, float]:
     """Trainer steps."""
     with retained_heap():
         step = training_step(job)
         return {"tokens_per_second": job.rows * (job.context or 0) / time_step(step)}
 
 
-def load(job: Job) -> dict[str, float]:
+def load(job: BenchJob) -> dict[str, float]:
     """The time to load a model and touch every page of its weights, measured at the second load, when modules are
     imported and the files are in the page cache.
     """
@@ -157,14 +157,14 @@ def _parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
         yield tensor.data
 
 
-_GENERATION_BENCHMARKS: dict[Kind, Callable[[Generative, Job], dict[str, float]]] = {
+_GENERATION_BENCHMARKS: dict[Kind, Callable[[Generative, BenchJob], dict[str, float]]] = {
     "decode": decode,
     "prefill": prefill,
     "translate": translate,
 }
 
 
-def measure(job: Job) -> dict[str, float]:
+def measure(job: BenchJob) -> dict[str, float]:
     torch.set_num_threads(job.threads)
     with deterministic(job.deterministic):
         if job.kind in _GENERATION_BENCHMARKS:

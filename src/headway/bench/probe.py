@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 import torch
 
-from headway.bench.benchmark import Job, run_job
+from headway.bench.benchmark import BenchJob, run_job
 
 _NUM_FLOATS = 1 << 27  # half a gigabyte, far more than the caches
 _SIZE = 2048
 _REPEATS = 8
 
 
-def measure(job: Job) -> dict[str, float]:
+def measure(job: BenchJob) -> dict[str, float]:
     """For memory-bound work, bytes per second in a plain sum; otherwise FLOP per second in matrix products."""
     torch.set_num_threads(job.threads)
     if job.kind == "decode":

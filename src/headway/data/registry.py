@@ -19,6 +19,7 @@ from headway.data.corpus import iter_pairs
 from headway.data.episode_files import read_episodes
 from headway.data.input_files import File, archive_members, read_lines
 from headway.data.labelled_files import read_idx
+from headway.data.stories import write_stories
 from headway.errors import UserError, nearest
 from headway.io.durable import temporary_path
 
@@ -48,7 +49,7 @@ class KnownFile:
 class KnownSet:
     """A named data set with its home page `url`. A set that comes with a Python `package` has no `files`, but a
     `package_file` inside the package; `pip` is the package's name on PyPI if it differs. `system_folders` are folders
-    where packages of the operating system put the files.
+    where packages of the operating system put the files. `write` generates the only file of a set without a download.
     """
 
     name: str
@@ -61,6 +62,12 @@ class KnownSet:
     package_file: str | None = None
     pip: str | None = None
     system_folders: tuple[str, ...] = ()
+    write: Callable[[Path], None] | None = None
+
+    @property
+    def needs_network(self) -> bool:
+        """Whether the files are downloaded, rather than generated or part of a package."""
+        return self.write is None and self.package is None
 
 
 _MEGABYTE = 1_000_000
@@ -236,6 +243,30 @@ KNOWN_SETS: dict[str, KnownSet] = {
             files=tuple(map(_openings, "abcde")),
         ),
         KnownSet(
+            name="lichess-2013-01",
+            description="rated chess games that people played on Lichess in January 2013",
+            counts="121,332 games",
+            licence="CC0",
+            url="https://database.lichess.org",
+            files=(
+                KnownFile(
+                    "chess/lichess_db_standard_rated_2013-01.pgn.zst",
+                    "https://database.lichess.org/standard/lichess_db_standard_rated_2013-01.pgn.zst",
+                    20 * _MEGABYTE,
+                    sha256="aa40b3671fa3cf1072eb182892cd90b0e1e003a4a5943492f64b77e7f3fd1635",
+                ),
+            ),
+        ),
+        KnownSet(
+            name="stories",
+            description="short stories in simple English, which a grammar of headway generates",
+            counts="12,000 stories",
+            licence="MIT",
+            url="headway (data/stories.py)",
+            files=(KnownFile("stories/stories.jsonl", "", 20 * _MEGABYTE, lines=12_000),),
+            write=write_stories,
+        ),
+        KnownSet(
             name="cmudict",
             description="English words with their pronunciations (CMU Pronouncing Dictionary)",
             counts="about 126,000 words with 135,000 pronunciations",
@@ -296,7 +327,7 @@ def find_set(name: str) -> list[Path]:
         raise UserError(
             f"data set {name!r} is in a package that is not installed; run pip install {known.pip or known.package}"
         )
-    if any(not file.url for file in known.files):
+    if known.write is None and any(not file.url for file in known.files):
         raise manual_download_error(known)
     folders = " or ".join(map(str, data_folders()))
     raise UserError(f"data set {name!r} is not in {folders}; run: headway data get {name}")
@@ -309,6 +340,16 @@ def manual_download_error(known: KnownSet) -> UserError:
         f"data set {known.name!r} is missing and cannot be downloaded; create it from {known.url}, put {files} into a "
         "folder and set HEADWAY_DATA to it"
     )
+
+
+def set_of(path: str | Path) -> KnownSet | None:
+    """The known set that a file belongs to, by the end of its path in a data folder; None for other files."""
+    for known in KNOWN_SETS.values():
+        names = [name for file in known.files for name in (file.path, file.alternative) if name]
+        names += [f"{known.package}/{known.package_file}"] if known.package else []
+        if any(Path(path).as_posix().endswith(f"/{name}") for name in names):
+            return known
+    return None
 
 
 def _find_files(known: KnownSet) -> list[Path]:
@@ -334,7 +375,7 @@ _TIMEOUT = 60.0  # seconds without a byte
 
 
 def get_set(name: str, progress: Callable[[int, int], None] | None = None) -> list[Path]:
-    """The files of a known set; missing ones are downloaded to headway's cache."""
+    """The files of a known set; missing ones are downloaded to headway's cache, or generated there."""
     known = known_set(name)
     return find_set(name) if is_present(known) or known.package else download(known, cache_root() / "data", progress)
 
@@ -345,7 +386,7 @@ def download(known: KnownSet, folder: Path, progress: Callable[[int, int], None]
     `progress` is called with bytes done and total bytes (0 if unknown). UserError if there is no connection, a file is
     too large or fails verification, the disk is full, or the set cannot be downloaded; no partial files remain.
     """
-    if any(not file.url for file in known.files):
+    if known.write is None and any(not file.url for file in known.files):
         raise manual_download_error(known)
     for file in known.files:
         if not (folder / file.path).is_file():
@@ -354,34 +395,42 @@ def download(known: KnownSet, folder: Path, progress: Callable[[int, int], None]
                 # The name keeps its extension, because verification reads the file by its extension.
                 part = temporary_path(final, f"draft{final.suffix}")
                 try:
-                    digest, done = hashlib.sha256(), 0
-                    request = urllib.request.Request(file.url, headers={"User-Agent": "headway"})
-                    try:
-                        with urllib.request.urlopen(request, timeout=_TIMEOUT) as response, open(part, "wb") as out:
-                            total = int(response.headers.get("Content-Length") or 0)
-                            while block := response.read(_BLOCK_SIZE):
-                                done += len(block)
-                                if max(done, total) > file.limit:
-                                    raise UserError(
-                                        f"{file.url} has {max(done, total):,} bytes or more, over the limit of "
-                                        f"{file.limit:,}; download it by hand if it has grown"
-                                    )
-                                digest.update(block)
-                                out.write(block)
-                                if progress is not None:
-                                    progress(done, total)
-                    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-                        reason = str(error).strip("<>") or type(error).__name__
-                        raise UserError(
-                            f"{file.url} cannot be downloaded ({reason}); try again, or download it by hand"
-                        ) from error
-                    if done < total:
-                        raise UserError(f"{file.url} stopped after {done:,} of {total:,} bytes; try again")
-                    _verify(file, part, digest.hexdigest())
+                    digest = ""
+                    if known.write is None:
+                        digest = _receive(file, part, progress)
+                    else:
+                        known.write(part)
+                    _verify(file, part, digest)
                     part.replace(final)
                 finally:
                     part.unlink(missing_ok=True)
     return [folder / file.path for file in known.files]
+
+
+def _receive(file: KnownFile, part: Path, progress: Callable[[int, int], None] | None) -> str:
+    """Download a file to `part` and return its SHA-256."""
+    digest, done = hashlib.sha256(), 0
+    request = urllib.request.Request(file.url, headers={"User-Agent": "headway"})
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT) as response, open(part, "wb") as out:
+            total = int(response.headers.get("Content-Length") or 0)
+            while block := response.read(_BLOCK_SIZE):
+                done += len(block)
+                if max(done, total) > file.limit:
+                    raise UserError(
+                        f"{file.url} has {max(done, total):,} bytes or more, over the limit of {file.limit:,}; "
+                        "download it by hand if it has grown"
+                    )
+                digest.update(block)
+                out.write(block)
+                if progress is not None:
+                    progress(done, total)
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+        reason = str(error).strip("<>") or type(error).__name__
+        raise UserError(f"{file.url} cannot be downloaded ({reason}); try again, or download it by hand") from error
+    if done < total:
+        raise UserError(f"{file.url} stopped after {done:,} of {total:,} bytes; try again")
+    return digest.hexdigest()
 
 
 def _verify(file: KnownFile, part: Path, digest: str) -> None:

@@ -18,7 +18,7 @@ from torch import nn
 from headway.config import Range, from_dict
 from headway.errors import ConfigError, UserError
 from headway.formats import native
-from headway.io.durable import DIGESTS_FILE, compute_digests, decode_json, read_json, remove, write_json
+from headway.io.durable import DIGESTS_FILE, compute_digests, decode_json, is_running, read_json, remove, write_json
 from headway.io.files import open_file
 from headway.io.outputs import check_tree, open_run_file, visible_names
 from headway.io.summary_card import SummaryCard, main_scores, summary_repr
@@ -369,6 +369,22 @@ class RunDirectory:
         except OSError:
             return False
         return False
+
+    def trainer(self) -> int | None:
+        """The id of the process of this machine that trains the run now; None if there is none."""
+        try:
+            with open_file(self._lock) as file:
+                process = int(file.read(_MAX_PID_DIGITS))
+                if not is_running(process):
+                    return None
+                if fcntl is not None:  # the id may belong to another process since
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    return None
+        except BlockingIOError:
+            return process  # pyright: ignore[reportPossiblyUnboundVariable]
+        except (UserError, OSError, ValueError):  # there is no lock, or it is empty
+            return None
+        return process
 
     def check_lock(self) -> None:
         """Raise UserError if another process has taken the run over, because this one was paused for long."""

@@ -136,7 +136,7 @@ def run_sections(run: Run, pictures: Sequence[Picture] = ()) -> Sections:
                 "precision": f"{summary.get('precision')} ({summary.get('precision_reason')})",
             },
         },
-        command=repeat_command(run),
+        command=repeat_command(run.directory, summary),
     )
 
 
@@ -305,13 +305,13 @@ def drop_empty_columns(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
     return [{key: item for key, item in row.items() if key not in empty} for row in rows]
 
 
-def repeat_command(run: Run) -> str:
-    """The command that repeats the training (bit for bit on the same machine)."""
-    words = ["headway", "train", str(run.directory / "recipe.json"), "--run", f"{run.directory}-again"]
-    words += ["--threads", str(run.summary.get("threads", 1))]
-    if run.summary.get("device") == "cpu":
+def repeat_command(directory: Path, summary: Mapping[str, Any]) -> str:
+    """The command that repeats the training of a run (bit for bit on the same machine)."""
+    words = ["headway", "train", str(directory / "recipe.json"), "--run", f"{directory}-again"]
+    words += ["--threads", str(summary.get("threads", 1))]
+    if summary.get("device") == "cpu":
         words += ["--device", "cpu"]
-    if run.summary.get("deterministic"):
+    if summary.get("deterministic"):
         words.append("--deterministic")
     return shlex.join(words)
 

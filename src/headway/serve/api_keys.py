@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import os
 import stat
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from headway.errors import UserError, logger
+from headway.serve.session_keys import SessionKeys, key_digest
 
 _LOG = logger(__name__)
 _CHECK_SECONDS = 1.0  # seconds between checks of a file
@@ -21,14 +21,20 @@ _Version = tuple[int, int, int, int]
 
 
 class ApiKey(NamedTuple):
-    """A key that clients send. At most `max_concurrent` of its requests run at once; None sets no limit."""
+    """A key that clients send. At most `max_concurrent` of its requests run at once; None sets no limit. With
+    `may_train` it may start, change and delete runs.
+    """
 
     secret: str
     max_concurrent: int | None = None
+    may_train: bool = False
+
+
+_SESSION = ApiKey("", may_train=True)  # a page of `headway open`
 
 
 class KeyFile:
-    """A file with one key per line: `KEY`, or `KEY N`; `#` starts a comment."""
+    """A file with one key per line: `KEY`, `KEY N`, `KEY train` or `KEY N train`; `#` starts a comment."""
 
     def __init__(self, path: Path) -> None:
         """UserError for a file that cannot be read or has no key."""
@@ -81,12 +87,18 @@ def parse_keys(lines: Sequence[str], source: str) -> list[ApiKey]:
     """The keys in these lines. UserError for a key that is not valid in a header, and if there is no key."""
     keys = []
     for line in lines:
-        secret, _, limit = line.partition("#")[0].strip().partition(" ")
-        if not secret:
+        words = line.partition("#")[0].split()
+        if not words:
             continue
-        if not (secret.isascii() and secret.isprintable()) or (limit and not (limit.isdecimal() and int(limit) > 0)):
-            raise UserError("a key line is not KEY or KEY N; use printable ASCII without spaces, and N of at least 1")
-        keys.append(ApiKey(secret, int(limit) if limit else None))
+        secret, may_train = words.pop(0), words[-1:] == ["train"]
+        limits = words[: len(words) - may_train]
+        is_valid = secret.isascii() and secret.isprintable() and len(limits) <= 1
+        if not is_valid or not all(limit.isdecimal() and int(limit) > 0 for limit in limits):
+            raise UserError(
+                "a key line is not KEY, KEY N, KEY train or KEY N train; use printable ASCII without spaces, and N of "
+                "at least 1"
+            )
+        keys.append(ApiKey(secret, int(limits[0]) if limits else None, may_train))
     if not keys:
         raise UserError(f"--api-key {source!r} contains no key; add one, or remove the option")
     return keys
@@ -97,8 +109,8 @@ class KeyRing:
     read. Numbers are never reused, so cached data of one key is never served to another.
     """
 
-    def __init__(self, keys: Sequence[ApiKey], files: Sequence[KeyFile]) -> None:
-        self._fixed, self._files = keys, files
+    def __init__(self, keys: Sequence[ApiKey], files: Sequence[KeyFile], sessions: SessionKeys | None = None) -> None:
+        self._fixed, self._files, self._sessions = keys, files, sessions
         self._key_numbers: dict[bytes, int] = {}
         self._valid: list[tuple[bytes, int, ApiKey]] = []
         self._next = time.monotonic() + _CHECK_SECONDS
@@ -107,7 +119,7 @@ class KeyRing:
     @property
     def required(self) -> bool:
         """Whether requests need a key."""
-        return bool(self._fixed or self._files)
+        return bool(self._fixed or self._files) or self._sessions is not None
 
     def find(self, secret: str) -> tuple[ApiKey, int] | None:
         """A valid key and its number."""
@@ -116,19 +128,17 @@ class KeyRing:
             changed = [file.refresh() for file in self._files]
             if any(changed):
                 self._update()
-        sent_digest, match = _digest(secret), None
+        sent_digest, match = key_digest(secret), None
         for digest, number, key in self._valid:  # check all of them, so that timing reveals nothing
             if hmac.compare_digest(digest, sent_digest):
                 match = key, number
+        if self._sessions is not None and self._sessions.is_valid(sent_digest):
+            match = _SESSION, 0  # of one user, whose sessions share cached prefixes
         return match
 
     def _update(self) -> None:
         keys = [*self._fixed, *(key for file in self._files for key in file.keys)]
-        digests = [_digest(key.secret) for key in keys]
+        digests = [key_digest(key.secret) for key in keys]
         for digest in digests:
             self._key_numbers.setdefault(digest, len(self._key_numbers) + 1)
         self._valid = [(digest, self._key_numbers[digest], key) for digest, key in zip(digests, keys)]
-
-
-def _digest(secret: str) -> bytes:
-    return hashlib.sha256(secret.encode()).digest()

@@ -27,6 +27,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", type=str.lower, choices=DTYPES, help="number format of the GGUF file, as in llama.cpp (default: f32)"
     )
+    parser.add_argument(
+        "--card", action="store_true", help="write a model card, README.md, next to a .gguf or .onnx file, too"
+    )
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
@@ -34,7 +37,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
 
     with torch_options(args):
         target_format = args.format or format_from_suffix(args.out)
-        family, check = export_checked(args.model, args.out, target_format, args.dtype)
+        family, check = export_checked(args.model, args.out, target_format, args.dtype, args.card)
     terminal.print(f"exported {args.model} to {args.out} as {family}")
     terminal.print(check.summary)
     result = {"out": args.out, "family": family, "format": target_format}

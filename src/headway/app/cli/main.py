@@ -22,6 +22,8 @@ COMMANDS = {
     "demo": "train a small 2017 transformer on real words, show its output and write a report",
     "recipes": "list the built-in recipes and presets",
     "show": "show the parameters, memory and blocks of a recipe, preset, run or model",
+    "models list": "list small models that headway makes in minutes, with data, licence and score",
+    "models make": "make one of these models, or continue to make it",
     "train": "train a recipe on its own data or on yours",
     "plan": "estimate size, steps and memory for your data without training",
     "compare": "train variants on the same data, budget and size, and tabulate the results",
@@ -39,9 +41,12 @@ COMMANDS = {
     "classify": "classify text, text pairs, images or audio",
     "caption": "write captions for images",
     "attention": "draw the attention weights of a text model",
+    "lens": "show what each layer of a text model would predict",
+    "look": "draw where an image model looks",
     "rerank": "rank documents by their relevance to a query",
     "tag": "tag each word of each line, and extract the entities",
     "embed": "embed each line as a vector, one JSON list per line",
+    "open": "open a page in the browser to use and train models on this computer",
     "serve": "serve models over HTTP with an OpenAI-compatible API",
     "match": "match images with text descriptions",
     "forecast": "forecast time series as quantiles",
@@ -61,8 +66,8 @@ COMMANDS = {
     "data label": "label chess positions with an engine's best moves and values",
 }
 # These run the engine's own threads; busy-waiting OpenMP threads of torch would take its cores.
-_GENERATING = ("generate", "chat", "serve", "translate", "transcribe", "caption")
-DEFAULTS = {"data": "list"}  # the command to run when only a group is named
+_GENERATING = ("generate", "chat", "open", "serve", "translate", "transcribe", "caption")
+DEFAULTS = {"data": "list", "models": "list"}  # the command to run when only a group is named
 
 # Parts of torch's out-of-memory messages, on a CPU and on a GPU.
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")

@@ -25,7 +25,7 @@ curl localhost:8000/v1/completions -H 'Content-Type: application/json' -d '{"pro
 """
 KEY_HELP = (
     "API key that clients must send; repeatable; @FILE has a line per key, KEY or KEY N for at most N concurrent "
-    "requests, and is reloaded when it changes"
+    "requests, ending in train if it may train, and is reloaded when it changes"
 )
 
 
@@ -38,6 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="run directory or published model to serve, loaded at the first request",
     )
     add("--models", dest="folder", type=Path, metavar="DIR", help="folder with more models to serve")
+    add("--runs", type=Path, metavar="DIR", help="folder of runs to show, train in and serve models of (default: none)")
     add("--keep-alive", type=number(0), metavar="S", help="unload a model after S idle seconds (default: never)")
     add("--host", default="127.0.0.1", metavar="H", help="address to listen on (default: 127.0.0.1)")
     port = "port to listen on; 0 chooses a free port (default: 8000)"
@@ -132,15 +133,18 @@ def _serve(
         grace=args.grace,
         thinking_token_budget=args.thinking_token_budget,
         log=not args.no_access_log,
+        runs=None if args.runs is None else args.runs.absolute(),
     )
     memory = None if args.cache_memory is None else int(args.cache_memory * 1e9)
     terminal = Terminal(args.json)
     with torch_options(args):
         options = LoadOptions(args.device, args.weights, args.backend, args.cache, args.draft)
         start = lambda model, name: open_engine_loop(model, name, args.slots, args.queue, memory)  # noqa: E731
-        models = ServedModels(args.models, args.folder, options, start, args.keep_alive)
+        folders, has_runs = [folder for folder in (args.folder, settings.runs) if folder], settings.runs is not None
+        models = ServedModels(args.models, folders, options, start, args.keep_alive, may_be_empty=has_runs)
         names = list(models.listed())
-        terminal.note(f"{', '.join(names)} at {url_of(sock)} (press Ctrl-C to stop)")
+        what = [*names, *([f"runs in {args.runs}"] if has_runs else [])]
+        terminal.note(f"{', '.join(what)} at {url_of(sock)} (press Ctrl-C to stop)")
         for note in models.notes():
             terminal.note(note)
         run_server(models, settings, sock, channel)

@@ -11,7 +11,7 @@ from headway.bench.benchmark import (
     NEW_TOKENS,
     TARGET_TOKENS,
     WARMUP_TOKENS,
-    Job,
+    BenchJob,
     run_job,
     time_call,
     time_step,
@@ -28,7 +28,7 @@ class _IdVocabulary:
 
     bos_token, eos_token, unk_token = "1", "0", "2"
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: BenchJob) -> None:
         self.words = [str(token) for token in range(job.symbols)]
         if job.kind == "translate":
             self.words[-1] = "<pad>"
@@ -40,7 +40,7 @@ class _IdVocabulary:
         return self.words[symbol]
 
 
-def prepare(job: Job) -> None:
+def prepare(job: BenchJob) -> None:
     """Convert the published folder with CTranslate2's converter, which needs transformers."""
     from ctranslate2.converters import TransformersConverter  # type: ignore[import-not-found]
 
@@ -55,7 +55,7 @@ def prepare(job: Job) -> None:
         raise UserError(f"ctranslate2 cannot convert this shape ({error}); remove it from --against") from None
 
 
-def decode(job: Job) -> dict[str, float]:
+def decode(job: BenchJob) -> dict[str, float]:
     """The time for all new tokens minus the time for one new token, which is mostly prefill."""
     generator, prompts = _generator(job), _to_words(job.prompts())
     _generate(generator, prompts, WARMUP_TOKENS)
@@ -63,7 +63,7 @@ def decode(job: Job) -> dict[str, float]:
     return {"tokens_per_second": job.rows * (NEW_TOKENS - 1) / (total - first_token)}
 
 
-def prefill(job: Job) -> dict[str, float]:
+def prefill(job: BenchJob) -> dict[str, float]:
     """The time for one new token after the prompts, minus the time for one new token after one token, to exclude the
     step.
     """
@@ -73,7 +73,7 @@ def prefill(job: Job) -> dict[str, float]:
     return {"tokens_per_second": sum(len(row) - 1 for row in prompts) / (total - step)}
 
 
-def translate(job: Job) -> dict[str, float]:
+def translate(job: BenchJob) -> dict[str, float]:
     """Beam search with a minimum length, so that all outputs have the same number of tokens."""
     translator = ctranslate2.Translator(str(job.converted_path(_NAME)), **_settings(job))
     sources = _to_words(job.sources())
@@ -89,12 +89,12 @@ def translate(job: Job) -> dict[str, float]:
     return {"sentences_per_second": job.rows / seconds, "tokens_per_second": job.rows * TARGET_TOKENS / seconds}
 
 
-def _settings(job: Job) -> dict[str, Any]:
+def _settings(job: BenchJob) -> dict[str, Any]:
     compute_type = "int8" if job.form == "int8" else "float32"
     return {"device": "cpu", "compute_type": compute_type, "inter_threads": 1, "intra_threads": job.threads}
 
 
-def _generator(job: Job) -> Any:
+def _generator(job: BenchJob) -> Any:
     return ctranslate2.Generator(str(job.converted_path(_NAME)), **_settings(job))
 
 
@@ -112,7 +112,7 @@ def _generate(generator: Any, prompts: list[list[str]], count: int) -> None:
 _WORK = {"decode": decode, "prefill": prefill, "translate": translate}
 
 
-def measure(job: Job) -> dict[str, float]:
+def measure(job: BenchJob) -> dict[str, float]:
     return _WORK[job.kind](job)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import llama_cpp  # type: ignore[import-not-found]
 import numpy as np
 
-from headway.bench.benchmark import NEW_TOKENS, WARMUP_TOKENS, Job, run_job, time_call, time_step
+from headway.bench.benchmark import NEW_TOKENS, WARMUP_TOKENS, BenchJob, run_job, time_call, time_step
 from headway.errors import UserError
 
 _NAME = "llama.cpp"
@@ -23,7 +23,7 @@ def _silent(level: int, text: bytes, data: ctypes.c_void_p) -> None:
     """Suppress llama.cpp's log on stderr."""
 
 
-def prepare(job: Job) -> None:
+def prepare(job: BenchJob) -> None:
     """Write the model as a GGUF file in fp32, and let llama.cpp quantise all its matrices."""
     from headway.app.conversion import export_model
     from headway.formats.open import open_model
@@ -90,7 +90,7 @@ class _Sequences:
         return [int(np.ctypeslib.as_array(row_logits, (self._vocab_size,)).argmax()) for row_logits in logits]
 
 
-def decode(job: Job) -> dict[str, float]:
+def decode(job: BenchJob) -> dict[str, float]:
     """Greedy steps after the prompts."""
     rows = _Sequences(job.converted_path(_NAME), job.prompts(), NEW_TOKENS, job.threads)
     tokens = rows.prefill()
@@ -108,16 +108,16 @@ def decode(job: Job) -> dict[str, float]:
     }
 
 
-def prefill(job: Job) -> dict[str, float]:
+def prefill(job: BenchJob) -> dict[str, float]:
     """The prompts and the logits after each."""
     rows = _Sequences(job.converted_path(_NAME), job.prompts(), 1, job.threads)
     return {"tokens_per_second": sum(map(len, rows.prompts)) / time_step(rows.prefill)}
 
 
-_WORK: dict[str, Callable[[Job], dict[str, Any]]] = {"decode": decode, "prefill": prefill}
+_WORK: dict[str, Callable[[BenchJob], dict[str, Any]]] = {"decode": decode, "prefill": prefill}
 
 
-def measure(job: Job) -> dict[str, float]:
+def measure(job: BenchJob) -> dict[str, float]:
     return _WORK[job.kind](job)
 
 

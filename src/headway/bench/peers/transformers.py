@@ -14,7 +14,7 @@ from headway.bench.benchmark import (
     NEW_TOKENS,
     TARGET_TOKENS,
     WARMUP_TOKENS,
-    Job,
+    BenchJob,
     Kind,
     run_job,
     time_call,
@@ -23,7 +23,7 @@ from headway.bench.benchmark import (
 
 
 @torch.inference_mode()
-def decode(job: Job) -> dict[str, float]:
+def decode(job: BenchJob) -> dict[str, float]:
     """Model steps with its cache, which are faster than `generate`."""
     model, (ids, mask) = _model(job), _left_pad(job.prompts())
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -48,7 +48,7 @@ def decode(job: Job) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def prefill(job: Job) -> dict[str, float]:
+def prefill(job: BenchJob) -> dict[str, float]:
     """The forward pass and the logits after the last token."""
     model, (ids, mask) = _model(job), _left_pad(job.prompts())
     mask_arguments = _mask_arguments(job, mask, (mask.cumsum(-1) - 1).clamp(min=0))
@@ -57,7 +57,7 @@ def prefill(job: Job) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def translate(job: Job) -> dict[str, float]:
+def translate(job: BenchJob) -> dict[str, float]:
     """`generate` with beam search and a minimum length, so that all outputs have the same number of tokens."""
     model = AutoModelForSeq2SeqLM.from_pretrained(job.model, dtype=torch.float32).eval()
     sources, pad = job.sources(), job.symbols - 1
@@ -80,7 +80,7 @@ def translate(job: Job) -> dict[str, float]:
     return {"sentences_per_second": job.rows / seconds, "tokens_per_second": job.rows * TARGET_TOKENS / seconds}
 
 
-def train(job: Job) -> dict[str, float]:
+def train(job: BenchJob) -> dict[str, float]:
     """A plain training loop: the model's loss, clipping, and torch's fused AdamW."""
     model, context = _model(job).train(), job.context or 0
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
@@ -98,7 +98,7 @@ def train(job: Job) -> dict[str, float]:
     return {"tokens_per_second": job.rows * context / time_step(step)}
 
 
-def load(job: Job) -> dict[str, float]:
+def load(job: BenchJob) -> dict[str, float]:
     """The time to load a model and touch every page of its weights, measured at the second load, when modules are
     imported and the files are in the page cache.
     """
@@ -113,7 +113,7 @@ def load(job: Job) -> dict[str, float]:
     return {"seconds": time_call(work)}
 
 
-def _model(job: Job) -> Any:
+def _model(job: BenchJob) -> Any:
     return AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32).eval()
 
 
@@ -125,12 +125,12 @@ def _left_pad(prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, mask
 
 
-def _mask_arguments(job: Job, mask: torch.Tensor, positions: torch.Tensor) -> dict[str, torch.Tensor]:
+def _mask_arguments(job: BenchJob, mask: torch.Tensor, positions: torch.Tensor) -> dict[str, torch.Tensor]:
     """The mask and positions. One row has neither, because it has no padding and is faster without them."""
     return {} if job.rows == 1 else {"attention_mask": mask, "position_ids": positions}
 
 
-_WORK: dict[Kind, Callable[[Job], dict[str, float]]] = {
+_WORK: dict[Kind, Callable[[BenchJob], dict[str, float]]] = {
     "decode": decode,
     "prefill": prefill,
     "translate": translate,
@@ -139,7 +139,7 @@ _WORK: dict[Kind, Callable[[Job], dict[str, float]]] = {
 }
 
 
-def measure(job: Job) -> dict[str, float]:
+def measure(job: BenchJob) -> dict[str, float]:
     torch.set_num_threads(job.threads)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
