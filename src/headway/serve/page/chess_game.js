@@ -25,8 +25,8 @@ function typedMove(text, legal) {
 }
 
 class ChessView {
-  constructor(chosen) {
-    this.chosen = chosen;
+  constructor() {
+    this.name = ""; // of the model
     this.game = { position: "", moves: [], side: "white", flipped: false, thought: null, ...drafts.get("chess") };
     this.state = null; // of the server: headway.ChessGame
     this.board = new ChessBoard((move) => this.play(move));
@@ -71,19 +71,22 @@ class ChessView {
   }
 
   get thinking() {
-    return { ...chessStrengths[this.strength.value]?.[1], model: this.chosen()?.id ?? "", position: this.game.position, moves: this.game.moves };
+    return { ...chessStrengths[this.strength.value]?.[1], model: this.name, position: this.game.position, moves: this.game.moves };
   }
 
-  modelChanged() {
-    const name = this.chosen().id;
-    if (this.shownModel !== name) this.advance();
-    this.shownModel = name;
+  // The game is the same with another model; without one it waits.
+  modelChanged(name) {
+    if (this.name !== name || this.isWaiting) {
+      this.name = name;
+      this.advance();
+    }
     this.command.update();
   }
 
   // Show the game, and let the model move if it is its turn.
   async advance() {
     page.fail(null);
+    this.isWaiting = false;
     try {
       const { position, moves } = this.game;
       this.state = (await this.ask({ position, moves, play: false })).game;
@@ -97,7 +100,7 @@ class ChessView {
     } catch (error) {
       if (error.name === "AbortError") return; // a newer request replaces this one
       this.status.textContent = "The game waits for the server.";
-      this.shownModel = null; // to go on when the models or the key change
+      this.isWaiting = true; // to go on when the models or the key change
       page.fail(error, error.status === 400 ? undefined : () => this.advance());
       const isStored = !this.state && (this.game.position || this.game.moves.length);
       if (error.status === 400 && isStored) this.restart(""); // the stored game cannot be read any more
@@ -207,7 +210,7 @@ class ChessView {
   }
 
   pgn() {
-    const name = (this.chosen()?.id ?? "headway").replace(/["\\]/g, ""), result = this.state?.result ?? "*";
+    const name = this.name.replace(/["\\]/g, ""), result = this.state?.result ?? "*";
     const players = this.game.side === "white" ? ["You", name] : [name, "You"];
     const tags = { Event: "A game against a model of headway", Date: new Date().toISOString().slice(0, 10).replaceAll("-", "."), White: players[0], Black: players[1], Result: result };
     if (this.game.position) Object.assign(tags, { SetUp: "1", FEN: this.game.position });
