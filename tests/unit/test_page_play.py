@@ -176,6 +176,7 @@ def test_promotion_and_the_end_of_a_game(browser: Browser, url: str) -> None:
         page.get_by_role("button", name="rook").click()
         expect(page.locator(".moves li").first).to_contain_text("a8=R+")
         set_up(page, "6k1/5ppp/8/8/8/8/5PPP/R5K1 w - - 0 1")
+        expect(square(page, "a1")).to_have_accessible_name("a1, white rook")
         typed(page, "ra8")
         status(page, "You win (1-0): checkmate.")
         expect(page.get_by_role("button", name="Hint")).to_be_disabled()
@@ -187,6 +188,7 @@ def test_promotion_and_the_end_of_a_game(browser: Browser, url: str) -> None:
             page.get_by_role("button", name="Save as PGN").click()
         assert '[FEN "6k1/5ppp/8/8/8/8/5PPP/R5K1 w - - 0 1"]' in Path(download.value.path()).read_text()
         set_up(page, "7k/5Q2/8/6K1/8/8/8/8 w - - 0 1")
+        expect(square(page, "f7")).to_have_accessible_name("f7, white queen")
         typed(page, "Kg6")
         status(page, "A draw (1/2-1/2): stalemate")
 

@@ -52,7 +52,7 @@ class ChessView {
       element("form", { onsubmit: (event) => { event.preventDefault(); this.playTyped(); } }, element("div", { className: "row" },
         labelled("Or type a move, such as e4, Nf3 or e2e4", this.typed), element("button", {}, "Play move"))),
       element("div", { className: "row" }, this.hintButton, this.backButton, button("Flip board", () => this.flip()), button("New game", () => this.restart(""))),
-      element("div", { className: "row" }, labelled("You play", this.side, "Changing this starts again."), labelled("Strength of the model", this.strength)),
+      element("div", { className: "row" }, labelled("You play (a change starts a new game)", this.side), labelled("Strength of the model", this.strength)),
       this.thought,
       element("h3", {}, "Moves"), this.moves,
       element("div", { className: "row" }, button("Save as PGN", () => saveFile("game.pgn", this.pgn(), "application/x-chess-pgn")), copyButton(() => this.state?.position ?? "", "Copy FEN")),
