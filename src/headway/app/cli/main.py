@@ -50,6 +50,7 @@ COMMANDS = {
     "serve": "serve models over HTTP with an OpenAI-compatible API",
     "match": "match images with text descriptions",
     "forecast": "forecast time series as quantiles",
+    "act": "choose the next action of an episode",
     "rollout": "play episodes in an environment with an agent, trajectory model or robot policy",
     "bench": "measure this machine's speed on a model shape, compared with other programs",
     "claims": "run the experiments behind the history of the transformer: result, figure, verdict",
