@@ -179,8 +179,10 @@ class RunBoard:
         """The lines of a run's metrics.jsonl after a position that was returned before."""
         return _read_points(self.path(name) / "metrics.jsonl", after)
 
-    def stop(self, name: str) -> None:
-        """Ask the process that trains a run to stop after its step, with a checkpoint. UserError if none does."""
+    def stop(self, name: str) -> RunState:
+        """Ask the process that trains a run to stop after its step, with a checkpoint; return the state that the run was
+        in. UserError if no process trains it.
+        """
         row = self.row(name)
         if row.state not in ("running", "starting"):
             raise UserError(f"{_short(name)} is not being trained")
@@ -189,6 +191,7 @@ class RunBoard:
             stop_job(self.folder, name)
         elif trainer.began is None or not signal_process(trainer.process, trainer.began):
             raise UserError(f"{_short(name)} is trained by {trainer.description}; stop it there")
+        return row.state
 
     def resume(self, name: str, minutes: float | None = None, finish: bool = False) -> None:
         """Go on with a run in a process of its own: to its planned end, for more `minutes`, or to an early `finish`."""
@@ -329,6 +332,9 @@ class RunBoard:
                     self._changed_jobs.add(name[:-5].removesuffix(_EXPORT))
         return {job.name: job for _, job in self._jobs.values() if job is not None}
 
+    def _without_folder(self, message: str) -> str:
+        return message.replace(f"{self.folder}{os.sep}", "")[:_MAX_REASON]
+
     def _refresh_run(self, name: str, job: Job | None, export: Job | None, is_exact: bool = False) -> None:
         path = self.folder / name
         entry = self._entries.setdefault(name, _Entry())
@@ -341,10 +347,11 @@ class RunBoard:
         entry.states = key
         row = _read_run(path, entry, job)
         if row is not None:
-            row = replace(row, reason=row.reason.replace(f"{self.folder}{os.sep}", "")[:_MAX_REASON])
+            row = replace(row, reason=self._without_folder(row.reason))
         if row is not None and export is not None:
             target = next((word for word in export.command if Path(word).parent == self.folder / EXPORTS), None)
-            row = replace(row, export=export.state, export_message=export.message, export_path=target)
+            message = self._without_folder(export.message)
+            row = replace(row, export=export.state, export_message=message, export_path=target)
         if row != entry.row:
             self._version += 1
             if row is None:

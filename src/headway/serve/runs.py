@@ -191,8 +191,8 @@ async def change_run(action: str, body: RunChange, context: Context) -> RunChang
 
     def change(board: RunBoard) -> str:
         if action == "stop":
-            board.stop(name)
-            return "stopping after this step; a checkpoint is written first"
+            is_training = board.stop(name) == "running"
+            return "stopping after this step; a checkpoint is written first" if is_training else "stopping"
         if action == "extend":
             if body.minutes is None:
                 raise StatusError(400, "minutes is missing; pass how long to train", "minutes")
