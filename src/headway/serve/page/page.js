@@ -50,7 +50,7 @@ const page = {
   // One line for the reader, with a way on: `retry` is called by the button "Try again".
   fail(error, retry) {
     if (error?.name === "AbortError") return;
-    if (!(error instanceof ServerError)) console.error(error);
+    if (error && !(error instanceof ServerError)) console.error(error);
     const notice = document.getElementById("notice"), again = document.getElementById("again");
     document.getElementById("message").textContent = error ? sentence(error.message) : "";
     notice.hidden = !error;
@@ -58,15 +58,19 @@ const page = {
     again.onclick = () => { this.fail(null); retry(); };
   },
 
-  askForKey() {
-    const form = document.getElementById("access");
+  // Without a key, or with one that ended. A server of `headway open` has no keys to type in.
+  askForKey(code) {
+    const form = document.getElementById("access"), isSession = code === "session_key";
     if (!form.hidden) return;
     form.hidden = false;
-    document.getElementById("key").focus();
+    document.getElementById("access-typed").hidden = isSession;
+    document.getElementById("access-session").hidden = !isSession;
+    if (!isSession) document.getElementById("key").focus();
   },
 };
 
-const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+// A message as a sentence; one that begins with the name of a file keeps its first letter.
+const sentence = (text) => (/^[a-z'-]+[\s,;:]/.test(text) ? text.charAt(0).toUpperCase() : text.charAt(0)) + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 
 // Values that outlive a reload: `drafts` those of this browser tab, `settings` those of this browser.
 class Store {
@@ -126,8 +130,9 @@ function modelChoice(name, serves, changed = () => {}) {
   return choice;
 }
 
-// A place for files, dropped or chosen. `limit` (bytes) is stated before the upload; `changed(files)` gets what fits.
-function fileInput({ label, accept = "", multiple = false, folder = false, limit, changed }) {
+// A place for files, dropped or chosen. `limit` (bytes) is stated before the upload; `changed(files)` gets what fits;
+// `dropped` returns the files of a drop.
+function fileInput({ label, accept = "", multiple = false, folder = false, limit, changed, dropped = async (transfer) => [...transfer.files] }) {
   const input = element("input", { type: "file", accept, multiple: multiple || folder, webkitdirectory: folder });
   const names = element("p", { className: "soft", "aria-live": "polite" });
   const zone = labelled(label, input, `At most ${formatBytes(limit)}${multiple ? " each" : ""}. You can also drop ${multiple || folder ? "them" : "it"} here.`);
@@ -146,7 +151,7 @@ function fileInput({ label, accept = "", multiple = false, folder = false, limit
   input.addEventListener("change", () => take([...input.files]));
   zone.addEventListener("dragover", (event) => { event.preventDefault(); zone.classList.add("over"); });
   zone.addEventListener("dragleave", () => zone.classList.remove("over"));
-  zone.addEventListener("drop", (event) => { event.preventDefault(); zone.classList.remove("over"); take([...event.dataTransfer.files]); });
+  zone.addEventListener("drop", (event) => { event.preventDefault(); zone.classList.remove("over"); dropped(event.dataTransfer).then(take, (error) => page.fail(error)); });
   return { zone, input, take };
 }
 
@@ -160,7 +165,7 @@ const dataUrl = (file) => new Promise((resolve, reject) => {
 
 // What "Show me the command" shows for a verb of a model: a shell line, and Python that ends with the lines `python`.
 const modelCommand = (model, verb, shellArguments, python) => ({
-  shell: `headway ${verb} ${shellWord(model?.id ?? "MODEL")} ${shellArguments} --server ${shellWord(location.origin)}`,
+  shell: `${server.key ? "HEADWAY_API_KEY=KEY " : ""}headway ${verb} ${shellWord(model?.id ?? "MODEL")} ${shellArguments} --server ${shellWord(location.origin)}`,
   python: `import headway as hw\nmodel = hw.connect(${pythonString(location.origin)}, model=${pythonString(model?.id ?? "MODEL")})\n${python}`,
 });
 
