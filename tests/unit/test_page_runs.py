@@ -130,7 +130,7 @@ def test_a_run_is_followed_while_it_trains_and_stopped(browser: Browser, some: s
         card.get_by_role("button", name="Stop").click()
         expect(page.get_by_text("Stopping after this step")).to_be_visible()
         process.wait(10)
-        expect(card.get_by_role("button", name="Go on")).to_be_visible()
+        expect(card.get_by_role("button", name="Continue")).to_be_visible()
 
 
 def test_a_deleted_run_comes_back(browser: Browser, some: str, runs: Path) -> None:
