@@ -46,6 +46,7 @@ COMMANDS = {
     "rerank": "rank documents by their relevance to a query",
     "tag": "tag each word of each line, and extract the entities",
     "embed": "embed each line as a vector, one JSON list per line",
+    "board": "show the runs of a folder in the browser: live curves, comparisons, stop and resume",
     "open": "open a page in the browser to use and train models on this computer",
     "serve": "serve models over HTTP with an OpenAI-compatible API",
     "match": "match images with text descriptions",
@@ -66,7 +67,7 @@ COMMANDS = {
     "data label": "label chess positions with an engine's best moves and values",
 }
 # These run the engine's own threads; busy-waiting OpenMP threads of torch would take its cores.
-_GENERATING = ("generate", "chat", "open", "serve", "translate", "transcribe", "caption")
+_GENERATING = ("generate", "chat", "board", "open", "serve", "translate", "transcribe", "caption")
 DEFAULTS = {"data": "list", "models": "list"}  # the command to run when only a group is named
 
 # Parts of torch's out-of-memory messages, on a CPU and on a GPU.
