@@ -282,7 +282,7 @@ async function planProblem(error, upload) {
   const line = (text, index) => element(around.first + index === around.line ? "mark" : "span", {}, `${String(around.first + index).padStart(6)}  ${text}\n`);
   return element("div", { className: "problem", role: "alert" }, element("p", { className: "wrong" }, sentence(error.message)),
     around && element("p", {}, `Line ${integers.format(around.line)} of ${around.name}, with the lines around it:`), around && element("pre", { tabIndex: 0 }, ...around.lines.map(line)),
-    element("p", {}, "Mend the file on your computer, save it, and choose it again above."));
+    element("p", {}, `Mend the ${newRun.kind.folders ? "files" : "file"} on your computer, save, and choose again above.${/--|task\./.test(error.message) ? " (Names with -- or a dot are options of the command line; here, change the files.)" : ""}`));
 }
 
 // How long to train: a card for each plan, with its size and reasons.
