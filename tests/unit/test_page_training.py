@@ -116,14 +116,14 @@ def test_from_files_to_a_model(browser: Browser, url: str, runs: Path, commands:
         expect(page.get_by_text("<b>question</b>", exact=True)).to_be_visible()  # as text
         expect(page.get_by_text("2 of 102 texts have no label")).to_be_visible()
         expect(page.get_by_text("Notes.csv: skipped 1 line")).to_be_visible()
-        page.get_by_label("30 minutes").check()
+        page.get_by_role("radio", name="30 minutes").check()
         assert [command[-2] for command in commands.asked] == ["5", "30,120"]
         page.get_by_label("Name of the model").fill("shop")
         page.get_by_role("tabpanel").get_by_text("Show me the command").click()
         expect(page.get_by_text("--run runs/shop --minutes 30")).to_be_visible()
         assert serious_violations(page) == []
         page.reload()  # everything is remembered
-        expect(page.get_by_label("30 minutes")).to_be_checked()
+        expect(page.get_by_role("radio", name="30 minutes")).to_be_checked()
         expect(page.get_by_label("Name of the model")).to_have_value("shop")
         page.get_by_role("button", name="Start the training").click()
         expect(page.get_by_text("Finished.")).to_be_visible()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -225,7 +226,8 @@ class RunBoard:
         row, path, trash = self.row(name), self.folder / name, self.folder / TRASH
         if row.state in ("running", "starting"):
             raise UserError(f"{_short(name)} is being trained; stop it first")
-        target = trash / f"{int(time.time())}-{name}"
+        moments = itertools.count(int(time.time()))  # two runs of one name may be deleted in a second
+        target = next(path for path in (trash / f"{moment}-{name}" for moment in moments) if not os.path.lexists(path))
         try:
             check_folder(trash)
             trash.mkdir(exist_ok=True)
@@ -315,6 +317,8 @@ class RunBoard:
         if is_scan:
             with suppress(OSError):
                 names = [name for name in os.listdir(folder) if name.endswith(".json") and not name.startswith(".")]
+            for name in self._jobs.keys() - dict.fromkeys(names):
+                del self._jobs[name]
         for name in names:
             states = _state(folder / name), _state(folder / f"{name[:-5]}.log")
             known = self._jobs.get(name)

@@ -146,17 +146,19 @@ def atomic_write(path: Path, new: bool = False) -> Iterator[Path]:
             remove(draft)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, private: bool = False) -> None:
     """Replace the text file at `path` atomically. Characters that are not valid Unicode (in file names) are written as
-    JSON escapes.
+    JSON escapes. Only this user can read a `private` file.
     """
     with atomic_write(path) as draft:
+        if private:
+            draft.touch(0o600)
         draft.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Replace the JSON file at `path` atomically."""
-    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+def write_json(path: Path, data: Any, private: bool = False) -> None:
+    """Replace the JSON file at `path` atomically. Only this user can read a `private` file."""
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n", private)
 
 
 def read_json(path: Path) -> Any:

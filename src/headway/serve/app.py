@@ -24,9 +24,11 @@ from headway.serve import (
     embeddings,
     monitoring,
     ollama,
+    play,
     rerank,
     responses,
     runs,
+    sessions,
     starters,
     tokenization,
     training,
@@ -60,9 +62,11 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *verbs.ENDPOINTS,
     *runs.ENDPOINTS,
     *starters.ENDPOINTS,
+    *play.ENDPOINTS,
     *ollama.ENDPOINTS,
     *training.ENDPOINTS,
     *monitoring.ENDPOINTS,
+    *sessions.ENDPOINTS,
     *web_page.ENDPOINTS,
 )
 _MIN_SIMILARITY = 0.85  # path similarity, from 0 to 1, above which a path is suggested

@@ -24,8 +24,10 @@ HEALTH_PATHS = ("/health", "/ready")  # health checks need no key and may use an
 PUBLIC_PAGES = (
     "/",
     "/docs",
-    "/openapi.json",
-)  # the same on every server: a browser opens them before the user can enter a key
+    "/openapi.json",  # the same on every server: a browser opens them before the user can enter a key
+    "/v1/session",
+    "/v1/session/one-time-key",  # these have a secret of their own in their body
+)
 _ACCESS = logger("headway.access")
 _ANY_ADDRESS = {"0.0.0.0", "::"}  # addresses to listen on, not host names
 _MAX_LOGGED = 200  # characters per path or name in the log
@@ -40,7 +42,7 @@ class Gate:
         self._app = app
         self._served = served
         self._settings = settings
-        self._keys = KeyRing(settings.keys, settings.key_files)
+        self._keys = KeyRing(settings.keys, settings.key_files, settings.sessions)
         self._hosts = {host.lower().rstrip(".") for host in settings.hosts} - _ANY_ADDRESS
         self._running: Counter[str] = Counter()
 
@@ -115,6 +117,9 @@ class Gate:
             return None
         scheme, _, secret = headers.get("authorization", "").partition(" ")
         match = self._keys.find(secret.strip())
+        if self._settings.sessions is not None and match is None:
+            message = "this server needs a key; run headway open again, which opens a page that has one"
+            raise StatusError(401, message, code="session_key")
         if match is None or scheme.lower() != "bearer":
             problem = "the API key is unknown" if secret else "the API key is missing"
             raise StatusError(401, f"{problem}; send the header Authorization: Bearer KEY", code="invalid_api_key")

@@ -21,6 +21,7 @@ from headway.formats.native import Weights
 from headway.serve.api_keys import ApiKey, KeyFile
 from headway.serve.batcher import Batcher
 from headway.serve.engine_loop import EngineLoop
+from headway.serve.session_keys import SessionKeys
 from headway.serve.tickets import Tickets
 from headway.serve.wire import SERVER_SENT, Wire
 
@@ -31,6 +32,7 @@ class ServerSettings:
 
     keys: tuple[ApiKey, ...] = ()  # without keys and key files, everyone may use the server
     key_files: tuple[KeyFile, ...] = ()  # files with more keys, read again when they change
+    sessions: SessionKeys | None = None  # of the pages that `headway open` shows; their requests need one
     hosts: tuple[str, ...] = ()  # host names to accept in addition to loopback, without ports
     origins: tuple[str, ...] = ()  # web pages that may use the server, such as https://example.org; "*" allows all
     body_bytes: int = 8 << 20  # of a JSON body

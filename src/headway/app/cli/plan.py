@@ -109,8 +109,8 @@ def _print_ranks(plan: RankPlan, terminal: Terminal) -> None:
     terminal.print_table(rows)
     rate = plan.tokens / plan.step_seconds
     terminal.print(
-        f"{plan.processes} GPUs: {plan.replicas} replicas of {plan.shard} shards, {plan.micro_batches} micro-batches "
-        f"per process; {plan.tokens:,} tokens in {1000 * plan.step_seconds:,.0f} ms, "
+        f"{plan.processes} GPUs: replicas {plan.replicas}, shards {plan.shard}, micro-batches per process "
+        f"{plan.micro_batches}; {plan.tokens:,} tokens in {1000 * plan.step_seconds:,.0f} ms, "
         f"{rate / plan.processes:,.0f} per second and GPU if products reach {100 * UTILISATION:.0f} % of the peak rate"
     )
     for reason in plan.reasons:

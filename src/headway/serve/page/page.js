@@ -58,15 +58,19 @@ const page = {
     again.onclick = () => { this.fail(null); retry(); };
   },
 
-  askForKey() {
-    const form = document.getElementById("access");
+  // Without a key, or with one that ended. A server of `headway open` has no keys to type in.
+  askForKey(code) {
+    const form = document.getElementById("access"), isSession = code === "session_key";
     if (!form.hidden) return;
     form.hidden = false;
-    document.getElementById("key").focus();
+    document.getElementById("access-typed").hidden = isSession;
+    document.getElementById("access-session").hidden = !isSession;
+    if (!isSession) document.getElementById("key").focus();
   },
 };
 
-const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+// A message as a sentence; one that begins with the name of a file keeps its first letter.
+const sentence = (text) => (/^[a-z'-]+[\s,;:]/.test(text) ? text.charAt(0).toUpperCase() : text.charAt(0)) + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 
 // Values that outlive a reload: `drafts` those of this browser tab, `settings` those of this browser.
 class Store {
@@ -161,7 +165,7 @@ const dataUrl = (file) => new Promise((resolve, reject) => {
 
 // What "Show me the command" shows for a verb of a model: a shell line, and Python that ends with the lines `python`.
 const modelCommand = (model, verb, shellArguments, python) => ({
-  shell: `headway ${verb} ${shellWord(model?.id ?? "MODEL")} ${shellArguments} --server ${shellWord(location.origin)}`,
+  shell: `${server.key ? "HEADWAY_API_KEY=KEY " : ""}headway ${verb} ${shellWord(model?.id ?? "MODEL")} ${shellArguments} --server ${shellWord(location.origin)}`,
   python: `import headway as hw\nmodel = hw.connect(${pythonString(location.origin)}, model=${pythonString(model?.id ?? "MODEL")})\n${python}`,
 });
 
