@@ -65,8 +65,8 @@ function exampleSounds() {
 
 function exampleTranscripts() {
   const random = seededRandom(9), hertz = { low: 300, middle: 700, high: 1500 }, words = Object.keys(hertz), files = [], rows = ["path\ttext"];
-  for (let number = 1; number <= 60; number++) {
-    const said = Array.from({ length: 1 + Math.floor(3 * random()) }, () => words[Math.floor(3 * random())]);
+  for (let number = 1; number <= 220; number++) { // four minutes of speech are the least for a model from scratch
+    const said = Array.from({ length: 2 + Math.floor(4 * random()) }, () => words[Math.floor(3 * random())]);
     const wave = (seconds) => seconds % 0.4 < 0.3 ? 0.5 * Math.sin(2 * Math.PI * hertz[said[Math.floor(seconds / 0.4)]] * seconds) : 0;
     files.push(exampleSound(`spoken/${number}.wav`, 0.4 * said.length - 0.01, wave));
     rows.push(`${number}.wav\t${said.join(" ")}`);
