@@ -18,7 +18,7 @@ from serve_models import asking
 from served import Resident
 from serving import server
 
-from headway.app.uploads import UploadLimits
+from headway.app.uploads import TrainingFileLimits
 from headway.serve import training
 from headway.serve.interfaces import ApiKey, ServerSettings
 
@@ -203,10 +203,10 @@ def test_files_of_another_kind_too_many_and_too_large(
         page.get_by_role("radio", name="Labelled texts").check()
         page.evaluate("page.current.take(Array(100001).fill(new File(['x'], 'a.csv')))")
         expect(page.get_by_role("alert")).to_contain_text("100,001 files, and the limit is 100,000")
-        monkeypatch.setattr(training._uploads_in(runs), "limits", UploadLimits(file_bytes=5, reserve=0))
+        monkeypatch.setattr(training._uploads_in(runs), "limits", TrainingFileLimits(file_bytes=5, reserve=0))
         choose(page, "Labelled texts", named("a.csv", CSV))  # the page was opened with another limit
         expect(page.get_by_role("alert")).to_contain_text("more than 5 bytes")
-        monkeypatch.setattr(training._uploads_in(runs), "limits", UploadLimits(reserve=1 << 60))
+        monkeypatch.setattr(training._uploads_in(runs), "limits", TrainingFileLimits(reserve=1 << 60))
         choose(page, "A time series", named("b.csv", CSV))
         expect(page.get_by_role("alert")).to_contain_text("must stay free")
         assert commands.asked == []
