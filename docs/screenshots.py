@@ -1,6 +1,6 @@
 """Takes the pictures of docs/tutorials/without-a-shell.md: `python docs/screenshots.py [MODEL...]`.
 
-It opens the page in headless Chromium, trains on the page's own example of images, stops it, goes on and uses it. With
+It opens the page in headless Chromium, trains on the page's own example of images, stops it, continues and uses it. With
 a model that transcribes, it also transcribes FILE of `--sound FILE`. It takes a few minutes.
 """
 
@@ -50,7 +50,7 @@ def picture(page: Page, name: str) -> None:
 
 
 def train(page: Page, folder: Path) -> None:
-    """Train on the example, stop, go on, and use the model on one of the example's images."""
+    """Train on the example, stop, continue, and use the model on one of the example's images."""
     page.get_by_role("tab", name="New run").click()
     page.get_by_role("radio", name="Images in folders").check()
     picture(page, "new-run")
@@ -66,9 +66,9 @@ def train(page: Page, folder: Path) -> None:
     page.wait_for_timeout(4000)
     picture(page, "training")
     page.get_by_role("button", name="Stop the training").click()
-    page.get_by_role("button", name="Go on").wait_for(timeout=WAIT)
+    page.get_by_role("button", name="Continue").wait_for(timeout=WAIT)
     picture(page, "stopped")
-    page.get_by_role("button", name="Go on").click()
+    page.get_by_role("button", name="Continue").click()
     page.get_by_role("button", name="Use it", exact=True).wait_for(timeout=WAIT)
     picture(page, "finished")
     page.get_by_role("button", name="Use it", exact=True).click()

@@ -9,7 +9,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -77,7 +77,11 @@ class Upload:
 
     def __init__(self, folder: Path, limits: TrainingFileLimits) -> None:
         self.id, self.files, self._folder, self._limits = folder.name, folder / "files", folder, limits
-        self._sizes = {file.name: file.size for file in self._stored()}
+        self._sizes: dict[str, int] = {}
+        for parent, _, names in os.walk(self.files):
+            for path in (Path(parent, name) for name in names):
+                with suppress(OSError):
+                    self._sizes[path.relative_to(self.files).as_posix()] = path.stat().st_size
         self._bytes = sum(self._sizes.values())
 
     def listing(self) -> list[UploadedFile]:
@@ -143,13 +147,6 @@ class Upload:
                 f"the disk of the server has too little space for {printable(name)}: {limits.reserve:,} bytes must "
                 "stay free; free space, or choose fewer files"
             )
-
-    def _stored(self) -> Iterator[UploadedFile]:
-        for folder, _, names in os.walk(self.files):
-            for name in names:
-                path = Path(folder, name)
-                with suppress(OSError):
-                    yield UploadedFile(path.relative_to(self.files).as_posix(), path.stat().st_size)
 
 
 _CHECK_BYTES = 1 << 26  # bytes between two checks of the free space

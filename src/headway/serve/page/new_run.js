@@ -107,7 +107,7 @@ page.addTab({
       await newRun.during(this.parts.arrived, "Your files are being sent.", (signal, progress) => this.send(usable, total, signal, progress));
       await this.takeUp();
     } catch (error) {
-      this.parts.arrived.replaceChildren(element("p", {}, error.name === "AbortError" ? "Stopped. What has arrived is kept; choose the files again to go on." : ""));
+      this.parts.arrived.replaceChildren(element("p", {}, error.name === "AbortError" ? "Stopped. What has arrived is kept; choose the files again to continue." : ""));
       page.fail(error, error.status === 0 || error.status >= 500 ? () => this.take(files) : undefined);
     }
   },
@@ -299,5 +299,5 @@ function planChoice(plans) {
       element("details", {}, element("summary", {}, `Why (${title.textContent})`), element("ul", {}, ...plan.reasons.map((reason) => element("li", {}, reason)))));
   });
   return element("fieldset", {}, element("legend", {}, "4. How long may it train?"), element("div", { className: "options wide" }, ...cards),
-    element("p", { className: "soft" }, "A training may end earlier, when it no longer improves. You can stop it at any time and go on later."));
+    element("p", { className: "soft" }, "A training may end earlier, when it no longer improves. You can stop it at any time and continue later."));
 }
