@@ -151,9 +151,14 @@ def test_a_wrong_line_is_shown_with_those_around_it(browser: Browser, url: str, 
         expect(page.locator("mark")).to_have_text(re.compile(r"3\s+<b>no</b>, never,bad"))
         assert serious_violations(page) == []
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
-        commands.code, commands.notes = 0, ""
+        commands.notes = "headway: {root} has no column 'label'; add --set task.text=NAME task.label=kind\n"
         page.get_by_role("button", name="Read the files again").click()
+        column = page.get_by_role("button", name="Use the column kind as label")
+        expect(column).to_be_visible()
+        commands.code, commands.notes = 0, ""
+        column.click()
         expect(page.get_by_text("100 texts")).to_be_visible()
+        assert commands.asked[-1][-5:-2] == ["--set", "task.label=kind", "--minutes"]
 
 
 def test_a_dropped_folder_keeps_its_folders(browser: Browser, url: str, runs: Path, commands: Commands) -> None:
@@ -270,7 +275,8 @@ def test_plans_and_trainings_of_real_commands(tmp_path: Path) -> None:
         assert error["param"] == "a.csv:3"
         lines = client.get(f"/v1/uploads/{upload}/lines/3/a.csv").json()
         assert lines["lines"] == ["text,label", "a,b", "a,b,c"]
-        assert client.post("/v1/plans", json={**body, "recipe": "/etc/x.json", "minutes": [5]}).status_code == 400
+        for more in ({"recipe": "/etc/x.json"}, {"settings": {"task.tokenizer": "x"}}, {"files": ["../a"]}):
+            assert client.post("/v1/plans", json={**body, "minutes": [5], **more}).status_code in (400, 404)
         started = client.post("/v1/runs", json={**body, "minutes": 0.1, "name": "run"}).json()["name"]
         end = time.monotonic() + 30
         while (row := client.get(f"/v1/runs/{started}").json()["run"])["state"] == "starting":
