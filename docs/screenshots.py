@@ -1,6 +1,6 @@
 """Takes the pictures of docs/tutorials/without-a-shell.md: `python docs/screenshots.py [MODEL...]`.
 
-It opens the page in headless Chromium, trains on the page's own example of images, stops it, continues and uses it. With
+It opens the page in headless Chromium, trains on the example of images, stops it, continues and uses it. With
 a model that transcribes, it also transcribes FILE of `--sound FILE`. It takes a few minutes.
 """
 
