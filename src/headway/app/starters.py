@@ -229,8 +229,12 @@ def make(
         raise UserError(f"{name} is being made by another process ({trainer}); wait until it ends")
     if (extra := chosen.missing_extra) is not None:
         raise missing_extra_error(name, extra)
+    paths: list[Path] = []
     try:
-        paths = [path for known in chosen.known_sets for path in _get(known, note)]
+        for known in chosen.known_sets:
+            if not is_present(known):
+                note(f"{'downloading' if known.needs_network else 'generating'} {known.name}: {known.description}")
+            paths += get_set(known.name)
     except UserError as error:
         others = [other.name for other in STARTERS.values() if not (other.needs_network or other.missing_extra)]
         if not chosen.needs_network or not others:
@@ -255,12 +259,6 @@ def make(
 def missing_extra_error(name: str, extra: str) -> UserError:
     """The error for a model whose packages are not installed."""
     return UserError(f"making {name} needs the extra {extra}; run: pip install 'headway[{extra}]'")
-
-
-def _get(known: KnownSet, note: Callable[[str], None]) -> list[Path]:
-    if not is_present(known):
-        note(f"{'downloading' if known.needs_network else 'generating'} {known.name}: {known.description}")
-    return get_set(known.name)
 
 
 def _demonstrate(environment: str, note: Callable[[str], None]) -> Path:
