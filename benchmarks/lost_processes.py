@@ -74,6 +74,7 @@ def kills(folder: Path, undisturbed: Path, count: int, per_run: int, seed: int, 
     """SIGKILL of one process or of all at random moments, then `--resume`."""
     chance, seconds, told, saving, ones, done = random.Random(seed), [], [], 0, 0, 0
     runs: list[bool] = []
+    others: list[dict[str, Any]] = []
     deadline = time.monotonic() + 60 * minutes
     while done < count and time.monotonic() < deadline:
         run = folder / f"run-{len(runs)}"
@@ -97,11 +98,15 @@ def kills(folder: Path, undisturbed: Path, count: int, per_run: int, seed: int, 
                     told.append(
                         len(found) == 1 and f"training process {lost[0]}" in found[0] and left[0].returncode == 1
                     )
+                    if not told[-1]:
+                        others.append({"killed": lost[0], "exit code": left[0].returncode, "lines": found})
             lines(programs)
         finished = start(run)
         lines(finished)
         runs.append([program.returncode for program in finished] == [0, 0] and equal(run, undisturbed))
-        print(f"{done} kills, runs equal: {runs}, one line: {sum(told)} of {ones}", file=sys.stderr, flush=True)
+        print(
+            f"{done} kills, runs equal: {runs}, one line: {sum(told)} of {ones} {others}", file=sys.stderr, flush=True
+        )
     return {
         "kills": done,
         "of one process": ones,
@@ -109,6 +114,7 @@ def kills(folder: Path, undisturbed: Path, count: int, per_run: int, seed: int, 
         "runs": len(runs),
         "runs with the bytes of an undisturbed run": sum(runs),
         "one line that names the process": sum(told),
+        "other endings": others,
         "seconds until the other process ended, median": round(sorted(seconds)[len(seconds) // 2], 2),
         "seconds until the other process ended, most": round(max(seconds), 2),
     }

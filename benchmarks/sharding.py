@@ -6,18 +6,21 @@
     python benchmarks/sharding.py breaks [MIXER]   # graph breaks of a block, per mixer
 
 Each process has one thread. Memory is the peak of resident memory during a step, above what the process had after it
-trained a small model, next to what `headway plan --gpus` computes for fp32. Graph breaks are counted by torch's
-`explain`, and their numbers may only shrink.
+trained a small model, next to what `headway plan --gpus` computes for fp32 and to what PyTorch's MemTracker counts in
+another run of the step. The C library returns freed memory at once, so the peak is that of memory in use. Graph breaks
+are counted by torch's `explain`, and their numbers may only shrink.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import socket
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,6 +29,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.distributed._tools.mem_tracker import MemTracker
 
 from headway.app.recipes import load_recipe
 from headway.config import override
@@ -44,6 +48,8 @@ from headway.nn.models import BlockConfig, Loss, Stack, StackConfig, build
 from headway.nn.models.presets import gpt
 from measure import RESULTS, write
 
+for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
+    os.environ[name] = "131072"  # bytes
 _FORKING = get_context("forkserver")
 STEPS, ACCUMULATE, SYMBOLS = 20, 4, 8192
 TOLERANCES = {"float64": 1e-9, "float32": 1e-5}
@@ -76,6 +82,10 @@ def memory_bytes(name: str) -> int:
     return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
+def tracked_bytes(tracker: MemTracker) -> int:
+    return tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
+
+
 def open_run(task: dict[str, Any], large: bool) -> tuple[Recipe, Task]:
     """The recipe of a plan, and its task."""
     replicas, shards = PLANS[task["plan"]]
@@ -87,8 +97,10 @@ def open_run(task: dict[str, Any], large: bool) -> tuple[Recipe, Task]:
     return recipe, Task(Ids(symbols, context, 2), NextId())
 
 
-def train(processes: Processes, task: dict[str, Any], large: bool) -> tuple[Learner, list[float]]:
-    """Train a model for a few steps as one process of a plan; return its losses."""
+def train(
+    processes: Processes, task: dict[str, Any], large: bool, tracker: MemTracker | None = None
+) -> tuple[Learner, list[float]]:
+    """Train a model for a few steps as one process of a plan; return its losses. The tracker sees a large model's."""
     recipe, opened = open_run(task, large)
     examples = cast(Ids, opened.examples)
     with initial_rows(recipe, processes):
@@ -98,7 +110,11 @@ def train(processes: Processes, task: dict[str, Any], large: bool) -> tuple[Lear
     for step in range(1 if large else STEPS):
         first = step * ACCUMULATE + processes.rank
         batches = [examples.batch(first + index * processes.world) for index in range(count)]
-        total, number = learner.update(step, batches).losses()["loss"]
+        if tracker is not None:
+            known = [value for value in gc.get_objects() if type(value) in (torch.Tensor, nn.Parameter)]
+            tracker.track_external(learner.model, *known)
+        with tracker or nullcontext():
+            total, number = learner.update(step, batches).losses()["loss"]
         losses.append(total / number)
     return learner, losses
 
@@ -119,19 +135,27 @@ def work(rank: int, port: int, task: dict[str, Any], folder: str) -> None:
             del learner
             idle = memory_bytes("VmRSS")
             Path("/proc/self/clear_refs").write_text("5")  # start a new peak
-            train(processes, task, large=True)
+            tracker = MemTracker() if task["tracked"] and rank == 0 else None
+            train(processes, task, large=True, tracker=tracker)
             if rank == 0:
-                torch.save({"peak": memory_bytes("VmHWM") - idle, "idle": idle}, Path(folder) / "found")
+                peak = memory_bytes("VmHWM") - idle if tracker is None else tracked_bytes(tracker)
+                torch.save({"peak": peak, "idle": idle}, Path(folder) / "found")
 
 
 def run(
-    folder: str, plan: str, dtype: str = "float32", optim: str = "adamw", large: bool = False, recompute: int = 0
+    folder: str,
+    plan: str,
+    dtype: str = "float32",
+    optim: str = "adamw",
+    large: bool = False,
+    recompute: int = 0,
+    tracked: bool = False,
 ) -> dict[str, Any]:
     """What the main process of a plan found."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    task = {"plan": plan, "dtype": dtype, "optim": optim, "large": large, "recompute": recompute}
+    task = {"plan": plan, "dtype": dtype, "optim": optim, "large": large, "recompute": recompute, "tracked": tracked}
     world = PLANS[plan][0] * PLANS[plan][1]
     started = [_FORKING.Process(target=work, args=(rank, port, task, folder)) for rank in range(world)]
     for process in started:
@@ -166,8 +190,11 @@ def memory(folder: str) -> dict[str, Any]:
         for recompute in (0, 1):
             found = run(folder, plan, large=True, recompute=recompute)
             demand = measure_demand(*open_run({"plan": plan, "recompute": recompute, "optim": "adamw"}, True), 4)
-            parts = rank_memory(demand, PLANS[plan][1], 4)
+            parts = rank_memory(demand, PLANS[plan][1])
             row = {"peak_above_idle": found["peak"], "planned": sum(parts.values()), "planned_parts": parts}
+            one_batch = PLANS[plan][1] == ACCUMULATE  # the tracker takes no second one
+            if one_batch:
+                row["tracked"] = run(folder, plan, large=True, recompute=recompute, tracked=True)["peak"]
             result[f"{plan}, recompute {recompute}"] = {**row, "idle": found["idle"]}
             print(plan, recompute, row, file=sys.stderr, flush=True)
     return result

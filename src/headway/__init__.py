@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from headway.domains.audio import Segment, Transcription, TranscriptionOptions
     from headway.domains.audio.transcriber import Transcriber
     from headway.domains.chat.predictors import Conversation
+    from headway.domains.chess.games import ChessGame, ChessMove
     from headway.domains.chess.player import ChessPlayer
     from headway.domains.forecast.predictors import Forecast
     from headway.domains.image_text import Matches
@@ -41,12 +42,15 @@ if TYPE_CHECKING:
     from headway.learn import Recipe, Run
     from headway.learn.plan.plans import Plan
     from headway.predict.attention_maps import Attention
+    from headway.predict.logit_lens import Lens
 
 __all__ = [
     "AgentPolicy",
     "Answer",
     "Attention",
     "Candidate",
+    "ChessGame",
+    "ChessMove",
     "ChessPlayer",
     "Codec",
     "Comparison",
@@ -55,6 +59,7 @@ __all__ = [
     "Conversation",
     "Forecast",
     "ImageAttention",
+    "Lens",
     "Limits",
     "Matches",
     "Model",
@@ -100,6 +105,7 @@ lazy_exports(
         ".domains.agents.agent_policy": ("AgentPolicy",),
         ".domains.audio.transcriber": ("Transcriber",),
         ".domains.chat.predictors": ("Conversation",),
+        ".domains.chess.games": ("ChessGame", "ChessMove"),
         ".domains.chess.player": ("ChessPlayer",),
         ".domains.forecast.predictors": ("Forecast",),
         ".domains.robotics.policy": ("RobotController",),
@@ -118,6 +124,7 @@ lazy_exports(
         ".app.recipes": ("presets", "recipes"),
         ".learn": ("Recipe", "Run"),
         ".predict.attention_maps": ("Attention",),
+        ".predict.logit_lens": ("Lens",),
         ".app.verification": ("Verification", "verify"),
     },
 )

@@ -32,6 +32,9 @@ class Resident:
             raise StatusError(404, f"{given}; {remedy}", "model", "model_not_found")
         yield self._models[name]
 
+    async def refresh(self) -> None:
+        """As `Served.refresh`."""
+
     def listed(self) -> Mapping[str, ModelSummary]:
         """As `Served.listed`."""
         return {name: _known(ready) for name, ready in self._models.items()}

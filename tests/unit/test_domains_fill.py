@@ -13,8 +13,8 @@ import torch
 import headway as hw
 from headway.app.cli.main import main
 from headway.codecs import Codec, load_codec, train_codec
+from headway.codecs.mask_tokens import SPECIAL, mask_id, masked_ids
 from headway.domains.masked import fill
-from headway.domains.masked.fill import SPECIAL, mask_id, masked_ids
 from headway.domains.masked.recipes import modern_encoder
 from headway.errors import UserError
 from headway.formats.open import OpenedModel

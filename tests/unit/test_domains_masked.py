@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from headway.codecs import Codec, train_codec
+from headway.codecs.mask_tokens import SPECIAL, TokenTables, token_tables
 from headway.config import override
 from headway.data import IGNORE_INDEX, SplitConfig
-from headway.domains.masked.fill import SPECIAL, TokenTables, token_tables
 from headway.domains.masked.recipes import masked, modern_encoder
 from headway.domains.masked.task import MaskedDataset, Masking, MaskingConfig
 from headway.errors import ConfigError, UserError

@@ -21,6 +21,7 @@ from headway.formats.open import OpenedModel
 from headway.formats.usage import Usage
 from headway.nn.models import build
 from headway.nn.models.presets import preset
+from headway.predict.logit_lens import LensLayer, LensToken, NextLogits, ScoredToken
 
 
 def test_every_name_is_there_and_importing_is_light() -> None:
@@ -89,7 +90,7 @@ def shown() -> dict[str, tuple[Any, str, str]]:
         "model": (
             hw.Model(OpenedModel(module, Usage(), None), Path("m")),
             f"Model m: kind Transformer, parameters {size:,}, context 8, on cpu, can generate, embed, "
-            "score, attention, logits, evaluate",
+            "score, attention, lens, logits, evaluate",
             ">Transformer</td>",
         ),
         "run": (
@@ -123,6 +124,17 @@ def shown() -> dict[str, tuple[Any, str, str]]:
             hw.Attention({"<self>": torch.zeros(2, 3, 3)}, ["a", "b", "c"], []),
             "Attention: maps 1, tokens 3",
             "&lt;self&gt;",
+        ),
+        "lens": (
+            hw.Lens(
+                [LensToken("<a>", 1)],
+                [LensLayer([[ScoredToken(" b", 2, 0.5)]], [])],
+                NextLogits(0, [], [], []),
+                [],
+                False,
+            ),
+            "Lens: tokens 1, layers 1",
+            "b 50%",
         ),
         "look": (
             hw.ImageAttention(np.zeros((8, 9, 3), np.uint8), np.zeros((2, 3))),

@@ -11,7 +11,9 @@ import torch
 import headway as hw
 from headway.app.cli.main import main
 from headway.app.recipes import configure_recipe, load_recipe
-from headway.learn.plan.ranks import find_gpu, measure_demand, plan_ranks, rank_memory
+from headway.learn.parallel.sharding import units
+from headway.learn.plan.ranks import _synthetic, find_gpu, measure_demand, plan_ranks, rank_memory
+from headway.learn.recomputing import prepare_blocks
 from headway.nn.models import describe
 
 TINY = {"model.width": 64, "model.depth": 2, "model.heads": 2, "task.context": 64, "train.batch_tokens": 256}
@@ -39,7 +41,7 @@ def test_the_memory_of_a_model_is_split_among_shards() -> None:
 def test_a_model_gets_the_fewest_shards_that_fit() -> None:
     settings = {**ADAM, "model.width": 512, "train.batch_tokens": 64}
     recipe = configure_recipe(load_recipe("text"), None, settings, None)
-    needed = sum(rank_memory(measure_demand(recipe, None, 2), 1, 2).values())
+    needed = sum(rank_memory(measure_demand(recipe, None, 2), 1).values())
     for share, fits in ((1.2, True), (0.9, False)):
         plan = plan_ranks(recipe, None, 8, find_gpu("h100")._replace(memory=share * needed))
         assert (plan.shard == 1) == fits
@@ -80,7 +82,39 @@ def test_fp32_needs_more_than_bf16() -> None:
     recipe = configure_recipe(load_recipe("text"), None, TINY, None)
     half, full = (measure_demand(recipe, None, size) for size in (2, 4))
     assert half.activations < full.activations < 2.5 * half.activations
-    assert rank_memory(full, 2, 4)["gathered weights"] == 2 * rank_memory(full, 2, 2)["gathered weights"]
+
+
+@pytest.mark.parametrize("recompute", [0, 1])
+def test_shards_need_what_pytorchs_tracker_finds_in_fsdp(recompute: int) -> None:
+    """Within 10 % of the peak that PyTorch's tracker of FSDP finds in a real micro-batch of one of 4 processes."""
+    import torch.distributed as dist
+    from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    settings = {**TINY, "model.width": 128, "model.depth": 4, "train.recompute": recompute}
+    recipe = configure_recipe(load_recipe("text"), None, settings, None)
+    demand = measure_demand(recipe, None, 4)
+    model, (batch, loss) = recipe.model.build(1), _synthetic(recipe)
+    prepare_blocks(model, recompute, torch.Generator(), compiles=False)
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
+    try:
+        mesh = init_device_mesh("cpu", (4,))
+        for block in units(model):
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        with (tracker := FSDPMemTracker(model)):
+            loss(model, batch)["loss"].total.backward()
+    finally:
+        dist.destroy_process_group()
+    found = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
+    rows = sum(
+        size
+        for kind, size in found.items()
+        if str(kind).endswith(("SHARDED_PARAM", "SHARDED_GRAD")) and "UN" not in str(kind)
+    )
+    assert demand.activations + demand.gathered == pytest.approx(found["Total"] - rows, rel=0.1)
 
 
 def test_tasks_are_planned_with_their_own_batches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, data_dir: Path, minilm: Pat
 @pytest.fixture(scope="module")
 def url(folder: Path) -> Iterator[str]:
     options = LoadOptions(device="cpu", backend="torch")
-    models = ServedModels([], folder, options, open_engine_loop)
+    models = ServedModels([], [folder], options, open_engine_loop)
     with server(models, ServerSettings(keys=(ApiKey(KEY),), log=False)) as url:
         yield url
 

@@ -66,7 +66,7 @@ def text_of(ready: ReadyModel) -> str:
 def served(place: Path, work: Callable[[ServedModels], Awaitable[None]], weights: str | None = None) -> None:
     async def inside() -> None:
         options = LoadOptions("cpu", weights, "torch")  # type: ignore[arg-type]
-        models = ServedModels([place], None, options, open_engine_loop)
+        models = ServedModels([place], [], options, open_engine_loop)
         await models.start()
         try:
             await work(models)
@@ -162,7 +162,7 @@ def test_a_file_that_is_cut_while_it_is_read_is_an_error_of_that_load(
     whole, read, tensor = place.read_bytes(), serving.summarize_model, MappedFile.tensor
 
     async def work() -> None:
-        models = ServedModels([place, other], None, LoadOptions("cpu", None, "torch"), open_engine_loop)
+        models = ServedModels([place, other], [], LoadOptions("cpu", None, "torch"), open_engine_loop)
 
         def cut(file: MappedFile, *where: Any) -> Any:
             os.truncate(place, 1000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import threading
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,6 +15,8 @@ import pytest
 import headway as hw
 from headway.engine import PackedTensor
 from headway.errors import UserError
+from headway.formats import native
+from headway.serve import model_folders
 from headway.serve import models as serving
 from headway.serve.engine_loop import open_engine_loop
 from headway.serve.http_errors import StatusError
@@ -38,8 +41,18 @@ def zoo(tmp_path_factory: pytest.TempPathFactory, data_dir: Path, minilm: Path) 
     return folder
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one step."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "a.txt").write_text("the cat sat on the mat. " * 400)
+    settings = {"model.width": 8, "model.depth": 1, "model.heads": 1, "train.steps": 1, "train.batch_tokens": 256}
+    hw.train("text", data=folder / "a.txt", run=folder / "run", set=settings, samples=0, progress=False)
+    return folder / "run"
+
+
 def served(folder: Path | None, named: Sequence[Path] = (), keep_alive: float | None = None) -> ServedModels:
-    return ServedModels(named, folder, TORCH, open_engine_loop, keep_alive)
+    return ServedModels(named, [folder] if folder else [], TORCH, open_engine_loop, keep_alive)
 
 
 def within(models: ServedModels, work: Callable[[ServedModels], Awaitable[T]]) -> T:
@@ -95,10 +108,13 @@ def test_the_broken_one_says_why_and_where_is_not_told(zoo: Path, data_dir: Path
 
 
 def test_bad_names_are_refused_at_the_start(zoo: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other/stories.bin"
+    other.parent.mkdir()
+    shutil.copy(zoo / "stories.bin", other)
     for named, folder, message in (
         ([zoo / "nothing"], None, "nothing does not exist"),
         ([zoo / "broken"], None, "broken contains neither"),
-        ([zoo / "stories.bin"], zoo, "both named stories; rename one"),
+        ([zoo / "stories.bin", other], None, "both named stories; rename one"),
         ([], tmp_path, "there is no model to serve"),
         ([], zoo / "tok512.bin", "is not a folder"),
     ):
@@ -237,7 +253,7 @@ def test_quantised_gguf_files_are_served_as_they_are_quantised(zoo: Path, tmp_pa
         hw.export(zoo / "stories.bin", tmp_path / f"{name}.gguf", dtype=dtype)
 
     def found(**options: Any) -> ServedModels:
-        return ServedModels([], tmp_path, LoadOptions(device="cpu", **options), open_engine_loop)
+        return ServedModels([], [tmp_path], LoadOptions(device="cpu", **options), open_engine_loop)
 
     models = found()
     assert (models.summary("eight").weights, models.summary("plain").weights) == ("int8", None)
@@ -254,3 +270,121 @@ def test_quantised_gguf_files_are_served_as_they_are_quantised(zoo: Path, tmp_pa
                 assert bool(tables) == packed
 
     within(models, work)
+
+
+@pytest.mark.parametrize(
+    ("samples", "chats", "examples"),
+    [
+        ([{"source": "ein Hund", "output": "a dog"}, {"source": "ein Hund"}, {"source": " "}], False, ["ein Hund"]),
+        ([{"masked": "a [MASK] dog", "text": "a red dog"}], False, ["a [MASK] dog"]),
+        ([{"prompt": "ay, my lord.\nROMEO:", "output": "Ay"}, {"prompt": "b \ufffd"}], False, ["my lord.\nROMEO:"]),
+        ([{"prompt": "user\nWho?\nassistant"}, {"prompt": "user\nHi\nassistant\nHi\nuser"}], True, ["Who?"]),
+        ([{"source": f"{number}"} for number in range(9)], False, ["0", "1", "2", "3", "4"]),
+        ([{"source": "x" * 1001}, {"return": "4"}], False, []),
+        ([{"source": 1}], False, []),
+        (None, False, []),
+    ],
+)  # fmt: skip
+def test_examples_are_the_inputs_of_a_runs_samples(
+    tmp_path: Path, samples: object, chats: bool, examples: list[str]
+) -> None:
+    status = {"format": 1, "status": "finished", "parameters": 1, "steps": 1, "step": 1, "tokens": 1, "seconds": 1.0}
+    (tmp_path / "run.json").write_text(json.dumps({**status, **({} if samples is None else {"samples": samples})}))
+    assert list(serving._example_inputs(tmp_path, chats)) == examples
+
+
+def test_folders_are_watched(
+    zoo: Path, trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: Any
+) -> None:
+    """New, changed and removed models; a run that trains is listed once it has a model; a name is given once."""
+    monkeypatch.setattr(serving, "_CHECK_SECONDS", 0.0)
+    runs, made = tmp_path / "runs", tmp_path / "models"
+    folders = [runs, made]
+
+    async def names(models: ServedModels) -> list[str]:
+        await models.refresh()
+        return list(models.listed())
+
+    async def work(models: ServedModels) -> None:
+        assert await names(models) == []  # the folders do not exist yet
+        shutil.copytree(trained, runs / "small")
+        (runs / "training").mkdir()
+        (runs / "training/run.json").write_text('{"format": 1}')
+        shutil.copytree(zoo / "broken", runs / "broken")
+        assert await names(models) == ["small"]
+        shutil.copytree(runs / "small", made / "small")
+        shutil.copytree(trained, made / "other")
+        assert await names(models) == ["small", "other", "models/small"]
+        folders.append(zoo / "tales.bin")  # a model of its own
+        folders.append(made / "other")  # is listed already
+        assert await names(models) == ["small", "other", "models/small", "tales"]
+        for _ in range(3):
+            await models.refresh()
+        assert [line.partition(":")[0] for line in caplog.messages] == ["broken is not served"]
+        shutil.rmtree(runs / "small")
+        async with models.using("models/small") as ready:
+            shutil.rmtree(made / "small")
+            assert await names(models) == ["other", "tales"]
+            with pytest.raises(StatusError, match="models/small cannot be served: its files were removed"):
+                await use(models, "models/small")
+            assert str(ready.model.generate("Once", max_new_tokens=2))  # what is under way ends as it began
+        assert not models.loops()
+        with pytest.raises(StatusError, match="there is no model 'models/small'"):
+            await use(models, "models/small")
+        shutil.copytree(trained, runs / "small")
+        assert await names(models) == ["other", "tales", "small"]
+
+    within(ServedModels([], folders, TORCH, open_engine_loop, may_be_empty=True), work)
+
+
+def test_folders_are_searched_once_a_second_and_one_reading_serves_all(zoo: Path, monkeypatch: Any) -> None:
+    searches: list[int] = []
+    find = serving.find_all
+    monkeypatch.setattr(serving, "find_all", lambda folders: searches.append(1) or find(folders))
+
+    async def work(models: ServedModels) -> None:
+        await asyncio.gather(*(models.refresh() for _ in range(5)))
+        await models.refresh()
+        assert len(models.listed()) == 3
+        assert len(searches) == 1
+
+    within(ServedModels([], [zoo], TORCH, open_engine_loop, may_be_empty=True), work)
+
+
+def test_a_run_is_listed_once_it_has_a_model_and_again_with_a_better_one(
+    trained: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(serving, "_CHECK_SECONDS", 0.0)
+    runs = tmp_path / "runs"
+    shutil.copytree(trained, runs / "mine", ignore=shutil.ignore_patterns("model.safetensors"))
+
+    async def work(models: ServedModels) -> None:
+        await models.refresh()
+        assert not models.listed()
+        shutil.copy(trained / "model.safetensors", runs / "mine/draft")
+        (runs / "mine/draft").rename(runs / "mine/model.safetensors")
+        await models.refresh()
+        known = models.summary("mine")
+        assert "generate" in known.verbs
+        calls: list[Path] = []
+        read = serving.summarize_model
+        monkeypatch.setattr(serving, "summarize_model", lambda path, options: calls.append(path) or read(path, options))
+        (runs / "mine/metrics.jsonl").write_text("")  # a run that trains writes all the time
+        (runs / "mine/run.json").touch()
+        await models.refresh()
+        assert not calls
+        (runs / "mine/model.safetensors").touch()
+        await models.refresh()
+        assert calls == [runs / "mine"]
+
+    within(ServedModels([], [runs], TORCH, open_engine_loop, may_be_empty=True), work)
+
+
+def test_too_many_models_and_a_folder_that_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(model_folders, "_MAX_MODELS", 1)
+    for name in ("a.bin", "b.bin"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match="has 2 models, more than 1; pass models one by one"):
+        model_folders.find_models(tmp_path)
+    assert model_folders.find_models(tmp_path / "none") == []
+    assert set(model_folders._RUN_MODELS) == {native.FILE, native.QUANTISED}

@@ -67,7 +67,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def client(zoo: Path) -> Iterator[TestClient]:
-    models = ServedModels([], zoo, LoadOptions(device="cpu"), open_engine_loop)
+    models = ServedModels([], [zoo], LoadOptions(device="cpu"), open_engine_loop)
     with TestClient(create_app(models, ServerSettings(log=False)), base_url="http://localhost") as found:
         yield found
 
@@ -189,7 +189,7 @@ def test_what_the_endpoint_refuses(client: TestClient, more: dict[str, Any], tol
 
 
 def test_from_another_machine(zoo: Path) -> None:
-    models = ServedModels([zoo / "bert"], None, LoadOptions(device="cpu"), open_engine_loop)
+    models = ServedModels([zoo / "bert"], [], LoadOptions(device="cpu"), open_engine_loop)
     wanted = hw.load(zoo / "bert", "cpu").rerank(QUERY, DOCUMENTS, 3)
     with server(models, ServerSettings(log=False)) as url:
         remote = hw.connect(url)

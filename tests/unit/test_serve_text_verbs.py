@@ -38,7 +38,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def client(zoo: Path) -> Iterator[TestClient]:
-    models = ServedModels([], zoo, LoadOptions(device="cpu"), open_engine_loop)
+    models = ServedModels([], [zoo], LoadOptions(device="cpu"), open_engine_loop)
     with TestClient(create_app(models, ServerSettings(log=False)), base_url="http://localhost") as found:
         yield found
 
@@ -100,7 +100,7 @@ def test_what_the_endpoints_refuse(client: TestClient, path: str, body: dict[str
 
 
 def test_from_another_machine(zoo: Path) -> None:
-    models = ServedModels([], zoo, LoadOptions(device="cpu"), open_engine_loop)
+    models = ServedModels([], [zoo], LoadOptions(device="cpu"), open_engine_loop)
     with server(models, ServerSettings(log=False)) as url:
         remote, local = hw.connect(url, model="qa"), hw.load(zoo / "qa", "cpu")
         found = remote.answer(QUESTIONS[0], TEXTS, window=64)

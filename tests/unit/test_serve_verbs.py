@@ -68,7 +68,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def client(folder: Path) -> Iterator[TestClient]:
-    models = ServedModels([], folder, LoadOptions(device="cpu", backend="torch"), open_engine_loop)
+    models = ServedModels([], [folder], LoadOptions(device="cpu", backend="torch"), open_engine_loop)
     with TestClient(create_app(models, ServerSettings(log=False)), base_url="http://127.0.0.1") as client:
         yield client
 
@@ -99,6 +99,7 @@ def test_what_there_is(client: TestClient) -> None:
     assert {"classify", "tag", "fill", "embed"} <= set(found["encoder"]["verbs"])
     assert (found["minilm"]["verbs"], found["minilm"]["context"]) == (["embed"], 512)
     assert (found["vit"]["reads"], found["encoder"]["reads"]) == (["images"], ["texts"])
+    assert (found["vit"]["is_run"], found["vit"]["examples"]) == (False, [])
     assert client.get("/v1/models/vit").json() == found["vit"]
     assert client.get("/v1/models/a/b").status_code == 404
 
@@ -151,7 +152,7 @@ def test_shorter_vectors_where_the_model_was_trained_for_them(minilm: Path, tmp_
     for name, more in (("any", {"is_matryoshka": True}), ("some", {"matryoshka_dimensions": [64, 128]})):
         shutil.copytree(minilm, tmp_path / name)
         (tmp_path / name / "config.json").write_text(json.dumps({**settings, **more}))
-    models = ServedModels([], tmp_path, LoadOptions(device="cpu", backend="torch"), open_engine_loop)
+    models = ServedModels([], [tmp_path], LoadOptions(device="cpu", backend="torch"), open_engine_loop)
     with TestClient(create_app(models, ServerSettings(log=False)), base_url="http://127.0.0.1") as client:
         whole = torch.tensor(asked(client, "/v1/embeddings", model="any", input="a")["data"][0]["embedding"])
         for name, size in (("any", 5), ("any", 384), ("some", 64), ("some", 384)):
@@ -228,7 +229,7 @@ def test_translations_share_calls_and_are_what_each_is_alone(tmp_path: Path) -> 
     lines = [f"{number} {'Katze ' * number}" for number in range(1, 9)]
     options = LoadOptions(device="cpu", backend="cpu", weights="int8")
     alone = hw.load(tmp_path / "translator", "cpu", "int8", backend="cpu")
-    models = ServedModels([], tmp_path, options, open_engine_loop)
+    models = ServedModels([], [tmp_path], options, open_engine_loop)
     with TestClient(create_app(models, ServerSettings(log=False)), base_url="http://127.0.0.1") as client:
         ask = lambda line: asked(client, "/v1/translate", lines=line, n_best=3)["result"]  # noqa: E731
         with ThreadPoolExecutor(8) as pool:

@@ -165,6 +165,18 @@ def test_a_process_that_is_lost_ends_the_others_in_a_line(
         programs[lost].signal(signal.SIGKILL)
 
 
+def test_a_lost_process_of_a_shared_model_is_named(tmp_path: Path) -> None:
+    """FSDP's own operations fail then, instead of headway's."""
+    run = tmp_path / "run"
+    settings = {**SETTINGS, **SHORT, "steps": 600, "parallel.shard": 2}
+    programs = _launch(run, "new", **settings, delay=0.03)
+    _await_step_6(run, programs)
+    programs[0].signal(signal.SIGKILL)
+    (line,) = _lines([programs[1]])
+    assert programs[1].returncode == 1
+    assert f"training process 0 on {socket.gethostname()} has ended" in line
+
+
 @pytest.mark.parametrize("missing", [0, 1])
 def test_a_process_that_never_starts_is_named(missing: int, tmp_path: Path) -> None:
     (program,) = _launch(tmp_path / "run", "new", IMPATIENT + RUN, ranks=(1 - missing,), **SETTINGS, **SHORT)

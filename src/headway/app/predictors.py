@@ -24,7 +24,7 @@ from headway.nn.models import ModelConfig, kinds
 from headway.predict.model_handle import ModelHandle
 
 _MAX_VERBS = 4  # verbs listed in a message
-_INTROSPECTION = {"score", "attention", "logits", "evaluate"}  # not useful as alternatives to other verbs
+_INTROSPECTION = {"score", "attention", "lens", "logits", "evaluate"}  # not useful as alternatives to other verbs
 _ALTERNATIVES = (  # better alternatives for some models
     ("classify", kinds.is_two_tower, "pass the class names as texts to match"),
     ("look", kinds.is_text, "use attention"),

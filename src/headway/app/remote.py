@@ -12,20 +12,24 @@ from contextlib import contextmanager
 from dataclasses import fields
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
+from types import UnionType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import quote, urlsplit
 
 from headway.app.verb_table import declaration
 from headway.app.verbs import RemoteVerbs
 from headway.errors import UserError, nearest
-from headway.io.files import format_path, open_file
+from headway.io.files import format_path, open_file, user_path
 
 if TYPE_CHECKING:
+    import numpy as np
     from jaxtyping import Float
     from torch import Tensor
 
     from headway.data.dialogues import Message
     from headway.domains.audio import Transcription
+    from headway.domains.chess.games import ChessMove
+    from headway.domains.forecast import Forecast
     from headway.domains.understanding import Answer, RankedDocument
 
 T = TypeVar("T")
@@ -66,10 +70,10 @@ def connect(url: str, api_key: str | None = None, model: str | None = None) -> R
 
 class RemoteModel(RemoteVerbs):
     """The model that `connect` returns, with methods of `headway.Model` that run on a server: `generate`, `stream`,
-    `chat`, `classify`, `embed`, `rerank`, `answer`, `tag`, `fill`, `translate`, `caption`, `match` and `score` take the
-    same arguments there. The server's errors are raised as UserError, including for verbs that its model does not
-    support. Images and audio are files, which are read locally and uploaded; the server opens none. The server rejects
-    conversations that are longer than the context.
+    `chat`, `classify`, `embed`, `rerank`, `answer`, `tag`, `fill`, `translate`, `caption`, `match`, `look`, `forecast`,
+    `score`, `attention`, `lens`, `move` and `act` take the same arguments there. The server's errors are raised as
+    UserError, also for verbs that its model does not support. Images, audio and tables are files, which are read
+    locally and uploaded; the server opens none. The server rejects conversations that are longer than the context.
 
     `name`, `kind`, `verbs`, `context` (tokens, None for no limit) and `parameters` describe the model; `reads` lists
     the kinds of its inputs: texts, images, sounds.
@@ -228,6 +232,35 @@ class RemoteModel(RemoteVerbs):
         answers = self._request("/v1/answer", {"question": question, "context": many, **settings}, parse)
         return answers[0] if is_single else answers
 
+    def _forecast(self, data: Any, steps: int | None) -> list[Forecast]:
+        from headway.data.input_files import find_files, read_blocks
+        from headway.data.table_files import TABLE_TYPES
+        from headway.domains.forecast import Forecast
+        from headway.predict.in_memory_data import data_paths
+
+        tables: list[str] | None = None
+        with data_paths(data, "forecast") as paths:
+            if paths is not None:
+                names = [paths] if isinstance(paths, (str, Path)) else paths
+                files = [file for name in names for file in find_files(user_path(name), tuple(TABLE_TYPES))]
+                tables = [_encode_url(b"".join(read_blocks(file)), TABLE_TYPES[file.kind]) for file in files]
+        parse = lambda response: [Forecast(**entry) for entry in response["result"]]  # noqa: E731
+        return self._request("/v1/forecast", {"data": tables, "steps": steps}, parse)
+
+    def _move(self, **arguments: Any) -> ChessMove:
+        from headway.domains.chess.games import ChessMove
+
+        parse = lambda response: _decode({**response["move"], "game": response["game"]}, ChessMove)  # noqa: E731
+        moves = [arguments["moves"]] if isinstance(arguments["moves"], str) else list(arguments["moves"])
+        return self._request("/v1/chess/move", {**arguments, "moves": moves}, parse)
+
+    def _act(self, **arguments: Any) -> int | np.ndarray:
+        import numpy as np
+
+        parse = lambda response: response["action"]  # noqa: E731
+        action = self._request("/v1/act", _to_json(arguments), parse)
+        return action if isinstance(action, int) else np.array(action, np.float32)
+
     def _request(self, path: str, body: Fields, parse: Callable[[Any], T]) -> T:
         return self._server.request("POST", path, {"model": self.name, **body}, parse)
 
@@ -345,17 +378,36 @@ def _sampling_fields(max_new_tokens: int, stop: str | Texts, **settings: float |
     return {name: value for name, value in fields.items() if value is not None}
 
 
+def _to_json(value: Any) -> Any:
+    """Observations as JSON values: arrays and tensors as lists."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {str(name): _to_json(part) for name, part in value.items()}
+    return [_to_json(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
 def _decode(value: Any, kind: Any) -> Any:
-    """A JSON value as a verb's result type: lists, tuples, named tuples and tensors of plain values."""
+    """A JSON value as a verb's result type: lists, tuples, named tuples, dataclasses, arrays and tensors."""
     if get_origin(kind) is list:
         return [_decode(item, get_args(kind)[0]) for item in value]
+    if get_origin(kind) is UnionType:  # of None and a type
+        return None if value is None else _decode(value, get_args(kind)[0])
     if get_origin(kind) is tuple:
-        return tuple(_decode(item, part) for item, part in zip(value, get_args(kind)))
-    if hasattr(kind, "_fields"):
+        parts = get_args(kind)
+        return tuple(
+            _decode(item, part) for item, part in zip(value, parts[:1] * len(value) if ... in parts else parts)
+        )
+    if get_origin(kind) is dict:
+        return {name: _decode(item, get_args(kind)[1]) for name, item in value.items()}
+    if hasattr(kind, "_fields") or hasattr(kind, "__dataclass_fields__"):
         return kind(**{name: _decode(value[name], part) for name, part in get_type_hints(kind).items()})
-    if hasattr(kind, "array_type"):  # a tensor
+    if hasattr(kind, "array_type"):
+        import numpy as np
         import torch
 
+        if kind.array_type is np.ndarray:
+            return np.array(value, "float32" if "float32" in kind.dtypes else kind.dtypes[0])
         return torch.tensor(value)
     return value
 
@@ -372,7 +424,11 @@ def _as_list(items: Any) -> tuple[list[Any], bool]:
 def _data_url(file: Path, kind: str) -> str:
     guessed_type = mimetypes.guess_type(file.name)[0] or ""
     mime_type = guessed_type if guessed_type.startswith(f"{kind}/") else f"{kind}/octet-stream"
-    return f"data:{mime_type};base64,{base64.b64encode(_read_file(file)).decode()}"
+    return _encode_url(_read_file(file), mime_type)
+
+
+def _encode_url(raw: bytes, mime_type: str) -> str:
+    return f"data:{mime_type};base64,{base64.b64encode(raw).decode()}"
 
 
 def _read_file(file: Path) -> bytes:

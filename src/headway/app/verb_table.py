@@ -47,11 +47,14 @@ VERBS = {
     "embed": Verb("make embeddings", "use an encoder, such as BERT, ViT or CLIP"),
     "look": Verb("show its attention to an image", "use an image model, such as ViT"),
     "rollout": Verb("play episodes", "use a run of the recipes ppo, trajectories, cartpole or robotics"),
+    "act": Verb("choose an action", "use a run of the recipes ppo, trajectories, cartpole or robotics"),
     "policy": Verb("act as a policy", "use a run of the recipes ppo, robotics or metaworld"),
+    "move": Verb("play a move of chess", "train one: headway train chess --data games.pgn"),
     "player": Verb("play chess", "train one: headway train chess --data games.pgn"),
     "forecast": Verb("forecast time series", "use a run of the forecast recipe"),
     "score": Verb("score text", "use a language model or an encoder-decoder"),
-    "attention": Verb("show its attention to text", "use a text model"),
+    "attention": Verb("show its attention to text", "use a text model with attention layers"),
+    "lens": Verb("show what its layers predict", "use a language model, such as GPT-2 or BERT"),
     "logits": Verb("return logits of tokens", "use a model with a head over its vocabulary"),
     "evaluate": Verb("be evaluated without a recipe", "fine-tune it with --from and evaluate that run"),
     "stream": _GENERATE._replace(variant_of="generate"),
@@ -78,7 +81,8 @@ REMOTE_VERBS = {
     "translate",
     "caption",
 }
-REMOTE_VERBS |= {"match", "score"}  # verbs that a server runs with the arguments that they have here
+# Verbs that a server runs with the arguments that they have here.
+REMOTE_VERBS |= {"attention", "lens", "match", "score", "look", "forecast", "move", "act"}
 RUN_VERBS = {"evaluate": "headway.predict.model_evaluation"}  # verbs of every run, whatever its domain
 _EXPLANATION = re.compile(r"^(\w+(?:, \w+)*): (.+(?:\n(?!\w+(?:, \w+)*: ).+)*)", re.MULTILINE)  # of a docstring
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import math
@@ -20,9 +19,8 @@ from typing import Any
 import numpy as np
 
 from headway.errors import UserError
-
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+from headway.io.cache import cache_errors, file_lock
+from headway.io.cache import cache_root as cache_root  # for the callers of this module
 
 _DIGEST_LENGTH = 32  # characters
 _DEADLINE: ContextVar[float] = ContextVar("latest", default=math.inf)
@@ -38,15 +36,6 @@ def build_deadline(seconds: float) -> Iterator[None]:
         _DEADLINE.reset(token)
 
 
-def cache_root() -> Path:
-    """The folder for files that headway can recreate: HEADWAY_CACHE, or ~/.cache/headway."""
-    setting = os.environ.get("HEADWAY_CACHE")
-    try:
-        return Path(setting).expanduser() if setting else Path.home() / ".cache" / "headway"
-    except RuntimeError as error:  # an unknown user, or no home folder
-        raise UserError(f"there is no cache folder ({error}); set HEADWAY_CACHE to a folder") from None
-
-
 def cache_key(kind: str, *parts: object) -> str:
     """The name, below the cache root, for data that depends on `parts`."""
     return f"{kind}-{hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()}"
@@ -60,7 +49,7 @@ def open_or_build(final: Path, build: Callable[[Path], None]) -> Path:
     """
     if final.is_dir():
         return final
-    with cache_errors(final.parent), _lock(final.parent / f"{final.name}.lock"):
+    with cache_errors(final.parent), file_lock(final.parent / f"{final.name}.lock"):
         if not final.is_dir():
             for leftover in final.parent.glob(f"{final.name}.*.part"):
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -82,29 +71,6 @@ def open_or_build(final: Path, build: Callable[[Path], None]) -> Path:
 
 
 @contextmanager
-def cache_errors(folder: Path) -> Iterator[None]:
-    """Create a folder; a full disk or a read-only folder while writing in it is a UserError."""
-    try:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except FileNotFoundError as error:  # as in /proc
-            raise UserError(
-                f"{folder} cannot be created ({error.strerror}); set HEADWAY_CACHE to another folder"
-            ) from error
-        yield
-    except OSError as error:
-        if error.errno in _DISK_FULL:
-            raise UserError(
-                f"the disk is full at {folder}; free some space, or set HEADWAY_CACHE to a folder on another disk"
-            ) from error
-        if error.errno in _NOT_WRITABLE:
-            raise UserError(
-                f"{folder} is not writable ({error.strerror}); set HEADWAY_CACHE to a writable folder"
-            ) from error
-        raise
-
-
-@contextmanager
 def output_errors(path: Path) -> Iterator[None]:
     """Turn errors of writing to a path that the user chose with --out into UserErrors."""
     try:
@@ -119,23 +85,6 @@ def check_output_path(path: Path) -> None:
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=path.parent).close()
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold a lock that the system releases when the process dies; no lock on systems without flock."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with open(path, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                raise
-        yield
 
 
 def _sync(folder: Path) -> None:

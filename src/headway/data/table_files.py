@@ -175,7 +175,13 @@ _NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?")
 _MAX_NAME = 40  # characters; column names are shorter
 _SAMPLE_ROWS = 200  # rows checked to detect a missing header
 
-TABLE_KINDS = (".csv", ".tsv", ".jsonl", ".xlsx")
+TABLE_TYPES = {  # extensions of tables, with their media types
+    ".csv": "text/csv",
+    ".tsv": "text/tab-separated-values",
+    ".jsonl": "application/jsonl",
+    ".xlsx": "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
+}
+TABLE_KINDS = tuple(TABLE_TYPES)
 
 
 @dataclass(frozen=True)

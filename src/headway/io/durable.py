@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -86,6 +87,22 @@ def is_running(process: int) -> bool:
     return True
 
 
+def process_start(process: int) -> str | None:
+    """When a process began; another process with the same id began at another time. None if it has ended."""
+    try:
+        with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()  # the name before it may contain anything
+        return None if fields[0] in "ZX" else fields[19]
+    except FileNotFoundError:
+        if os.path.exists("/proc/self/stat") or os.name != "posix" or not is_running(process):
+            return None
+    except (OSError, IndexError):
+        return None
+    command = ["ps", "-o", "stat=,lstart=", "-p", str(process)]  # macOS
+    state, _, began = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip().partition(" ")
+    return None if not state or state.startswith("Z") else began.strip()
+
+
 @cache
 def machine_id() -> str:
     """The scope in which process ids are unique: this boot of this machine, and its container."""
@@ -129,17 +146,19 @@ def atomic_write(path: Path, new: bool = False) -> Iterator[Path]:
             remove(draft)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, private: bool = False) -> None:
     """Replace the text file at `path` atomically. Characters that are not valid Unicode (in file names) are written as
-    JSON escapes.
+    JSON escapes. Only this user can read a `private` file.
     """
     with atomic_write(path) as draft:
+        if private:
+            draft.touch(0o600)
         draft.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Replace the JSON file at `path` atomically."""
-    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+def write_json(path: Path, data: Any, private: bool = False) -> None:
+    """Replace the JSON file at `path` atomically. Only this user can read a `private` file."""
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n", private)
 
 
 def read_json(path: Path) -> Any:

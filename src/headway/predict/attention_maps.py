@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headway.codecs import Codec
+from headway.codecs.mask_tokens import token_pieces
 from headway.errors import UserError
 from headway.io.summary_card import SummaryCard, summary_repr
 
@@ -106,12 +107,6 @@ class Attention(NamedTuple):
         return figure
 
 
-def check_text(text: str) -> None:
-    """Raise UserError for empty text."""
-    if not text.strip():
-        raise UserError("cannot plot attention of empty text; pass at least one word")
-
-
 def first_row_maps(maps: dict[str, Float[Tensor, "B H T S"]]) -> dict[str, Float[Tensor, "H T S"]]:
     """The maps of the first sequence in the batch, on the CPU."""
     return {name: weights[0].cpu() for name, weights in maps.items()}
@@ -120,7 +115,8 @@ def first_row_maps(maps: dict[str, Float[Tensor, "B H T S"]]) -> dict[str, Float
 def token_texts(codec: Codec, ids: Sequence[int]) -> list[str]:
     """The text of each token, with visible spaces, line breaks and special tokens."""
     special_tokens = {codec.bos_id: "<begin>", codec.eos_id: "<end>"}
-    decoded = ((token, codec.decode([token])) for token in ids)
+    pieces = token_pieces(codec)  # which name special tokens
+    decoded = ((token, codec.decode([token]) or pieces(token)) for token in ids)
     return [special_tokens.get(token, text.strip() or ("⏎" if "\n" in text else "␣")) for token, text in decoded]
 
 

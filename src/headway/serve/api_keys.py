@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import os
 import stat
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from headway.errors import UserError, logger
+from headway.serve.session_keys import SessionKeys, key_digest
 
 _LOG = logger(__name__)
 _CHECK_SECONDS = 1.0  # seconds between checks of a file
@@ -28,6 +28,9 @@ class ApiKey(NamedTuple):
     secret: str
     max_concurrent: int | None = None
     may_train: bool = False
+
+
+_SESSION = ApiKey("", may_train=True)  # a page of `headway open`
 
 
 class KeyFile:
@@ -106,8 +109,8 @@ class KeyRing:
     read. Numbers are never reused, so cached data of one key is never served to another.
     """
 
-    def __init__(self, keys: Sequence[ApiKey], files: Sequence[KeyFile]) -> None:
-        self._fixed, self._files = keys, files
+    def __init__(self, keys: Sequence[ApiKey], files: Sequence[KeyFile], sessions: SessionKeys | None = None) -> None:
+        self._fixed, self._files, self._sessions = keys, files, sessions
         self._key_numbers: dict[bytes, int] = {}
         self._valid: list[tuple[bytes, int, ApiKey]] = []
         self._next = time.monotonic() + _CHECK_SECONDS
@@ -116,7 +119,7 @@ class KeyRing:
     @property
     def required(self) -> bool:
         """Whether requests need a key."""
-        return bool(self._fixed or self._files)
+        return bool(self._fixed or self._files) or self._sessions is not None
 
     def find(self, secret: str) -> tuple[ApiKey, int] | None:
         """A valid key and its number."""
@@ -125,19 +128,17 @@ class KeyRing:
             changed = [file.refresh() for file in self._files]
             if any(changed):
                 self._update()
-        sent_digest, match = _digest(secret), None
+        sent_digest, match = key_digest(secret), None
         for digest, number, key in self._valid:  # check all of them, so that timing reveals nothing
             if hmac.compare_digest(digest, sent_digest):
                 match = key, number
+        if self._sessions is not None and self._sessions.is_valid(sent_digest):
+            match = _SESSION, 0  # of one user, whose sessions share cached prefixes
         return match
 
     def _update(self) -> None:
         keys = [*self._fixed, *(key for file in self._files for key in file.keys)]
-        digests = [_digest(key.secret) for key in keys]
+        digests = [key_digest(key.secret) for key in keys]
         for digest in digests:
             self._key_numbers.setdefault(digest, len(self._key_numbers) + 1)
         self._valid = [(digest, self._key_numbers[digest], key) for digest, key in zip(digests, keys)]
-
-
-def _digest(secret: str) -> bytes:
-    return hashlib.sha256(secret.encode()).digest()

@@ -24,8 +24,10 @@ HEALTH_PATHS = ("/health", "/ready")  # health checks need no key and may use an
 PUBLIC_PAGES = (
     "/",
     "/docs",
-    "/openapi.json",
-)  # the same on every server: a browser opens them before the user can enter a key
+    "/openapi.json",  # the same on every server: a browser opens them before the user can enter a key
+    "/v1/session",
+    "/v1/session/one-time-key",  # these have a secret of their own in their body
+)
 _ACCESS = logger("headway.access")
 _ANY_ADDRESS = {"0.0.0.0", "::"}  # addresses to listen on, not host names
 _MAX_LOGGED = 200  # characters per path or name in the log
@@ -40,7 +42,7 @@ class Gate:
         self._app = app
         self._served = served
         self._settings = settings
-        self._keys = KeyRing(settings.keys, settings.key_files)
+        self._keys = KeyRing(settings.keys, settings.key_files, settings.sessions)
         self._hosts = {host.lower().rstrip(".") for host in settings.hosts} - _ANY_ADDRESS
         self._running: Counter[str] = Counter()
 
@@ -67,7 +69,10 @@ class Gate:
             if request_log.origin is not None and scope["method"] == "OPTIONS":
                 await Response(status_code=204, headers=_PREFLIGHT)(scope, receive, request_log.send)
                 return
-            key = None if scope["path"] in PUBLIC_PAGES else self._key(headers, context)
+            owner = self._ticket_owner(scope)
+            context.owner = owner or ""
+            is_public = scope["path"] in PUBLIC_PAGES or owner is not None
+            key = None if is_public else self._key(headers, context)
             if (
                 key is not None
                 and key.max_concurrent is not None
@@ -100,12 +105,21 @@ class Gate:
                 403, f"the Host header {host} is not allowed; start the server with --allow-host NAME", code="host"
             )
 
+    def _ticket_owner(self, scope: Scope) -> str | None:
+        """The owner of a ticket for a document, which browsers open without headers."""
+        name, _, ticket = scope["query_string"].decode("latin-1").partition("=")
+        is_ticket = scope["method"] == "GET" and name == "ticket"
+        return self._settings.tickets.redeem(scope["path"], ticket) if is_ticket else None
+
     def _key(self, headers: Headers, context: Context) -> ApiKey | None:
         if not self._keys.required:
             context.may_train = True
             return None
         scheme, _, secret = headers.get("authorization", "").partition(" ")
         match = self._keys.find(secret.strip())
+        if self._settings.sessions is not None and match is None:
+            message = "this server needs a key; run headway open again, which opens a page that has one"
+            raise StatusError(401, message, code="session_key")
         if match is None or scheme.lower() != "bearer":
             problem = "the API key is unknown" if secret else "the API key is missing"
             raise StatusError(401, f"{problem}; send the header Authorization: Bearer KEY", code="invalid_api_key")

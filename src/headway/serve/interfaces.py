@@ -6,7 +6,7 @@ does everything else: it reads and checks bodies, keys and limits, and handles e
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,8 @@ from headway.formats.native import Weights
 from headway.serve.api_keys import ApiKey, KeyFile
 from headway.serve.batcher import Batcher
 from headway.serve.engine_loop import EngineLoop
+from headway.serve.session_keys import SessionKeys
+from headway.serve.tickets import Tickets
 from headway.serve.wire import SERVER_SENT, Wire
 
 
@@ -30,6 +32,7 @@ class ServerSettings:
 
     keys: tuple[ApiKey, ...] = ()  # without keys and key files, everyone may use the server
     key_files: tuple[KeyFile, ...] = ()  # files with more keys, read again when they change
+    sessions: SessionKeys | None = None  # of the pages that `headway open` shows; their requests need one
     hosts: tuple[str, ...] = ()  # host names to accept in addition to loopback, without ports
     origins: tuple[str, ...] = ()  # web pages that may use the server, such as https://example.org; "*" allows all
     body_bytes: int = 8 << 20  # of a JSON body
@@ -39,11 +42,12 @@ class ServerSettings:
     max_sequences: int = 64  # n times the number of prompts in a request
     max_stop_strings: int = 16  # stop strings per request
     request_seconds: float = 600.0  # of a request, from arrival to end
-    receive_seconds: float = 30.0  # for a body to arrive
+    receive_seconds: float = 30.0  # for a body to arrive; for each part of a body that an endpoint reads itself
     stalled_seconds: float = 30.0  # for which a client may leave its answer unread
     step_seconds: float = 60.0  # without a step while there is work, after which an engine loop counts as stalled
     grace: float = 10.0  # seconds that running requests get when the server shuts down
     thinking_token_budget: int | None = None  # of requests without one
+    tickets: Tickets = field(default_factory=Tickets)  # for documents that browsers open without a key
     runs: Path | None = None  # folder of the runs that clients may see, and train in with a key that may; None: no runs
     log: bool = True  # write one line of JSON to stdout per request
 
@@ -63,6 +67,9 @@ class ModelSummary(NamedTuple):
     sequential_reason: str | None  # why it generates one sequence at a time; None if it runs batches
     weights: Weights | None = None  # number format that its weights are loaded in; None for fp32
     note: str | None = None  # message at startup: the format in which quantised weights are served, and why
+    is_run: bool = False  # whether headway trained it
+    examples: tuple[str, ...] = ()  # text inputs to try it with, from the held-out samples of its run
+    languages: Sequence[str] = ()  # codes of the languages of a multilingual speech model
 
 
 class ReadyModel(NamedTuple):
@@ -84,6 +91,10 @@ class ModelRegistry(Protocol):
         """The model with this name ("" for the only one), loaded if necessary and kept in memory while it is used.
         StatusError 404 for an unknown name; UserError or StatusError 503 if it cannot be loaded.
         """
+        ...
+
+    async def refresh(self) -> None:
+        """Notice models that are new, have changed or are gone since the last list."""
         ...
 
     def listed(self) -> Mapping[str, ModelSummary]:
@@ -142,6 +153,7 @@ class Context:
     may_train: bool = False  # whether the request's key may start, change and delete runs; without keys, everyone may
     route: str = ""  # the endpoint's path
     path: Mapping[str, str] = field(default_factory=dict)  # values of the path's {name} parameters
+    query: Mapping[str, str] = field(default_factory=dict)  # values after the path's question mark
     log_fields: dict[str, str | int] = field(default_factory=dict)  # for the log: the model, token counts
     logged_status: int | None = None  # status for the log if it differs from the status sent
     headers: dict[str, str] = field(default_factory=dict)  # additional headers of the answer
@@ -156,16 +168,25 @@ class Events(NamedTuple):
 EndpointFunction = Callable[[Any, Context], Awaitable[msgspec.Struct | Events | Response]]
 
 
+class BodyStream(NamedTuple):
+    """A body that the endpoint reads itself, in chunks as they arrive; `size` is what the client stated, in bytes."""
+
+    chunks: AsyncIterator[bytes]
+    size: int | None
+
+
 class Endpoint(NamedTuple):
-    """One path on the server. `body` is the struct for a JSON body, None without a body, and FormData for a form with
-    files. `part` is the struct for stream parts, which `wire` encodes.
+    """One path on the server. `body` is the struct for a JSON body, None without a body, FormData for a form with
+    files, and BodyStream for raw bytes without a limit of size or total time. `part` is the struct for stream parts,
+    which `wire` encodes.
     """
 
     method: str
     path: str  # in Starlette's syntax, {name} for a parameter
     handler: EndpointFunction
     summary: str
-    body: type[msgspec.Struct] | type[FormData] | None = None
+    body: type[msgspec.Struct] | type[FormData] | type[BodyStream] | None = None
     answer: type[msgspec.Struct] | None = None
     part: type[msgspec.Struct] | None = None
     wire: Wire = SERVER_SENT
+    query: tuple[str, ...] = ()  # optional parameters after the path's question mark

@@ -1,20 +1,24 @@
-"""Images and audio from clients, in data: URLs and files of forms, decoded by helper processes. Nothing is fetched."""
+"""Images, audio and tables from clients, in data: URLs and files of forms. Images and audio are decoded by helper
+processes. Nothing is fetched.
+"""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from queue import LifoQueue
-from tempfile import NamedTemporaryFile
+from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 
+from headway.data.table_files import TABLE_TYPES
 from headway.domains.audio.sound_files import FileSound
 from headway.errors import UserError
 from headway.io.helper import Helper, HelperError
@@ -23,6 +27,7 @@ _DECODER = "headway.serve.media_decoder"
 _MEMORY = 4 << 30  # bytes of address space per helper process
 _CPU_SECONDS = 60.0  # per image, and per block of audio
 _MAX_SHOWN = 40  # characters of an invalid URL in messages
+_MAX_TYPE = 100  # characters of a media type
 _PROBLEMS = {
     "death": "crashes its decoder; encode it again",
     "time": f"takes more than {_CPU_SECONDS:g} s to decode; send a smaller one",
@@ -40,7 +45,7 @@ def image_of(url: object, name: str) -> np.ndarray:
     """The pixels of an image in a data: URL, uint8 [H, W, 3]; `name` is for messages. UserError for anything else, and
     for an image that is damaged, too large, or crashes the decoder.
     """
-    encoded = _decode_data_url(url, name, "image")
+    encoded = _decode_data_url(url, name, "image/")
     helper = _idle_helpers.get()
     try:
         value, pixels = _ask(helper, {"image": name}, name, encoded)
@@ -53,7 +58,7 @@ def sound_of(url: object, name: str) -> np.ndarray:
     """The samples of the audio in a data: URL at 16 kHz, float32 [N]. UserError for anything else, and for audio that
     is damaged, exceeds the limits for input files, or crashes the decoder.
     """
-    audio_bytes = _decode_data_url(url, name, "audio")
+    audio_bytes = _decode_data_url(url, name, "audio/")
     with NamedTemporaryFile(prefix="headway-") as file:  # private to this user; decoders need a file
         file.write(audio_bytes)
         file.flush()
@@ -102,11 +107,35 @@ def with_client_name(path: Path, name: str) -> Iterator[None]:
         raise UserError(str(error).replace(str(path), name)) from None
 
 
+@contextmanager
+def table_files(tables: Sequence[str]) -> Iterator[list[Path]]:
+    """Tables as files that exist within the context: each is a text (CSV, or JSON lines that start with a brace), or a
+    data: URL of one of the media types of tables. UserErrors name them "the table", or "table 2" of several.
+    """
+    names = ["the table"] if len(tables) == 1 else [f"table {number}" for number in range(1, len(tables) + 1)]
+    with TemporaryDirectory(prefix="headway-") as folder, ExitStack() as stack:
+        paths: list[Path] = []
+        for name, table in zip(names, tables):
+            kind, content = ".jsonl" if table.lstrip()[:1] == "{" else ".csv", table.encode("utf-8", "replace")
+            if table.startswith("data:"):
+                media_type = re.split("[;,]", table[len("data:") : _MAX_TYPE])[0]
+                kind = next((kind for kind, known in TABLE_TYPES.items() if known == media_type), "")
+                if not kind:
+                    problem = f"{name} has the media type {media_type[:_MAX_SHOWN]!r}, which is not that of a table"
+                    raise UserError(f"{problem}; send {', '.join(TABLE_TYPES.values())}")
+                content = _decode_data_url(table, name, TABLE_TYPES[kind])
+            paths.append(Path(folder) / f"{len(paths)}{kind}")
+            paths[-1].write_bytes(content)
+            stack.enter_context(with_client_name(paths[-1], name))
+        yield paths
+
+
 def _decode_data_url(url: object, name: str, kind: str) -> bytes:
     head, comma, payload = url.partition(",") if isinstance(url, str) else ("", "", "")
-    if not comma or not head.startswith(f"data:{kind}/") or not head.endswith(";base64"):
+    if not comma or not head.startswith(f"data:{kind}") or not head.endswith(";base64"):
         received = repr(url[:_MAX_SHOWN]) if isinstance(url, str) else f"a {type(url).__name__}"
-        raise UserError(f"{name} is {received}, but no files or URLs are opened; send data:{kind}/...;base64,...")
+        example = f"data:{kind}{'...' if kind.endswith('/') else ''};base64,..."
+        raise UserError(f"{name} is {received}, but no files or URLs are opened; send {example}")
     try:
         return base64.b64decode(payload, validate=True)
     except binascii.Error as error:

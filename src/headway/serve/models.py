@@ -1,16 +1,18 @@
-"""A server's models: listed at startup, loaded on first use, and unloaded when unused."""
+"""A server's models: found in its folders, loaded on first use, and unloaded when unused."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
 import os
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -27,7 +29,7 @@ from headway.formats.tensorfile import private_copies
 from headway.formats.usage import read_usage
 from headway.generate.scheduler import FullError
 from headway.io.files import FileStates, current_states, record_file_states
-from headway.io.hub import HUB_PREFIX, find_folder
+from headway.io.hub import find_folder
 from headway.io.machine_memory import free_bytes
 from headway.learn.run import RunDirectory
 from headway.nn.models import CacheDtype, ModelConfig, Transformer, describe, kinds, outline
@@ -37,11 +39,11 @@ from headway.serve.engine_loop import EngineLoop
 from headway.serve.fingerprint import fingerprint
 from headway.serve.http_errors import StatusError
 from headway.serve.interfaces import ModelSummary, ReadyModel
+from headway.serve.model_folders import find_all, public_name
 
 R = TypeVar("R")
 _LOG = logger(__name__)
 _GGUF_WEIGHTS: dict[str, Weights] = {"Q8_0": "int8", "Q4_0": "int4", "Q4_1": "int4", "Q4_K": "int4"}  # by GGUF format
-_FILE_SUFFIXES = (SUFFIX, ".bin")  # models in a single file
 _LOADING_BYTES = {
     None: 4,
     "fp32": 4,
@@ -49,9 +51,11 @@ _LOADING_BYTES = {
     "int4": 2,
 }  # per weight while a model is loaded; stored ones have 16 bits
 _RETRY_SECONDS = 10  # seconds after which memory may be available
-_CHECK_SECONDS = 1.0  # seconds between two checks of a model's files
+_CHECK_SECONDS = 1.0  # seconds between two checks of a model's files, and of the folders
+_MAX_WAIT = 1.0  # seconds that a list of models waits for new ones to be read
 _POLL_SECONDS = 0.05  # seconds between checks for running requests during shutdown
-_MAX_MODELS = 1000  # models per folder
+_MAX_EXAMPLES, _MAX_EXAMPLE_LENGTH = 5, 1000  # per model; characters
+_PARTIAL_WORD = re.compile(r"^\S*\s+")  # prompts of samples start anywhere in a text
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,8 @@ class _Entry:
 
     name: str
     path: Path
+    found: FileStates | None = None  # states of its files when it was found in a folder; None if it was passed
+    is_removed: bool = False  # from its folder, but still in use
     summary: ModelSummary | None = None
     error: UserError | None = None
     loading: asyncio.Task[_LoadedModel] | None = None
@@ -93,47 +99,109 @@ class _Entry:
 
 
 class ServedModels:
-    """Models by name: those passed individually and those in a folder. Methods are called on the event loop. Models are
+    """Models by name: those passed individually and those in folders. Methods are called on the event loop. Models are
     loaded in a thread, one at a time, because two at once would both rely on the same free memory.
     """
 
     def __init__(
         self,
         named: Sequence[str | Path],
-        folder: Path | None,
+        folders: Sequence[Path],
         options: LoadOptions,
         start_loop: Callable[[Model, str], EngineLoop | None],
         keep_alive: float | None = None,
+        may_be_empty: bool = False,
     ) -> None:
         """`start_loop` makes the engine loop for a model and its name, or None if it does not generate text. A model is
-        unloaded after `keep_alive` idle seconds (None: only if memory is short).
+        unloaded after `keep_alive` idle seconds (None: only if memory is short). With `may_be_empty`, folders are first
+        searched by `refresh`, and may be missing until then.
 
-        UserError for a named model that cannot be served, for two models with one name, and for a folder without any.
-        A broken model in the folder is not listed; a request for it reports the error.
+        UserError for a named model that cannot be served, for two models with one name, and for folders without any.
+        A broken model in a folder is not listed; a request for it reports the error.
         """
         self._options, self._start_loop, self._keep_alive = options, start_loop, keep_alive
         self._device = find_device(options.device)
+        self._folders = folders
         self._entries: dict[str, _Entry] = {}
         for path in named:
-            self._add(_public_name(path), find_folder(path))
+            name, folder = public_name(path), find_folder(path)
+            if existing := self._entries.get(name):
+                raise UserError(f"{existing.path} and {folder} are both named {name}; rename one, or use a link")
+            self._entries[name] = _Entry(name, Path(os.path.abspath(folder)))
         for entry in self._entries.values():
             entry.summary = summarize_model(entry.path, options)
-        for model_path in [] if folder is None else _model_paths(folder):
-            self._add(_public_name(model_path), model_path)
-            entry = self._entries[_public_name(model_path)]
-            try:
-                entry.summary = summarize_model(model_path, options)
-            except UserError as error:
-                entry.error = error
-                _LOG.warning("%s is not served: %s", entry.name, error)
-        if not any(entry.summary for entry in self._entries.values()):
-            raise UserError("there is no model to serve; pass models, or a folder of models with --models")
+        if not may_be_empty:
+            if missing := next((folder for folder in folders if not folder.is_dir()), None):
+                raise UserError(f"{missing} is not a folder; pass a folder of models")
+            for path, states in self._new(find_all(folders)).items():
+                self._update(path, states, self._summary_or_error(path))
+            if not self.listed():
+                raise UserError("there is no model to serve; pass models, or a folder of models with --models")
+        self._refreshing: asyncio.Task[None] | None = None
+        self._next_refresh = 0.0  # by the monotonic clock
+        self._folder_error = ""  # of the last refresh
         self._replaced: set[_LoadedModel] = set()  # replaced by newer versions, and still in use
         self._retiring: set[asyncio.Task[None]] = set()
         self._thread = ThreadPoolExecutor(1, "headway-load")
         self._load_lock, self._unload_lock = asyncio.Lock(), asyncio.Lock()  # locks for loading, and for unloading
         self._shutdown: asyncio.Future[None] | None = None
         self._closing = False
+
+    async def refresh(self) -> None:
+        """Look for new, changed and removed models in the folders, at most once a second."""
+        if self._refreshing is None and time.monotonic() >= self._next_refresh and not self._closing:
+            self._refreshing = asyncio.create_task(self._refresh())
+        if self._refreshing is not None:
+            await asyncio.wait([self._refreshing], timeout=_MAX_WAIT)
+
+    async def _refresh(self) -> None:
+        try:
+            found = await asyncio.to_thread(find_all, tuple(self._folders))
+            for path, states in self._new(found).items():
+                self._update(path, states, await asyncio.to_thread(self._summary_or_error, path))
+            for entry in list(self._entries.values()):
+                if entry.found is not None and entry.path not in found:
+                    entry.summary, entry.error = None, UserError("its files were removed")
+                    entry.is_removed = True
+                    self._release(entry)
+            self._folder_error = ""
+        except UserError as error:
+            if str(error) != self._folder_error:
+                self._folder_error = str(error)
+                _LOG.warning("new models are not listed: %s", error)
+        finally:
+            self._refreshing, self._next_refresh = None, time.monotonic() + _CHECK_SECONDS
+
+    def _new(self, found: Mapping[Path, FileStates]) -> dict[Path, FileStates]:
+        """Those that are not known in these states. Models that were passed individually are known."""
+        known = {entry.path: entry.found for entry in self._entries.values()}
+        return {
+            path: states for path, states in found.items() if path not in known or known[path] not in (None, states)
+        }
+
+    def _update(self, path: Path, states: FileStates, summary: ModelSummary | UserError) -> None:
+        """List a model of a folder, which is new or has changed. A new one gets a name of its own."""
+        entry = next((entry for entry in self._entries.values() if entry.path == path), None)
+        if entry is None:
+            name = public_name(path)
+            candidates = chain((name, f"{path.parent.name}/{name}"), (f"{name}-{n}" for n in count(2)))
+            name = next(candidate for candidate in candidates if candidate not in self._entries)
+            entry = self._entries[name] = _Entry(name, path)
+        previous, entry.found, entry.is_removed = entry.error, states, False
+        if isinstance(summary, ModelSummary):
+            entry.summary, entry.error = summary, None
+        elif entry.loaded is None:  # a loaded version stays in use
+            entry.summary, entry.error = None, summary
+            if str(summary) != str(previous):
+                _LOG.warning("%s is not served: %s", entry.name, summary)
+
+    def _summary_or_error(self, path: Path) -> ModelSummary | UserError:
+        try:
+            return summarize_model(path, self._options)
+        except UserError as error:
+            return error
+        except OSError as error:  # it was removed while it was read
+            return UserError(f"{path} cannot be read ({error.strerror}); check the path")
 
     def listed(self) -> dict[str, ModelSummary]:
         return {name: entry.summary for name, entry in self._entries.items() if entry.summary is not None}
@@ -201,6 +269,8 @@ class ServedModels:
 
     async def _close(self, seconds: float) -> None:
         self._closing, deadline = True, time.monotonic() + seconds
+        if self._refreshing is not None:
+            self._refreshing.cancel()
         replaced_loops = [loaded.ready.loop for loaded in self._replaced if loaded.ready.loop is not None]
         loops = [
             loop.close(seconds) for loop in (*self.loops().values(), *replaced_loops)
@@ -212,12 +282,6 @@ class ServedModels:
             await self._unload(entry)
         await asyncio.gather(*(self._free(loaded, "an older one") for loaded in self._replaced), *self._retiring)
         self._thread.shutdown(wait=False)
-
-    def _add(self, name: str, path: Path) -> None:
-        existing = self._entries.get(name)
-        if existing is not None:
-            raise UserError(f"{existing.path} and {path} are both named {name}; rename one, or use a link")
-        self._entries[name] = _Entry(name, path)
 
     def _entry(self, name: str) -> _Entry:
         if not name and len(self._entries) == 1:
@@ -255,7 +319,8 @@ class ServedModels:
                 await self._free_memory(entry)
                 started = time.monotonic()
                 loaded = await self._in_thread(lambda: self._open(entry))
-            previous, entry.loaded, entry.summary, entry.tried_files = entry.loaded, loaded, loaded.summary, None
+            previous, entry.loaded, entry.tried_files = entry.loaded, loaded, None
+            entry.summary = None if entry.is_removed else loaded.summary
             verb, reason = ("loaded", "") if previous is None else ("reloaded", ", because its files changed")
             _LOG.info("%s %s in %.1f s%s", verb, entry.name, time.monotonic() - started, reason)
             if previous is not None and previous.users:
@@ -324,6 +389,11 @@ class ServedModels:
         entry.last_used = time.monotonic()
         if entry.timer is not None:
             entry.timer.cancel()
+        if entry.is_removed and not entry.users and entry.loading is None:
+            self._entries.pop(entry.name, None)
+            loaded, entry.loaded = entry.loaded, None
+            if loaded is not None:
+                self._retire(loaded, entry.name)
         if self._keep_alive is None or entry.users or entry.loaded is None or self._closing:
             return
         loop = asyncio.get_running_loop()
@@ -369,18 +439,41 @@ def summarize_model(path: Path, options: LoadOptions) -> ModelSummary:
         config, usage = find_model_config(str(path.resolve())), read_usage(path)
     else:
         config, usage = open_config(path), open_usage(path)
-    tasks = verbs(config, usage, run)
+    tasks, inputs = verbs(config, usage, run), kinds.input_kinds(config)
     sequential_reason = _sequential_reason(config, options) if "generate" in tasks else None
+    languages = usage.generation.get("lang_to_id")  # of a multilingual Whisper
     return ModelSummary(
         kinds.kind_of(config),
         tasks,
-        kinds.input_kinds(config),
+        inputs,
         config.context,
         describe(config)["parameters"],
         int(path.stat().st_mtime),
         sequential_reason,
         *_loading_format(path, options, sequential_reason),
+        run,
+        _example_inputs(path, "chat" in tasks) if run and inputs == ["texts"] else (),
+        sorted(name.strip("<|>") for name in languages) if isinstance(languages, dict) else (),
     )
+
+
+def _example_inputs(path: Path, chats: bool) -> tuple[str, ...]:
+    """Text inputs of a run's held-out samples, at most five; empty if it has none."""
+    inputs = []
+    try:
+        samples = RunDirectory(path).read_status().get("samples") or []
+    except UserError:  # the model can be served without
+        samples = []
+    for sample in samples:
+        text = sample.get("source") or sample.get("masked") or sample.get("prompt") or ""
+        if chats:
+            text = text.removeprefix("user\n").removesuffix("\nassistant")
+            text = "" if "\n" in text else text  # a conversation of several messages
+        elif "prompt" in sample:
+            text = _PARTIAL_WORD.sub("", text)
+        inputs.append(text.strip())
+    usable = [text for text in dict.fromkeys(inputs) if 0 < len(text) <= _MAX_EXAMPLE_LENGTH and "\ufffd" not in text]
+    return tuple(usable[:_MAX_EXAMPLES])
 
 
 def _loading_format(
@@ -410,27 +503,6 @@ def _sequential_reason(config: ModelConfig, options: LoadOptions) -> str | None:
         return "it runs on torch"
     missing = refusal(cast(Transformer, outline(config)))
     return None if missing is None else f"the compiled engine has no instruction for {missing}"
-
-
-def _public_name(path: str | Path) -> str:
-    """The public name of a model: the last part of its path, or its name on a hub."""
-    if str(path).startswith(HUB_PREFIX):
-        return str(path).removeprefix(HUB_PREFIX)
-    absolute_path = Path(os.path.abspath(path))  # not resolved: a link keeps its own name
-    return absolute_path.stem if absolute_path.suffix in _FILE_SUFFIXES else absolute_path.name
-
-
-def _model_paths(folder: Path) -> list[Path]:
-    """Paths that may be models: subfolders, and files with a model suffix. UserError if it is not a folder."""
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; pass a folder of models")
-    visible = (path for path in folder.iterdir() if path.name[0] != ".")
-    paths = sorted(path for path in visible if path.is_dir() or (path.is_file() and path.suffix in _FILE_SUFFIXES))
-    if len(paths) > _MAX_MODELS:
-        raise UserError(
-            f"{folder} has {len(paths):,} folders and files, more than {_MAX_MODELS:,}; pass models one by one"
-        )
-    return paths
 
 
 def _broken_error(entry: _Entry, reason: str) -> StatusError:

@@ -122,7 +122,8 @@ async def create_embedding(body: EmbeddingsBody, context: Context) -> Embeddings
 
 
 async def list_models(body: None, context: Context) -> ModelsAnswer:
-    """All models, loaded or not."""
+    """All models, loaded or not, also those that are new in the folders."""
+    await context.served.refresh()
     return ModelsAnswer(
         [ListedModel(**_model_fields(name, summary)) for name, summary in context.served.listed().items()]
     )

@@ -7,6 +7,7 @@ URL here. Requests for one verb with the same settings share a model call.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from functools import partial
 from inspect import Parameter
@@ -20,11 +21,14 @@ from torch import Tensor
 from headway.app.model import Model
 from headway.app.predictors import predictor, signature
 from headway.app.verb_table import REMOTE_VERBS
+from headway.domains.forecast.predictors import continue_history, read_history
 from headway.errors import UserError
 from headway.nn.models import kinds
 from headway.serve.body_reader import check_count
+from headway.serve.generation import text_codec
+from headway.serve.http_errors import StatusError
 from headway.serve.interfaces import Context, Endpoint, InputKind, ModelSummary
-from headway.serve.media import image_of, sound_of
+from headway.serve.media import image_of, sound_of, table_files
 
 Strings = str | list[str]
 _StringsOrLists = str | list[str | list[str]]
@@ -32,13 +36,16 @@ _StringsOrLists = str | list[str | list[str]]
 
 class ServedVerb(NamedTuple):
     """A verb with an endpoint: its summary, remarks on its fields, and the JSON type of its first argument. Each item
-    of that argument has its own result, so requests can share a call, unless `is_joint`.
+    of that argument has its own result, so requests can share a call, unless `is_joint`. Numbers of the result are
+    rounded to `digits` decimal places, and a text may have `max_tokens`.
     """
 
     summary: str
     remarks: str | None = None
     inputs: Any = Strings
     is_joint: bool = False
+    digits: int | None = None
+    max_tokens: int | None = None
 
 
 _VERBS = {
@@ -64,7 +71,31 @@ _VERBS = {
     ),
     "caption": ServedVerb("the caption of each image", "`images` are data: URLs."),
     "match": ServedVerb("how well images and texts match", "`images` are data: URLs.", is_joint=True),
+    "look": ServedVerb(
+        "where a model looks in each image",
+        "`images` are data: URLs. A result has the `pixels` that the model sees and the `weights` of its patches.",
+    ),
+    "forecast": ServedVerb(
+        "quantiles of the values that follow time series",
+        "`data` are one or several tables: CSV, JSON lines, or data: URLs of .csv, .tsv, .jsonl or .xlsx files; null "
+        "stands for the data that the model was trained on.",
+    ),
     "score": ServedVerb("the log probability of each token", is_joint=True),
+    "attention": ServedVerb(
+        "how strongly each token attends to each other token, by layer and head",
+        "`text` has at most 256 tokens. A map is a list of heads of rows, one per query, with 4 decimal places.",
+        str,
+        is_joint=True,
+        digits=4,
+        max_tokens=256,
+    ),
+    "lens": ServedVerb(
+        "what the model would predict if it ended after each layer",
+        "`text` has at most 256 tokens. With `neighbours`, each token has its nearest ones in the embedding table.",
+        str,
+        is_joint=True,
+        max_tokens=256,
+    ),
 }
 _JSON_TYPES: dict[str, Any] = {
     **{"bool": bool, "int": int, "float": float, "str": str},
@@ -74,9 +105,15 @@ _LIMITS = {  # of settings that cost time
     "beam": Meta(ge=1, le=32),
     "length_penalty": Meta(ge=0, le=10),
     "n_best": Meta(ge=1, le=32),
+    "neighbours": Meta(ge=0, le=100),
+    "steps": Meta(ge=1, le=10_000),
     "temperature": Meta(ge=0),
     "top": Meta(ge=1, le=1000),
 }
+_MAX_WEIGHTS = 2_000_000  # attention weights per answer, which are about 10 MB
+
+
+_MAX_FORECASTS = 100_000  # series times steps per request
 
 
 class VerbAnswer(msgspec.Struct):
@@ -93,7 +130,10 @@ class ClassifyAnswer(VerbAnswer, kw_only=True):
 
 
 class ServedModel(msgspec.Struct):
-    """A model, its tasks (`verbs`), its kinds of input (`reads`), and its context length in tokens."""
+    """A model, its tasks (`verbs`), its kinds of input (`reads`), and its context length in tokens. `is_run`: headway
+    trained it. `examples` are text inputs from the held-out samples of its run, `languages` the codes of those that it
+    transcribes, if there are several.
+    """
 
     id: str
     created: int
@@ -102,18 +142,31 @@ class ServedModel(msgspec.Struct):
     reads: list[InputKind]
     context: int | None
     parameters: int
+    is_run: bool
+    examples: list[str]
+    languages: Sequence[str]
     object: str = "model"
     owned_by: str = "headway"
 
 
+class UploadLimits(msgspec.Struct):
+    """Maximum bytes of a JSON body, where base64 makes a file a third larger, and of a form with files."""
+
+    body_bytes: int
+    form_bytes: int
+
+
 class ModelList(msgspec.Struct):
     data: list[ServedModel]
+    limits: UploadLimits
     object: str = "list"
 
 
 async def list_models(body: None, context: Context) -> ModelList:
-    """All models, loaded or not."""
-    return ModelList([_served_model(name, known) for name, known in context.served.listed().items()])
+    """All models, loaded or not, also those that are new in the folders."""
+    await context.served.refresh()
+    limits = UploadLimits(context.settings.body_bytes, context.settings.form_bytes)
+    return ModelList([_served_model(name, known) for name, known in context.served.listed().items()], limits)
 
 
 async def get_model(body: None, context: Context) -> ServedModel:
@@ -123,7 +176,8 @@ async def get_model(body: None, context: Context) -> ServedModel:
 
 def _served_model(name: str, summary: ModelSummary) -> ServedModel:
     tasks = [verb for verb in summary.verbs if verb in REMOTE_VERBS or verb == "transcribe"]
-    return ServedModel(name, summary.modified, summary.kind, tasks, summary.inputs, summary.context, summary.parameters)
+    facts = name, summary.modified, summary.kind, tasks, summary.inputs, summary.context, summary.parameters
+    return ServedModel(*facts, summary.is_run, list(summary.examples), summary.languages)
 
 
 def _body_type(verb: str) -> type[msgspec.Struct]:
@@ -169,7 +223,14 @@ async def _run_verb(verb: str, body: msgspec.Struct, context: Context) -> VerbAn
         )
         if is_joint:
             call = lambda: run(converted[0] if is_single else converted, **settings)  # noqa: E731
-            result = plain(await ready.batcher.run(call))
+            if (limit := _VERBS[verb].max_tokens) is not None:
+                encode = text_codec(ready.model).encode
+                for text in (inputs, settings.get("target") or ""):
+                    if (count := len(await asyncio.to_thread(encode, text))) > limit:
+                        message = f"the text has {count:,} tokens, and the limit is {limit}; shorten it"
+                        raise StatusError(400, message, "text")
+            answer = await ready.batcher.run(call)
+            result = await asyncio.to_thread(_compact, answer, _VERBS[verb].digits)
         else:
             kind = (verb, *((name, tuple(v) if isinstance(v, list) else v) for name, v in settings.items()))
             results = await ready.batcher.submit(lambda batch: run(batch, **settings), kind, converted)
@@ -177,6 +238,29 @@ async def _run_verb(verb: str, body: msgspec.Struct, context: Context) -> VerbAn
     if verb == "classify":
         return ClassifyAnswer(result, ready.name, thresholds=ready.model.thresholds or msgspec.UNSET)
     return VerbAnswer(result, ready.name)
+
+
+async def _forecast(body: Any, context: Context) -> VerbAnswer:
+    """The forecast for each series; tables are read on another thread than the model's."""
+    tables = [body.data] if isinstance(body.data, str) else body.data
+    if tables is not None:
+        check_count(tables, "data", "data")
+    async with context.served.using(body.model) as ready:
+        predictor(ready.model, "forecast")  # UserError for a model without this verb
+        with table_files(tables or []) as paths:
+            try:
+                history = await asyncio.to_thread(read_history, ready.model, None if tables is None else paths)
+            except UserError:
+                if tables is not None:
+                    raise
+                message = "the server cannot read the data that this model was trained on; send data"  # hides its path
+                raise UserError(message) from None
+        steps = body.steps or history.codec.horizon
+        if len(history.series) * steps > _MAX_FORECASTS:
+            fact = f"{len(history.series):,} series with {steps:,} steps are more than {_MAX_FORECASTS:,} values"
+            raise UserError(f"{fact}; send fewer series, or ask for fewer steps")
+        result = await ready.batcher.run(lambda: continue_history(ready.model, history, steps))
+    return VerbAnswer(plain(result), ready.name)
 
 
 def _convert(model: Model, argument: str, item: Any, name: str) -> Any:
@@ -190,6 +274,19 @@ def _convert(model: Model, argument: str, item: Any, name: str) -> Any:
             raise UserError(f"{name} is a list of {len(item)}; send a string, or a text pair as a list of two strings")
         return tuple(item)
     return item
+
+
+def _compact(answer: Any, digits: int | None) -> Any:
+    """A result as JSON values, with rounded maps. StatusError 400 if those are too many."""
+    if digits is None:
+        return plain(answer)
+    size = sum(weights.numel() for weights in answer.maps.values())
+    if size > _MAX_WEIGHTS:
+        raise StatusError(
+            400, f"the attention has {size:,} weights, and the limit is {_MAX_WEIGHTS:,}; shorten the text", "text"
+        )
+    maps = {name: weights.double().round(decimals=digits) for name, weights in answer.maps.items()}
+    return plain(answer._replace(maps=maps))
 
 
 def plain(value: Any) -> Any:
@@ -212,7 +309,7 @@ ENDPOINTS = (
         Endpoint(
             "POST",
             f"/v1/{verb}",
-            partial(_run_verb, verb),
+            _forecast if verb == "forecast" else partial(_run_verb, verb),
             served.summary,
             _body_type(verb),
             ClassifyAnswer if verb == "classify" else VerbAnswer,

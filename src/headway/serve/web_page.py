@@ -12,7 +12,33 @@ from starlette.responses import HTMLResponse, Response
 from headway.serve.interfaces import Context, Endpoint
 
 # The scripts share one global scope, in this order: what all tabs use, a file per tab, and the start.
-_SCRIPTS = ("elements", "server", "page", "models", "start")
+_SCRIPTS = (
+    "elements",
+    "server",
+    "page",
+    "conversations",
+    "tokens",
+    "chat",
+    "texts",
+    "images",
+    "sounds",
+    "series",
+    "inside_attention",
+    "inside_layers",
+    "inside",
+    "chess_board",
+    "chess_game",
+    "episodes",
+    "play",
+    "run_curves",
+    "runs",
+    "new_run_kinds",
+    "new_run_files",
+    "new_run_live",
+    "new_run",
+    "models",
+    "start",
+)
 
 
 def _assemble_page() -> str:

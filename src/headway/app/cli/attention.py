@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from headway.app.cli.options import add_verb, integer, load, torch_options, verb_options
+from headway.app.cli.options import add_server, add_verb, integer, load, torch_options, verb_options
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
 
@@ -26,6 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--layer", type=integer(1), metavar="N", help="layer to draw, counted from 1 (default: mean over all layers)")
     add("--head", type=integer(1), metavar="N", help="head to draw, counted from 1 (default: mean over all heads)")
     add("--all", action="store_true", help="draw every head, one row per layer")
+    add_server(parser)
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:

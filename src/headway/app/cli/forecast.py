@@ -7,13 +7,14 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from headway.app.cli.options import add_data, add_verb, load, torch_options, verb_options
+from headway.app.cli.options import add_data, add_server, add_verb, load, torch_options, verb_options
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
 
 EXAMPLE = """
 headway forecast runs/forecast --steps 24
 headway forecast runs/forecast --data new.csv --out forecast.csv --picture forecast.png
+headway forecast forecast --data new.csv --server http://127.0.0.1:8000
 """
 _SUFFIXES = (".png", ".svg", ".pdf")
 _MAX_SHOWN = 24  # rows of the printed table, and series of the picture
@@ -24,6 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("model", metavar="RUN", help="run of the forecast recipe")
     add_data(parser, "files with the series to forecast (default: the run's data)")
     add_verb(parser, "forecast")
+    add_server(parser)
     add("--out", type=Path, metavar="FILE.csv", help="output file for all rows: series, time, q0.1 ... q0.9")
     add("--picture", type=Path, metavar="FILE", help=f"image file for a chart, ending in {', '.join(_SUFFIXES)}")
 

@@ -41,15 +41,19 @@ COMMANDS = {
     "classify": "classify text, text pairs, images or audio",
     "caption": "write captions for images",
     "attention": "draw the attention weights of a text model",
+    "lens": "show what each layer of a text model would predict",
+    "look": "draw where an image model looks",
     "rerank": "rank documents by their relevance to a query",
     "tag": "tag each word of each line, and extract the entities",
     "embed": "embed each line as a vector, one JSON list per line",
+    "open": "open a page in the browser to use and train models on this computer",
     "serve": "serve models over HTTP with an OpenAI-compatible API",
     "match": "match images with text descriptions",
     "forecast": "forecast time series as quantiles",
     "rollout": "play episodes in an environment with an agent, trajectory model or robot policy",
     "bench": "measure this machine's speed on a model shape, compared with other programs",
     "claims": "run the experiments behind the history of the transformer: result, figure, verdict",
+    "chess move": "play a move in a game of chess",
     "chess uci": "play chess over UCI, for a chess GUI or a tournament",
     "chess puzzles": "measure how many chess puzzles in a file a model solves",
     "chess suite": "measure how many positions of a chess test suite (EPD) a model solves",
@@ -61,7 +65,7 @@ COMMANDS = {
     "data label": "label chess positions with an engine's best moves and values",
 }
 # These run the engine's own threads; busy-waiting OpenMP threads of torch would take its cores.
-_GENERATING = ("generate", "chat", "serve", "translate", "transcribe", "caption")
+_GENERATING = ("generate", "chat", "open", "serve", "translate", "transcribe", "caption")
 DEFAULTS = {"data": "list", "models": "list"}  # the command to run when only a group is named
 
 # Parts of torch's out-of-memory messages, on a CPU and on a GPU.

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from headway.data.series import Calendar, Series
 from headway.domains.forecast.exponential_smoothing import select_params, smooth
-from headway.domains.forecast.task import LEVELS, ForecastConfig, Forecasts, flat_scale, read_codec
+from headway.domains.forecast.task import LEVELS, ForecastConfig, Forecasts, WindowCodec, flat_scale, read_codec
 from headway.errors import UserError
 from headway.io.arguments import check_types
 from headway.learn.objectives.quantiles import Quantiles
@@ -31,6 +32,14 @@ class Forecast(NamedTuple):
     past_times: list[str]
 
 
+class History(NamedTuple):
+    """Series to continue, the calendar of their times, and the windows that the model takes of them."""
+
+    series: list[Series]
+    calendar: Calendar
+    codec: WindowCodec
+
+
 @check_types
 def forecast(model: ModelHandle, data: Data | None = None, steps: int | None = None) -> list[Forecast]:
     """Quantiles of the next `steps` (None: the run's horizon) after each series of `data` (whatever `train` takes;
@@ -42,11 +51,16 @@ def forecast(model: ModelHandle, data: Data | None = None, steps: int | None = N
 
     steps: steps to forecast (default: the run's horizon).
     """
+    if steps is not None and steps < 1:
+        raise UserError(f"steps is {steps}; use 1 or more")
+    return continue_history(model, read_history(model, data), steps)
+
+
+def read_history(model: ModelHandle, data: Data | None) -> History:
+    """The series of `data`, which a model can continue. Raises the same errors as `forecast`."""
     recipe = model.recipe
     if recipe is None or not isinstance(recipe.task, ForecastConfig):
         raise UserError(f"{model.directory} is not a run of the forecast recipe; choose one that is")
-    if steps is not None and steps < 1:
-        raise UserError(f"steps is {steps}; use 1 or more")
     with data_paths(data, "forecast") as paths:
         series_list, calendar = recipe.task.read_data(
             [Path(path) for path in (recipe.data if paths is None else path_list(paths))]
@@ -58,6 +72,12 @@ def forecast(model: ModelHandle, data: Data | None = None, steps: int | None = N
     if short_series is not None:
         length = f"the series {short_series.name!r} has {len(short_series.values):,} values"
         raise UserError(f"{length}, but the model needs {codec.context:,}; add earlier values, or remove the series")
+    return History(series_list, calendar, codec)
+
+
+def continue_history(model: ModelHandle, history: History, steps: int | None) -> list[Forecast]:
+    """The forecast for each series."""
+    series_list, calendar, codec = history
     count = codec.horizon if steps is None else steps
     around = range(-codec.context, count)
     times = [

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headway.codecs import Codec, Kind, TokenizerCodec, sentence_codec
+from headway.codecs.mask_tokens import SPECIAL, TokenTables, token_tables
 from headway.codecs.tokenizer import SequenceTemplate, sequence_template
 from headway.config_kinds import deferred_check, register
 from headway.data import IGNORE_INDEX, Spans, SplitConfig, TokenCache, open_tokens
 from headway.data.packing import best_fit_rows, expand_ranges
 from headway.data.shuffling import splitmix64
-from headway.domains.masked.fill import SPECIAL, TokenTables, token_tables
 from headway.errors import ConfigError, UserError
 from headway.generate.prompts import device_of
 from headway.learn import Recipe, Task, TaskConfig

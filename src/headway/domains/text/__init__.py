@@ -13,12 +13,13 @@ __all__ = ["RECIPES", "TASKS", "VERBS", "LanguageConfig", "NextToken", "language
 RECIPES = ("shakespeare", "text")
 TASKS = {"language": "task"}
 VERBS = {
-    "attention": "is_text",
+    "attention": "attends",
     "complete": "is_causal",
     "continuations": "is_causal",
     "evaluate": "is_causal",
     "generate": "is_causal",
     "generate_ids": "is_causal",
+    "lens": "has_vocabulary",
     "logits": "has_vocabulary",
     "prompt_ids": "reads_prompts",
     "score": "is_causal",

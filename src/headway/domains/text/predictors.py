@@ -10,13 +10,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from headway.codecs.mask_tokens import masked_ids
 from headway.codecs.tokenizer import encode_with_special_tokens
 from headway.domains import text as language
+from headway.errors import UserError
 from headway.generate import Completion, Limits, Sampling, Session, score_ids
 from headway.io import arguments
 from headway.io.arguments import check_types
-from headway.nn.models import attention_maps
-from headway.predict.attention_maps import Attention, check_text, first_row_maps, token_texts
+from headway.nn.models import attention_maps, kinds
+from headway.predict.attention_maps import Attention, first_row_maps, token_texts
+from headway.predict.logit_lens import Lens, check_request, read_lens
 from headway.predict.model_evaluation import evaluate_published
 from headway.predict.model_handle import ModelHandle
 
@@ -153,13 +156,42 @@ def attention(model: ModelHandle, text: str, target: str | None = None) -> Atten
 
     target: target text for a translation model (default: its own translation).
     """
-    check_text(text)
-    ids = prompt_ids(model, text)
+    ids = _text_ids(model, text)
     maps = attention_maps(model.module, lambda: model.module(torch.tensor([ids], device=model.device)))
     return Attention(first_row_maps(maps), token_texts(model.codec, ids), [])
 
 
+@check_types
+def lens(model: ModelHandle, text: str, top: int = 5, neighbours: int = 0, target: str | None = None) -> Lens:
+    """What the model would predict at each token of `text` if its stack ended after each layer: the final norm and the
+    head are applied to the layer's features (nostalgebraist 2020). The last layer is the model's own prediction.
+
+    top: number of tokens per layer and position, most probable first; 100 at most.
+    neighbours: number of nearest tokens in the embedding table for each token of the text; 100 at most.
+    target: target text for a translation model (default: its own translation), to whose tokens the predictions belong.
+
+    Raises UserError for a model without a vocabulary, and for text that is empty or has more than 256 tokens.
+    """
+    check_request(top, neighbours)
+    mask = getattr(model.codec, "mask", None)
+    masked = None if kinds.is_causal(model.module) else -1 if mask is None else mask
+    return read_lens(model.module, model.module, _text_ids(model, text), model.codec, top, neighbours, masked)
+
+
 evaluate = evaluate_published("text", lambda model, paths: language.language_task(model.module, model.codec, paths))
+
+
+def _text_ids(model: ModelHandle, text: str) -> list[int]:
+    """The ids of a complete text, in which a masked model's mask may be written [MASK]. UserError for an empty text, or
+    one that exceeds the context.
+    """
+    if not text.strip():
+        raise UserError("the text is empty; pass at least one word")
+    has_masks = kinds.is_masked(model.module) and getattr(model.codec, "mask", None) is not None
+    ids = masked_ids(model.codec, text) if has_masks else prompt_ids(model, text)
+    if model.context is not None and len(ids) > model.context:
+        raise UserError(f"the text has {len(ids):,} tokens, but the model takes at most {model.context:,}; shorten it")
+    return ids
 
 
 def _limits(model: ModelHandle, limits: Limits) -> Limits:

@@ -7,6 +7,7 @@ RECIPES += ("transformer-base-wmt",)
 TASKS = {"pronounce": "task", "translation": "task"}
 VERBS = {
     "attention": "is_translator",
+    "lens": "is_translator",
     "logits": "is_translator",
     "score": "is_translator",
     "translate": "is_translator",

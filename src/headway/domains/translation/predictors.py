@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from headway.codecs.languages import language_id, language_tokens
@@ -20,7 +20,8 @@ from headway.io.arguments import check_types
 from headway.layout import Layout
 from headway.nn.mixers import ConditionalGRU, CrossAttention
 from headway.nn.models import attention_maps
-from headway.predict.attention_maps import Attention, check_text, first_row_maps, token_texts
+from headway.predict.attention_maps import Attention, first_row_maps, token_texts
+from headway.predict.logit_lens import Lens, check_request, read_lens
 from headway.predict.model_handle import ModelHandle
 
 Texts = Iterable[str]
@@ -120,19 +121,41 @@ def score(
 
 @check_types
 def attention(model: ModelHandle, text: str, target: str | None = None) -> Attention:
-    check_text(text)
-    translator, module = _translator(model), model.module
-    codecs = translator.codecs
-    target_text: Any = translate(model, text) if target is None else target
-    source = translator.to_source_ids([text])[0]
-    decoder = [translator.bos, *codecs.target.encode(target_text)]
-    inputs = [torch.tensor([ids], device=model.device) for ids in (source, decoder)]
-    layouts = [Layout.full(*ids.shape, device=model.device) for ids in inputs]
-    maps = attention_maps(module, lambda: module(inputs[0], layouts[0], inputs[1], layouts[1]))
+    module, codecs, source, decoder = _read_pair(model, text, target)
+    target_ids = torch.tensor([decoder], device=model.device)
+    maps = attention_maps(module, lambda: _run(model, source, target_ids))
     cross_mixers = (ConditionalGRU, CrossAttention)
     across = tuple(name for name in maps if isinstance(module.get_submodule(name), cross_mixers))
     names = token_texts(codecs.target, decoder), token_texts(codecs.source, source)
     return Attention(first_row_maps(maps), *names, across)
+
+
+@check_types
+def lens(model: ModelHandle, text: str, top: int = 5, neighbours: int = 0, target: str | None = None) -> Lens:
+    check_request(top, neighbours)
+    module, codecs, source, decoder = _read_pair(model, text, target)
+    return read_lens(module.decoder, lambda ids: _run(model, source, ids), decoder, codecs.target, top, neighbours)
+
+
+def _read_pair(model: ModelHandle, text: str, target: str | None) -> tuple[Any, Codecs, list[int], list[int]]:
+    """The module, its codecs, and the ids of a source and of its target, which is the model's own translation by
+    default. UserError for an empty source, and for texts that exceed the context.
+    """
+    if not text.strip():
+        raise UserError("the text is empty; pass at least one word")
+    translator = _translator(model)
+    target_text: Any = translate(model, text) if target is None else target
+    source = translator.to_source_ids([text])[0]
+    decoder = [translator.bos, *translator.codecs.target.encode(target_text)]
+    if model.context is not None and len(decoder) > model.context:
+        raise UserError(f"the target has {len(decoder):,} tokens, and the model takes {model.context:,}; shorten it")
+    return model.module, translator.codecs, source, decoder
+
+
+def _run(model: ModelHandle, source: list[int], target_ids: Int[Tensor, "1 T"]) -> Any:
+    source_ids = torch.tensor([source], device=model.device)
+    layouts = [Layout.full(*ids.shape, device=model.device) for ids in (source_ids, target_ids)]
+    return model.module(source_ids, layouts[0], target_ids, layouts[1])
 
 
 class _Translator(NamedTuple):

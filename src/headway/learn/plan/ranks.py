@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -82,14 +83,14 @@ class RankPlan(NamedTuple):
 
 
 class Demand(NamedTuple):
-    """Bytes of a model on one process: everything that is split among the shards, by category; the root's weights and
-    those of the largest block, which are gathered; the peak of a micro-batch's activations, and its operations.
+    """Bytes of a model on one process: everything that is split among the shards, by category; the peak of a
+    micro-batch's activations; how much higher the peak is with the weights and gradients that shards gather; and the
+    operations of the micro-batch.
     """
 
     split: dict[str, int]
-    root: int
-    block: int
     activations: int
+    gathered: int
     operations: int  # of a micro-batch
     tokens: int  # of a micro-batch
 
@@ -113,7 +114,7 @@ def plan_ranks(recipe: Recipe, task: Task | None, processes: int, gpu: Gpu) -> R
     chosen, reasons = parallel.shard, list[str]()
     divisors = [number for number in range(1, processes + 1) if processes % number == 0]
     if parallel.shard == 1 and parallel.replicas == -1:
-        fitting = [n for n in divisors if sum(rank_memory(demand, n, 2).values()) <= _FREE_SHARE * gpu.memory]
+        fitting = [n for n in divisors if sum(rank_memory(demand, n).values()) <= _FREE_SHARE * gpu.memory]
         chosen = fitting[0] if fitting else processes
         reasons.append(
             f"parallel.shard={chosen}: the fewest shards that fit"
@@ -121,7 +122,7 @@ def plan_ranks(recipe: Recipe, task: Task | None, processes: int, gpu: Gpu) -> R
             else f"it does not fit on {processes} GPUs: lower the micro-batch, or set train.recompute=1"
         )
     replicas, shard = replace(parallel, shard=chosen).sizes(processes)
-    memory, micro_batches = rank_memory(demand, shard, 2), -(-train.accumulate // processes)
+    memory, micro_batches = rank_memory(demand, shard), -(-train.accumulate // processes)
     weights = demand.split["weights"]
     gathers = 2 * micro_batches * (weights // 2) * (shard - 1) // shard if shard > 1 else 0
     traffic = {
@@ -145,34 +146,24 @@ def plan_ranks(recipe: Recipe, task: Task | None, processes: int, gpu: Gpu) -> R
     )
 
 
-def rank_memory(demand: Demand, shard: int, gathered_bytes: int) -> dict[str, int]:
-    """Bytes of memory of one of `shard` processes; gathered weights take `gathered_bytes` per number.
-
-    While a block computes, the next one is gathered; its gradients exist whole until they are summed, in a second copy.
-    """
+def rank_memory(demand: Demand, shard: int) -> dict[str, int]:
+    """Bytes of memory of one of `shard` processes."""
     rows = {name: -(-size // shard) for name, size in demand.split.items()}
-    if shard == 1:
-        return {**rows, "activations": demand.activations}
-    gathered = (demand.root + 2 * demand.block) // 4 * gathered_bytes
-    gradients = 2 * max(demand.block, demand.root)
-    return {**rows, "gathered weights": gathered, "gathered gradients": gradients, "activations": demand.activations}
+    gathered = {"gathered weights and gradients": demand.gathered} if shard > 1 else {}
+    return {**rows, **gathered, "activations": demand.activations}
 
 
 def measure_demand(recipe: Recipe, task: Task | None, number_bytes: int) -> Demand:
     """The memory that a recipe needs. Activations are measured on tensors without values, with numbers of
     `number_bytes` bytes; without a task, those of a language model on rows as long as its context.
     """
-    model = outline(recipe.model)
-    split = {name: size for name, size in training_bytes(recipe, model).items() if size}
-    blocks = [sum(p.nbytes for p in block.parameters()) for block in units(model)]
-    shared = {id(p) for block in units(model) for p in block.parameters()}
-    root = sum(p.nbytes for p in model.parameters() if id(p) not in shared)
+    split = {name: size for name, size in training_bytes(recipe, outline(recipe.model)).items() if size}
     batch, loss = _synthetic(recipe) if task is None else (next(task.batches("train")), task.loss)
     try:
         meter = _activations(recipe, batch, loss, torch.bfloat16 if number_bytes == 2 else torch.float32)
     except UserError:  # some models mix both formats, as only autocast can
         meter = _activations(recipe, batch, loss, torch.float32)
-    return Demand(split, root, max(blocks, default=0), meter.peak, meter.operations, batch.computed)
+    return Demand(split, meter.peak, meter.gathered_peak - meter.peak, meter.operations, batch.computed)
 
 
 def _synthetic(recipe: Recipe) -> tuple[Batch, Callable[[nn.Module, Batch], Mapping[str, Any]]]:
@@ -201,10 +192,12 @@ def _activations(
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(_drop_gradient)
+        root = _hold_gathered(model, meter)
         try:
             with meter:
                 total = sum(part.total for part in loss(model, batch).values())
                 cast(Tensor, total).backward()
+                meter.hold("copies of root gradients", root)
         except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
             first = str(error).partition("\n")[0]
             raise UserError(f"the memory of {recipe.name} cannot be planned without computing it: {first}") from error
@@ -218,6 +211,38 @@ def _indices(index: Tensor | None) -> list[Tensor | None]:
     with unset_fake_temporarily():
         count = index.numel() if isinstance(index, FakeTensor) else int(index.sum())
     return [torch.zeros(count, dtype=torch.int64) for _ in range(index.dim())]
+
+
+def _hold_gathered(model: nn.Module, meter: MemoryMeter) -> int:
+    """Let the meter hold what FSDP gathers: while a block computes, its weights and those of the next one; in its
+    backward pass also its fp32 gradients, at its end twice, because they are summed in a copy; during the whole
+    micro-batch, the weights and gradients outside blocks. Returns the bytes of the latter gradients.
+    """
+    blocks = units(model)
+    shared = {parameter for block in blocks for parameter in block.parameters()}
+    root = [parameter for parameter in model.parameters() if parameter not in shared]
+    meter.hold("root weights", sum(parameter.nbytes for parameter in root))
+    for parameter in root:
+        if parameter.requires_grad:
+            held = partial(meter.hold, parameter, 4 * parameter.numel())
+            parameter.register_post_accumulate_grad_hook(lambda _, held=held: held())
+    for block in blocks:
+        weights = sum(parameter.nbytes for parameter in block.parameters())
+        gradients = sum(4 * parameter.numel() for parameter in block.parameters() if parameter.requires_grad)
+
+        def enter(_: nn.Module, args: tuple[Any, ...], weights: int = weights, gradients: int = gradients) -> None:
+            meter.hold("block", 2 * weights)
+            if isinstance(args[0], Tensor) and args[0].requires_grad:  # its gradient ends the block's backward pass
+                args[0].register_hook(lambda _: meter.hold("block", 2 * (weights + gradients), then=0))
+
+        def leave(_: nn.Module, __: Any, output: Any, weights: int = weights, gradients: int = gradients) -> None:
+            meter.hold("block", 0)
+            if output.x.requires_grad:
+                output.x.register_hook(lambda _: meter.hold("block", 2 * weights + gradients))
+
+        block.register_forward_pre_hook(enter)
+        block.register_forward_hook(leave)
+    return sum(4 * parameter.numel() for parameter in root if parameter.requires_grad)
 
 
 def _drop_gradient(parameter: Tensor) -> None:
@@ -236,12 +261,14 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 class MemoryMeter(TorchDispatchMode):
     """Counts operations inside the context and the bytes of the storages that they create, except those of a model's
-    weights; `peak` is the largest sum at any time.
+    weights; `peak` is the largest sum at any time, and `gathered_peak` the largest one including `hold`.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.live = self.peak = self.operations = 0
+        self.live = self.peak = self.gathered_peak = self.operations = 0
+        self._held: dict[Any, int] = {}
+        self._held_bytes = 0
         self._known = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -264,8 +291,17 @@ class MemoryMeter(TorchDispatchMode):
                     self._known.add(storage._cdata)
                     self.live += storage.nbytes()
                     self.peak = max(self.peak, self.live)
+                    self.gathered_peak = max(self.gathered_peak, self.live + self._held_bytes)
                     weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
         return result
+
+    def hold(self, key: Any, size: int, then: int | None = None) -> None:
+        """Hold so many bytes under this key instead of those before, and `then` so many."""
+        self._held[key] = size
+        self._held_bytes = sum(self._held.values())
+        self.gathered_peak = max(self.gathered_peak, self.live + self._held_bytes)
+        if then is not None:
+            self.hold(key, then)
 
     def _free(self, key: int, size: int) -> None:
         self._known.discard(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import groupby
@@ -232,10 +233,14 @@ def attention_maps(model: nn.Module, run: Callable[[], Any]) -> dict[str, Float[
     """Weights of every attention module that `run()` calls, by module name and in call order."""
     maps: dict[str, Tensor] = {}
     current: list[str] = []
-    hooks = []
+    hooks, thread = [], threading.get_ident()  # another thread may generate with the same modules
     for name, module in model.named_modules():
         if isinstance(module, (SelfAttention, ConditionalGRU, CrossAttention)):
-            hooks.append(module.register_forward_pre_hook(lambda *_, name=name: current.append(name)))
+            hooks.append(
+                module.register_forward_pre_hook(
+                    lambda *_, name=name: current.append(name) if threading.get_ident() == thread else None
+                )
+            )
     try:
         with recording(lambda weights: maps.__setitem__(current[-1], weights)), torch.no_grad():
             run()

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, TypeGuard, runtime_checkable
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from headway.nn.mixers.attention import AttentionConfig
 from headway.nn.models.act import Act, ActConfig
 from headway.nn.models.agents import StatesEmbedConfig
 from headway.nn.models.board import BoardEmbedConfig
@@ -96,6 +97,13 @@ ModelOrConfig = nn.Module | ModelConfig
 def is_text(model: ModelOrConfig) -> bool:
     """A stack over the tokens of text, with any heads."""
     return _has_embedding(model, TokenEmbedConfig, OneHotEmbedConfig) and not is_chess(model)
+
+
+def attends(model: ModelOrConfig) -> bool:
+    """A text model with an attention layer."""
+    config = _config(model)
+    stack = config.stack.blocks if isinstance(config, TransformerConfig) else ()
+    return is_text(model) and any(isinstance(block.mixer, AttentionConfig) for block in stack)
 
 
 def has_vocabulary(model: ModelOrConfig) -> bool:

@@ -16,6 +16,14 @@ function element(tag, properties = {}, ...children) {
   return node;
 }
 
+// A new element of a drawing (SVG), with its attributes and its children.
+function svg(tag, attributes = {}, ...children) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  node.append(...children);
+  return node;
+}
+
 // A form field with its label; `more` is a hint, which the field refers to.
 function labelled(text, field, more) {
   field.id ||= `field-${++labelled.count}`;
@@ -43,6 +51,9 @@ function bars(entries) {
     return element("li", {}, element("span", { className: "name" }, label), bar, element("span", { className: "number" }, percent(share)));
   }));
 }
+
+// The entries of labels with numbers, the highest first. (JavaScript puts labels such as "7" into an order of its own.)
+const likeliest = (labels) => Object.entries(labels).sort((one, other) => other[1] - one[1]);
 
 const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 0.0995 ? 1 : 0)} %`;
 
@@ -93,6 +104,21 @@ function commandView(lines) {
   return view;
 }
 
+// A file's name, cut in the middle if it is long.
+const shortName = (name) => name.length > 60 ? `${name.slice(0, 40)}…${name.slice(-16)}` : name;
+
 // A string as one word of a shell, and as a literal of Python.
 const shellWord = (text) => /^[\w./:=@%+-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
 const pythonString = (text) => JSON.stringify(text).replace(/[\u007f-\u009f\u2028\u2029]/g, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
+
+// A row of buttons that fill a form with an example.
+function exampleButtons(examples, use) {
+  const buttons = examples.slice(0, 5).map((example) => element("button", { type: "button", className: "plain", onclick: () => use(example) }, firstWords(example, 30)));
+  return element("div", { className: "row examples" }, "Examples:", ...buttons);
+}
+
+// The first words of a text, as a title.
+function firstWords(text, length = 48) {
+  const line = text.slice(0, 500).replace(/\s+/g, " ").trim();
+  return line.length <= length ? line : `${line.slice(0, length).replace(/\s\S*$/, "")}…`;
+}

@@ -6,8 +6,8 @@ const page = {
   current: null,
 
   // Add a tab: {id, title, serves, show, refresh}. `serves` says for a model of /v1/models whether the tab uses it; without
-  // it the tab is always there. `show(panel)` fills the panel when it is opened first; `refresh()` follows when the models
-  // or the key change.
+  // it the tab is there unless its `exists` is false, which its `check()` finds out. `show(panel)` fills the panel when it
+  // is opened first; `refresh()` follows when the models or the key change.
   addTab(tab) {
     this.tabs.push(tab);
     const known = { role: "tab", id: `tab-${tab.id}`, "aria-controls": `panel-${tab.id}`, "aria-selected": "false", tabIndex: -1 };
@@ -40,7 +40,8 @@ const page = {
 
   modelsChanged() {
     document.getElementById("access").hidden = true;
-    for (const tab of this.tabs) tab.button.hidden = Boolean(tab.serves) && !server.models.some(tab.serves);
+    for (const tab of this.tabs) tab.button.hidden = tab.exists === false || (Boolean(tab.serves) && !server.models.some(tab.serves));
+    for (const tab of this.tabs) tab.check?.();
     for (const tab of this.tabs) if (tab.wasShown) tab.refresh?.();
     const first = location.hash.slice(1) || (server.models.length ? "" : "models");
     if (!this.current || this.current.button.hidden) this.open(first, false);
@@ -49,7 +50,7 @@ const page = {
   // One line for the reader, with a way on: `retry` is called by the button "Try again".
   fail(error, retry) {
     if (error?.name === "AbortError") return;
-    if (!(error instanceof ServerError)) console.error(error);
+    if (error && !(error instanceof ServerError)) console.error(error);
     const notice = document.getElementById("notice"), again = document.getElementById("again");
     document.getElementById("message").textContent = error ? sentence(error.message) : "";
     notice.hidden = !error;
@@ -57,15 +58,19 @@ const page = {
     again.onclick = () => { this.fail(null); retry(); };
   },
 
-  askForKey() {
-    const form = document.getElementById("access");
+  // Without a key, or with one that ended. A server of `headway open` has no keys to type in.
+  askForKey(code) {
+    const form = document.getElementById("access"), isSession = code === "session_key";
     if (!form.hidden) return;
     form.hidden = false;
-    document.getElementById("key").focus();
+    document.getElementById("access-typed").hidden = isSession;
+    document.getElementById("access-session").hidden = !isSession;
+    if (!isSession) document.getElementById("key").focus();
   },
 };
 
-const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+// A message as a sentence; one that begins with the name of a file keeps its first letter.
+const sentence = (text) => (/^[a-z'-]+[\s,;:]/.test(text) ? text.charAt(0).toUpperCase() : text.charAt(0)) + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 
 // Values that outlive a reload: `drafts` those of this browser tab, `settings` those of this browser.
 class Store {
@@ -125,8 +130,9 @@ function modelChoice(name, serves, changed = () => {}) {
   return choice;
 }
 
-// A place for files, dropped or chosen. `limit` (bytes) is stated before the upload; `changed(files)` gets what fits.
-function fileInput({ label, accept = "", multiple = false, folder = false, limit, changed }) {
+// A place for files, dropped or chosen. `limit` (bytes) is stated before the upload; `changed(files)` gets what fits;
+// `dropped` returns the files of a drop.
+function fileInput({ label, accept = "", multiple = false, folder = false, limit, changed, dropped = async (transfer) => [...transfer.files] }) {
   const input = element("input", { type: "file", accept, multiple: multiple || folder, webkitdirectory: folder });
   const names = element("p", { className: "soft", "aria-live": "polite" });
   const zone = labelled(label, input, `At most ${formatBytes(limit)}${multiple ? " each" : ""}. You can also drop ${multiple || folder ? "them" : "it"} here.`);
@@ -135,17 +141,17 @@ function fileInput({ label, accept = "", multiple = false, folder = false, limit
   const take = (files) => {
     const tooLarge = files.find((file) => file.size > limit);
     if (tooLarge) {
-      page.fail(new ServerError(`${tooLarge.name.slice(0, 100)} has ${formatBytes(tooLarge.size)}, and the limit is ${formatBytes(limit)}; choose a smaller file`, 413));
+      page.fail(new ServerError(`${shortName(tooLarge.name)} has ${formatBytes(tooLarge.size)}, and the limit is ${formatBytes(limit)}; choose a smaller file`, 413));
       return;
     }
     page.fail(null);
-    names.textContent = files.length === 1 ? files[0].name.slice(0, 200) : files.length ? `${integers.format(files.length)} files` : "";
+    names.textContent = files.length === 1 ? shortName(files[0].name) : files.length ? `${integers.format(files.length)} files` : "";
     changed(multiple || folder ? files : files.slice(0, 1));
   };
   input.addEventListener("change", () => take([...input.files]));
   zone.addEventListener("dragover", (event) => { event.preventDefault(); zone.classList.add("over"); });
   zone.addEventListener("dragleave", () => zone.classList.remove("over"));
-  zone.addEventListener("drop", (event) => { event.preventDefault(); zone.classList.remove("over"); take([...event.dataTransfer.files]); });
+  zone.addEventListener("drop", (event) => { event.preventDefault(); zone.classList.remove("over"); dropped(event.dataTransfer).then(take, (error) => page.fail(error)); });
   return { zone, input, take };
 }
 
@@ -155,6 +161,12 @@ const dataUrl = (file) => new Promise((resolve, reject) => {
   reader.onload = () => resolve(reader.result);
   reader.onerror = () => reject(new ServerError(`${file.name} cannot be read; choose it again`, 0));
   reader.readAsDataURL(file);
+});
+
+// What "Show me the command" shows for a verb of a model: a shell line, and Python that ends with the lines `python`.
+const modelCommand = (model, verb, shellArguments, python) => ({
+  shell: `${server.key ? "HEADWAY_API_KEY=KEY " : ""}headway ${verb} ${shellWord(model?.id ?? "MODEL")} ${shellArguments} --server ${shellWord(location.origin)}`,
+  python: `import headway as hw\nmodel = hw.connect(${pythonString(location.origin)}, model=${pythonString(model?.id ?? "MODEL")})\n${python}`,
 });
 
 // A form that sends one request at a time: its buttons are disabled until `work(signal)` ends, and Stop ends it early.

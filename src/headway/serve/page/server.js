@@ -12,6 +12,11 @@ class ServerError extends Error {
 const server = {
   key: sessionStorage.getItem("key") ?? "",
   models: [],
+  limits: { body_bytes: 0, form_bytes: 0 }, // of a request
+
+  // Bytes of a file that fit into a JSON body, where base64 makes it a third larger, and into a form.
+  get fileBytes() { return Math.floor(0.75 * (this.limits.body_bytes - 8192)); },
+  get formFileBytes() { return this.limits.form_bytes - 8192; },
 
   // Send a request; ServerError for an error status, or if the server does not answer. `body` is sent as JSON, `form` as it is.
   async request(path, { method, body, form, signal, headers = {} } = {}) {
@@ -27,7 +32,8 @@ const server = {
     }
     if (answer.ok) return answer;
     const details = await answer.json().catch(() => null);
-    if (answer.status === 401) page.askForKey();
+    if (answer.status === 401) page.askForKey(details?.error?.code);
+    if (details?.error?.code === "model_not_found") this.loadModels().catch(() => {}); // the server came back with other models
     throw new ServerError(details?.error?.message ?? `the server returned HTTP status ${answer.status}`, answer.status, details?.error?.code);
   },
 
@@ -62,7 +68,9 @@ const server = {
 
   // Read the list of models again, and tell the page about it.
   async loadModels() {
-    this.models = (await this.json("/v1/models")).data;
+    const answer = await this.json("/v1/models");
+    this.models = answer.data;
+    this.limits = answer.limits;
     page.modelsChanged();
   },
 };

@@ -5,10 +5,32 @@ function load() {
   server.loadModels().catch((error) => { if (error.status !== 401) page.fail(error, load); });
 }
 
+function useKey(key) {
+  server.key = key;
+  sessionStorage.setItem("key", key);
+}
+
+// `headway open` opens this page with a one-time key, #key=KEY&tab=TAB, which is removed from the address and exchanged
+// for the key of this browser tab.
+async function start() {
+  const address = new URLSearchParams(location.hash.slice(1)), oneTimeKey = address.get("key"), tab = address.get("tab");
+  if (oneTimeKey === null) return load();
+  history.replaceState(null, "", tab ? `#${tab}` : location.pathname);
+  const exchange = async () => {
+    try {
+      useKey((await server.json("/v1/session", { body: { one_time_key: oneTimeKey } })).key);
+    } catch (error) {
+      page.fail(error, error.status === 401 ? undefined : exchange);
+      if (error.status !== 401 || !server.key) return;
+    }
+    load();
+  };
+  await exchange();
+}
+
 document.getElementById("access").addEventListener("submit", (event) => {
   event.preventDefault();
-  server.key = document.getElementById("key").value.trim();
-  sessionStorage.setItem("key", server.key);
+  useKey(document.getElementById("key").value.trim());
   page.fail(null);
   document.getElementById("access").hidden = true;
   load();
@@ -23,7 +45,7 @@ document.getElementById("tabs").addEventListener("keydown", (event) => {
   page.open(tab.id);
   tab.button.focus();
 });
-window.addEventListener("popstate", () => page.open(location.hash.slice(1), false));
+window.addEventListener("popstate", () => location.hash.startsWith("#key=") ? start() : page.open(location.hash.slice(1), false));
 window.addEventListener("dragover", (event) => event.preventDefault()); // a file dropped next to a form must not replace the page
 window.addEventListener("drop", (event) => event.preventDefault());
-load();
+start();

@@ -1,0 +1,196 @@
+"""What a model would predict if its stack ended after each layer: the logit lens (nostalgebraist 2020)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from headway.codecs import Codec
+from headway.codecs.mask_tokens import token_pieces
+from headway.errors import UserError
+from headway.io.summary_card import SummaryCard, summary_repr
+from headway.nn.kernels import recording
+from headway.nn.mixers.recurrence import Recurrence
+from headway.nn.models import Stack, evaluation_mode
+
+TEMPERATURES = tuple(step / 20 for step in range(1, 41))  # 0.05 to 2
+_MAX_TOKENS, _MAX_TOP = 256, 100  # tokens of a text, and predictions or neighbours of each
+_MAX_LOGITS = 50  # most probable next tokens whose logits are returned
+
+
+class LensToken(NamedTuple):
+    """A token: its text, with the spaces that belong to it, and its id."""
+
+    text: str
+    id: int
+
+
+class ScoredToken(NamedTuple):
+    """A token with a probability, a logit, or a cosine from -1 to 1."""
+
+    text: str
+    id: int
+    score: float
+
+
+class LensLayer(NamedTuple):
+    """One layer at T positions.
+
+    predictions: the most probable tokens of each position with their probabilities; empty if the layer is not as wide
+    as the head's input.
+    changes: of a recurrent layer, how much each token changes its state h: |h(t) - h(t-1)| / (|h(t)| + |h(t-1)|), from
+    0 (not at all) to 1; otherwise empty.
+    """
+
+    predictions: list[list[ScoredToken]]
+    changes: list[float]
+
+
+class NextLogits(NamedTuple):
+    """A distribution at any of `temperatures`: the probability of a token with logit l at temperatures[i] is
+    exp(l / temperatures[i] - log_totals[i]).
+
+    position: index of the token after which, or for a masked model at which, the model predicts.
+    candidates: the most probable tokens with their logits.
+    log_totals: log of the sum of exp(l / temperature) over the whole vocabulary.
+    """
+
+    position: int
+    candidates: list[ScoredToken]
+    temperatures: list[float]
+    log_totals: list[float]
+
+
+@summary_repr
+class Lens(NamedTuple):
+    """What each layer of a model would predict at each token of a text.
+
+    tokens: T tokens of the text; for an encoder-decoder those of the target.
+    layers: L layers, from the first to the last, whose predictions are the model's own.
+    next: the distribution after the last token, or at a masked model's first mask.
+    neighbours: of each token, those with the nearest vectors in the embedding table, with their cosines.
+    masked: whether position t predicts token t, as in a masked language model, and not token t + 1.
+    """
+
+    tokens: list[LensToken]
+    layers: list[LensLayer]
+    next: NextLogits
+    neighbours: list[list[ScoredToken]]
+    masked: bool
+
+    def card(self) -> SummaryCard:
+        """A summary: the number of tokens and layers, and the most probable prediction of each layer at each token."""
+        rows = []
+        for position, token in enumerate(self.tokens):
+            best = [layer.predictions[position][0] if layer.predictions else None for layer in self.layers]
+            cells = [None if token is None else f"{token.text.strip() or '␣'} {token.score:.0%}" for token in best]
+            rows.append(
+                {"token": token.text, **{f"layer {number}": cell for number, cell in enumerate(cells, 1)}},
+            )
+        return SummaryCard("Lens", {"tokens": len(self.tokens), "layers": len(self.layers)}, rows)
+
+
+def check_request(top: int, neighbours: int) -> None:
+    """Raise UserError for numbers out of range."""
+    if not 1 <= top <= _MAX_TOP:
+        raise UserError(f"top is {top}; use 1 to {_MAX_TOP}")
+    if not 0 <= neighbours <= _MAX_TOP:
+        raise UserError(f"neighbours is {neighbours}; use 0 to {_MAX_TOP}")
+
+
+def read_lens(
+    model: nn.Module,
+    run: Callable[[Any], Any],
+    ids: Sequence[int],
+    codec: Codec,
+    top: int,
+    neighbours: int,
+    mask: int | None = None,
+) -> Lens:
+    """The lens over the tokens `ids` of a model with `embed`, `stack` and `heads`; `run` takes the ids [1, T] and runs
+    the model. `mask` is the id of a masked model's mask, -1 if it has none; None for a model that predicts next tokens.
+    UserError for too many tokens.
+    """
+    if len(ids) > _MAX_TOKENS:
+        raise UserError(f"the text has {len(ids):,} tokens, and the lens shows at most {_MAX_TOKENS}; shorten it")
+    stack, head, embed = (getattr(model, name) for name in ("stack", "heads", "embed"))
+    if neighbours and getattr(embed, "table", None) is None:
+        raise UserError("the model has no embedding table, so its tokens have no neighbours; set neighbours to 0")
+    pieces, num_tokens = token_pieces(codec), min(codec.vocab_size, model.config.vocab_size)  # type: ignore[union-attr]
+
+    def scored(values: Tensor, count: int) -> list[list[ScoredToken]]:
+        """The tokens with the largest values of each row, float [N, C]."""
+        best = values[:, :num_tokens].topk(min(count, num_tokens))
+        rows = zip(best.indices.tolist(), best.values.tolist())
+        return [[ScoredToken(pieces(token), token, score) for token, score in zip(*row)] for row in rows]
+
+    row = torch.tensor([ids], device=next(model.parameters()).device)
+    position = len(ids) - 1
+    if mask is not None:
+        position = ids.index(mask) if mask in ids else max(0, position - (ids[-1] == codec.eos_id))
+    layers, logits = [], torch.empty(0)
+    with evaluation_mode(model), torch.inference_mode():
+        for features, changes in _layers(stack, lambda: run(row)):
+            if features.shape[-1] == stack.width:
+                logits = head["vocabulary"](stack.norm(features))[0]
+                layers.append(LensLayer(scored(logits.softmax(-1), top), changes))
+            else:
+                layers.append(LensLayer([], changes))
+        last = logits[position]
+        scaled = last.double() / torch.tensor(TEMPERATURES, dtype=torch.float64, device=last.device)[:, None]
+        candidates = scored(last[None], _MAX_LOGITS)[0]
+        following = NextLogits(position, candidates, list(TEMPERATURES), scaled.logsumexp(-1).tolist())
+        nearest = _neighbours(embed.table[:num_tokens], row[0], neighbours, scored) if neighbours else []  # type: ignore[union-attr]
+    return Lens([LensToken(pieces(token), token) for token in ids], layers, following, nearest, mask is not None)
+
+
+def _layers(stack: Stack, run: Callable[[], Any]) -> list[tuple[Float[Tensor, "1 T D"], list[float]]]:
+    """The features after each block that `run()` computes, and the changes of its state if it is a recurrence."""
+    features: list[Tensor] = []
+    states: dict[int, Tensor] = {}
+    hooks, thread = [], threading.get_ident()  # another thread may generate with the same modules
+
+    def record(index: int | None, x: Tensor) -> None:
+        if threading.get_ident() == thread and index is not None:
+            states[index] = x
+        elif threading.get_ident() == thread:
+            features.append(x)
+
+    for block in dict.fromkeys(stack.blocks):  # blocks may be shared
+        hooks.append(block.register_forward_hook(lambda _, __, output: record(None, output.x)))
+        if isinstance(block.mixer, Recurrence):
+            hooks.append(block.mixer.out.register_forward_pre_hook(lambda _, inputs: record(len(features), inputs[0])))
+    try:
+        # A compiled stack skips its blocks, except while attention is recorded.
+        with nullcontext() if stack.program is None else recording(lambda weights: None):
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    changes: dict[int, list[float]] = {}
+    for index, (h,) in states.items():
+        before = torch.cat([torch.zeros_like(h[:1]), h[:-1]])  # the state before the first token is 0
+        total = h.norm(dim=-1) + before.norm(dim=-1)
+        changes[index] = ((h - before).norm(dim=-1) / total.clamp(min=1e-9)).tolist()
+    return [(x, changes.get(index, [])) for index, x in enumerate(features)]
+
+
+def _neighbours(
+    table: Float[Tensor, "C D"],
+    ids: Tensor,
+    count: int,
+    scored: Callable[[Tensor, int], list[list[ScoredToken]]],
+) -> list[list[ScoredToken]]:
+    """The nearest other tokens of each token, by the cosine of their vectors."""
+    vectors = nn.functional.normalize(table, dim=-1)
+    tokens, index = ids.unique(return_inverse=True)
+    cosines = vectors[tokens] @ vectors.T
+    cosines[torch.arange(len(tokens)), tokens] = -torch.inf  # not the token itself
+    rows = scored(cosines, min(count, len(table) - 1))
+    return [rows[number] for number in index.tolist()]
