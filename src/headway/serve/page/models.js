@@ -115,8 +115,11 @@ function progressOf(model) {
 function tryButton(model) {
   const tab = page.tabs.find((entry) => entry.serves?.(model));
   return tab ? element("button", { type: "button", "aria-label": `Try ${model.id}`, onclick: () => {
-    drafts.set(`model:${tab.id}`, model.id);
+    drafts.set(`model:${tab.id}`, model.id); // for a tab that was not opened yet
     page.open(tab.id);
-    tab.refresh?.();
+    const select = tab.choice?.field.querySelector("select");
+    if (!select || select.value === model.id) return;
+    select.value = model.id;
+    select.dispatchEvent(new Event("change"));
   } }, "Try it") : null;
 }
