@@ -11,7 +11,6 @@ const attends = (model) => model.verbs.includes("attention");
 const isRecurrent = (model) => model.verbs.includes("lens") && !attends(model);
 
 // A token as people read it: the characters that nobody sees have signs.
-const visibleToken = (text) => text.replaceAll(" ", "␣").replaceAll("\n", "⏎").replaceAll("\t", "⇥") || "∅";
 const shortToken = (text) => visibleToken(text.trim() || text).slice(0, 14);
 
 // A part of the tab: a heading, sentences that explain it, and its content.
