@@ -217,6 +217,9 @@ def test_a_job_is_a_model_before_its_run_exists(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(endpoints, "jobs", lambda folder: {"digits": job})
     shown = {model.name: model for model in endpoints._list()}
     assert (shown["digits"].state, shown["digits"].message) == ("starting", "downloading digits")
+    job = job._replace(message="Stopped at step 5 of 9; continue with: headway models make digits")
+    shown = {model.name: model for model in endpoints._list()}
+    assert (shown["digits"].state, shown["digits"].message) == ("stopping", "")
     job = job._replace(state="failed", message="the disk is full")
     shown = {model.name: model for model in endpoints._list()}
     assert (shown["digits"].state, shown["digits"].message) == ("failed", "the disk is full")

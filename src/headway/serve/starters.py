@@ -29,7 +29,8 @@ class StarterData(msgspec.Struct):
 
 class StarterModel(msgspec.Struct):
     """A model to start with. It has trained for `seconds` of the `planned_seconds`; "starting" means that data are
-    fetched or the training is planned. `message` is the last line of a job that is running or failed.
+    fetched or the training is planned, "stopping" that the last checkpoint is written. `message` is the last line of a
+    job that is running or failed.
     """
 
     name: str
@@ -40,7 +41,7 @@ class StarterModel(msgspec.Struct):
     data: list[StarterData]
     needs_network: bool
     missing_extra: str | None
-    state: Literal["missing", "starting", "running", "stopped", "finished", "failed"]
+    state: Literal["missing", "starting", "running", "stopping", "stopped", "finished", "failed"]
     seconds: float
     planned_seconds: float
     message: str = ""
@@ -115,7 +116,7 @@ def _starter_model(name: str, job: Job | None) -> StarterModel:
     """A model with the state of its run, or of its job where that knows more."""
     model = msgspec.convert(STARTERS[name].description(), StarterModel)
     if job is not None and job.state == "running" and model.state != "running":
-        model.state, model.message = "starting", job.message
+        model.state, model.message = ("stopping", "") if _CONTINUE in job.message else ("starting", job.message)
     elif job is not None and job.state in ("failed", "ended") and model.state == "missing":
         model.state, model.message = "failed", job.message
     elif job is not None and job.state == "failed" and model.state == "stopped" and _CONTINUE not in job.message:
