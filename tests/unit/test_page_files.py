@@ -44,7 +44,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(models: Path) -> Iterator[str]:
-    served = ServedModels([], models, LoadOptions(device="cpu", backend="torch"), open_engine_loop)
+    served = ServedModels([], [models], LoadOptions(device="cpu", backend="torch"), open_engine_loop)
     with server(served, ServerSettings(log=False)) as url:
         yield url
 
@@ -161,7 +161,7 @@ def test_files_that_are_no_images(page: Page) -> None:
 
 
 def test_limits_are_stated_before_the_upload(browser: Browser, models: Path, tmp_path: Path) -> None:
-    served = ServedModels([models / "sort"], None, LoadOptions(device="cpu", backend="torch"), open_engine_loop)
+    served = ServedModels([models / "sort"], [], LoadOptions(device="cpu", backend="torch"), open_engine_loop)
     with server(served, ServerSettings(log=False, body_bytes=40_000)) as url, opened(browser, url) as page:
         panel = tab(page, "Images")
         expect(panel).to_contain_text("At most 23.9 kB each")

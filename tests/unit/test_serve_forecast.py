@@ -35,14 +35,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(folder: Path) -> Iterator[TestClient]:
-    models = ServedModels([], folder, LoadOptions(device="cpu", backend="torch"), open_engine_loop)
+    models = ServedModels([], [folder], LoadOptions(device="cpu", backend="torch"), open_engine_loop)
     with TestClient(create_app(models, ServerSettings(log=False)), base_url="http://127.0.0.1") as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def url(folder: Path) -> Iterator[str]:
-    models = ServedModels([], folder, LoadOptions(device="cpu", backend="torch"), open_engine_loop)
+    models = ServedModels([], [folder], LoadOptions(device="cpu", backend="torch"), open_engine_loop)
     with server(models, ServerSettings(log=False)) as url:
         yield url
 

@@ -11,7 +11,8 @@ const attends = (model) => model.verbs.includes("attention");
 const isRecurrent = (model) => model.verbs.includes("lens") && !attends(model);
 
 // A token as people read it: the characters that nobody sees have signs.
-const shortToken = (text) => visibleToken(text.trim() || text).slice(0, 14);
+const tokenLabel = (text) => text.replaceAll(" ", "␣").replaceAll("\n", "⏎").replaceAll("\t", "⇥") || "∅";
+const shortToken = (text) => tokenLabel(text.trim() || text).slice(0, 14);
 
 // A part of the tab: a heading, sentences that explain it, and its content.
 const insidePart = (title, sentences, ...content) => element("section", { className: "part" },
@@ -110,22 +111,22 @@ page.addTab({
 
 function tokensPart({ tokens, lens, attention }) {
   const chips = (list) => element("ul", { className: "chips" }, ...list.map((token) => element("li", {},
-    element("span", { className: "piece" }, visibleToken(token.text)), token.id === null ? null : element("span", { className: "soft" }, String(token.id)))));
+    element("span", { className: "piece" }, tokenLabel(token.text)), token.id === null ? null : element("span", { className: "soft" }, String(token.id)))));
   const isPair = attention?.source.length > 0;
   return insidePart("1. Tokens", [
     "A model does not read letters or words but tokens: pieces that occur often in its training texts. A frequent word is one token; a rare one is made of several. ␣ stands for a space.",
     lens ? "The number below a piece is its id: its place in the vocabulary, the list of all tokens that the model knows." : null,
     isPair ? "This model reads a source sentence and writes a target. These are the tokens of the target, its own translation; below are those of the source." : null,
-  ].filter(Boolean), chips(tokens), isPair ? element("p", { className: "soft" }, `Source: ${attention.source.map(visibleToken).join(" | ")}`) : null);
+  ].filter(Boolean), chips(tokens), isPair ? element("p", { className: "soft" }, `Source: ${attention.source.map(tokenLabel).join(" | ")}`) : null);
 }
 
 function neighboursPart(lens) {
   const select = element("select", { onchange: () => draw() }), list = element("div", { "aria-live": "polite" });
-  select.append(...lens.tokens.map((token, index) => new Option(`${index + 1}: ${visibleToken(token.text)}`, index)));
+  select.append(...lens.tokens.map((token, index) => new Option(`${index + 1}: ${tokenLabel(token.text)}`, index)));
   select.value = Math.min(lens.tokens.length - 1, drafts.get("inside-neighbour", lens.tokens.length - 1));
   const draw = () => {
     drafts.set("inside-neighbour", Number(select.value));
-    list.replaceChildren(bars(lens.neighbours[select.value].map((near) => [visibleToken(near.text), near.score])));
+    list.replaceChildren(bars(lens.neighbours[select.value].map((near) => [tokenLabel(near.text), near.score])));
   };
   draw();
   return insidePart("2. Tokens as lists of numbers", [

@@ -217,7 +217,7 @@ function orderComparison(before, after) {
   const cell = (next, id) => next.has(id) ? percent(next.get(id).share) : "below the first 50";
   return [
     element("p", { className: "hint" }, `The same words, another order: the model's first guess ${first.token.id === then.token.id ? `stays the same, but its probability goes from ${names[0]} to ${names[1]}` : `changes from ${names[0]} to ${names[1]}`}.`),
-    table(["predicted token", "before", "after"], ids.map((id) => [visibleToken((both[0].get(id) ?? both[1].get(id)).token.text), ...both.map((next) => cell(next, id))]), "Predictions before and after the swap"),
+    table(["predicted token", "before", "after"], ids.map((id) => [tokenLabel((both[0].get(id) ?? both[1].get(id)).token.text), ...both.map((next) => cell(next, id))]), "Predictions before and after the swap"),
     ...strips,
   ];
 }

@@ -23,21 +23,21 @@ function lensGrid(lens) {
     const button = buttons[layer]?.[position];
     if (!button) return;
     button.tabIndex = 0;
-    const known = lens.tokens.slice(Math.max(0, position - 4), position + 1).map((token) => visibleToken(token.text)).join("");
+    const known = lens.tokens.slice(Math.max(0, position - 4), position + 1).map((token) => tokenLabel(token.text)).join("");
     details.replaceChildren(element("p", {}, `Layer ${layer + 1}, ${lens.masked ? `in place ${position + 1}` : `after “${position > 4 ? "..." : ""}${known}”`}:`),
-      bars(lens.layers[layer].predictions[position].map((token) => [visibleToken(token.text), token.score])));
+      bars(lens.layers[layer].predictions[position].map((token) => [tokenLabel(token.text), token.score])));
   };
   const square = (layer, position) => {
     const best = lens.layers[layer].predictions[position]?.[0];
     if (!best) return element("td", {}, "");
     const button = element("button", { type: "button", tabIndex: -1, onfocus: () => choose(layer, position), onmouseenter: () => choose(layer, position),
-      "aria-label": `Layer ${layer + 1}, token ${position + 1}, ${shortToken(lens.tokens[position].text)}: ${visibleToken(best.text)} ${percent(best.score)}` },
+      "aria-label": `Layer ${layer + 1}, token ${position + 1}, ${shortToken(lens.tokens[position].text)}: ${tokenLabel(best.text)} ${percent(best.score)}` },
     element("span", {}, shortToken(best.text)), element("span", { className: "number" }, percent(best.score)));
     button.style.setProperty("--share", `${Math.round(50 * best.score)}%`);
     (buttons[layer] ??= [])[position] = button;
     return element("td", {}, button);
   };
-  const head = element("tr", {}, element("th", { scope: "col" }, "Token"), ...lens.tokens.map((token) => element("th", { scope: "col" }, visibleToken(token.text).slice(0, 14))));
+  const head = element("tr", {}, element("th", { scope: "col" }, "Token"), ...lens.tokens.map((token) => element("th", { scope: "col" }, tokenLabel(token.text).slice(0, 14))));
   const body = lens.layers.map((_, layer) => element("tr", {}, element("th", { scope: "row" }, `Layer ${layer + 1}`), ...lens.tokens.map((_, position) => square(layer, position))));
   const grid = element("div", { className: "scroll grid", role: "region", tabIndex: 0, "aria-label": "What each layer would predict", onkeydown: (event) => {
     const layer = buttons.findIndex((row) => row?.includes(document.activeElement)), position = buttons[layer]?.indexOf(document.activeElement);
@@ -54,7 +54,7 @@ function lensGrid(lens) {
 function temperaturePart(lens) {
   const shown = 8, slider = element("input", { type: "range", min: 0, max: 2, step: 0.05 }), value = element("output");
   keepDraft(slider, "inside-temperature", "1");
-  const list = bars([...lens.next.candidates.slice(0, shown).map((token) => [visibleToken(token.text), 0]), ["all others together", 0]]);
+  const list = bars([...lens.next.candidates.slice(0, shown).map((token) => [tokenLabel(token.text), 0]), ["all others together", 0]]);
   const told = element("p", { className: "hint", "aria-live": "polite" });
   const update = () => {
     const temperature = Number(slider.value), shares = nextAt(lens, temperature).slice(0, shown).map(([, share]) => share);
@@ -72,7 +72,7 @@ function temperaturePart(lens) {
   };
   slider.addEventListener("input", update);
   update();
-  const place = lens.masked ? "in the place of the mask" : `after “${lens.tokens.slice(-4).map((token) => visibleToken(token.text)).join("")}”`;
+  const place = lens.masked ? "in the place of the mask" : `after “${lens.tokens.slice(-4).map((token) => tokenLabel(token.text)).join("")}”`;
   return insidePart("5. Temperature: how the next token is chosen", [
     `The last layer gives each token of the vocabulary a probability. Here are the most probable ones ${place}. To write a text, the next token is drawn by these chances, as from a bag with balls; then the model reads it, and predicts the one after.`,
     "The temperature changes the chances before the draw. It has no unit. Move the slider.",
