@@ -226,6 +226,19 @@ def test_a_job_is_a_model_before_its_run_exists(monkeypatch: pytest.MonkeyPatch)
     assert shown["stories"].state == "missing"
 
 
+def test_a_damaged_run_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = starters.STARTERS["digits"].directory
+    directory.mkdir(parents=True)
+    (directory / "run.json").write_text('{"format": 1, "sta')
+    assert "run.json" in listed(capsys)["digits"]["problem"]
+    assert "run.json" in refusal(["models", "make", "digits"], capsys)
+    with asking(runs=tmp_path) as client:
+        digits = next(row for row in client.get("/v1/starters").json()["data"] if row["name"] == "digits")
+        assert (digits["state"], "run.json" in digits["message"]) == ("stopped", True)
+    with asking() as client:
+        assert str(directory) not in client.get("/v1/starters").text
+
+
 def test_stories_are_the_same_for_everyone(tmp_path: Path) -> None:
     known_set("stories").write(tmp_path / "a")  # type: ignore[misc]
     known_set("stories").write(tmp_path / "b")  # type: ignore[misc]

@@ -109,8 +109,11 @@ def model_card(opened: OpenedModel, source: Path, out: Path, target_format: str)
 
 def _published_card(source: Path) -> str | None:
     """The card of a published model's folder; None if there is none."""
+    path = source / CARD
+    if path.is_symlink() and path.resolve().parent.name != "blobs":  # but for the hub's cache, it may be a private file
+        return None
     try:
-        with open_file(source / CARD) as file:
+        with open_file(path) as file:
             content = file.read(_MAX_CARD + 1)
         return content.decode() if len(content) <= _MAX_CARD else None
     except (UserError, UnicodeDecodeError):

@@ -180,20 +180,25 @@ def starter(name: str) -> Starter:
 
 
 def progress(chosen: Starter) -> dict[str, Any]:
-    """How far a model is: `state`, and the `seconds` that it has trained of those that it is planned for in all, None
-    if they are not known yet.
+    """How far a model is: `state`, the `seconds` that it has trained, the `planned_seconds` in all, and the `problem`
+    of a run that cannot be read.
     """
     directory = RunDirectory(chosen.directory)
     state: State = "missing"
-    seconds, planned = 0.0, 60 * chosen.minutes
+    seconds, planned, problem = 0.0, 60 * chosen.minutes, None
     if directory.exists():
-        status = directory.read_status()
-        is_running = directory.trainer() is not None
-        finished = status["status"] == "finished" and bool(status.get("scores"))
-        state = "running" if is_running else "finished" if finished else "stopped"
-        planned = 60 * (status.get("minutes") or chosen.minutes)
-        seconds = max(status["seconds"], _last_seconds(directory.metrics) if is_running else 0.0)
-    return {"state": state, "seconds": round(seconds, 1), "planned_seconds": round(planned, 1)}
+        state, is_running = "stopped", directory.trainer() is not None
+        try:
+            status = directory.read_status()
+            planned = 60 * (status.get("minutes") or chosen.minutes)
+            seconds = max(status["seconds"], _last_seconds(directory.metrics) if is_running else 0.0)
+            if status["status"] == "finished" and status.get("scores"):
+                state = "finished"
+        except UserError as error:
+            problem = str(error)
+        if is_running:
+            state = "running"
+    return {"state": state, "seconds": round(seconds, 1), "planned_seconds": round(planned, 1), "problem": problem}
 
 
 def _last_seconds(metrics: Path) -> float:
