@@ -167,6 +167,9 @@ def test_what_stops_it_is_one_line(
     assert "without a network you can make " in line
     assert "stories" in line.rpartition("make ")[2]
     assert "translation" not in line.rpartition("make ")[2]
+    with monkeypatch.context() as patch:
+        patch.setenv("HEADWAY_CACHE", "/proc/none")
+        assert "/proc/none/models cannot be created" in refusal(["models", "make", tiny], capsys)
     found = starters.importlib.util.find_spec
     with monkeypatch.context() as patch:
         patch.setattr(starters.importlib.util, "find_spec", lambda name: None if name == "metaworld" else found(name))

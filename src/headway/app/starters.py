@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from headway.app.api import train
 from headway.app.recipes import load_recipe
-from headway.data.array_store import cache_root, open_or_build
+from headway.data.array_store import cache_errors, cache_root, open_or_build
 from headway.data.registry import KnownSet, get_set, is_present, known_set
 from headway.errors import UserError, nearest
 from headway.io.files import open_file
@@ -232,6 +232,8 @@ def make(
         return None
     if (trainer := directory.trainer()) is not None:
         raise UserError(f"{name} is being made by another process ({trainer}); wait until it ends")
+    with cache_errors(models_folder()):  # the remedy is another cache, not another --run
+        pass
     if (extra := chosen.missing_extra) is not None:
         raise missing_extra_error(name, extra)
     paths: list[Path] = []
