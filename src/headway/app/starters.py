@@ -110,6 +110,8 @@ STARTERS: dict[str, Starter] = {
             recipe="digits",
             minutes=2,
             use="classify {run} digit.png",
+            megabytes=7.5,
+            score="accuracy 99.4 % (96.9 to 99.9 %)",
         ),
         Starter(
             "spoken-digits",
