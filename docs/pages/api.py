@@ -28,7 +28,7 @@ MODEL = {
     "Labels, vectors, masks": ("classify", "thresholds", "rerank", "answer", "tag", "embed", "fill"),
     "Images and sounds": ("caption", "match", "look", "transcribe", "transcriber"),
     "Time series": ("forecast",),
-    "Episodes, robots, chess": ("rollout", "policy", "player"),
+    "Episodes, robots, chess": ("rollout", "act", "policy", "move", "player"),
     "Scores, attention and logits": ("evaluate", "score", "attention", "lens", "logits"),
     "What it can do, ids, and what generates": (
         "verbs",

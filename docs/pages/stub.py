@@ -26,6 +26,7 @@ from typing import Literal, overload
 """
 ROOT = Path(__file__).parents[2]
 STUB = "src/headway/app/verbs.pyi"
+_MODULES = {"numpy": "np"}  # modules in annotations, and what they are imported as
 
 
 def verbs_stub() -> str:
@@ -110,7 +111,8 @@ def _qualified(annotation: str, modules: list[str], imports: set[str]) -> str:
             imports.add(f"import {module} as {alias}")
             node.id = f"{alias}.{node.id}"
         else:
-            imports.add(f"from {origin} import {node.id}")
+            is_module = node.id == _MODULES.get(origin)
+            imports.add(f"import {origin} as {node.id}" if is_module else f"from {origin} import {node.id}")
     return ast.unparse(tree)
 
 
@@ -121,6 +123,8 @@ def _names(module: str) -> dict[str, str]:
     for node in ast.walk(ast.parse(inspect.getsource(import_module(module)))):
         if isinstance(node, ast.ImportFrom):
             names |= {alias.name: str(node.module) for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {_MODULES[alias.name]: alias.name for alias in node.names if alias.name in _MODULES}
         elif isinstance(node, ast.Assign):
             names |= {ast.unparse(target): module for target in node.targets}
         elif isinstance(node, ast.ClassDef):

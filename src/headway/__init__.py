@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from headway.domains.audio import Segment, Transcription, TranscriptionOptions
     from headway.domains.audio.transcriber import Transcriber
     from headway.domains.chat.predictors import Conversation
+    from headway.domains.chess.games import ChessGame, ChessMove
     from headway.domains.chess.player import ChessPlayer
     from headway.domains.forecast.predictors import Forecast
     from headway.domains.image_text import Matches
@@ -48,6 +49,8 @@ __all__ = [
     "Answer",
     "Attention",
     "Candidate",
+    "ChessGame",
+    "ChessMove",
     "ChessPlayer",
     "Codec",
     "Comparison",
@@ -102,6 +105,7 @@ lazy_exports(
         ".domains.agents.agent_policy": ("AgentPolicy",),
         ".domains.audio.transcriber": ("Transcriber",),
         ".domains.chat.predictors": ("Conversation",),
+        ".domains.chess.games": ("ChessGame", "ChessMove"),
         ".domains.chess.player": ("ChessPlayer",),
         ".domains.forecast.predictors": ("Forecast",),
         ".domains.robotics.policy": ("RobotController",),

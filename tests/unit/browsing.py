@@ -14,13 +14,13 @@ SIZE = {"width": 1280, "height": 900}
 
 
 @contextmanager
-def chromium() -> Iterator[Browser]:
-    """A browser; use one per module."""
+def chromium(*flags: str) -> Iterator[Browser]:
+    """A browser with more flags of the command line; use one per module."""
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if path is None:
         pytest.skip("there is no Chromium; on Debian: apt install chromium")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", *flags])
         yield browser
         browser.close()
 

@@ -16,7 +16,7 @@ import pytest
 from headway.app import jobs as module
 from headway.app.jobs import FOLDER, Job, jobs, start_job, stop_job
 from headway.errors import UserError
-from headway.io.durable import machine_id
+from headway.io.durable import machine_id, process_start
 
 SLEEP = (sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(60)")
 
@@ -83,7 +83,7 @@ def test_a_recycled_process_id_is_never_signalled(tmp_path: Path) -> None:
             assert jobs(tmp_path)["old"].state == "ended"
             with pytest.raises(UserError, match="not running on this machine"):
                 stop_job(tmp_path, "old")
-        elsewhere = {**record, "began": module._start_of(other.pid), "machine": "elsewhere"}
+        elsewhere = {**record, "began": process_start(other.pid), "machine": "elsewhere"}
         (tmp_path / FOLDER / "far.json").write_text(json.dumps(elsewhere))
         assert jobs(tmp_path)["far"].state == "ended"
         with pytest.raises(UserError, match="not running on this machine"):

@@ -58,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(folder: Path) -> Iterator[str]:
-    models = ServedModels([], folder, LoadOptions(device="cpu", backend="torch"), open_engine_loop)
+    models = ServedModels([], [folder], LoadOptions(device="cpu", backend="torch"), open_engine_loop)
     with server(models, ServerSettings(log=False)) as url:
         yield url
 
@@ -173,7 +173,7 @@ def test_a_word_outside_the_vocabulary_is_the_unknown_token(folder: Path) -> Non
 
 
 def test_what_attention_over_http_refuses(folder: Path) -> None:
-    models = ServedModels([], folder, LoadOptions(device="cpu", backend="torch"), open_engine_loop)
+    models = ServedModels([], [folder], LoadOptions(device="cpu", backend="torch"), open_engine_loop)
     with TestClient(create_app(models, ServerSettings(log=False)), base_url="http://127.0.0.1") as client:
         for name, text, message in (
             ("decoder", "", "the text is empty"),

@@ -147,7 +147,7 @@ def test_every_model_has_a_kind_and_something_that_it_can() -> None:
         ("clip-b32", lambda model: model.embed("a.png", prompt="a"), "an image-text model has no prompts; remove"),
         ("masked", lambda model: model.score("a"), "is a masked language model, which cannot score text; use fill or"),
         ("masked", lambda model: model.evaluate("a.txt"), "fine-tune it with --from and evaluate that run"),
-        ("cartpole", lambda model: model.generate("a"), "is a trajectory model, .*; use rollout with it"),
+        ("cartpole", lambda model: model.generate("a"), "is a trajectory model, .*; use rollout or act with it"),
     ],
 )
 def test_what_a_model_cannot_do_is_one_line(name: str, ask: Any, message: str) -> None:

@@ -49,6 +49,13 @@ def test_a_page_whose_own_script_alone_runs(client: TestClient) -> None:
     assert not re.search(r'\son[a-z]+="', page.text)
 
 
+def test_no_two_scripts_declare_the_same_global_name(client: TestClient) -> None:
+    """The scripts share one scope, in which a second `const` would stop a whole script."""
+    names = re.findall(r"^(?:async )?(?:const|let|class|function)\*? (\w+)", client.get("/").text, re.MULTILINE)
+    assert len(names) > 50
+    assert sorted(names) == sorted(set(names))
+
+
 def test_pages_are_shown_before_a_key_is_typed_in(client: TestClient) -> None:
     for path in ("/", "/docs", "/openapi.json"):
         assert client.get(path).status_code == 200

@@ -37,6 +37,7 @@ from headway.learn.report import Picture, heatmap, write_report
 from headway.learn.report.rendering import HOW_TO_INSTALL, available
 from headway.learn.run import RunDirectory, read_metrics
 from headway.learn.run_report import run_sections, with_results
+from headway.predict.attention_maps import Attention
 from headway.predict.in_memory_data import Data, data_paths
 
 if TYPE_CHECKING:
@@ -268,7 +269,8 @@ def _write_page(run: Run, task: Task) -> Path:
     pictures, codec = task.pictures(run.model), published_codec(run.directory)
     prompts = [sample["prompt"] for sample in run.summary["samples"] if sample.get("prompt")]
     if not pictures and codec is not None and prompts:
-        attention = Model(OpenedModel(run.model, Usage(), codec), run.directory, run.recipe).attention(prompts[0])
+        model = Model(OpenedModel(run.model, Usage(), codec), run.directory, run.recipe)
+        attention = model.attention(prompts[0]) if "attention" in model.verbs else Attention({}, [], [])
         for name, weights in list(attention.maps.items())[-1:]:
             tokens = attention.symbols[:_MAX_TOKENS]
             caption = f"{name}: attention from each token (row) to each token (column)"

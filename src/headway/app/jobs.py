@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from headway.errors import UserError, printable
-from headway.io.durable import is_running, machine_id, read_json, write_json
+from headway.io.durable import machine_id, process_start, read_json, write_json
+from headway.io.lease import exclusive_lock
 from headway.io.outputs import check_folder, open_run_file
 
 FOLDER = ".jobs"
@@ -55,15 +56,15 @@ def start_job(runs: Path, name: str, command: Sequence[str], environment: Mappin
     process's. UserError if a job of this name is running, or if the command cannot start.
     """
     folder = runs / FOLDER
+    variables = {**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})}
+    variables.pop("OMP_WAIT_POLICY", None)  # a server sets it for itself
     state, log = folder / f"{check_name(name)}.json", folder / f"{name}.log"
     try:
         runs.mkdir(parents=True, exist_ok=True)
         check_folder(folder)
         folder.mkdir(exist_ok=True)
-        claim = open_run_file(folder / f"{name}.lock", update=True)
-        with claim:  # two programs must not start it at the same moment
-            _lock(claim.fileno(), name)
-            earlier = _job(state)
+        with exclusive_lock(folder / f"{name}.lock", f"{name} is being started by another program; wait a moment"):
+            earlier = read_job(state)
             if earlier is not None and earlier.state == "running":
                 raise UserError(f"{name} is already running (process {earlier.process}); wait for it, or stop it")
             log.unlink(missing_ok=True)
@@ -75,10 +76,10 @@ def start_job(runs: Path, name: str, command: Sequence[str], environment: Mappin
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
-                    env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
+                    env=variables,
                 )
             record = {"command": list(command), "process": process.pid, "machine": machine_id()}
-            record |= {"began": _start_of(process.pid), "started": time.time(), "exit_code": None}
+            record |= {"began": process_start(process.pid), "started": time.time(), "exit_code": None}
             try:
                 write_json(state, record)
             except UserError:  # a full disk: nobody could stop it later
@@ -97,10 +98,29 @@ def jobs(runs: Path) -> dict[str, Job]:
     with suppress(OSError):
         for entry in sorted(os.listdir(runs / FOLDER)):
             if entry.endswith(".json") and _NAME.fullmatch(entry[: -len(".json")]):
-                job = _job(runs / FOLDER / entry)
+                job = read_job(runs / FOLDER / entry)
                 if job is not None:
                     found[job.name] = job
     return found
+
+
+def read_job(state: Path) -> Job | None:
+    """The job of a state file; None if there is none, or if it is damaged."""
+    record = _read(state)
+    if record is None:
+        return None
+    log, code, began = state.with_suffix(".log"), record["exit_code"], record["began"]
+    kind = "ended" if code is None else "failed" if code else "finished"
+    is_here = record["machine"] == machine_id() and began is not None
+    if code is None and is_here and process_start(record["process"]) == began:
+        kind = "running"
+    lines = []
+    with suppress(OSError), log.open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+        lines = file.read().decode(errors="replace").splitlines()
+    line = next((line for line in reversed(lines) if line.strip()), "").strip().removeprefix("headway: ")
+    command = tuple(record["command"])
+    return Job(state.stem, command, record["process"], record["started"], kind, printable(line)[:_MAX_LINE], log)
 
 
 def stop_job(runs: Path, name: str) -> None:
@@ -121,7 +141,7 @@ def signal_process(process: int, began: str | None = None) -> bool:
     try:
         with suppress(AttributeError):  # systems without handles
             handle = os.pidfd_open(process)
-        if began is not None and _start_of(process) != began:
+        if began is not None and process_start(process) != began:
             return False
         if handle is not None:
             signal.pidfd_send_signal(handle, signal.SIGTERM)
@@ -146,19 +166,6 @@ def _wait(process: subprocess.Popen[bytes], state: Path, record: dict[str, Any])
             write_json(state, {**record, "exit_code": code, "ended": time.time()})
 
 
-def _job(state: Path) -> Job | None:
-    record = _read(state)
-    if record is None:
-        return None
-    log, code = state.with_suffix(".log"), record["exit_code"]
-    is_here = record["machine"] == machine_id()
-    kind = "ended" if code is None else "failed" if code else "finished"
-    if code is None and is_here and record["began"] is not None and _start_of(record["process"]) == record["began"]:
-        kind = "running"
-    message = _last_line(log)
-    return Job(state.stem, tuple(record["command"]), record["process"], record["started"], kind, message, log)
-
-
 def _read(state: Path) -> dict[str, Any] | None:
     """A job's record; None if there is none, or if it is damaged."""
     with suppress(UserError, OSError, TypeError, KeyError):
@@ -168,41 +175,3 @@ def _read(state: Path) -> dict[str, Any] | None:
         if is_valid and record["process"] > 1 and isinstance(record["exit_code"], (int, type(None))):
             return {"began": None, **record, "command": [str(word) for word in record["command"]]}
     return None
-
-
-def _last_line(log: Path) -> str:
-    """The last line of a log, for people; "" if there is none."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return ""
-    line = next((line for line in reversed(lines) if line.strip()), "").strip()
-    return printable(line.removeprefix("headway: "))[:_MAX_LINE]
-
-
-def _start_of(process: int) -> str | None:
-    """When a process began; another process with the same id began at another time. None if it has ended."""
-    try:
-        with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:
-            fields = file.read().rpartition(")")[2].split()  # the name before it may contain anything
-        return None if fields[0] in "ZX" else fields[19]
-    except FileNotFoundError:
-        if os.path.exists("/proc/self/stat") or os.name != "posix" or not is_running(process):
-            return None
-    except (OSError, IndexError):
-        return None
-    command = ["ps", "-o", "stat=,lstart=", "-p", str(process)]  # macOS
-    state, _, began = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip().partition(" ")
-    return None if not state or state.startswith("Z") else began.strip()
-
-
-def _lock(handle: int, name: str) -> None:
-    with suppress(ImportError):  # Windows
-        import fcntl
-
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{name} is being started by another program; look at it in a moment") from None

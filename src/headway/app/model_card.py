@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from headway.app.runs import read_recipe
-from headway.config import dumps
+from headway.config import dumps, from_dict, to_dict
 from headway.data.registry import KNOWN_SETS, set_of
 from headway.domains import scale_of
 from headway.errors import UserError, printable
@@ -27,6 +27,7 @@ from headway.nn.models import describe, kinds
 CARD = "README.md"
 _MAX_CARD = 1 << 20  # bytes of a published card, which is copied
 _MAX_LABELS = 100  # classes that a card lists
+_FOLDERS = re.compile(r"(?<![\w:/.])/(?:[^\s/]+/)+")  # of a path within a sentence; not of a URL
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|!~])")
 _LIBRARIES = {"hf": "transformers", "gguf": "gguf", "onnx": "onnx"}
 
@@ -71,7 +72,8 @@ def model_card(opened: OpenedModel, source: Path, out: Path, target_format: str)
         return kept
     run = RunDirectory(source)
     if run.exists():
-        recipe, status = _without_paths(read_recipe(run.recipe)), run.read_status()
+        recipe = from_dict(Recipe, _without_paths(to_dict(read_recipe(run.recipe))))
+        status = _without_paths(run.read_status())
     else:
         recipe, status = None, {}
     config = opened.model.config
@@ -113,19 +115,21 @@ def _published_card(source: Path) -> str | None:
         return None
 
 
-def _without_paths(recipe: Recipe) -> Recipe:
-    """The recipe with the names of files instead of their paths, which tell others about this machine."""
-
-    start = None if recipe.start is None else _data_name(recipe.start)
-    return replace(recipe, data=tuple(map(_data_name, recipe.data)), start=start)
+def _without_paths(value: Any) -> Any:
+    """A JSON value with the names of files instead of their paths, which tell others about this machine."""
+    if isinstance(value, dict):
+        return {key: _without_paths(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return list(map(_without_paths, value))
+    if not isinstance(value, str):
+        return value
+    return _data_name(value) if os.path.isabs(value) else _FOLDERS.sub("", value)
 
 
 def _data_name(path: str) -> str:
-    """The name of a known set, a hub's model or data set, or a file."""
+    """The name of the known set that a file belongs to, or of the file."""
     known = set_of(path)
-    if known is not None:
-        return known.name
-    return path if path in KNOWN_SETS or path.startswith(HUB_PREFIX) else Path(path).name
+    return Path(path).name if known is None else known.name
 
 
 def _what(config: Any) -> str:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
+from types import UnionType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import quote, urlsplit
 
@@ -21,11 +22,13 @@ from headway.errors import UserError, nearest
 from headway.io.files import format_path, open_file, user_path
 
 if TYPE_CHECKING:
+    import numpy as np
     from jaxtyping import Float
     from torch import Tensor
 
     from headway.data.dialogues import Message
     from headway.domains.audio import Transcription
+    from headway.domains.chess.games import ChessMove
     from headway.domains.forecast import Forecast
     from headway.domains.understanding import Answer, RankedDocument
 
@@ -68,9 +71,9 @@ def connect(url: str, api_key: str | None = None, model: str | None = None) -> R
 class RemoteModel(RemoteVerbs):
     """The model that `connect` returns, with methods of `headway.Model` that run on a server: `generate`, `stream`,
     `chat`, `classify`, `embed`, `rerank`, `answer`, `tag`, `fill`, `translate`, `caption`, `match`, `look`, `forecast`,
-    `score`, `attention` and `lens` take the same arguments there. The server's errors are raised as UserError, also for
-    verbs that its model does not support. Images, audio and tables are files, which are read locally and uploaded; the
-    server opens none. The server rejects conversations that are longer than the context.
+    `score`, `attention`, `lens`, `move` and `act` take the same arguments there. The server's errors are raised as
+    UserError, also for verbs that its model does not support. Images, audio and tables are files, which are read
+    locally and uploaded; the server opens none. The server rejects conversations that are longer than the context.
 
     `name`, `kind`, `verbs`, `context` (tokens, None for no limit) and `parameters` describe the model; `reads` lists
     the kinds of its inputs: texts, images, sounds.
@@ -244,6 +247,20 @@ class RemoteModel(RemoteVerbs):
         parse = lambda response: [Forecast(**entry) for entry in response["result"]]  # noqa: E731
         return self._request("/v1/forecast", {"data": tables, "steps": steps}, parse)
 
+    def _move(self, **arguments: Any) -> ChessMove:
+        from headway.domains.chess.games import ChessMove
+
+        parse = lambda response: _decode({**response["move"], "game": response["game"]}, ChessMove)  # noqa: E731
+        moves = [arguments["moves"]] if isinstance(arguments["moves"], str) else list(arguments["moves"])
+        return self._request("/v1/chess/move", {**arguments, "moves": moves}, parse)
+
+    def _act(self, **arguments: Any) -> int | np.ndarray:
+        import numpy as np
+
+        parse = lambda response: response["action"]  # noqa: E731
+        action = self._request("/v1/act", _to_json(arguments), parse)
+        return action if isinstance(action, int) else np.array(action, np.float32)
+
     def _request(self, path: str, body: Fields, parse: Callable[[Any], T]) -> T:
         return self._server.request("POST", path, {"model": self.name, **body}, parse)
 
@@ -361,10 +378,21 @@ def _sampling_fields(max_new_tokens: int, stop: str | Texts, **settings: float |
     return {name: value for name, value in fields.items() if value is not None}
 
 
+def _to_json(value: Any) -> Any:
+    """Observations as JSON values: arrays and tensors as lists."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {str(name): _to_json(part) for name, part in value.items()}
+    return [_to_json(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
 def _decode(value: Any, kind: Any) -> Any:
     """A JSON value as a verb's result type: lists, tuples, named tuples, dataclasses, arrays and tensors."""
     if get_origin(kind) is list:
         return [_decode(item, get_args(kind)[0]) for item in value]
+    if get_origin(kind) is UnionType:  # of None and a type
+        return None if value is None else _decode(value, get_args(kind)[0])
     if get_origin(kind) is tuple:
         parts = get_args(kind)
         return tuple(

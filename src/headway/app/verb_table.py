@@ -47,7 +47,9 @@ VERBS = {
     "embed": Verb("make embeddings", "use an encoder, such as BERT, ViT or CLIP"),
     "look": Verb("show its attention to an image", "use an image model, such as ViT"),
     "rollout": Verb("play episodes", "use a run of the recipes ppo, trajectories, cartpole or robotics"),
+    "act": Verb("choose an action", "use a run of the recipes ppo, trajectories, cartpole or robotics"),
     "policy": Verb("act as a policy", "use a run of the recipes ppo, robotics or metaworld"),
+    "move": Verb("play a move of chess", "train one: headway train chess --data games.pgn"),
     "player": Verb("play chess", "train one: headway train chess --data games.pgn"),
     "forecast": Verb("forecast time series", "use a run of the forecast recipe"),
     "score": Verb("score text", "use a language model or an encoder-decoder"),
@@ -80,7 +82,7 @@ REMOTE_VERBS = {
     "caption",
 }
 # Verbs that a server runs with the arguments that they have here.
-REMOTE_VERBS |= {"attention", "lens", "match", "score", "look", "forecast"}
+REMOTE_VERBS |= {"attention", "lens", "match", "score", "look", "forecast", "move", "act"}
 RUN_VERBS = {"evaluate": "headway.predict.model_evaluation"}  # verbs of every run, whatever its domain
 _EXPLANATION = re.compile(r"^(\w+(?:, \w+)*): (.+(?:\n(?!\w+(?:, \w+)*: ).+)*)", re.MULTILINE)  # of a docstring
 

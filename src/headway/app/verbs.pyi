@@ -23,6 +23,7 @@ import headway.domains.translation.predictors as _translation
 import headway.domains.understanding.predictors as _understanding
 import headway.domains.vision.predictors as _vision
 import headway.predict.model_evaluation as _model_evaluation
+import numpy as np
 
 class LocalVerbs:
     @overload
@@ -415,7 +416,8 @@ class LocalVerbs:
         speed: float = 1.0,
     ) -> dict[str, Any]:
         """Play episodes in an environment. Returns the mean return with its interval for agents and trajectory models,
-        and the success rate for a robot policy; `results` has them per target return or task.
+        and the success rate for a robot policy; `results` has them per target return or task,
+        and `rewards` those of each step of the episodes in a video.
 
         env: a Gymnasium id, metaworld/NAME, or module:Name (None: the run's); several for a robot policy.
         episodes: episodes per target return or task.
@@ -429,6 +431,25 @@ class LocalVerbs:
         Raises UserError for a model that does not act in environments, and for arguments of other kinds of models.
         """
         ...
+    def act(
+        self,
+        observation: Any,
+        history: Sequence[Any] = (),
+        target_return: float | None = None,
+        task: str | None = None,
+        seed: int = 0,
+    ) -> int | np.ndarray:
+        """Choose the next action of an episode: a choice, or numbers, in the environment's units.
+
+        observation: the current observation: numbers, or for a robot the mapping that its policy takes.
+        history: the earlier steps of the episode, oldest first, each an observation, an action and a reward.
+        target_return: the return that a trajectory model aims for (default: the run's).
+        task: the task of a multi-task robot.
+        seed: seed of sampled actions, and of a diffusion policy's noise.
+
+        Raises UserError for an unsuitable observation, and for arguments of other kinds of models.
+        """
+        ...
     def policy(self, task: str | None = None, seed: int = 0) -> _agents.AgentPolicy | _robotics.RobotController:
         """The policy of an agent or a robot, with `reset()`, `select_action(observation)` and, for a robot,
         `predict_action_chunk(observation)`.
@@ -437,6 +458,28 @@ class LocalVerbs:
         seed: the seed of a diffusion policy's noise and of an agent's sampled actions.
 
         Raises UserError for a model that is not a policy.
+        """
+        ...
+    def move(
+        self,
+        position: str = "",
+        moves: str | Iterable[str] = (),
+        nodes: int = 100,
+        temperature: float = 0.0,
+        top: int = 5,
+        seed: int | None = None,
+    ) -> _chess.ChessMove:
+        """Play a move in a game of chess. Returns it in UCI and SAN, with the probabilities of win, draw and loss for the
+        side that moves, the most probable moves, and the game after it. Needs the extra `chess`.
+
+        position: the position that the game starts from, as FEN (default: the start of chess).
+        moves: the moves played since then, such as e2e4 or Nf3.
+        nodes: positions to search; 0 plays without a search.
+        temperature: sampling temperature; 0 plays the best move.
+        top: number of most probable moves to return.
+        seed: random seed of the sampled move.
+
+        Raises UserError for an invalid position, an illegal move, and a finished game.
         """
         ...
     def player(self, search: str | None = None) -> _chess.ChessPlayer:
@@ -911,6 +954,47 @@ class RemoteVerbs:
         ...
     @overload
     def look(self, images: Iterable[_vision.Image]) -> list[_vision.ImageAttention]: ...
+    def act(
+        self,
+        observation: Any,
+        history: Sequence[Any] = (),
+        target_return: float | None = None,
+        task: str | None = None,
+        seed: int = 0,
+    ) -> int | np.ndarray:
+        """Choose the next action of an episode: a choice, or numbers, in the environment's units.
+
+        observation: the current observation: numbers, or for a robot the mapping that its policy takes.
+        history: the earlier steps of the episode, oldest first, each an observation, an action and a reward.
+        target_return: the return that a trajectory model aims for (default: the run's).
+        task: the task of a multi-task robot.
+        seed: seed of sampled actions, and of a diffusion policy's noise.
+
+        Raises UserError for an unsuitable observation, and for arguments of other kinds of models.
+        """
+        ...
+    def move(
+        self,
+        position: str = "",
+        moves: str | Iterable[str] = (),
+        nodes: int = 100,
+        temperature: float = 0.0,
+        top: int = 5,
+        seed: int | None = None,
+    ) -> _chess.ChessMove:
+        """Play a move in a game of chess. Returns it in UCI and SAN, with the probabilities of win, draw and loss for the
+        side that moves, the most probable moves, and the game after it. Needs the extra `chess`.
+
+        position: the position that the game starts from, as FEN (default: the start of chess).
+        moves: the moves played since then, such as e2e4 or Nf3.
+        nodes: positions to search; 0 plays without a search.
+        temperature: sampling temperature; 0 plays the best move.
+        top: number of most probable moves to return.
+        seed: random seed of the sampled move.
+
+        Raises UserError for an invalid position, an illegal move, and a finished game.
+        """
+        ...
     def forecast(self, data: _forecast.Data | None = None, steps: int | None = None) -> list[_forecast.Forecast]:
         """Quantiles of the next `steps` (None: the run's horizon) after each series of `data` (whatever `train` takes;
         None: the run's own).

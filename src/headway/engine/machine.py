@@ -21,7 +21,7 @@ from headway.engine.code_cache import CACHE
 from headway.engine.object_code import load_object, read_object, write_object
 
 F32 = Any  # a single-precision float in compiled code, known to numba but not to type checkers
-_MESSAGE = "compiling the CPU engine, once on this machine (about ten seconds)"
+_MESSAGE = "compiling the CPU engine, once on this machine (ten seconds to a minute)"
 _LOADING = threading.RLock()
 _INT = np.dtype(np.int64).char
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from headway.config import from_dict, to_dict
 from headway.data.episodes import Episodes, actions_text, numbers_text
@@ -43,6 +44,11 @@ class ActingCodec:
     def state_shape(self) -> tuple[int, ...]:
         """The shape of the environment's states."""
         raise NotImplementedError
+
+    @property
+    def environment_names(self) -> list[str]:
+        """The environments in which the model's run evaluates it; empty if they are unknown."""
+        return list(filter(None, [getattr(self, "environment", "")]))
 
     def accepts_states(self, spaces: Spaces) -> bool:
         return spaces.shape == self.state_shape
@@ -94,3 +100,12 @@ class ActingCodec:
         if not path.is_file():
             raise UserError(f"{directory} has no {cls.FILE}, which describes {cls.CONTENT}; use a run of {cls.RECIPES}")
         return from_dict(cls, read_json(path), str(path))
+
+
+def past_steps(history: Sequence[Any]) -> list[tuple[Any, Any, float]]:
+    """The earlier steps of an episode, each an observation, an action and a reward. UserError for anything else."""
+    steps = list(history)
+    for number, step in enumerate(steps, 1):
+        if not isinstance(step, (list, tuple)) or len(step) != 3 or not isinstance(step[2], (int, float)):
+            raise UserError(f"step {number} of the history is not an observation, an action and a reward; pass three")
+    return [(observation, action, float(reward)) for observation, action, reward in steps]

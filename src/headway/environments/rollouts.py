@@ -286,7 +286,7 @@ def frame_sampling(rate: float) -> tuple[int, Fraction]:
 @dataclass
 class EpisodeFilm:
     """Writes episodes to a video. The caption has the episode's number and return, and `caption_suffix`, which is for
-    the model's targets.
+    the model's targets. `rewards` has those of each step, a list per episode.
 
     A separate thread encodes frames while the next ones are played; only frames in the video are rendered.
     """
@@ -298,18 +298,25 @@ class EpisodeFilm:
     episodes: int
     caption_suffix: str = ""
     waiting: deque[Future[None]] = field(default_factory=deque)
+    rewards: list[list[float]] = field(default_factory=list)
     _steps: int = 0
+    _return: float = 0.0
 
     def step(self, render: Callable[[], np.ndarray], episode: int, return_so_far: float) -> None:
+        if self._steps == 0:
+            self.rewards.append([])
+        else:
+            self.rewards[-1].append(return_so_far - self._return)
         if self._steps % self.steps_per_frame == 0:
             self._add_frame(render(), episode, return_so_far)
-        self._steps += 1
+        self._steps, self._return = self._steps + 1, return_so_far
 
     def end(self, render: Callable[[], np.ndarray], episode: int, return_so_far: float) -> None:
         frame = render()
         for _ in range(max(1, round(_END_SECONDS * self.frame_rate))):
             self._add_frame(frame, episode, return_so_far)
-        self._steps = 0
+        self.rewards[-1].append(return_so_far - self._return)
+        self._steps, self._return = 0, 0.0
 
     def _add_frame(self, frame: np.ndarray, episode: int, return_so_far: float) -> None:
         text = f"episode {episode + 1} of {self.episodes}{self.caption_suffix}   return {return_so_far:.5g}"

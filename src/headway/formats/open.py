@@ -58,13 +58,14 @@ def open_config(path: Path | str, needs_weights: bool = True) -> ModelConfig:
 
 
 def open_usage(path: Path | str) -> Usage:
-    """Return how a text model is used (its chat template), without reading weights."""
+    """Return how a model is used (its chat template and generation_config.json), without reading weights."""
     location = Path(path)
     model_format = _detect_format(location)
     if model_format == "published":
         from headway.codecs.chat_template import read_template
+        from headway.formats.published import read_generation
 
-        return Usage(template=read_template(location))
+        return Usage(template=read_template(location), generation=read_generation(location))
     if model_format == "gguf":
         from headway.formats.gguf.model import gguf_usage
 

@@ -420,12 +420,17 @@ def classification_head(config: ModelConfig, name: str) -> PooledHeadConfig | No
 GENERATION = "generation_config.json"
 
 
+def read_generation(directory: Path) -> dict[str, Any]:
+    """The generation_config.json of a published model; empty if there is none."""
+    path = directory / GENERATION
+    return _read_mapping(path) if path.is_file() else {}
+
+
 def read_special_tokens(directory: Path, settings: Settings) -> dict[str, Any]:
     """Return the special tokens of config.json and generation_config.json as fields of Usage; the latter takes
     precedence.
     """
-    path = directory / GENERATION
-    generation = _read_mapping(path) if path.is_file() else {}
+    generation = read_generation(directory)
     merged = Settings({**settings.values, **{k: v for k, v in generation.items() if v is not None}}, settings.source)
     forced = merged.optional("forced_bos_token_id", int)
     bad_words = merged.optional("bad_words_ids", list[list[int]]) or []

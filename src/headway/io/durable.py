@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -84,6 +85,22 @@ def is_running(process: int) -> bool:
     except OSError:  # it belongs to another user
         return True
     return True
+
+
+def process_start(process: int) -> str | None:
+    """When a process began; another process with the same id began at another time. None if it has ended."""
+    try:
+        with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()  # the name before it may contain anything
+        return None if fields[0] in "ZX" else fields[19]
+    except FileNotFoundError:
+        if os.path.exists("/proc/self/stat") or os.name != "posix" or not is_running(process):
+            return None
+    except (OSError, IndexError):
+        return None
+    command = ["ps", "-o", "stat=,lstart=", "-p", str(process)]  # macOS
+    state, _, began = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip().partition(" ")
+    return None if not state or state.startswith("Z") else began.strip()
 
 
 @cache

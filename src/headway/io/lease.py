@@ -9,21 +9,66 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from headway.errors import UserError, logger
-from headway.io.durable import is_running, machine_id
+from headway.io.durable import is_running, machine_id, process_start
+from headway.io.files import open_file
 from headway.io.outputs import open_run_file
 
 _PERIOD = 5.0  # seconds between renewals; one that is not renewed for two periods is abandoned
 _LOOKS = 10  # per period, while another process's lease is watched
 _SETTLE = 1.0  # seconds after which a second process that took the lease over at the same moment is visible
 _MAX_BYTES = 4096
+_FOREIGN_AGE = 60.0  # seconds after which a lease of another machine, which may have another clock, is abandoned
 _LOG = logger(__name__)
+
+
+class Holder(NamedTuple):
+    """The process that holds a lease, in words. `process` and `began` identify it on this machine; they are 0 and None
+    for a process of another one.
+    """
+
+    description: str
+    process: int
+    began: str | None
+
+
+def holder(path: Path) -> Holder | None:
+    """The process that holds the lease in a file, without waiting; None if there is none, or if it has ended."""
+    try:
+        with open_file(path) as file:
+            content = file.read(_MAX_BYTES).decode(errors="replace")
+        age = time.time() - os.stat(path).st_mtime
+    except (OSError, UserError):
+        return None
+    record = _parse(content)
+    process, began = record.get("process"), record.get("began")
+    if record.get("machine") != machine_id():
+        return Holder(_describe(content), 0, None) if age < _FOREIGN_AGE else None
+    if not isinstance(process, int) or not 1 < process < 1 << 31:
+        return None
+    start = process_start(process)
+    is_same = start is not None if not isinstance(began, str) else start == began
+    return Holder(_describe(content), process, began if isinstance(began, str) else None) if is_same else None
+
+
+@contextmanager
+def exclusive_lock(path: Path, refusal: str) -> Iterator[None]:
+    """Hold the system's lock of a file; UserError with this refusal while another program holds it."""
+    with open_run_file(path, update=True) as file:
+        with suppress(ImportError):  # Windows
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(refusal) from None
+        yield
 
 
 class Lease:
@@ -47,6 +92,7 @@ class Lease:
             "process": os.getpid(),
             "machine": machine_id(),
             "started": time.time(),
+            "began": process_start(os.getpid()),
         }
         while not self._create():
             content = self._read()

@@ -242,6 +242,14 @@ class Examples:
         """
         return {}
 
+    def preview(self, count: int) -> list[str]:
+        """At most `count` samples, each as one line of text."""
+        return []
+
+    def class_counts(self) -> Mapping[str, int]:
+        """The number of samples in each class; empty if samples have no classes."""
+        return {}
+
     @property
     def data_splits(self) -> Splits | None:
         """The splits of the data, if samples are indexed."""
@@ -305,6 +313,9 @@ class IndexedExamples(SplitExamples):
     def describe_row(self, row: int) -> str:
         """A row as one line of text."""
         raise NotImplementedError
+
+    def preview(self, count: int) -> list[str]:
+        return [self.describe_row(int(row)) for row in spread_evenly(self.splits.all_indices, count)]
 
     def training_order(self, rows: np.ndarray) -> Order:
         return FixedSizeBatches(len(rows), self.batch_size, self.seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from torch import nn
 
@@ -78,6 +78,31 @@ class Task:
     def close(self) -> None:
         self.examples.close()
         self.objective.close()
+
+
+_PREVIEW, _PREVIEW_CHARACTERS = 5, 200  # samples, and characters of each, in a summary
+
+
+class DataSummary(NamedTuple):
+    """What a task reads: the number of samples in each split and what they are called, the number of training `targets`
+    and their unit, the samples per class, a few of them as text, and remarks about changed or skipped data.
+    """
+
+    noun: str
+    samples: Mapping[str, int]
+    targets: int
+    unit: str
+    classes: Mapping[str, int]
+    preview: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+    @classmethod
+    def of(cls, task: Task, targets: int) -> DataSummary:
+        examples, splits = task.examples, task.examples.data_splits
+        counts = {} if splits is None else {name: len(rows) for name, rows in splits.indices.items() if len(rows)}
+        noun = f"{task.unit}s" if splits is None else splits.noun
+        preview = (" ".join(text[:_PREVIEW_CHARACTERS].split()) for text in examples.preview(_PREVIEW))
+        return cls(noun, counts, targets, task.unit, examples.class_counts(), tuple(preview), examples.remarks)
 
 
 def unit_of(task: Task | None) -> str:

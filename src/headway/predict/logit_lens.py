@@ -156,18 +156,16 @@ def _layers(stack: Stack, run: Callable[[], Any]) -> list[tuple[Float[Tensor, "1
     states: dict[int, Tensor] = {}
     hooks, thread = [], threading.get_ident()  # another thread may generate with the same modules
 
-    def add_features(block: nn.Module, inputs: Any, output: Any) -> None:
-        if threading.get_ident() == thread:
-            features.append(output.x)
-
-    def add_states(module: nn.Module, inputs: Any) -> None:
-        if threading.get_ident() == thread:
-            states[len(features)] = inputs[0]
+    def record(index: int | None, x: Tensor) -> None:
+        if threading.get_ident() == thread and index is not None:
+            states[index] = x
+        elif threading.get_ident() == thread:
+            features.append(x)
 
     for block in dict.fromkeys(stack.blocks):  # blocks may be shared
-        hooks.append(block.register_forward_hook(add_features))
+        hooks.append(block.register_forward_hook(lambda _, __, output: record(None, output.x)))
         if isinstance(block.mixer, Recurrence):
-            hooks.append(block.mixer.out.register_forward_pre_hook(add_states))
+            hooks.append(block.mixer.out.register_forward_pre_hook(lambda _, inputs: record(len(features), inputs[0])))
     try:
         # A compiled stack skips its blocks, except while attention is recorded.
         with nullcontext() if stack.program is None else recording(lambda weights: None):
@@ -175,14 +173,12 @@ def _layers(stack: Stack, run: Callable[[], Any]) -> list[tuple[Float[Tensor, "1
     finally:
         for hook in hooks:
             hook.remove()
-    return [(x, _changes(states[index][0]) if index in states else []) for index, x in enumerate(features)]
-
-
-def _changes(states: Float[Tensor, "T N"]) -> list[float]:
-    """See `LensLayer.changes`; the state before the first token is 0."""
-    before = torch.cat([torch.zeros_like(states[:1]), states[:-1]])
-    total = states.norm(dim=-1) + before.norm(dim=-1)
-    return ((states - before).norm(dim=-1) / total.clamp(min=1e-9)).tolist()
+    changes: dict[int, list[float]] = {}
+    for index, (h,) in states.items():
+        before = torch.cat([torch.zeros_like(h[:1]), h[:-1]])  # the state before the first token is 0
+        total = h.norm(dim=-1) + before.norm(dim=-1)
+        changes[index] = ((h - before).norm(dim=-1) / total.clamp(min=1e-9)).tolist()
+    return [(x, changes.get(index, [])) for index, x in enumerate(features)]
 
 
 def _neighbours(

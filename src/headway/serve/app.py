@@ -24,19 +24,31 @@ from headway.serve import (
     embeddings,
     monitoring,
     ollama,
+    play,
     rerank,
     responses,
+    runs,
     sessions,
     starters,
     tokenization,
+    training,
     transcriptions,
     verbs,
     web_page,
 )
-from headway.serve.body_reader import read_body, read_form
+from headway.serve.body_reader import open_stream, read_body, read_form
 from headway.serve.gate import CLIENT_DISCONNECTED, CONTEXT_KEY, Gate
 from headway.serve.http_errors import StatusError, error_body, error_response, to_status_error
-from headway.serve.interfaces import CLIENT_KEY, Client, Context, Endpoint, Events, ModelRegistry, ServerSettings
+from headway.serve.interfaces import (
+    CLIENT_KEY,
+    BodyStream,
+    Client,
+    Context,
+    Endpoint,
+    Events,
+    ModelRegistry,
+    ServerSettings,
+)
 from headway.serve.openapi import documentation_endpoints
 
 ENDPOINTS: tuple[Endpoint, ...] = (
@@ -48,8 +60,11 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *rerank.ENDPOINTS,
     *transcriptions.ENDPOINTS,
     *verbs.ENDPOINTS,
+    *runs.ENDPOINTS,
     *starters.ENDPOINTS,
+    *play.ENDPOINTS,
     *ollama.ENDPOINTS,
+    *training.ENDPOINTS,
     *monitoring.ENDPOINTS,
     *sessions.ENDPOINTS,
     *web_page.ENDPOINTS,
@@ -112,12 +127,17 @@ class _EndpointApp:
         responder = _Responder(send, client, context, self._endpoint)
         try:
             try:
-                async with asyncio.timeout(context.settings.request_seconds) as limit:
+                is_stream = self._endpoint.body is BodyStream
+                async with asyncio.timeout(None if is_stream else context.settings.request_seconds) as limit:
                     request, body = Request(scope, receive), None
+                    if self._endpoint.query:
+                        context.query = request.query_params
                     if self._decoder is not None:
                         body = await read_body(request, self._decoder, context.settings)
                     elif self._endpoint.body is FormData:
                         body = await read_form(request, context.settings)
+                    elif is_stream:
+                        body = open_stream(request, context.settings)
                     with _cancel_on_disconnect(client, limit):
                         answer = await self._endpoint.handler(body, context)
                         if isinstance(answer, Events):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple, get_args, get_type_hints
 
@@ -20,7 +20,7 @@ from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request
 
 from headway.serve.http_errors import StatusError
-from headway.serve.interfaces import ServerSettings
+from headway.serve.interfaces import BodyStream, ServerSettings
 
 _INLINE_BYTES = 1 << 16  # larger bodies are decoded in a thread instead of on the event loop
 _BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)  # strings are skipped
@@ -83,6 +83,26 @@ async def read_form(request: Request, settings: ServerSettings) -> FormData:
             raise ClientDisconnect from None
         reason = getattr(error, "detail", None) or str(error)
         raise StatusError(400, f"the body is not a form ({reason}); send multipart/form-data") from None
+
+
+def open_stream(request: Request, settings: ServerSettings) -> BodyStream:
+    """A request's raw body, of which each part must arrive in time. The chunks raise the same errors as `read_body`."""
+
+    async def chunks() -> AsyncIterator[bytes]:
+        parts = request.stream()
+        while True:
+            try:
+                async with asyncio.timeout(settings.receive_seconds):
+                    chunk = await anext(parts, None)
+            except TimeoutError:
+                raise _timeout_error(settings.receive_seconds) from None
+            if chunk is None:
+                return
+            yield chunk
+
+    _check_type(request, "application/octet-stream")
+    length = request.headers.get("content-length", "")
+    return BodyStream(chunks(), int(length) if length.isdecimal() and len(length) <= 18 else None)
 
 
 def decode(raw: bytes, decoder: msgspec.json.Decoder[Any], depth: int) -> Any:

@@ -69,7 +69,10 @@ class Gate:
             if request_log.origin is not None and scope["method"] == "OPTIONS":
                 await Response(status_code=204, headers=_PREFLIGHT)(scope, receive, request_log.send)
                 return
-            key = None if scope["path"] in PUBLIC_PAGES else self._key(headers, context)
+            owner = self._ticket_owner(scope)
+            context.owner = owner or ""
+            is_public = scope["path"] in PUBLIC_PAGES or owner is not None
+            key = None if is_public else self._key(headers, context)
             if (
                 key is not None
                 and key.max_concurrent is not None
@@ -101,6 +104,12 @@ class Gate:
             raise StatusError(
                 403, f"the Host header {host} is not allowed; start the server with --allow-host NAME", code="host"
             )
+
+    def _ticket_owner(self, scope: Scope) -> str | None:
+        """The owner of a ticket for a document, which browsers open without headers."""
+        name, _, ticket = scope["query_string"].decode("latin-1").partition("=")
+        is_ticket = scope["method"] == "GET" and name == "ticket"
+        return self._settings.tickets.redeem(scope["path"], ticket) if is_ticket else None
 
     def _key(self, headers: Headers, context: Context) -> ApiKey | None:
         if not self._keys.required:

@@ -6,7 +6,7 @@ does everything else: it reads and checks bodies, keys and limits, and handles e
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from headway.serve.api_keys import ApiKey, KeyFile
 from headway.serve.batcher import Batcher
 from headway.serve.engine_loop import EngineLoop
 from headway.serve.session_keys import SessionKeys
+from headway.serve.tickets import Tickets
 from headway.serve.wire import SERVER_SENT, Wire
 
 
@@ -41,11 +42,12 @@ class ServerSettings:
     max_sequences: int = 64  # n times the number of prompts in a request
     max_stop_strings: int = 16  # stop strings per request
     request_seconds: float = 600.0  # of a request, from arrival to end
-    receive_seconds: float = 30.0  # for a body to arrive
+    receive_seconds: float = 30.0  # for a body to arrive; for each part of a body that an endpoint reads itself
     stalled_seconds: float = 30.0  # for which a client may leave its answer unread
     step_seconds: float = 60.0  # without a step while there is work, after which an engine loop counts as stalled
     grace: float = 10.0  # seconds that running requests get when the server shuts down
     thinking_token_budget: int | None = None  # of requests without one
+    tickets: Tickets = field(default_factory=Tickets)  # for documents that browsers open without a key
     runs: Path | None = None  # folder of the runs that clients may see, and train in with a key that may; None: no runs
     log: bool = True  # write one line of JSON to stdout per request
 
@@ -151,6 +153,7 @@ class Context:
     may_train: bool = False  # whether the request's key may start, change and delete runs; without keys, everyone may
     route: str = ""  # the endpoint's path
     path: Mapping[str, str] = field(default_factory=dict)  # values of the path's {name} parameters
+    query: Mapping[str, str] = field(default_factory=dict)  # values after the path's question mark
     log_fields: dict[str, str | int] = field(default_factory=dict)  # for the log: the model, token counts
     logged_status: int | None = None  # status for the log if it differs from the status sent
     headers: dict[str, str] = field(default_factory=dict)  # additional headers of the answer
@@ -165,16 +168,25 @@ class Events(NamedTuple):
 EndpointFunction = Callable[[Any, Context], Awaitable[msgspec.Struct | Events | Response]]
 
 
+class BodyStream(NamedTuple):
+    """A body that the endpoint reads itself, in chunks as they arrive; `size` is what the client stated, in bytes."""
+
+    chunks: AsyncIterator[bytes]
+    size: int | None
+
+
 class Endpoint(NamedTuple):
-    """One path on the server. `body` is the struct for a JSON body, None without a body, and FormData for a form with
-    files. `part` is the struct for stream parts, which `wire` encodes.
+    """One path on the server. `body` is the struct for a JSON body, None without a body, FormData for a form with
+    files, and BodyStream for raw bytes without a limit of size or total time. `part` is the struct for stream parts,
+    which `wire` encodes.
     """
 
     method: str
     path: str  # in Starlette's syntax, {name} for a parameter
     handler: EndpointFunction
     summary: str
-    body: type[msgspec.Struct] | type[FormData] | None = None
+    body: type[msgspec.Struct] | type[FormData] | type[BodyStream] | None = None
     answer: type[msgspec.Struct] | None = None
     part: type[msgspec.Struct] | None = None
     wire: Wire = SERVER_SENT
+    query: tuple[str, ...] = ()  # optional parameters after the path's question mark

@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -117,7 +118,7 @@ def table_files(tables: Sequence[str]) -> Iterator[list[Path]]:
         for name, table in zip(names, tables):
             kind, content = ".jsonl" if table.lstrip()[:1] == "{" else ".csv", table.encode("utf-8", "replace")
             if table.startswith("data:"):
-                media_type = table[len("data:") : _MAX_TYPE].partition(";")[0]
+                media_type = re.split("[;,]", table[len("data:") : _MAX_TYPE])[0]
                 kind = next((kind for kind, known in TABLE_TYPES.items() if known == media_type), "")
                 if not kind:
                     problem = f"{name} has the media type {media_type[:_MAX_SHOWN]!r}, which is not that of a table"

@@ -13,7 +13,7 @@ from starlette.responses import HTMLResponse, Response
 
 from headway.serve.body_reader import structs_within
 from headway.serve.http_errors import OLLAMA_PREFIX, ErrorBody, OllamaError
-from headway.serve.interfaces import Context, Endpoint
+from headway.serve.interfaces import BodyStream, Context, Endpoint
 from headway.serve.wire import JSON_LINES, NAMED
 
 _REFERENCE = "#/components/schemas/{name}"
@@ -67,7 +67,11 @@ def openapi(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
     """The OpenAPI 3.1 document of these endpoints."""
     structs: list[Any] = [ErrorBody, OllamaError]
     for entry in endpoints:
-        structs += [kind for kind in (entry.body, entry.answer, entry.part) if kind not in (None, FormData, *structs)]
+        structs += [
+            kind
+            for kind in (entry.body, entry.answer, entry.part)
+            if kind not in (None, FormData, BodyStream, *structs)
+        ]
     schemas, components = msgspec.json.schema_components(structs, ref_template=_REFERENCE)
     by_struct = dict(zip(structs, schemas))
     for struct in {inner for entry in structs for inner in structs_within(entry)}:
@@ -114,14 +118,17 @@ def _operation(endpoint: Endpoint, schemas: dict[Any, Any]) -> dict[str, Any]:
     }
     if endpoint.body is FormData:
         operation["requestBody"] = {"content": {"multipart/form-data": {"schema": _AUDIO_FORM}}, "required": True}
+    elif endpoint.body is BodyStream:
+        content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+        operation["requestBody"] = {"content": content, "required": True}
     elif endpoint.body is not None:
         content = {"application/json": {"schema": schemas[endpoint.body]}}
         operation["requestBody"] = {"content": content, "required": True}
     parts = [part[1:-1].partition(":")[0] for part in endpoint.path.split("/") if part.startswith("{")]
-    if parts:
-        operation["parameters"] = [
-            {"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in parts
-        ]
+    parameters = [{"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in parts]
+    parameters += [{"name": n, "in": "query", "schema": {"type": "string"}} for n in endpoint.query]
+    if parameters:
+        operation["parameters"] = parameters
     return operation
 
 

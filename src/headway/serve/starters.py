@@ -62,7 +62,7 @@ async def list_starters(body: None, context: Context) -> StarterList:
 
 async def make_starter(body: None, context: Context) -> StarterModel:
     """Start to make a model, or continue to."""
-    return await _change(context, start_making)
+    return await _change(context, _start)
 
 
 async def stop_starter(body: None, context: Context) -> StarterModel:

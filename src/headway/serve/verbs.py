@@ -149,7 +149,7 @@ class ServedModel(msgspec.Struct):
     owned_by: str = "headway"
 
 
-class Limits(msgspec.Struct):
+class UploadLimits(msgspec.Struct):
     """Maximum bytes of a JSON body, where base64 makes a file a third larger, and of a form with files."""
 
     body_bytes: int
@@ -158,14 +158,14 @@ class Limits(msgspec.Struct):
 
 class ModelList(msgspec.Struct):
     data: list[ServedModel]
-    limits: Limits
+    limits: UploadLimits
     object: str = "list"
 
 
 async def list_models(body: None, context: Context) -> ModelList:
     """All models, loaded or not, also those that are new in the folders."""
     await context.served.refresh()
-    limits = Limits(context.settings.body_bytes, context.settings.form_bytes)
+    limits = UploadLimits(context.settings.body_bytes, context.settings.form_bytes)
     return ModelList([_served_model(name, known) for name, known in context.served.listed().items()], limits)
 
 
@@ -223,8 +223,12 @@ async def _run_verb(verb: str, body: msgspec.Struct, context: Context) -> VerbAn
         )
         if is_joint:
             call = lambda: run(converted[0] if is_single else converted, **settings)  # noqa: E731
-            if _VERBS[verb].max_tokens is not None:
-                await asyncio.to_thread(_check_tokens, verb, ready.model, [inputs, settings.get("target") or ""])
+            if (limit := _VERBS[verb].max_tokens) is not None:
+                encode = text_codec(ready.model).encode
+                for text in (inputs, settings.get("target") or ""):
+                    if (count := len(await asyncio.to_thread(encode, text))) > limit:
+                        message = f"the text has {count:,} tokens, and the limit is {limit}; shorten it"
+                        raise StatusError(400, message, "text")
             answer = await ready.batcher.run(call)
             result = await asyncio.to_thread(_compact, answer, _VERBS[verb].digits)
         else:
@@ -270,13 +274,6 @@ def _convert(model: Model, argument: str, item: Any, name: str) -> Any:
             raise UserError(f"{name} is a list of {len(item)}; send a string, or a text pair as a list of two strings")
         return tuple(item)
     return item
-
-
-def _check_tokens(verb: str, model: Model, texts: list[str]) -> None:
-    limit = _VERBS[verb].max_tokens or 0
-    for count in (len(text_codec(model).encode(text)) for text in texts):
-        if count > limit:
-            raise StatusError(400, f"the text has {count:,} tokens, and the limit is {limit}; shorten it", "text")
 
 
 def _compact(answer: Any, digits: int | None) -> Any:

@@ -53,6 +53,7 @@ COMMANDS = {
     "rollout": "play episodes in an environment with an agent, trajectory model or robot policy",
     "bench": "measure this machine's speed on a model shape, compared with other programs",
     "claims": "run the experiments behind the history of the transformer: result, figure, verdict",
+    "chess move": "play a move in a game of chess",
     "chess uci": "play chess over UCI, for a chess GUI or a tournament",
     "chess puzzles": "measure how many chess puzzles in a file a model solves",
     "chess suite": "measure how many positions of a chess test suite (EPD) a model solves",

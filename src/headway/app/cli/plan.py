@@ -19,6 +19,7 @@ headway plan translation --data train.en train.de --minutes 30 --set model.width
 headway plan text --gpus 8 --gpu h100 --set model=llama-1.1b task.context=2048 train.batch_tokens=8192
 """
 _DEFAULT_MINUTES = [5.0, 30.0, 120.0]
+_MAX_CLASSES = 20  # classes listed
 _COLUMNS = ("minutes", "parameters", "width", "layers", "batch", "steps", "epochs")
 
 
@@ -69,6 +70,17 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             seed=args.seed,
             spent=terminal.seconds(),
         )
+    data = next((plan.data for plan in plans if plan.data is not None), None)
+    if data is not None:
+        splits = ", ".join(f"{count:,} in {split}" for split, count in data.samples.items())
+        terminal.print(f"{sum(data.samples.values()):,} {data.noun}: {splits}")
+        if data.classes:
+            listed = list(data.classes.items())[:_MAX_CLASSES]
+            more = ", ..." if len(listed) < len(data.classes) else ""
+            terminal.print(f"{len(data.classes):,} classes: {', '.join(f'{n} ({c:,})' for n, c in listed)}{more}")
+        for remark in data.remarks:
+            terminal.print(remark)
+        terminal.print()
     memory_texts = ["" if plan.memory is None else f"{plan.memory / 2**20:,.0f} MiB" for plan in plans]
     rows = ({name: getattr(plan, name) for name in _COLUMNS} for plan in plans)
     terminal.print_table([{**row, "memory": memory} for row, memory in zip(rows, memory_texts)])
@@ -76,7 +88,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         terminal.print(f"\n{plan.minutes:g} minutes")
         for reason in plan.reasons:
             terminal.print(f"  {reason}")
-    terminal.print_result({"plans": [plan._asdict() for plan in plans]})
+    rows = [{name: value for name, value in plan._asdict().items() if name != "data"} for plan in plans]
+    terminal.print_result({"plans": rows, "data": None if data is None else data._asdict()})
 
 
 def _print_ranks(plan: RankPlan, terminal: Terminal) -> None:
@@ -96,8 +109,8 @@ def _print_ranks(plan: RankPlan, terminal: Terminal) -> None:
     terminal.print_table(rows)
     rate = plan.tokens / plan.step_seconds
     terminal.print(
-        f"{plan.processes} GPUs: {plan.replicas} replicas of {plan.shard} shards, {plan.micro_batches} micro-batches "
-        f"per process; {plan.tokens:,} tokens in {1000 * plan.step_seconds:,.0f} ms, "
+        f"{plan.processes} GPUs: replicas {plan.replicas}, shards {plan.shard}, micro-batches per process "
+        f"{plan.micro_batches}; {plan.tokens:,} tokens in {1000 * plan.step_seconds:,.0f} ms, "
         f"{rate / plan.processes:,.0f} per second and GPU if products reach {100 * UTILISATION:.0f} % of the peak rate"
     )
     for reason in plan.reasons:

@@ -38,7 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="run directory or published model to serve, loaded at the first request",
     )
     add("--models", dest="folder", type=Path, metavar="DIR", help="folder with more models to serve")
-    add("--runs", type=Path, metavar="DIR", help="folder of runs to show, and to train in (default: none)")
+    add("--runs", type=Path, metavar="DIR", help="folder of runs to show, train in and serve models of (default: none)")
     add("--keep-alive", type=number(0), metavar="S", help="unload a model after S idle seconds (default: never)")
     add("--host", default="127.0.0.1", metavar="H", help="address to listen on (default: 127.0.0.1)")
     port = "port to listen on; 0 chooses a free port (default: 8000)"
@@ -140,9 +140,11 @@ def _serve(
     with torch_options(args):
         options = LoadOptions(args.device, args.weights, args.backend, args.cache, args.draft)
         start = lambda model, name: open_engine_loop(model, name, args.slots, args.queue, memory)  # noqa: E731
-        models = ServedModels(args.models, [args.folder] if args.folder else [], options, start, args.keep_alive)
+        folders, has_runs = [folder for folder in (args.folder, settings.runs) if folder], settings.runs is not None
+        models = ServedModels(args.models, folders, options, start, args.keep_alive, may_be_empty=has_runs)
         names = list(models.listed())
-        terminal.note(f"{', '.join(names)} at {url_of(sock)} (press Ctrl-C to stop)")
+        what = [*names, *([f"runs in {args.runs}"] if has_runs else [])]
+        terminal.note(f"{', '.join(what)} at {url_of(sock)} (press Ctrl-C to stop)")
         for note in models.notes():
             terminal.note(note)
         run_server(models, settings, sock, channel)

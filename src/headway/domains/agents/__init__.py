@@ -12,5 +12,5 @@ if TYPE_CHECKING:
 __all__ = ["RECIPES", "TASKS", "VERBS", "AgentPolicy"]
 RECIPES = ("ppo",)
 TASKS = {"ppo": "task"}
-VERBS = {"policy": "is_agent", "rollout": "is_agent"}
+VERBS = {"act": "is_agent", "policy": "is_agent", "rollout": "is_agent"}
 lazy_exports(__name__, {".agent_policy": ("AgentPolicy",)})

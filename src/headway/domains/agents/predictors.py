@@ -7,8 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from headway.data.episodes import numbers_text
 from headway.domains.agents.agent_policy import AgentCodec, AgentPolicy, Agents, play
+from headway.environments.acting_codec import past_steps
 from headway.environments.factory import check_environment_name, single_environment
 from headway.environments.rollouts import (
     MAX_PARALLEL,
@@ -41,6 +44,33 @@ def policy(model: ModelHandle, task: str | None = None, seed: int = 0) -> AgentP
 
 
 @check_types
+def act(
+    model: ModelHandle,
+    observation: Any,
+    history: Sequence[Any] = (),
+    target_return: float | None = None,
+    task: str | None = None,
+    seed: int = 0,
+) -> int | np.ndarray:
+    """Choose the next action of an episode: a choice, or numbers, in the environment's units.
+
+    observation: the current observation: numbers, or for a robot the mapping that its policy takes.
+    history: the earlier steps of the episode, oldest first, each an observation, an action and a reward.
+    target_return: the return that a trajectory model aims for (default: the run's).
+    task: the task of a multi-task robot.
+    seed: seed of sampled actions, and of a diffusion policy's noise.
+
+    Raises UserError for an unsuitable observation, and for arguments of other kinds of models.
+    """
+    if target_return is not None:
+        raise UserError(f"{model.directory} is an agent without target returns; omit target_return")
+    agent = policy(model, task, seed)
+    for earlier, _, _ in past_steps(history):
+        agent.select_action(earlier)
+    return agent.select_action(observation)
+
+
+@check_types
 def rollout(
     model: ModelHandle,
     env: str | Sequence[str] | None = None,
@@ -55,7 +85,8 @@ def rollout(
     speed: float = 1.0,
 ) -> dict[str, Any]:
     """Play episodes in an environment. Returns the mean return with its interval for agents and trajectory models,
-    and the success rate for a robot policy; `results` has them per target return or task.
+    and the success rate for a robot policy; `results` has them per target return or task,
+    and `rewards` those of each step of the episodes in a video.
 
     env: a Gymnasium id, metaworld/NAME, or module:Name (None: the run's); several for a robot policy.
     episodes: episodes per target return or task.
@@ -84,7 +115,8 @@ def rollout(
             played = play(model.module, codec, envs, range(start, start + episodes), watch)
     scores = return_scores(played, name)
     results = [{**scores, "returns": played.returns.tolist()}]
-    return {"environment": name, "seed": start, **scores, "results": results, "render": film and film.path}
+    report = {"environment": name, "seed": start, **scores, "results": results}
+    return {**report, "render": film and film.path, "rewards": watch and watch.rewards}
 
 
 def recording_policy(model: ModelHandle, envs: VectorEnv, horizon: int | None) -> Agents:

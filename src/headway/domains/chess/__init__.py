@@ -6,4 +6,4 @@ from __future__ import annotations
 
 RECIPES = ("chess", "chess-searchless")
 TASKS = {"chess": "config", "searchless": "config"}
-VERBS = {"player": "is_chess"}
+VERBS = {"move": "is_chess", "player": "is_chess"}

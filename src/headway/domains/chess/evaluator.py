@@ -76,7 +76,7 @@ def _size(key: bytes, evaluation: Evaluation) -> int:
 
 
 POLICY, VALUE = "policy", "value"  # heads
-_TEMPERATURE = 0.03  # softmax temperature of the moves' expected scores
+EXPECTED_TEMPERATURE = 0.03  # softmax temperature of the moves' expected scores
 _MAX_ROWS = 512  # rows per batch
 
 
@@ -180,7 +180,7 @@ class TokenEvaluator:
             moves = to_white(repeated, np.concatenate([entry.moves for entry in inputs]).astype(np.int64))
             scores = expected_scores(self._logits(token_inputs(repeated, moves))).numpy()
             parts = np.split(scores, np.cumsum(counts)[:-1])
-            return [Evaluation(_softmax(part / _TEMPERATURE), _outcome(float(part.max()))) for part in parts]
+            return [Evaluation(_softmax(part / EXPECTED_TEMPERATURE), _outcome(float(part.max()))) for part in parts]
         logits = self._logits(token_inputs(positions))
         if self.target == "state_value":
             return [Evaluation(None, _outcome(score)) for score in expected_scores(logits).tolist()]

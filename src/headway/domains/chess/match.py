@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from headway.domains.chess.boards import Record, chess, notation, parse_move, record, repetition_key
+from headway.domains.chess.boards import chess, notation, parse_move
 from headway.domains.chess.engines import MIN_NODES_PER_SECOND, UciEngine
+from headway.domains.chess.games import game_over
 from headway.domains.chess.limits import SearchLimits
 from headway.domains.chess.player import ChessPlayer
 from headway.errors import UserError
@@ -164,24 +165,9 @@ def play_match(
 def _play(board: chess.Board, white: Opponent, black: Opponent, first: Opponent, tally: MatchTally) -> PlayedGame:
     white.new_game()
     black.new_game()
-    occurrences: dict[Record, int] = {}
-    back = board.root()
-    for move in [None, *board.move_stack]:
-        if move is not None:
-            back.push(move)
-        occurrences[repetition_key(record(back))] = occurrences.get(repetition_key(record(back)), 0) + 1
     while True:
-        over = None  # the result and the reason if the game is over; both sides claim any draw that they can
-        lost = "0-1" if board.turn else "1-0"  # the result if the side to move loses
-        if not any(board.generate_legal_moves()):
-            over = (lost, "checkmate") if board.is_check() else ("1/2-1/2", "stalemate")
-        elif board.is_insufficient_material():
-            over = "1/2-1/2", "insufficient material"
-        elif board.halfmove_clock >= 100:
-            over = "1/2-1/2", "fifty moves"
-        elif occurrences[repetition_key(record(board))] >= 3:
-            over = "1/2-1/2", "threefold repetition"
-        elif len(board.move_stack) >= _MAX_PLIES:
+        over = game_over(board)
+        if over is None and len(board.move_stack) >= _MAX_PLIES:
             over = "1/2-1/2", "length"
         if over is not None:
             return PlayedGame(board, *over, white.name, black.name)
@@ -189,10 +175,8 @@ def _play(board: chess.Board, white: Opponent, black: Opponent, first: Opponent,
         move = player.move(board)
         if not board.is_legal(move):
             tally.illegal += player is first
-            return PlayedGame(board, lost, "illegal move", white.name, black.name)
+            return PlayedGame(board, "0-1" if board.turn else "1-0", "illegal move", white.name, black.name)
         board.push(move)
-        key = repetition_key(record(board))
-        occurrences[key] = occurrences.get(key, 0) + 1
 
 
 def format_pgn(played: PlayedGame, number: int) -> str:

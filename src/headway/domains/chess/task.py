@@ -113,6 +113,10 @@ class PositionRows(IndexedExamples):
     def __init__(self, recipe: Recipe, source: Positions, splits: Splits) -> None:
         self.batch_size, self.seed, self.source, self.splits = batch_size_of(recipe), recipe.train.seed, source, splits
 
+    def describe_row(self, row: int) -> str:
+        """A position in FEN."""
+        return boards_of(self.source, np.array([row]))[0].fen()
+
     def contents(self) -> Contents:
         parts = {"positions": ("positions", "earlier"), "moves": ("counts", "moves"), "values": ("values", "worths")}
         return {name: ([column_digest(self.source.folder, *columns)],) for name, columns in parts.items()}

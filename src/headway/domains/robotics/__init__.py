@@ -12,5 +12,5 @@ if TYPE_CHECKING:
 __all__ = ["RECIPES", "TASKS", "VERBS", "RobotController"]
 RECIPES = ("robotics", "metaworld")
 TASKS = {"robotics": "task"}
-VERBS = {"policy": "is_robot", "rollout": "is_robot"}
+VERBS = {"act": "is_robot", "policy": "is_robot", "rollout": "is_robot"}
 lazy_exports(__name__, {".policy": ("RobotController",)})

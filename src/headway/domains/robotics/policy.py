@@ -17,6 +17,7 @@ from headway.environments.rollouts import EpisodeWatch, PlayedEpisodes, Player, 
 from headway.environments.vector_env import VectorEnv
 from headway.errors import UserError
 from headway.generate.prompts import device_of
+from headway.io.arguments import format_value
 from headway.metrics import wilson_interval
 from headway.nn.models import ChunkNoise, Observations, RobotPolicy, evaluation_mode
 from headway.nn.models.robot import stack_steps
@@ -145,7 +146,11 @@ class RobotController:
 
 
 def structure_observation(observation: Observation) -> dict[str, Any]:
-    """Convert LeRobot's flat keys to state, cameras and task; other observations are unchanged."""
+    """Convert LeRobot's flat keys to state, cameras and task; other observations are unchanged. UserError for anything
+    but a mapping.
+    """
+    if not isinstance(observation, Mapping):
+        raise UserError(f"the observation is {format_value(observation)}; pass a mapping such as {{'state': [...]}}")
     if not any(str(key).startswith(_FLAT_PREFIX) for key in observation):
         return {"cameras": {}, **observation}
     images = f"{_FLAT_PREFIX}images."

@@ -8,9 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from headway.data.episodes import task_name
 from headway.domains.robotics.policy import RobotController, combine_scores, limit_of, open_envs, play, success_scores
 from headway.domains.robotics.robot_codec import load_codec
+from headway.environments.acting_codec import past_steps
 from headway.environments.factory import check_environment_name
 from headway.environments.rollouts import film_config, first_seed, open_film, target_returns
 from headway.errors import UserError
@@ -21,6 +24,23 @@ from headway.predict.model_handle import ModelHandle
 @check_types
 def policy(model: ModelHandle, task: str | None = None, seed: int = 0) -> RobotController:
     return RobotController(model.module, load_codec(model.directory, model.usage), task, seed)
+
+
+@check_types
+def act(
+    model: ModelHandle,
+    observation: Any,
+    history: Sequence[Any] = (),
+    target_return: float | None = None,
+    task: str | None = None,
+    seed: int = 0,
+) -> int | np.ndarray:
+    if target_return is not None:
+        raise UserError(f"{model.directory} is a robot policy, which has no target returns; omit target_return")
+    controller = policy(model, task, seed)
+    for earlier, _, _ in past_steps(history):
+        controller.select_action(earlier)
+    return controller.select_action(observation)
 
 
 @check_types
@@ -56,7 +76,7 @@ def rollout(
         raise UserError(f"{directory} has no environment; choose one with --env")
     names = envs or [check_environment_name(name) for name in known.values()]
     seeds = range(start, start + episodes)
-    results, all_played = [], []
+    results, all_played, rewards = [], [], None
     with ExitStack() as stack:
         all_envs = open_envs(codec, names, episodes, film is not None)  # check all before playing the first
         for vector_env in all_envs:
@@ -72,6 +92,7 @@ def rollout(
         for number, (task, name, vector_env) in enumerate(zip(tasks, names, all_envs)):
             with open_film(None if number else film, vector_env.frame_rate or codec.rate) as watch:
                 played = play(model.module, codec, vector_env, task, seeds, watch)
+                rewards = rewards if watch is None else watch.rewards
             success = played.succeeded
             steps = None if success is None else [int(step) or None for step in success]
             scores = success_scores(played, limit_of(codec, vector_env))
@@ -79,4 +100,5 @@ def rollout(
             all_played.append(played)
     environment = names[0] if len(names) == 1 else names
     totals = combine_scores(results, all_played)
-    return {"environment": environment, "seed": start, **totals, "results": results, "render": film and film.path}
+    report = {"environment": environment, "seed": start, **totals, "results": results}
+    return {**report, "render": film and film.path, "rewards": rewards}

@@ -98,6 +98,10 @@ class RobotCodec(ActingCodec):
         return fits and not spaces.image
 
     @property
+    def environment_names(self) -> list[str]:
+        return list(dict.fromkeys(filter(None, self.environments)))
+
+    @property
     def camera_names(self) -> tuple[str, ...]:
         return tuple(camera.name for camera in self.cameras)
 

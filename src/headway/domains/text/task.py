@@ -51,6 +51,7 @@ from headway.nn.models import Loss, ModelConfig, ModelFeatures, Transformer, Tra
 _EVAL_BATCH_TOKENS = 8192  # tokens
 _MIN_WINDOWS = 8  # minimum windows per evaluated stream, so that few predictions lack context
 _DECODE_CHUNK = 1 << 16  # tokens
+_PREVIEW_TOKENS = 200  # tokens of a document in a summary
 _SAMPLE_TOKENS = 200
 _CONTEXT = 1024  # context of a model without a maximum, unless set
 
@@ -191,6 +192,10 @@ class Documents(SplitExamples):
         rows = self.packed("validation")
         indices = spread_evenly(np.arange(len(rows)), count)
         return rows.windows(indices).inputs[:, : max(1, self.context // 4)].tolist()
+
+    def preview(self, count: int) -> list[str]:
+        starts = self.cache.offsets[:-1][:count].tolist()
+        return [self.codec.decode(self.cache.ids[start : start + _PREVIEW_TOKENS].tolist()) for start in starts]
 
     def contents(self) -> Contents:
         return {"texts": (self.cache.keys,)}

@@ -5,4 +5,4 @@ from __future__ import annotations
 __all__ = ["RECIPES", "TASKS", "VERBS"]
 RECIPES = ("trajectories", "cartpole", "pendulum", "hopper")
 TASKS = {"trajectories": "task"}
-VERBS = {"rollout": "is_trajectories"}
+VERBS = {"act": "is_trajectories", "rollout": "is_trajectories"}

@@ -8,8 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from headway.data.episodes import actions_text, numbers_text
 from headway.domains.trajectories.trajectory_player import Actor, TrajectoryCodec, play
+from headway.environments.acting_codec import past_steps
 from headway.environments.factory import check_environment_name, single_environment
 from headway.environments.rollouts import (
     MAX_PARALLEL,
@@ -27,6 +30,32 @@ from headway.errors import UserError
 from headway.io.arguments import check_types
 from headway.nn.models import TrajectoryEmbedConfig
 from headway.predict.model_handle import ModelHandle
+
+
+@check_types
+def act(
+    model: ModelHandle,
+    observation: Any,
+    history: Sequence[Any] = (),
+    target_return: float | None = None,
+    task: str | None = None,
+    seed: int = 0,
+) -> int | np.ndarray:
+    codec, embed = TrajectoryCodec.read(model.directory), model.module.config.embed
+    _check_scales(embed, codec, model.directory)
+    if task is not None:
+        raise UserError(f"{model.directory} is a model for one environment; omit task")
+    if target_return is not None and not embed.returns:
+        raise UserError(f"{model.directory} does not use target returns; omit target_return")
+    steps = past_steps(history)
+    if len(steps) >= embed.timesteps:
+        raise UserError(f"the history has {len(steps):,} steps, but the model has {embed.timesteps:,}; pass fewer")
+    actor = Actor(model.module, codec, [codec.target if target_return is None else target_return], [seed])
+    for earlier, action, reward in steps:
+        actor.act([0], codec.check_state(earlier)[None])
+        actor.observe([0], codec.check_action(action)[None], np.array([reward]))
+    chosen = actor.act([0], codec.check_state(observation)[None])[0]
+    return int(chosen) if codec.choices is not None else chosen
 
 
 @check_types
@@ -73,7 +102,8 @@ def rollout(
             scores = return_scores(played, envs.name)
             results.append({"target_return": target, **scores, "returns": played.returns.tolist()})
     first = {key: value for key, value in results[0].items() if key != "returns"}
-    return {"environment": name, "seed": start, **first, "results": results, "render": film and film.path}
+    report = {"environment": name, "seed": start, **first, "results": results}
+    return {**report, "render": film and film.path, "rewards": watch and watch.rewards}
 
 
 def recording_policy(model: ModelHandle, envs: VectorEnv, horizon: int | None) -> SeparateRows:

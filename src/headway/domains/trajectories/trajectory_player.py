@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from headway.data.affine_scale import AffineScale
-from headway.data.episodes import Episodes, step_indices
+from headway.data.episodes import Episodes, numbers_text, step_indices
 from headway.environments.acting_codec import ActingCodec
 from headway.environments.rollouts import EpisodeWatch, PlayedEpisodes, Player, play_episodes, sample_choices
 from headway.environments.vector_env import VectorEnv
-from headway.errors import ConfigError
+from headway.errors import ConfigError, UserError
 from headway.generate.prompts import device_of
 from headway.layout import Layout
 from headway.nn.mixers import State, select
@@ -125,6 +126,27 @@ class TrajectoryCodec(ActingCodec):
             return AffineScale(self.mean, self.std).encode(states.astype(np.float32, copy=False))
         scaled = states.astype(np.float32) / 255 if states.dtype == np.uint8 else states.astype(np.float32)
         return np.moveaxis(scaled, -1, -3) if self.is_channels_last else scaled
+
+    def check_state(self, observation: Any) -> np.ndarray:
+        """An observation as a state, [*shape]. UserError for another size, and for values that are not finite."""
+        state = np.asarray(observation)
+        if state.dtype.kind not in "fiub" or state.size != math.prod(self.shape) or not np.isfinite(state).all():
+            raise UserError(
+                f"the observation is {state.dtype} {state.shape}, but this model takes {numbers_text(*self.shape)}; "
+                "pass its environment's observation"
+            )
+        return state.reshape(self.shape)
+
+    def check_action(self, action: Any) -> np.ndarray:
+        """An action as the environment takes it: a choice [], or numbers [A]. UserError for anything else."""
+        array = np.asarray(action)
+        is_choice = self.choices is not None and array.dtype.kind in "iu" and 0 <= int(array.sum()) < self.choices
+        fits = array.shape == () and is_choice if self.choices is not None else array.shape == (self.actions,)
+        if not fits or array.dtype.kind not in "iuf" or not np.isfinite(array).all():
+            raise UserError(
+                f"the action {str(action)[:60]} is not one of {self.action_text}; pass those that were taken"
+            )
+        return array
 
     def returns(self, returns: np.ndarray) -> np.ndarray:
         return (returns / self.scale).astype(np.float32)

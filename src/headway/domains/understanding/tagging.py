@@ -97,6 +97,9 @@ class TaggedSentences(EncodedTextDataset, ClassifiedExamples):
         self.classes[np.arange(self.positions.shape[1]) < np.array(counts)[:, None]] = tag_ids
         self.classes[self.positions < 0] = IGNORE_INDEX
 
+    def describe_row(self, row: int) -> str:
+        return " ".join(self.sentences[row].words)
+
     def contents(self) -> Contents:
         return {**super().contents(), "texts": ([" ".join(sentence.words) for sentence in self.sentences],)}
 

@@ -96,6 +96,10 @@ class SourceTargetExamples(SplitExamples):
         """Evenly spaced sources from the final split."""
         return self.sources(self.final_split, count)
 
+    def preview(self, count: int) -> list[str]:
+        sources = self.sample_sources(count)
+        return [f"{text} → {references[0]}" for text, references in zip(sources.display_texts, sources.references)]
+
     def decode_all(self, generated: Sequence[Ids]) -> list[str]:
         return [self.codec.decode(ids) for ids in generated]
 

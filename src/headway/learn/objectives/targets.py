@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -24,7 +24,7 @@ from headway.data.labels import (
 from headway.data.splits import SplitConfig, Splits, split_by_text
 from headway.errors import ConfigError, UserError, logger
 from headway.formats.usage import ProblemType, read_usage
-from headway.learn.examples import Contents
+from headway.learn.examples import Contents, spread_evenly
 from headway.learn.objectives.classes import Classification, ClassifiedSamples, ClassSamples, default_split_of
 from headway.learn.objectives.predictions import (
     MultiLabel,
@@ -193,6 +193,19 @@ class TargetSamples(ClassifiedSamples, NumberSamples, MultiLabelSamples):
         if self.target.kind == "class":
             return np.bincount(training_targets, minlength=len(self.labels))
         return training_targets.sum(0).astype(np.int64) if self.target.kind == "labels" else np.zeros(0, np.int64)
+
+    def preview(self, count: int) -> list[str]:
+        if self.target.kind != "class":
+            return super().preview(count)
+        rows = spread_evenly(self.splits.all_indices, count).tolist()
+        return [f"{self.describe_row(row)} → {self.labels[self.targets[row]]}" for row in rows]
+
+    def class_counts(self) -> Mapping[str, int]:
+        if self.target.kind == "number":
+            return {}
+        size = len(self.labels)
+        totals = np.bincount(self.targets, minlength=size) if self.target.kind == "class" else self.targets.sum(0)
+        return dict(zip(self.labels, totals.astype(int).tolist()))
 
     def contents(self) -> Contents:
         if self.target.kind == "number":

@@ -19,7 +19,7 @@ from headway.learn.parallel.processes import Processes
 from headway.learn.plan.budget import Clock, Throughput, measure_throughput
 from headway.learn.plan.scale import Scale, Settings, overlaps, shape_of, with_user_settings, without_user_settings
 from headway.learn.recipe import Recipe, open_task
-from headway.learn.task import Task
+from headway.learn.task import DataSummary, Task
 from headway.nn.models import ModelConfig, describe, outline
 
 TRAINING_SHARE = 0.94  # share of the minutes for training; the rest is for evaluations, also at the end
@@ -62,14 +62,15 @@ class SizePlan(NamedTuple):
 
 
 class ScaledRecipe(NamedTuple):
-    """A recipe scaled to the data and the time, the plan of its size, its task if that was left open, and the number of
-    unique training targets.
+    """A recipe scaled to the data and the time, the plan of its size, its task if that was left open, the number of
+    unique training targets, and a summary of the data.
     """
 
     recipe: Recipe
     plan: SizePlan
     task: Task | None
     unique_targets: int
+    data: DataSummary
 
 
 def ladder(recipe: Recipe, scale: Scale, user: Settings) -> list[LadderSize]:
@@ -185,6 +186,7 @@ def scale_recipe(
             task.save(Path(folder))
             recipe = replace(recipe, model=task.adapt(recipe.model))
             unique = scale.unique_targets(task)
+            data = DataSummary.of(task, unique)
 
             def pace(sized: Recipe) -> Throughput:
                 key = repr((sized.model, sized.task))
@@ -214,7 +216,7 @@ def scale_recipe(
         finally:
             if task is not kept_task:
                 task.close()
-    return ScaledRecipe(chosen, best, kept_task, unique)
+    return ScaledRecipe(chosen, best, kept_task, unique, data)
 
 
 def _reasons(

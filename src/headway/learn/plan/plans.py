@@ -26,7 +26,7 @@ from headway.learn.plan.choose import TRAINING_SHARE, active_parameters, scale_r
 from headway.learn.plan.scale import LossPredictor, Scale, Settings, shape_of, with_user_settings
 from headway.learn.precision import choose_precision
 from headway.learn.recipe import Recipe
-from headway.learn.task import Task
+from headway.learn.task import DataSummary, Task
 from headway.nn.models import describe, outline
 
 # The model whose learning rate was tuned: all-MiniLM-L6-v2 on the 77 intents in banking77.
@@ -203,8 +203,8 @@ class TrainingSetup(NamedTuple):
 @summary_repr
 class Plan(NamedTuple):
     """A run's plan for a number of minutes: the model's parameters, width and layers, `batch` tokens or samples
-    per step, steps, `epochs` (None: unknown), bytes of memory for the training state, and the reasons. If the minutes
-    are too few to learn anything, only `reasons` is set.
+    per step, steps, `epochs` (None: unknown), bytes of memory for the training state, the reasons, and a summary of the
+    data. If the minutes are too few to learn anything, only `reasons` is set.
     """
 
     minutes: float
@@ -216,6 +216,7 @@ class Plan(NamedTuple):
     steps: int | None = None
     epochs: float | None = None
     memory: int | None = None
+    data: DataSummary | None = None
 
     def card(self) -> SummaryCard:
         """A summary of the sizes, with a table of reasons."""
@@ -284,11 +285,11 @@ def make_plans(
         known: dict[str, Throughput] = {}
 
         def scaled_plan(duration: float) -> Plan:
-            chosen, size, _, unique = scale_recipe(recipe, scale, user, duration, Clock(spent), device, known)
+            chosen, size, _, unique, data = scale_recipe(recipe, scale, user, duration, Clock(spent), device, known)
             model = outline(chosen.model)
             shape, memory = shape_of(chosen.model), sum(training_bytes(chosen, model).values())
             amounts = size.batch, size.steps, size.targets / max(1, unique), memory
-            return Plan(duration, chosen.reasons, describe(model)["parameters"], *shape, *amounts)
+            return Plan(duration, chosen.reasons, describe(model)["parameters"], *shape, *amounts, data)
 
         planner: Callable[[float], Plan] = scaled_plan
     else:
@@ -323,6 +324,7 @@ def _fixed_size_planner(
             speed = measure_speed(recipe, fresh, task, processes, precision, 60 * min_minutes, evaluate_final=True)
             batch = next(task.batches("train")).tokens * recipe.train.accumulate  # targets per step
             unique = None if scale is None else max(1, scale.unique_targets(task))
+            data = DataSummary.of(task, unique or task.count("train"))
         finally:
             task.close()
     elapsed = clock.elapsed()
@@ -334,6 +336,8 @@ def _fixed_size_planner(
             reason += "; more epochs do not improve the model"
         reason += f"; a step takes {format_number(speed.step)} s, an evaluation {format_number(speed.evaluation)} s"
         epochs = None if unique is None else steps * batch / unique
-        return Plan(minutes, (reason,), costs["parameters"], *shape_of(recipe.model), batch, steps, epochs, memory)
+        return Plan(
+            minutes, (reason,), costs["parameters"], *shape_of(recipe.model), batch, steps, epochs, memory, data
+        )
 
     return plan

@@ -110,3 +110,15 @@ const shortName = (name) => name.length > 60 ? `${name.slice(0, 40)}…${name.sl
 // A string as one word of a shell, and as a literal of Python.
 const shellWord = (text) => /^[\w./:=@%+-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
 const pythonString = (text) => JSON.stringify(text).replace(/[\u007f-\u009f\u2028\u2029]/g, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
+
+// A row of buttons that fill a form with an example.
+function exampleButtons(examples, use) {
+  const buttons = examples.slice(0, 5).map((example) => element("button", { type: "button", className: "plain", onclick: () => use(example) }, firstWords(example, 30)));
+  return element("div", { className: "row examples" }, "Examples:", ...buttons);
+}
+
+// The first words of a text, as a title.
+function firstWords(text, length = 48) {
+  const line = text.slice(0, 500).replace(/\s+/g, " ").trim();
+  return line.length <= length ? line : `${line.slice(0, length).replace(/\s\S*$/, "")}…`;
+}

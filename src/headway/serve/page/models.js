@@ -15,6 +15,7 @@ page.addTab({
         python: `import headway as hw\nmodel = hw.connect(${pythonString(location.origin)}, model=${pythonString(model)})\nprint(model.verbs)`,
       };
     });
+    this.program = element("section", {}, element("h3", {}, "Use them from a program"), this.command);
     const make = commandView(() => ({
       shell: "headway models\nheadway models make digits",
       python: 'import subprocess\nsubprocess.run(["headway", "models", "make", "digits"], check=True)',
@@ -22,19 +23,21 @@ page.addTab({
     this.offer = element("section", { hidden: true }, element("h2", {}, "Make one"),
       element("p", {}, "Small models that this computer trains from examples in minutes. You can stop at any time and go on later; a model goes on being made when you close this page."),
       this.making, this.starters, make);
-    panel.append(element("h2", {}, "Models"), this.list, element("h3", {}, "Use them from a program"), this.command, this.offer);
+    panel.append(element("h2", {}, "Models"), this.list, this.program, this.offer);
     this.refresh();
   },
   refresh() {
     const rows = server.models.map((model) => [model.id, tryButton(model) ?? "", model.kind, model.verbs.join(", "), model.reads.join(", "), model.context, model.parameters]);
     this.list.replaceChildren(rows.length
-      ? table(["name", "", "type", "tasks", "input", "context", "parameters"], rows, "Models of this server")
+      ? table(["name", "use", "type", "tasks", "input", "context", "parameters"], rows, "Models of this server")
       : element("p", {}, "There is no model yet. Make one below: most take a few minutes."));
+    this.program.hidden = !rows.length;
     this.command.update();
     if (this.known) this.showStarters(this.known);
+    else this.follow();
   },
   opened() {
-    this.follow();
+    if (this.known) this.follow();
   },
 
   // Read the list of models to start with again, every two seconds while one is being made and the tab is open.
@@ -66,10 +69,11 @@ page.addTab({
   },
 
   starter(model, mayMake, isOpen) {
-    const facts = [`${model.minutes} minutes on two cores`, model.megabytes === null ? "size not measured" : `${model.megabytes} MB`,
-      model.needs_network ? "downloads its data" : "needs no network", `score: ${model.score}`];
+    const size = model.megabytes === null ? "size not measured" : `${model.megabytes} MB on disk`;
+    const facts = `${model.minutes} minutes on two cores; ${size}; ${model.needs_network ? "downloads its data" : "needs no network"}.`;
     const sources = model.data.map((entry) => element("p", { className: "soft" }, `${sentence(entry.what)} Licence: ${entry.licence}. Source: ${entry.source}`));
-    return element("li", {}, element("h4", {}, model.name), element("p", {}, model.purpose), element("p", { className: "soft" }, facts.join(" · ")),
+    return element("li", {}, element("h4", {}, model.name), element("p", {}, model.purpose),
+      element("p", { className: "soft" }, facts), element("p", { className: "soft" }, `Expected score: ${model.score}.`),
       element("details", { open: isOpen, "data-starter": model.name }, element("summary", {}, "Its data"), ...sources),
       progressOf(model), model.message ? element("p", { className: model.state === "starting" ? "soft" : "wrong" }, sentence(model.message)) : null,
       element("div", { className: "row" }, ...this.buttons(model, mayMake)));

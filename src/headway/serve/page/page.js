@@ -6,8 +6,8 @@ const page = {
   current: null,
 
   // Add a tab: {id, title, serves, show, refresh}. `serves` says for a model of /v1/models whether the tab uses it; without
-  // it the tab is always there. `show(panel)` fills the panel when it is opened first; `refresh()` follows when the models
-  // or the key change.
+  // it the tab is there unless its `exists` is false, which its `check()` finds out. `show(panel)` fills the panel when it
+  // is opened first; `refresh()` follows when the models or the key change.
   addTab(tab) {
     this.tabs.push(tab);
     const known = { role: "tab", id: `tab-${tab.id}`, "aria-controls": `panel-${tab.id}`, "aria-selected": "false", tabIndex: -1 };
@@ -40,7 +40,8 @@ const page = {
 
   modelsChanged() {
     document.getElementById("access").hidden = true;
-    for (const tab of this.tabs) tab.button.hidden = Boolean(tab.serves) && !server.models.some(tab.serves);
+    for (const tab of this.tabs) tab.button.hidden = tab.exists === false || (Boolean(tab.serves) && !server.models.some(tab.serves));
+    for (const tab of this.tabs) tab.check?.();
     for (const tab of this.tabs) if (tab.wasShown) tab.refresh?.();
     const first = location.hash.slice(1) || (server.models.length ? "" : "models");
     if (!this.current || this.current.button.hidden) this.open(first, false);
@@ -49,7 +50,7 @@ const page = {
   // One line for the reader, with a way on: `retry` is called by the button "Try again".
   fail(error, retry) {
     if (error?.name === "AbortError") return;
-    if (!(error instanceof ServerError)) console.error(error);
+    if (error && !(error instanceof ServerError)) console.error(error);
     const notice = document.getElementById("notice"), again = document.getElementById("again");
     document.getElementById("message").textContent = error ? sentence(error.message) : "";
     notice.hidden = !error;
@@ -68,7 +69,8 @@ const page = {
   },
 };
 
-const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+// A message as a sentence; one that begins with the name of a file keeps its first letter.
+const sentence = (text) => (/^[a-z'-]+[\s,;:]/.test(text) ? text.charAt(0).toUpperCase() : text.charAt(0)) + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 
 // Values that outlive a reload: `drafts` those of this browser tab, `settings` those of this browser.
 class Store {
@@ -128,8 +130,9 @@ function modelChoice(name, serves, changed = () => {}) {
   return choice;
 }
 
-// A place for files, dropped or chosen. `limit` (bytes) is stated before the upload; `changed(files)` gets what fits.
-function fileInput({ label, accept = "", multiple = false, folder = false, limit, changed }) {
+// A place for files, dropped or chosen. `limit` (bytes) is stated before the upload; `changed(files)` gets what fits;
+// `dropped` returns the files of a drop.
+function fileInput({ label, accept = "", multiple = false, folder = false, limit, changed, dropped = async (transfer) => [...transfer.files] }) {
   const input = element("input", { type: "file", accept, multiple: multiple || folder, webkitdirectory: folder });
   const names = element("p", { className: "soft", "aria-live": "polite" });
   const zone = labelled(label, input, `At most ${formatBytes(limit)}${multiple ? " each" : ""}. You can also drop ${multiple || folder ? "them" : "it"} here.`);
@@ -148,7 +151,7 @@ function fileInput({ label, accept = "", multiple = false, folder = false, limit
   input.addEventListener("change", () => take([...input.files]));
   zone.addEventListener("dragover", (event) => { event.preventDefault(); zone.classList.add("over"); });
   zone.addEventListener("dragleave", () => zone.classList.remove("over"));
-  zone.addEventListener("drop", (event) => { event.preventDefault(); zone.classList.remove("over"); take([...event.dataTransfer.files]); });
+  zone.addEventListener("drop", (event) => { event.preventDefault(); zone.classList.remove("over"); dropped(event.dataTransfer).then(take, (error) => page.fail(error)); });
   return { zone, input, take };
 }
 
@@ -162,7 +165,7 @@ const dataUrl = (file) => new Promise((resolve, reject) => {
 
 // What "Show me the command" shows for a verb of a model: a shell line, and Python that ends with the lines `python`.
 const modelCommand = (model, verb, shellArguments, python) => ({
-  shell: `headway ${verb} ${shellWord(model?.id ?? "MODEL")} ${shellArguments} --server ${shellWord(location.origin)}`,
+  shell: `${server.key ? "HEADWAY_API_KEY=KEY " : ""}headway ${verb} ${shellWord(model?.id ?? "MODEL")} ${shellArguments} --server ${shellWord(location.origin)}`,
   python: `import headway as hw\nmodel = hw.connect(${pythonString(location.origin)}, model=${pythonString(model?.id ?? "MODEL")})\n${python}`,
 });
 

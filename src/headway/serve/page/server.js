@@ -33,6 +33,7 @@ const server = {
     if (answer.ok) return answer;
     const details = await answer.json().catch(() => null);
     if (answer.status === 401) page.askForKey(details?.error?.code);
+    if (details?.error?.code === "model_not_found") this.loadModels().catch(() => {}); // the server came back with other models
     throw new ServerError(details?.error?.message ?? `the server returned HTTP status ${answer.status}`, answer.status, details?.error?.code);
   },
 

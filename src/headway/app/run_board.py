@@ -1,0 +1,599 @@
+"""The board of runs: the runs of a folder with their states, curves and settings. Only changed files are read again."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import stat
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from headway.app.jobs import FOLDER as JOBS_FOLDER
+from headway.app.jobs import Job, read_job, signal_process, start_job, stop_job
+from headway.errors import UserError, printable
+from headway.io.durable import read_json, remove
+from headway.io.files import open_file
+from headway.io.lease import exclusive_lock, holder
+from headway.io.outputs import check_folder
+from headway.learn.run import FORMAT, RunDirectory
+
+EXPORTS = "exports"  # folder of exported models, next to the runs
+TRASH = ".trash"
+TRASH_SECONDS = 86_400  # seconds for which a deleted run can be restored
+_SCAN_SECONDS = 10.0  # seconds between two looks at runs that nobody trains
+_EMPTY_SECONDS = 3600.0  # seconds between two looks at the trash
+_TAIL = 1 << 16  # bytes at the end of metrics.jsonl that are read first
+_MAX_READ = 1 << 23  # bytes of metrics.jsonl per answer
+_MAX_LINES = 2000  # lines of training steps per answer; of more, every n-th
+_CHECKED_BYTES = 64  # before an offset, by which a file that was written again is noticed
+_MAX_NAME, _MAX_REASON = 200, 500  # characters of names and of reasons
+_MAX_SCORE = 1e100
+_HEADWAY = (sys.executable, "-m", "headway")
+_EXPORT = " (export)"  # end of the names of jobs that export
+
+RunState = Literal["starting", "running", "stopped", "finished", "broken"]
+_FILES = ("run.json", "recipe.json", ".lease", "metrics.jsonl", "report.html", "model.safetensors")
+_FileState = tuple[int, int, int, int] | None
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """A run in a list. `reason` explains in one line who trains it, or why it stopped or is broken.
+
+    value: of the metric `goal`: of the best model or, while the run trains, of the last evaluation.
+    minutes: of training so far; minutes_left: until its last step, without evaluations.
+    modified: in seconds since 1970.
+    can_stop: whether a process of this machine trains it.
+    export: the state of its last export; export_message: the last line of its output; export_path: where it is.
+    """
+
+    name: str
+    state: RunState
+    modified: float
+    reason: str = ""
+    recipe: str = ""
+    goal: str = "loss"
+    value: float | None = None
+    loss: float | None = None
+    step: int | None = None
+    steps: int | None = None
+    minutes: float | None = None
+    minutes_left: float | None = None
+    tokens: int | None = None
+    tokens_per_second: float | None = None
+    unit: str = "token"
+    parameters: int | None = None
+    device: str = ""
+    has_model: bool = False
+    has_report: bool = False
+    can_stop: bool = False
+    export: str | None = None
+    export_message: str = ""
+    export_path: str | None = None
+
+
+@dataclass(frozen=True)
+class DeletedRun:
+    """A run in the trash, deleted at `time`, in seconds since 1970."""
+
+    name: str
+    time: float
+
+
+class RunChanges(NamedTuple):
+    """The runs that changed since a version, or all of them. `version` is that of this list."""
+
+    version: str
+    is_complete: bool
+    runs: list[RunRow]
+    removed: list[str]
+    deleted: list[DeletedRun]
+
+
+class RunPoints(NamedTuple):
+    """Lines of a run's metrics.jsonl after a position. `after` is the next position, and `has_more` whether there are
+    more lines now. With `is_restart` the file was written again, and these are its first lines. Of the lines of
+    training steps, only every n-th may be included (`every`).
+    """
+
+    after: str
+    is_restart: bool
+    has_more: bool
+    every: int
+    lines: list[dict[str, Any]]
+
+
+class UnknownRunError(UserError):
+    """There is no run of this name."""
+
+
+class _Entry:
+    """What is known about a run: its row, the version in which it changed, the states of its files when they were read,
+    and how far its metrics.jsonl was read.
+    """
+
+    def __init__(self) -> None:
+        self.row: RunRow | None = None
+        self.version = 0
+        self.states: tuple[Any, ...] = ()
+        self.position = ""
+        self.training: dict[str, Any] = {}  # last line of a training step
+        self.evaluation: dict[str, Any] = {}  # last line of an evaluation
+
+
+class RunBoard:
+    """The runs in a folder. Threads may share it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._entries: dict[str, _Entry] = {}
+        self._removed: dict[str, int] = {}  # version in which a run vanished
+        self._jobs: dict[str, tuple[Any, Job | None]] = {}  # by file name, with the states of their files
+        self._version, self._epoch = 0, f"{time.time_ns():x}"
+        self._next_scan = self._next_emptying = 0.0
+        self._folder_states: tuple[_FileState, ...] = ()
+        self._deleted: list[DeletedRun] = []
+        self._lock = threading.Lock()
+
+    def changes(self, since: str = "") -> RunChanges:
+        """The runs that changed since a version that was returned before; all of them for "" or another server's."""
+        with self._lock:
+            self._refresh()
+            epoch, _, number = since.partition("-")
+            is_known = epoch == self._epoch and number.isdecimal() and len(number) < 20
+            start = int(number) if is_known else -1
+            rows = [entry.row for entry in self._entries.values() if entry.row is not None and entry.version > start]
+            removed = [name for name, version in self._removed.items() if is_known and version > start]
+            version = f"{self._epoch}-{self._version}"
+            return RunChanges(version, not is_known, rows, removed, self._deleted)
+
+    def row(self, name: str) -> RunRow:
+        """A run as it is now. UserError if there is none of this name."""
+        with self._lock:
+            if name not in self._entries:
+                self._next_scan = 0.0
+                self._refresh()
+            entry = self._entries.get(name)
+            if entry is not None:
+                jobs = self._refresh_jobs(False)
+                self._refresh_run(name, jobs.get(name), jobs.get(name + _EXPORT), is_exact=True)
+            if entry is None or entry.row is None:
+                raise UnknownRunError(f"there is no run {_short(name)!r}; it may have been deleted or renamed")
+            return entry.row
+
+    def path(self, name: str) -> Path:
+        """The folder of a run. UserError if there is none of this name; a name with a path is none."""
+        self.row(name)
+        return self.folder / name
+
+    def points(self, name: str, after: str = "") -> RunPoints:
+        """The lines of a run's metrics.jsonl after a position that was returned before."""
+        return _read_points(self.path(name) / "metrics.jsonl", after)
+
+    def stop(self, name: str) -> None:
+        """Ask the process that trains a run to stop after its step, with a checkpoint. UserError if none does."""
+        row = self.row(name)
+        if row.state not in ("running", "starting"):
+            raise UserError(f"{_short(name)} is not being trained")
+        trainer = holder(self.folder / name / ".lease")
+        if trainer is None:
+            stop_job(self.folder, name)
+        elif trainer.began is None or not signal_process(trainer.process, trainer.began):
+            raise UserError(f"{_short(name)} is trained by {trainer.description}; stop it there")
+
+    def resume(self, name: str, minutes: float | None = None, finish: bool = False) -> None:
+        """Go on with a run in a process of its own: to its planned end, for more `minutes`, or to an early `finish`."""
+        path = self._idle_path(name)
+        summary = RunDirectory(path).read_status()
+        words = [*_HEADWAY, "train", str(path / "recipe.json"), "--run", str(path), "--resume"]
+        words += ["--finish"] if finish else [] if minutes is None else ["--minutes", f"{minutes:g}"]
+        words += ["--deterministic"] if summary.get("deterministic") else []
+        words += ["--device", "cpu"] if summary.get("device") == "cpu" else []
+        threads, processes = summary.get("threads"), summary.get("processes") or 1
+        words += ["--threads", str(threads)] if threads and threads <= (os.cpu_count() or 1) else []
+        start_job(self.folder, name, [*words, "--processes", str(processes)] if processes > 1 else words)
+
+    def export(self, name: str, target_format: Literal["hf", "gguf", "onnx"]) -> Path:
+        """Start the conversion of a run's model in a process of its own; return the path of the output."""
+        path, exports = self._idle_path(name), self.folder / EXPORTS
+        check_folder(exports)
+        suffix = "" if target_format == "hf" else f".{target_format}"
+        names = (f"{name}{number}{suffix}" for number in ("", *(f"-{count}" for count in range(2, 1000))))
+        target = exports / next(name for name in names if not os.path.lexists(exports / name))
+        command = [*_HEADWAY, "export", str(path), str(target), "--format", target_format]
+        start_job(self.folder, name + _EXPORT, command)
+        return target
+
+    def _idle_path(self, name: str) -> Path:
+        """The folder of a run that nobody trains; UserError for any other."""
+        row = self.row(name)
+        if row.state not in ("stopped", "finished"):
+            state = "being trained; stop it first" if row.state != "broken" else f"broken: {row.reason}"
+            raise UserError(f"{_short(name)} is {state}")
+        return self.folder / name
+
+    def delete(self, name: str) -> None:
+        """Move a run to the trash. UserError if it is being trained."""
+        row, path, trash = self.row(name), self.folder / name, self.folder / TRASH
+        if row.state in ("running", "starting"):
+            raise UserError(f"{_short(name)} is being trained; stop it first")
+        moments = itertools.count(int(time.time()))  # two runs of one name may be deleted in a second
+        target = next(path for path in (trash / f"{moment}-{name}" for moment in moments) if not os.path.lexists(path))
+        try:
+            check_folder(trash)
+            trash.mkdir(exist_ok=True)
+            if path.is_dir() and not path.is_symlink():
+                # The lock keeps a training from starting now; a folder without run.json cannot be locked.
+                with RunDirectory(path).locked() if (path / "run.json").exists() else nullcontext():
+                    os.rename(path, target)
+                (target / ".lease").unlink(missing_ok=True)
+            (self.folder / JOBS_FOLDER / f"{name}.json").unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"{_short(name)} cannot be deleted: {error.strerror}; try again") from error
+
+    def restore(self, name: str) -> None:
+        """Take the run of this name that was deleted last out of the trash."""
+        with self._trash() as entries:
+            found = max((entry for entry in entries if entry[1] == name), default=None)
+            if found is None:
+                raise UserError(f"{_short(name)!r} is not in the trash; runs are kept there for a day")
+            if os.path.lexists(self.folder / name):
+                raise UserError(f"there is another run {_short(name)!r} now; delete or rename it first")
+            try:
+                os.rename(self.folder / TRASH / f"{found[0]}-{name}", self.folder / name)
+            except OSError as error:
+                raise UserError(f"{_short(name)} cannot be restored: {error.strerror}; try again") from error
+
+    def empty_trash(self) -> None:
+        """Remove the runs that were deleted more than a day ago, unless a run is being trained or another program does
+        this now.
+        """
+        rows = [entry.row for entry in list(self._entries.values()) if entry.row is not None]
+        if not any(row.state in ("running", "starting") for row in rows):
+            with suppress(UserError, OSError), self._trash() as entries:
+                for moment, name in entries:
+                    if time.time() - moment > TRASH_SECONDS:
+                        remove(self.folder / TRASH / f"{moment}-{name}")
+
+    @contextmanager
+    def _trash(self) -> Iterator[list[tuple[int, str]]]:
+        """The times and names of deleted runs, while no other program changes them."""
+        trash = self.folder / TRASH
+        check_folder(trash)
+        if not trash.is_dir():
+            yield []
+            return
+        with exclusive_lock(trash / ".lock", "the trash is being emptied; try again in a minute"):
+            yield _trash_entries(trash)
+
+    def _refresh(self) -> None:
+        now = time.monotonic()
+        states = tuple(_state(self.folder / name) for name in ("", JOBS_FOLDER, TRASH))
+        is_scan = now >= self._next_scan or states != self._folder_states
+        if is_scan:
+            self._next_scan, self._folder_states = now + _SCAN_SECONDS, states
+            self._deleted = [DeletedRun(name, float(moment)) for moment, name in _trash_entries(self.folder / TRASH)]
+        jobs = self._refresh_jobs(is_scan)
+        names = self._names(jobs) if is_scan else list(self._entries)
+        for name in self._entries.keys() - dict.fromkeys(names):
+            entry = self._entries.pop(name)
+            if entry.row is not None:
+                self._version += 1
+                self._removed[name] = self._version
+        for name in names:
+            entry = self._entries.get(name)
+            is_live = entry is None or entry.row is None or entry.row.state in ("running", "starting")
+            if is_scan or is_live or name in self._changed_jobs:
+                self._refresh_run(name, jobs.get(name), jobs.get(name + _EXPORT))
+        if now >= self._next_emptying:
+            self._next_emptying = now + _EMPTY_SECONDS
+            threading.Thread(target=self.empty_trash, daemon=True, name="trash").start()
+
+    def _names(self, jobs: Mapping[str, Job]) -> list[str]:
+        """The folders in the folder of runs, and the trainings that have no folder yet or failed before."""
+        names = [name for name, job in jobs.items() if "train" in job.command]
+        try:
+            with os.scandir(self.folder) as entries:
+                names += [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise UserError(f"the folder of runs cannot be read ({error.strerror}); correct its permissions") from error
+        return [name for name in dict.fromkeys(names) if name == name.encode(errors="replace").decode()]
+
+    def _refresh_jobs(self, is_scan: bool) -> dict[str, Job]:
+        """The jobs by name; those whose files have changed are read again."""
+        folder, self._changed_jobs = self.folder / JOBS_FOLDER, set[str]()
+        names = [name for name, (_, job) in self._jobs.items() if job is not None and job.state == "running"]
+        if is_scan:
+            with suppress(OSError):
+                names = [name for name in os.listdir(folder) if name.endswith(".json") and not name.startswith(".")]
+            for name in self._jobs.keys() - dict.fromkeys(names):
+                del self._jobs[name]
+        for name in names:
+            states = _state(folder / name), _state(folder / f"{name[:-5]}.log")
+            known = self._jobs.get(name)
+            if known is None or known[0] != states or (known[1] is not None and known[1].state == "running"):
+                job = read_job(folder / name)
+                self._jobs[name] = states, job
+                if known is None or known[1] != job:
+                    self._changed_jobs.add(name[:-5].removesuffix(_EXPORT))
+        return {job.name: job for _, job in self._jobs.values() if job is not None}
+
+    def _refresh_run(self, name: str, job: Job | None, export: Job | None, is_exact: bool = False) -> None:
+        path = self.folder / name
+        entry = self._entries.setdefault(name, _Entry())
+        # A run's files are replaced, which changes its folder. While it trains, metrics.jsonl grows. A lease may stay
+        # when its process is killed.
+        key = (_state(path), _state(path / "run.json") if is_exact else None, job, export)
+        is_live = entry.row is not None and entry.row.state in ("running", "starting")
+        if key == entry.states and not is_live:
+            return
+        entry.states = key
+        row = _read_run(path, entry, job)
+        if row is not None:
+            row = replace(row, reason=row.reason.replace(f"{self.folder}{os.sep}", "")[:_MAX_REASON])
+        if row is not None and export is not None:
+            target = next((word for word in export.command if Path(word).parent == self.folder / EXPORTS), None)
+            row = replace(row, export=export.state, export_message=export.message, export_path=target)
+        if row != entry.row:
+            self._version += 1
+            if row is None:
+                self._removed[name] = self._version
+            else:
+                self._removed.pop(name, None)
+            entry.row, entry.version = row, self._version
+
+
+def _read_run(path: Path, entry: _Entry, job: Job | None) -> RunRow | None:
+    """A run's row; None for a folder without a run."""
+    if path.is_symlink():
+        return RunRow(path.name, "broken", 0.0, "it is a link to another folder; pass that folder to headway board")
+    states = {name: _state(path / name) for name in _FILES}
+    modified = max([state[3] for state in states.values() if state is not None], default=0) / 1e9
+    trainer = holder(path / ".lease") if states[".lease"] else None
+    is_starting = job is not None and job.state == "running"
+    row = RunRow(
+        path.name,
+        "starting",
+        modified or (job.started if job is not None else 0.0),
+        has_model=states["model.safetensors"] is not None,
+        has_report=states["report.html"] is not None,
+        can_stop=is_starting or (trainer is not None and trainer.began is not None),
+    )
+    if states["run.json"] is None:
+        if trainer is not None or is_starting:
+            return replace(row, reason=job.message if job is not None else trainer.description if trainer else "")
+        if job is not None and job.state in ("failed", "ended"):
+            return replace(row, state="broken", modified=job.started, reason=job.message)
+        is_run = states["recipe.json"] or states["metrics.jsonl"] or (path / "checkpoints").is_dir()
+        reason = "it has no run.json of its own: it was never started completely, or the file was removed"
+        return replace(row, state="broken", reason=reason) if is_run else None
+    try:
+        summary = _read_summary(path)
+    except UserError as error:
+        return replace(row, state="broken", reason=_broken_reason(path, error))
+    row = _with_summary(row, summary)
+    if trainer is None and not is_starting and summary["status"] == "finished":
+        return replace(row, state="finished")
+    _follow(path / "metrics.jsonl", entry)
+    row = _with_progress(row, entry, path, summary)
+    if trainer is not None:
+        return replace(row, state="running", reason=trainer.description)
+    if is_starting:
+        return replace(row, reason=job.message if job else "")
+    reason = "stopped; it can go on from its last checkpoint"
+    if job is not None and job.state == "failed" and job.message:
+        reason = job.message
+    elif summary["status"] == "running":
+        reason = "its process ended without a message (it was killed, or the machine stopped); it can go on"
+    return replace(row, state="stopped", reason=reason, minutes_left=None, tokens_per_second=None)
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    """A run's run.json. What the board uses is checked here, which takes a tenth of the time of a complete check."""
+    summary = read_json(path / "run.json")
+    with suppress(LookupError, TypeError, AttributeError):
+        is_valid = summary["format"] == FORMAT and summary["status"] in ("running", "interrupted", "finished")
+        counts = all(_count(summary[name]) >= 0 for name in ("parameters", "steps", "step", "tokens"))
+        strings = all(isinstance(summary.get(name, ""), str) for name in ("recipe", "goal", "unit", "device"))
+        objects = all(isinstance(summary.get(name) or {}, dict) for name in ("best", "scores"))
+        seconds = all(_finite(summary.get(name) or 0.0) is not None for name in ("seconds", "elapsed"))
+        if is_valid and counts and strings and objects and seconds:
+            return summary
+    return RunDirectory(path).read_status()
+
+
+def _with_summary(row: RunRow, summary: Mapping[str, Any]) -> RunRow:
+    best, goal = summary.get("best") or {}, summary.get("goal", "loss")
+    return replace(
+        row,
+        recipe=_short(str(summary.get("recipe", ""))),
+        goal=_short(goal),
+        value=_finite(best.get(goal)),
+        loss=_finite(best.get("loss")),
+        step=summary["step"],
+        steps=summary["steps"],
+        minutes=round((summary.get("elapsed") or summary["seconds"]) / 60, 2),
+        tokens=summary["tokens"],
+        unit=_short(summary.get("unit", "token")),
+        parameters=summary["parameters"],
+        device=_short(summary.get("device", "")),
+    )
+
+
+def _with_progress(row: RunRow, entry: _Entry, path: Path, summary: Mapping[str, Any]) -> RunRow:
+    """The row of a run that is not finished: its metrics are newer than its run.json."""
+    line, steps = entry.training, row.steps or 0
+    with suppress(UserError, LookupError, TypeError):  # the plan may have changed since run.json was written
+        planned = read_json(path / "recipe.json")["train"]["steps"]
+        steps = planned if isinstance(planned, int) else steps
+    step, seconds = max(_count(line.get("step")), 0), _finite(line.get("seconds")) or 0.0
+    if not step:
+        return replace(row, steps=steps)
+    value = entry.evaluation.get(row.goal)
+    earlier = (summary.get("elapsed") or 0.0) - (summary.get("seconds") or 0.0)
+    return replace(
+        row,
+        step=step,
+        steps=steps,
+        loss=_finite(line.get("loss")),
+        value=row.value if value is None else _finite(value),
+        minutes=round((seconds + max(0.0, earlier)) / 60, 2),
+        minutes_left=round(max(0, steps - step) * seconds / step / 60, 2),
+        tokens=_count(line.get("tokens")),
+        tokens_per_second=_finite(line.get("tokens_per_second")),
+    )
+
+
+def _follow(path: Path, entry: _Entry) -> None:
+    """Read what was added to a metrics.jsonl, at first only its end, for its last lines."""
+    if not entry.position:
+        with suppress(OSError):
+            entry.position = _position_at_tail(path)
+    with suppress(UserError):
+        while True:
+            points = _read_points(path, entry.position)
+            if points.is_restart:
+                entry.training, entry.evaluation = {}, {}
+            entry.position = points.after
+            for line in points.lines:
+                setattr(entry, "evaluation" if "split" in line else "training", line)
+            if not points.has_more:
+                break
+
+
+def _position_at_tail(path: Path) -> str:
+    """The position of a complete line near the end of a file."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size <= _TAIL:
+            return ""
+        file.seek(size - _TAIL)
+        offset = size - _TAIL + file.read(_TAIL).find(b"\n") + 1
+        return _position(file, offset)
+
+
+def _position(file: Any, offset: int) -> str:
+    start = max(0, offset - _CHECKED_BYTES)
+    file.seek(start)
+    return f"{offset}-{zlib.crc32(file.read(offset - start))}"
+
+
+def _read_points(path: Path, after: str) -> RunPoints:
+    offset_text, _, _ = after.partition("-")
+    offset = int(offset_text) if offset_text.isdecimal() and len(offset_text) < 18 else 0
+    try:
+        if path.is_symlink():
+            raise UserError(f"{path} is a link; replace it with a copy")
+        file = open_file(path)
+    except UserError:
+        return RunPoints("", bool(after), False, 1, [])
+    with file:
+        is_restart = bool(after) and _position(file, offset) != after
+        offset = 0 if is_restart else offset
+        file.seek(offset)
+        content = file.read(_MAX_READ)
+        is_full = len(content) == _MAX_READ
+        content = content[: content.rfind(b"\n") + 1]  # the last line may be half written
+        end = offset + len(content)
+        lines = [line for line in map(_parse_line, content.splitlines()) if line is not None]
+        position = _position(file, end)
+    num_steps = sum("split" not in line for line in lines)
+    every = max(1, math.ceil(num_steps / _MAX_LINES))
+    if every > 1:
+        kept, count = [], 0
+        for line in lines:
+            count += "split" not in line
+            if "split" in line or count % every == 0 or count == num_steps:
+                kept.append(line)
+        lines = kept
+    return RunPoints(position, is_restart, is_full and len(content) > 0, every, lines)
+
+
+def _parse_line(text: bytes) -> dict[str, Any] | None:
+    """A line's step and numbers; None if it is damaged."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or _count(line.get("step")) < 0:
+        return None
+    numbers = {_short(name): _finite(value) for name, value in line.items() if isinstance(value, (int, float))}
+    split = line.get("split")
+    return {**numbers, "step": line["step"], **({"split": _short(split)} if isinstance(split, str) else {})}
+
+
+def settings(recipe: Any) -> dict[str, str]:
+    """The settings of a recipe.json by their paths, such as model.width; equal blocks of a model are stated once."""
+    flat: dict[str, str] = {}
+
+    def visit(value: Any, path: str) -> None:
+        if isinstance(value, dict):
+            for name, item in value.items():
+                visit(item, f"{path}.{_short(str(name))}" if path else _short(str(name)))
+        elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            is_same = all(item == value[0] for item in value)
+            flat[f"{path}.count"] = str(len(value))
+            for number, item in enumerate(value[:1] if is_same else value):
+                visit(item, path if is_same else f"{path}.{number}")
+        else:
+            flat[path] = _short(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+
+    visit({name: value for name, value in recipe.items() if name != "reasons"} if isinstance(recipe, dict) else {}, "")
+    return flat
+
+
+def _broken_reason(path: Path, error: UserError) -> str:
+    with suppress(UserError, AttributeError):
+        version = read_json(path / "run.json").get("format")
+        if isinstance(version, int) and version > FORMAT:
+            return f"a newer headway wrote it (format {version}; this one reads {FORMAT}); update headway to open it"
+    return f"it is damaged or half written: {error}".replace(f"{path}{os.sep}", "")[:_MAX_REASON]
+
+
+def _trash_entries(trash: Path) -> list[tuple[int, str]]:
+    found = []
+    with suppress(OSError):
+        for entry in sorted(os.listdir(trash)):
+            moment, _, name = entry.partition("-")
+            if moment.isdecimal() and len(moment) < 12 and name:
+                found.append((int(moment), name))
+    return found
+
+
+def _state(path: Path) -> _FileState:
+    """The state of a file or folder; None for a missing one, and for a link, which could lead anywhere."""
+    try:
+        status = os.lstat(path)
+    except (OSError, ValueError):
+        return None
+    return (
+        None
+        if stat.S_ISLNK(status.st_mode)
+        else (status.st_ino, status.st_size, status.st_ctime_ns, status.st_mtime_ns)
+    )
+
+
+def _short(text: str) -> str:
+    text = printable(text[: _MAX_NAME + 1])
+    return text if len(text) <= _MAX_NAME else f"{text[:_MAX_NAME]}..."
+
+
+def _finite(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if abs(value) <= _MAX_SCORE else None
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 53 else -1

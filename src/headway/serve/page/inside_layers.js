@@ -1,0 +1,100 @@
+"use strict";
+// What each layer would predict, how the temperature changes the choice, and the same sentence in a recurrent network.
+
+// The most probable next tokens at a temperature, as [token, probability]: at 0 the first has all.
+function nextAt({ next }, temperature) {
+  if (temperature === 0) return next.candidates.map((token, index) => [token, index === 0 ? 1 : 0]);
+  const place = next.temperatures.findIndex((value) => Math.abs(value - temperature) < 0.001);
+  return next.candidates.map((token) => [token, Math.exp(token.score / temperature - next.log_totals[place])]);
+}
+
+function layersPart(lens) {
+  return insidePart("4. What each layer would predict", [
+    `The sentence passes through ${lens.layers.length} layers, one after the other. Each adds something to the list of numbers at every token. What if the model stopped after the first layer, or the second? Each square shows the token that it would predict ${lens.masked ? "in this place" : "to come next"}, and its probability.`,
+    `The last row is what the model really predicts. Read a column downwards: early layers often guess a common word, and later ones use the context. Choose a square to see its five most probable tokens.${lens.masked ? " This model sees the words on both sides, so it also predicts those that it was given; only [MASK] is hidden from it." : ""}`,
+  ], lensGrid(lens));
+}
+
+// A grid of layers and tokens; a square is a button, arrow keys move between them, and its details are below.
+function lensGrid(lens) {
+  const details = element("div", { "aria-live": "polite" }), buttons = [];
+  const choose = (layer, position) => {
+    for (const button of buttons.flat()) button.tabIndex = -1;
+    const button = buttons[layer]?.[position];
+    if (!button) return;
+    button.tabIndex = 0;
+    const known = lens.tokens.slice(Math.max(0, position - 4), position + 1).map((token) => tokenLabel(token.text)).join("");
+    details.replaceChildren(element("p", {}, `Layer ${layer + 1}, ${lens.masked ? `in place ${position + 1}` : `after “${position > 4 ? "..." : ""}${known}”`}:`),
+      bars(lens.layers[layer].predictions[position].map((token) => [tokenLabel(token.text), token.score])));
+  };
+  const square = (layer, position) => {
+    const best = lens.layers[layer].predictions[position]?.[0];
+    if (!best) return element("td", {}, "");
+    const button = element("button", { type: "button", tabIndex: -1, onfocus: () => choose(layer, position), onmouseenter: () => choose(layer, position),
+      "aria-label": `Layer ${layer + 1}, token ${position + 1}, ${shortToken(lens.tokens[position].text)}: ${tokenLabel(best.text)} ${percent(best.score)}` },
+    element("span", {}, shortToken(best.text)), element("span", { className: "number" }, percent(best.score)));
+    button.style.setProperty("--share", `${Math.round(50 * best.score)}%`);
+    (buttons[layer] ??= [])[position] = button;
+    return element("td", {}, button);
+  };
+  const head = element("tr", {}, element("th", { scope: "col" }, "Token"), ...lens.tokens.map((token) => element("th", { scope: "col" }, tokenLabel(token.text).slice(0, 14))));
+  const body = lens.layers.map((_, layer) => element("tr", {}, element("th", { scope: "row" }, `Layer ${layer + 1}`), ...lens.tokens.map((_, position) => square(layer, position))));
+  const grid = element("div", { className: "scroll grid", role: "region", tabIndex: 0, "aria-label": "What each layer would predict", onkeydown: (event) => {
+    const layer = buttons.findIndex((row) => row?.includes(document.activeElement)), position = buttons[layer]?.indexOf(document.activeElement);
+    const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
+    const next = step && layer >= 0 ? buttons[layer + step[0]]?.[position + step[1]] : null;
+    if (!step || layer < 0) return;
+    event.preventDefault();
+    next?.focus();
+  } }, element("table", {}, element("thead", {}, head), element("tbody", {}, ...body)));
+  choose(lens.layers.length - 1, lens.next.position);
+  return element("div", {}, grid, details);
+}
+
+function temperaturePart(lens) {
+  const shown = 8, slider = element("input", { type: "range", min: 0, max: 2, step: 0.05 }), value = element("output");
+  keepDraft(slider, "inside-temperature", "1");
+  const list = bars([...lens.next.candidates.slice(0, shown).map((token) => [tokenLabel(token.text), 0]), ["all others together", 0]]);
+  const told = element("p", { className: "hint", "aria-live": "polite" });
+  const update = () => {
+    const temperature = Number(slider.value), shares = nextAt(lens, temperature).slice(0, shown).map(([, share]) => share);
+    shares.push(Math.max(0, 1 - shares.reduce((sum, share) => sum + share, 0)));
+    [...list.children].forEach((line, index) => {
+      line.querySelector(".bar").style.setProperty("--share", `${100 * shares[index]}%`);
+      line.lastChild.textContent = percent(shares[index]);
+    });
+    value.textContent = temperature.toFixed(2);
+    slider.setAttribute("aria-valuetext", temperature.toFixed(2));
+    told.textContent = temperature === 0 ? "At 0 the most probable token is always taken: the same text every time."
+      : temperature < 0.95 ? "Below 1 probable tokens gain and improbable ones lose: the text is safer and repeats itself more."
+        : temperature > 1.05 ? "Above 1 improbable tokens gain: the text is more varied, and has more mistakes."
+          : "At 1 each token is chosen with the probability that the model gives it.";
+  };
+  slider.addEventListener("input", update);
+  update();
+  const place = lens.masked ? "in the place of the mask" : `after “${lens.tokens.slice(-4).map((token) => tokenLabel(token.text)).join("")}”`;
+  return insidePart("5. Temperature: how the next token is chosen", [
+    `The last layer gives each token of the vocabulary a probability. Here are the most probable ones ${place}. To write a text, the next token is drawn by these chances, as from a bag with balls; then the model reads it, and predicts the one after.`,
+    "The temperature changes the chances before the draw. It has no unit. Move the slider.",
+  ], element("div", { className: "row" }, labelled("Temperature, 0 to 2", slider), value), told, list);
+}
+
+function recurrentPart(other, answer, field) {
+  const title = "6. The same sentence in an LSTM", explanation = [
+    "Before transformers, networks such as the LSTM (1997) read texts. An LSTM has no attention. It reads one token after the other and carries one list of numbers, its state, from token to token. At each token it decides what to keep of the state, what to forget and what to add.",
+    "So an LSTM has to keep everything that it needs later in this one list, while a transformer can look back at each earlier token. And an LSTM has to wait for the token before, while a transformer reads all tokens of a training text at once, which is why it trains faster on today's machines.",
+  ];
+  if (!other) {
+    return insidePart(title, [...explanation, "This server has no such model. Make one in five minutes on the tab Models (“stories-lstm”), or with this command:"],
+      element("pre", { tabIndex: 0 }, "headway models make stories-lstm"));
+  }
+  const { lens, model } = other, layers = lens.layers.map((layer, index) => ({ ...layer, number: index + 1 })).filter((layer) => layer.changes.length);
+  const state = layers.length ? [
+    element("h4", {}, "How much each token changes the state"),
+    element("p", { className: "soft" }, "0 % means that the token leaves the state as it was, 100 % that nothing of it is left. At the first token it is always 100 %: there was no state before."),
+    ...layers.map((layer) => element("div", {}, element("p", { className: "soft" }, `Layer ${layer.number}`), attentionStrip(lens.tokens, layer.changes, -1))),
+  ] : [];
+  return insidePart(title, explanation, field,
+    element("p", {}, other === answer ? `${model.id} is such a model: it carries a state from token to token.` : `${model.id} read the same sentence. It has ${integers.format(model.parameters)} parameters; ${answer.model.id} has ${integers.format(answer.model.parameters)}.`),
+    ...state, ...(other === answer ? [] : [element("h4", {}, "What its layers would predict"), lensGrid(lens)]));
+}

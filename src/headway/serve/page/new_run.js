@@ -1,0 +1,303 @@
+"use strict";
+// The tab of a new run: what somebody has, their files, what was read, how long to train, and the training itself.
+
+const newRun = {
+  limits: null,
+  refusal: "", // why this key may not train
+  work: null, // the controller of what goes on now
+
+  // What is remembered over a reload: the kind of data, the upload, its files, and the name of the run.
+  get state() { return settings.get("new-run", {}); },
+  remember(changes) {
+    if (!settings.set("new-run", { ...this.state, ...changes })) page.fail(new ServerError("the browser's storage is full, so a reload loses the choices here; keep this page open", 0));
+  },
+  get kind() { return trainingKinds.find((kind) => kind.id === this.state.kind); },
+
+  // One activity at a time; `work(signal)` ends early with the button "Stop" of `place`.
+  async during(place, text, work) {
+    this.work?.abort();
+    const controller = this.work = new AbortController(), started = performance.now();
+    const seconds = element("span", { className: "soft" }), bar = element("progress", { "aria-label": text });
+    const status = element("p", { role: "status" }, text);
+    place.replaceChildren(status, element("div", { className: "row" }, bar, seconds, element("button", { type: "button", onclick: () => controller.abort() }, "Stop")));
+    const clock = setInterval(() => { seconds.textContent = `${Math.round((performance.now() - started) / 1000)} s`; }, 1000);
+    page.fail(null);
+    try {
+      return await work(controller.signal, (share, words) => { bar.value = share; status.textContent = words; });
+    } finally {
+      clearInterval(clock);
+      if (this.work === controller) this.work = null;
+    }
+  },
+};
+
+page.addTab({
+  id: "new",
+  title: "New run",
+  exists: false,
+
+  // Whether this server trains, and whether this key may. It is asked again for another key.
+  async check() {
+    if (this.checked === server.key) return;
+    this.checked = server.key;
+    try {
+      newRun.limits = await server.json("/v1/uploads");
+      newRun.refusal = "";
+    } catch (error) {
+      newRun.refusal = error.status === 403 ? error.message : "";
+      if (error.status === 0 || error.status === 401) this.checked = null;
+    }
+    this.exists = Boolean(newRun.limits || newRun.refusal);
+    this.button.hidden = !this.exists;
+    if (this.wasShown) this.show(this.panel);
+    if (this.exists && location.hash === "#new") page.open("new", false);
+  },
+
+  show(panel) {
+    const heading = element("h2", {}, "Train a model on your own files");
+    if (newRun.refusal) return panel.replaceChildren(heading, element("p", { className: "wrong" }, sentence(newRun.refusal)));
+    this.parts = Object.fromEntries(["files", "arrived", "read", "plans", "start"].map((name) => [name, element("div")]));
+    this.live = element("div");
+    this.form = element("div", {}, kindChoice(() => this.chosen()), ...Object.values(this.parts));
+    panel.replaceChildren(heading, element("p", {}, "The files stay on the computer of this server. Nothing is sent elsewhere."), this.live, this.form);
+    if (newRun.state.run) return this.follow(newRun.state.run);
+    if (newRun.kind) this.showFiles();
+    if (newRun.state.upload) this.takeUp();
+  },
+
+  // Another kind of data was chosen.
+  chosen() {
+    newRun.work?.abort();
+    this.clear("arrived", "read", "plans", "start");
+    newRun.remember({ upload: null, expected: null, files: [] });
+    this.showFiles();
+  },
+
+  clear(...names) { for (const name of names) this.parts[name].replaceChildren(); },
+
+  showFiles() {
+    const kind = newRun.kind, limits = newRun.limits;
+    const input = { multiple: true, limit: limits.file_bytes, dropped: droppedFiles, changed: (files) => this.take(files) };
+    const folder = fileInput({ ...input, label: "Choose a folder", folder: true }), files = fileInput({ ...input, label: "Choose files", accept: kind.kinds.join() });
+    const saved = async () => {
+      const made = await kind.example();
+      if (made.length === 1) saveFile(made[0].name, made[0]);
+      else saveFile(`${filePath(made[0]).split("/")[0]}.zip`, await zipFiles(made));
+    };
+    this.parts.files.replaceChildren(element("h3", {}, "2. Your files"), element("p", {}, kind.rule), element("pre", { tabIndex: 0 }, kind.look),
+      element("div", { className: "row" },
+        element("button", { type: "button", onclick: async () => this.take(await kind.example()) }, "Try it with an example"),
+        element("button", { type: "button", onclick: saved }, "Download the example")),
+      element("div", { className: "options wide" }, ...(kind.folders ? [folder.zone, files.zone] : [files.zone, folder.zone])),
+      element("p", { className: "soft" }, `Kinds of files: ${kind.kinds.join(" ")}. All together at most ${integers.format(limits.files)} files and ${formatBytes(limits.upload_bytes)}.`));
+  },
+
+  // Files were chosen or dropped: send those that fit, then read them.
+  async take(files) {
+    const { usable, others } = sortFiles(files, newRun.kind.kinds), limits = newRun.limits;
+    const total = usable.reduce((sum, file) => sum + file.size, 0);
+    const problem = !files.length ? "there are no files in it; choose others"
+      : !usable.length ? `${filePath(files[0]).slice(0, 100)} is not of a kind that is read here; choose ${newRun.kind.kinds.slice(0, 4).join(", ")}`
+        : usable.length > limits.files ? `these are ${integers.format(usable.length)} files, and the limit is ${integers.format(limits.files)}; choose fewer`
+          : total > limits.upload_bytes ? `these are ${formatBytes(total)}, and the limit is ${formatBytes(limits.upload_bytes)}; choose fewer files` : "";
+    if (problem) return page.fail(new ServerError(problem, 413));
+    this.clear("read", "plans", "start");
+    newRun.remember({ leftOut: others.slice(0, 5).map((file) => filePath(file).slice(0, 100)), leftOutCount: others.length });
+    try {
+      await newRun.during(this.parts.arrived, "Your files are being sent.", (signal, progress) => this.send(usable, total, signal, progress));
+      await this.takeUp();
+    } catch (error) {
+      this.parts.arrived.replaceChildren(element("p", {}, error.name === "AbortError" ? "Stopped. What has arrived is kept; choose the files again to go on." : ""));
+      page.fail(error, error.status === 0 || error.status >= 500 ? () => this.take(files) : undefined);
+    }
+  },
+
+  // An interrupted upload continues if the same files are chosen; other files begin a new one.
+  async send(files, total, signal, progress) {
+    const state = newRun.state, names = new Set(files.map(filePath));
+    let upload = state.upload && await server.json(`/v1/uploads/${state.upload}`).catch(() => null);
+    if (upload?.files.some((file) => !names.has(file.name))) upload = null;
+    upload ??= await server.json("/v1/uploads", { body: {} });
+    newRun.remember({ upload: upload.id, expected: files.length, files: [] });
+    await sendFiles(upload.id, files, new Map(upload.files.map((file) => [file.name, file.size])), signal,
+      (count, bytes) => progress(total ? bytes / total : 1, `${integers.format(count)} of ${integers.format(files.length)} files have arrived (${formatBytes(bytes)} of ${formatBytes(total)}).`));
+  },
+
+  // What has arrived, also after a reload; complete uploads are read.
+  async takeUp() {
+    const state = newRun.state;
+    let upload;
+    try {
+      upload = await server.json(`/v1/uploads/${state.upload}`);
+    } catch (error) {
+      if (error.status !== 404) return page.fail(error, () => this.takeUp());
+      return newRun.remember({ upload: null });
+    }
+    const isComplete = upload.files.length >= (state.expected ?? 0), bytes = upload.files.reduce((sum, file) => sum + file.size, 0);
+    const leftOut = state.leftOutCount ? `${integers.format(state.leftOutCount)} files of other kinds are left out: ${state.leftOut.join(", ")}${state.leftOutCount > state.leftOut.length ? ", ..." : ""}.` : null;
+    const others = () => { newRun.work?.abort(); server.request(`/v1/uploads/${upload.id}`, { method: "DELETE" }).catch(() => {}); this.chosen(); };
+    this.parts.arrived.replaceChildren(
+      element("p", { role: "status" }, isComplete ? `${integers.format(upload.files.length)} ${upload.files.length === 1 ? "file has" : "files have"} arrived (${formatBytes(bytes)}).`
+        : `${integers.format(upload.files.length)} of ${integers.format(state.expected)} files have arrived. Choose the same files again to send the others.`),
+      leftOut ? element("p", { className: "soft" }, leftOut) : "",
+      alignedChoice(upload.files, () => this.plan()) ?? "",
+      element("button", { type: "button", onclick: others }, "Choose other files"));
+    if (isComplete) await this.plan();
+  },
+
+  get body() {
+    return { recipe: newRun.kind.recipe, upload: newRun.state.upload, files: newRun.state.files ?? [] };
+  },
+
+  // What was read and the plan of 5 minutes come first; then those of 30 minutes and 2 hours.
+  async plan() {
+    this.clear("plans", "start");
+    const ask = (place, text, minutes) => newRun.during(place, text, (signal) => server.json("/v1/plans", { body: { ...this.body, minutes }, signal }));
+    try {
+      const answer = await ask(this.parts.read, "Your files are being read, and this computer is measured. This takes a minute or two.", [5]).catch((error) => {
+        if (!/--minutes/.test(error.message)) throw error;
+        return { plans: [{ minutes: 5, steps: null, reasons: ["5 minutes are too short for these files"] }], data: null, notes: [] };
+      });
+      const waiting = element("div");
+      const show = (plans, data) => {
+        this.parts.read.replaceChildren(planData({ ...answer, data }));
+        this.parts.plans.replaceChildren(planChoice(plans), waiting);
+        if (!this.parts.start.childElementCount && plans.some((plan) => plan.steps !== null)) this.showStart();
+      };
+      show(answer.plans, answer.data);
+      const longer = await ask(waiting, "The plans of 30 minutes and 2 hours are being made.", [30, 120]);
+      waiting.replaceChildren();
+      show([...answer.plans, ...longer.plans], answer.data ?? longer.data);
+    } catch (error) {
+      if (this.parts.start.childElementCount) return this.parts.plans.lastChild.replaceChildren(element("p", { className: "soft" }, "The plans of longer trainings were not made."));
+      const again = element("button", { type: "button", onclick: () => this.plan() }, "Read the files again");
+      if (error.code !== "plan_failed") page.fail(error, error.name === "AbortError" ? undefined : () => this.plan());
+      const problem = error.code === "plan_failed" ? await planProblem(error, newRun.state.upload) : element("p", {}, error.name === "AbortError" ? "Stopped." : "The files were not read yet.");
+      this.parts.read.replaceChildren(element("h3", {}, "3. What was read"), problem, again);
+    }
+  },
+
+  showStart() {
+    const name = keepDraft(element("input", { required: true, maxLength: 100, autocomplete: "off" }), "new-run:name", `my-${newRun.kind.id}`);
+    const minutes = () => Number(this.parts.plans.querySelector("input:checked")?.value ?? 5);
+    const command = commandView(() => {
+      const run = `runs/${name.value}`, recipe = newRun.kind.recipe;
+      return {
+        shell: `headway train ${recipe} --data YOUR-FILES --run ${shellWord(run)} --minutes ${minutes()}`,
+        python: `import headway as hw\nhw.train(${pythonString(recipe)}, data="YOUR-FILES", run=${pythonString(run)}, minutes=${minutes()})`,
+      };
+    });
+    name.addEventListener("input", command.update);
+    this.parts.plans.addEventListener("change", command.update);
+    this.parts.start.replaceChildren(element("h3", {}, "5. Start"),
+      workForm([element("div", { className: "row" }, labelled("Name of the model", name))], async (signal) => {
+        const started = await server.json("/v1/runs", { body: { ...this.body, minutes: minutes(), name: name.value }, signal });
+        newRun.remember({ run: started.name, minutes: minutes() });
+        this.follow(started.name);
+      }, "Start the training"), command);
+  },
+
+  // The training from now on, instead of the form.
+  follow(name) {
+    this.form.hidden = true;
+    newRun.work?.abort();
+    this.stopFollowing?.();
+    this.stopFollowing = followRun(this.live, name, () => {
+      this.stopFollowing();
+      newRun.remember({ run: null });
+      this.live.replaceChildren();
+      this.form.hidden = false;
+      if (newRun.kind) this.showFiles();
+      if (newRun.state.upload) this.takeUp();
+    });
+  },
+});
+
+// The question "What do you have?": a card for each kind of data.
+function kindChoice(changed) {
+  const cards = trainingKinds.map((kind) => {
+    const input = element("input", { type: "radio", name: "new-run-kind", value: kind.id, checked: newRun.state.kind === kind.id,
+      onchange: () => { newRun.remember({ kind: kind.id }); changed(); } });
+    return element("label", { className: "option" }, element("span", { className: "row" }, input, element("strong", {}, kind.title)),
+      element("span", {}, kind.result), kindPicture(kind.id));
+  });
+  return element("fieldset", {}, element("legend", {}, "1. What do you have?"), element("div", { className: "options" }, ...cards));
+}
+
+// A small drawing of each kind of data, for the eye only.
+function kindPicture(id) {
+  const lines = (x, widths) => widths.map((width, row) => svg("rect", { x, y: 6 + 9 * row, width, height: 4, rx: 2 }));
+  const tag = (x, y) => svg("rect", { x, y, width: 18, height: 8, rx: 4, class: "strong" });
+  const folder = (x) => [svg("path", { d: `M${x} 8h10l3 4h17v24h-30z` })];
+  const wave = (x) => svg("path", { d: `M${x} 22q3 -20 6 0t6 0t6 0t6 0`, class: "line" });
+  const drawings = {
+    texts: [...lines(4, [70, 84, 60, 76])],
+    pairs: [...lines(4, [36, 30, 38, 26]), ...lines(56, [30, 36, 28, 34]).map((line) => { line.setAttribute("class", "strong"); return line; })],
+    labelled: [...lines(4, [56, 50, 60, 44]), tag(72, 4), tag(72, 13), tag(72, 22), tag(72, 31)],
+    images: [...folder(6), ...folder(54), svg("circle", { cx: 21, cy: 25, r: 6, class: "strong" }), svg("rect", { x: 63, y: 19, width: 12, height: 12, class: "strong" })],
+    sounds: [...folder(6), ...folder(54), wave(9), wave(57)],
+    series: [svg("path", { d: "M4 34l12 -12l10 6l12 -16l10 8l12 -10", class: "line" }), svg("path", { d: "M60 10l10 4l10 -8l10 4", class: "line dashed" })],
+    conversations: [svg("rect", { x: 4, y: 4, width: 52, height: 12, rx: 6 }), svg("rect", { x: 36, y: 22, width: 52, height: 12, rx: 6, class: "strong" })],
+    transcripts: [wave(8), svg("path", { d: "M42 22h10m-4 -4l4 4l-4 4", class: "line" }), ...lines(60, [28, 32, 22, 30])],
+  };
+  return svg("svg", { viewBox: "0 0 96 40", width: 96, height: 40, class: "kind", "aria-hidden": "true" }, ...drawings[id]);
+}
+
+// Two text files with lines that belong together: which of them the model gets.
+function alignedChoice(files, changed) {
+  const isTwo = newRun.kind.id === "pairs" && files.length === 2 && files.every((file) => file.name.endsWith(".txt"));
+  if (!isTwo) return null;
+  const names = files.map((file) => file.name), first = newRun.state.files?.[0] ?? names[0];
+  const ordered = (name) => [name, names.find((other) => other !== name)];
+  newRun.remember({ files: ordered(names.includes(first) ? first : names[0]) });
+  const select = element("select", { onchange: () => { newRun.remember({ files: ordered(select.value) }); changed(); } }, ...names.map((name) => new Option(name, name)));
+  select.value = newRun.state.files[0];
+  return labelled("The model gets the lines of", select, "It answers with the lines of the other file.");
+}
+
+// What was read: how many samples, the classes, the first of them, and what is left out.
+function planData({ data, notes }) {
+  if (!data) return element("div", {}, element("h3", {}, "3. What was read"), ...notes.map((note) => element("p", {}, note)));
+  const total = Object.values(data.samples).reduce((sum, count) => sum + count, 0);
+  const names = { train: "to learn from", validation: "to check while learning", test: "for the final score" };
+  const parts = Object.entries(data.samples).map(([split, count]) => `${integers.format(count)} ${names[split] ?? split}`);
+  const classes = Object.entries(data.classes).sort((one, other) => other[1] - one[1]), most = classes[0]?.[1] ?? 1;
+  const counts = element("ul", { className: "bars" }, ...classes.slice(0, 20).map(([label, count]) => {
+    const bar = element("span", { className: "bar", "aria-hidden": "true" });
+    bar.style.setProperty("--share", `${100 * count / most}%`);
+    return element("li", {}, element("span", { className: "name" }, label.slice(0, 100)), bar, element("span", { className: "number" }, integers.format(count)));
+  }));
+  return element("div", {}, element("h3", {}, "3. What was read"),
+    element("p", {}, total > 3 ? `${integers.format(total)} ${data.noun}: ${parts.join(", ")}.` : `Text of ${integers.format(data.targets)} tokens (pieces of words) to learn from.`),
+    classes.length ? element("p", {}, `${integers.format(classes.length)} different labels${classes.length > 20 ? "; the 20 with most samples" : ""}:`) : null, classes.length ? counts : null,
+    element("details", { open: true }, element("summary", {}, "Some of it"), element("ul", {}, ...data.preview.map((line) => element("li", {}, line)))),
+    ...[...data.remarks, ...notes].map((note) => element("p", { className: "soft" }, sentence(note))));
+}
+
+// Why the files cannot be used, with the wrong line and those around it.
+async function planProblem(error, upload) {
+  const [, name, number] = /^(.*):(\d+)$/s.exec(error.param ?? "") ?? [];
+  const around = name === undefined ? null
+    : await server.json(`/v1/uploads/${upload}/lines/${number}/${name.split("/").map(encodeURIComponent).join("/")}`).catch(() => null);
+  const line = (text, index) => element(around.first + index === around.line ? "mark" : "span", {}, `${String(around.first + index).padStart(6)}  ${text}\n`);
+  return element("div", { className: "problem", role: "alert" }, element("p", { className: "wrong" }, sentence(error.message)),
+    around && element("p", {}, `Line ${integers.format(around.line)} of ${around.name}, with the lines around it:`), around && element("pre", { tabIndex: 0 }, ...around.lines.map(line)),
+    element("p", {}, "Mend the file on your computer, save it, and choose it again above."));
+}
+
+// How long to train: a card for each plan, with its size and reasons.
+function planChoice(plans) {
+  const usable = plans.filter((plan) => plan.steps !== null), chosen = newRun.state.minutes ?? 5;
+  const first = usable.find((plan) => plan.minutes === chosen) ?? usable[0];
+  const cards = plans.map((plan) => {
+    const input = element("input", { type: "radio", name: "new-run-minutes", value: plan.minutes, checked: plan === first, disabled: plan.steps === null, onchange: () => newRun.remember({ minutes: plan.minutes }) });
+    const title = element("span", { className: "row" }, input, element("strong", {}, plan.minutes === 120 ? "2 hours" : `${plan.minutes} minutes`));
+    if (plan.steps === null) return element("label", { className: "option" }, title, element("span", {}, sentence(plan.reasons[0])));
+    const epochs = plan.epochs === null ? null : element("span", {}, `sees each sample ${formatNumber(Number(plan.epochs.toPrecision(2)))} times`);
+    return element("div", { className: "option" }, element("label", {}, title, element("span", {}, `a model of ${integers.format(plan.parameters)} numbers (parameters)`)), epochs,
+      element("span", {}, `memory: ${formatBytes(plan.memory)} for the training`),
+      element("details", {}, element("summary", {}, `Why (${title.textContent})`), element("ul", {}, ...plan.reasons.map((reason) => element("li", {}, reason)))));
+  });
+  return element("fieldset", {}, element("legend", {}, "4. How long may it train?"), element("div", { className: "options wide" }, ...cards),
+    element("p", { className: "soft" }, "A training may end earlier, when it no longer improves. You can stop it at any time and go on later."));
+}

@@ -1,0 +1,129 @@
+"use strict";
+// Files for a training: those of a dropped folder, their upload with progress, and a .zip of an example.
+
+const IGNORED_FILES = /(^|\/)(\.[^/]*|Thumbs\.db|desktop\.ini|__MACOSX)(\/|$)/i;
+const filePath = (file) => file.path || file.webkitRelativePath || file.name;
+
+// The files of a drop, with those in its folders.
+async function droppedFiles(transfer) {
+  const files = [];
+  const walk = async (entry, folder) => {
+    const path = folder + entry.name;
+    if (entry.isFile) {
+      const file = await new Promise((resolve, reject) => entry.file(resolve, reject));
+      file.path = path;
+      files.push(file);
+    } else {
+      const reader = entry.createReader();
+      for (;;) { // a reader returns at most 100 entries at once
+        const entries = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
+        if (!entries.length) break;
+        for (const inner of entries) await walk(inner, `${path}/`);
+      }
+    }
+  };
+  const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean); // before the first wait
+  if (!entries.length) return [...transfer.files];
+  for (const entry of entries) await walk(entry, "");
+  return files;
+}
+
+// Divide files into those to upload and those to leave out: hidden ones, and those of other kinds.
+function sortFiles(files, kinds) {
+  const usable = [], others = [];
+  for (const file of files) {
+    const path = filePath(file).toLowerCase();
+    if (IGNORED_FILES.test(path)) others.push(file);
+    else (kinds.some((kind) => path.endsWith(kind)) ? usable : others).push(file);
+  }
+  return { usable, others };
+}
+
+// Send one file; `progress(bytes)` follows it. fetch() cannot report the progress of an upload.
+function sendFile(upload, file, signal, progress) {
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest(), path = filePath(file).split("/").map(encodeURIComponent).join("/");
+    const abort = () => request.abort();
+    request.open("PUT", `/v1/uploads/${upload}/files/${path}`);
+    request.setRequestHeader("Content-Type", "application/octet-stream");
+    if (server.key) request.setRequestHeader("Authorization", `Bearer ${server.key}`);
+    request.upload.onprogress = (event) => progress(event.loaded);
+    request.onload = () => {
+      if (request.status < 300) return resolve();
+      let details = null;
+      try { details = JSON.parse(request.responseText).error; } catch { /* not from this server */ }
+      reject(new ServerError(details?.message ?? `the server returned HTTP status ${request.status}`, request.status, details?.code));
+    };
+    request.onerror = () => reject(new ServerError("the connection was lost; what has arrived is kept", 0));
+    request.onabort = () => reject(new DOMException("cancelled", "AbortError"));
+    request.onloadend = () => signal.removeEventListener("abort", abort);
+    signal.addEventListener("abort", abort);
+    request.send(file);
+  });
+}
+
+// Send files that have not arrived yet, a few at a time. `progress(files, bytes)` counts those that have.
+async function sendFiles(upload, files, arrived, signal, progress) {
+  const waiting = files.filter((file) => arrived.get(filePath(file)) !== file.size), running = new Map();
+  const total = (list) => list.reduce((sum, file) => sum + file.size, 0);
+  let count = files.length - waiting.length, bytes = total(files) - total(waiting);
+  const report = () => progress(count, bytes + [...running.values()].reduce((sum, sent) => sum + sent, 0));
+  const work = async () => {
+    for (let file = waiting.shift(); file; file = waiting.shift()) {
+      running.set(file, 0);
+      report();
+      try {
+        await sendFile(upload, file, signal, (sent) => { running.set(file, sent); report(); });
+      } catch (error) {
+        waiting.length = 0; // the others end, too
+        throw error;
+      } finally {
+        running.delete(file);
+      }
+      bytes += file.size;
+      count += 1;
+      report();
+    }
+  };
+  await Promise.all([work(), work(), work(), work()]);
+}
+
+// The check sum of a .zip file (CRC-32).
+function checkSum(bytes) {
+  let sum = ~0;
+  for (const byte of bytes) {
+    sum ^= byte;
+    for (let bit = 0; bit < 8; bit++) sum = (sum >>> 1) ^ (0xedb88320 & -(sum & 1));
+  }
+  return ~sum >>> 0;
+}
+
+// Files with their folders as one .zip, without compression.
+async function zipFiles(files) {
+  const parts = [], directory = [], encoder = new TextEncoder();
+  let position = 0;
+  for (const file of files) {
+    const name = encoder.encode(filePath(file)), content = new Uint8Array(await file.arrayBuffer());
+    const header = (signature, size, extra) => { // both headers hold the same fields, the second one after two more bytes
+      const view = new DataView(new ArrayBuffer(size));
+      view.setUint32(0, signature, true);
+      [20, 0x800, 0, 0, 0x5821].forEach((value, index) => view.setUint16(4 + extra + 2 * index, value, true));
+      [checkSum(content), content.length, content.length].forEach((value, index) => view.setUint32(14 + extra + 4 * index, value, true));
+      view.setUint16(26 + extra, name.length, true);
+      return view;
+    };
+    const entry = header(0x02014b50, 46, 2);
+    entry.setUint16(4, 20, true);
+    entry.setUint32(42, position, true);
+    directory.push(entry, name);
+    parts.push(header(0x04034b50, 30, 0), name, content);
+    position += 30 + name.length + content.length;
+  }
+  const end = new DataView(new ArrayBuffer(22));
+  end.setUint32(0, 0x06054b50, true);
+  end.setUint16(8, files.length, true);
+  end.setUint16(10, files.length, true);
+  end.setUint32(12, directory.reduce((sum, part) => sum + part.byteLength, 0), true);
+  end.setUint32(16, position, true);
+  return new Blob([...parts, ...directory, end], { type: "application/zip" });
+}

@@ -1,0 +1,340 @@
+"use strict";
+// The tab of runs: a table of all runs, the curves of some of them together, what differs between them, and what can be done with each.
+
+const POLL_SECONDS = 1.5, FIRST_ROWS = 100, MAX_DIFFERENCES = 40;
+const RUN_STATES = { starting: "◌ starting", running: "▶ running", stopped: "⏸ stopped", finished: "✓ finished", broken: "✕ broken" };
+const RUN_COLUMNS = [["name", "name"], ["state", "status"], ["recipe", "recipe"], ["value", "best value"], ["step", "steps"], ["minutes", "minutes"], ["parameters", "parameters"], ["device", "device"], ["modified", "when"]];
+
+const runPath = (name) => `/v1/runs/${encodeURIComponent(name)}`;
+const localTime = (seconds) => new Date(1000 * seconds - 60000 * new Date(1000 * seconds).getTimezoneOffset()).toISOString().slice(0, 16).replace("T", " ");
+const minutesText = (minutes) => minutes < 1 ? "less than a minute" : `${formatNumber(Math.round(minutes))} ${Math.round(minutes) === 1 ? "minute" : "minutes"}`;
+const isTraining = (run) => run.state === "running" || run.state === "starting";
+
+page.addTab({
+  id: "runs",
+  title: "Runs",
+  exists: false,
+  runs: new Map(),
+  deleted: [],
+  version: "",
+  chosen: drafts.get("runs:chosen", []),
+  sort: drafts.get("runs:sort", { key: "modified", down: true }),
+
+  // Whether this server has a folder of runs. It is asked again for another key.
+  async check() {
+    if (this.checked === server.key) return;
+    this.checked = server.key;
+    try {
+      this.take(await server.json("/v1/runs"));
+      this.exists = true;
+    } catch (error) {
+      this.exists = false;
+      if (error.code !== "no_runs") this.checked = null;
+    }
+    this.button.hidden = !this.exists;
+    if (this.exists && location.hash === "#runs" && page.current !== this) page.open("runs", false);
+  },
+
+  show(panel) {
+    this.text = keepDraft(element("input", { type: "search", oninput: () => this.draw() }), "runs:text");
+    const select = (name, options) => {
+      const field = element("select", { onchange: () => { drafts.set(`runs:${name}`, field.value); this.draw(); } }, ...options);
+      return field;
+    };
+    this.state = select("state", [new Option("all", ""), ...Object.entries(RUN_STATES).map(([value, text]) => new Option(text, value))]);
+    this.state.value = drafts.get("runs:state", "");
+    this.recipe = select("recipe", [new Option("all", "")]);
+    this.count = element("p", { className: "soft", role: "status" });
+    this.head = element("tr");
+    this.body = element("tbody");
+    this.all = element("button", { type: "button", hidden: true, onclick: () => { this.isWhole = true; this.draw(); } }, "Show all");
+    this.done = element("div", { role: "status" });
+    this.trash = element("details", { hidden: true }, element("summary", {}, "Deleted runs"), element("ul"));
+    this.curves = new RunCurves();
+    this.cards = element("div", { className: "cards" });
+    this.comparison = element("div");
+    this.command = commandView(() => this.commandLines());
+    this.table = element("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": "Runs" }, element("table", { className: "runs" }, element("thead", {}, this.head), this.body));
+    panel.append(element("h2", {}, "Runs"),
+      element("p", {}, `Each training is a run. Tick up to ${MAX_CURVES} of them to see their curves, samples and settings next to each other.`),
+      element("div", { className: "row" }, labelled("Search", this.text), labelled("Status", this.state), labelled("Recipe", this.recipe)),
+      this.count, this.table, this.all, this.done, this.trash, this.curves.view, this.cards, this.comparison, this.command);
+    document.addEventListener("visibilitychange", () => this.follow());
+    this.draw();
+    this.choose(this.chosen);
+  },
+
+  refresh() {
+    this.version = "";
+    this.follow();
+  },
+
+  opened() {
+    this.follow();
+  },
+
+  // Read what changed, again and again while somebody sees the tab.
+  async follow() {
+    clearTimeout(this.timer);
+    if (document.visibilityState !== "visible" || page.current !== this) return;
+    try {
+      const changed = this.take(await server.json(`/v1/runs?since=${encodeURIComponent(this.version)}`));
+      if (changed.length) await this.curves.read(changed.filter((name) => this.runs.has(name)));
+      if (this.isLost) page.fail(null);
+      this.isLost = false;
+    } catch (error) {
+      if (error.status === 401) return;
+      if (!this.isLost) page.fail(error);
+      this.isLost = true; // one line, until the server is there again
+    }
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.follow(), 1000 * POLL_SECONDS);
+  },
+
+  // Take a list of changes; the names that changed.
+  take(answer) {
+    const before = new Map(this.runs);
+    if (answer.is_complete) this.runs.clear();
+    for (const run of answer.runs) this.runs.set(run.name, run);
+    for (const name of answer.removed) if (!answer.runs.some((run) => run.name === name)) this.runs.delete(name);
+    const isDeleted = JSON.stringify(answer.deleted) !== JSON.stringify(this.deleted);
+    Object.assign(this, { version: answer.version, deleted: answer.deleted, mayTrain: answer.may_train });
+    const isOther = before.size !== this.runs.size || [...this.runs.keys()].some((name) => !before.has(name));
+    if (!this.wasShown || !this.body) return [];
+    if (isDeleted) this.drawTrash();
+    if (isOther || answer.is_complete) this.draw();
+    else for (const run of answer.runs) this.drawRow(run);
+    const gone = this.chosen.filter((name) => !this.runs.has(name));
+    if (gone.length) this.choose(this.chosen.filter((name) => this.runs.has(name)));
+    for (const run of answer.runs) this.drawCard(run, before.get(run.name));
+    return answer.runs.map((run) => run.name);
+  },
+
+  shown() {
+    const words = this.text.value.toLowerCase().split(/\s+/).filter(Boolean), { key, down } = this.sort;
+    const runs = [...this.runs.values()].filter((run) => (!this.state.value || run.state === this.state.value) && (!this.recipe.value || run.recipe === this.recipe.value)
+      && words.every((word) => `${run.name} ${run.recipe} ${run.goal} ${run.device} ${run.reason}`.toLowerCase().includes(word)));
+    const compare = (one, other) => one === other ? 0 : one === null ? 1 : other === null ? -1 : (typeof one === "string" ? one.localeCompare(other, "en", { numeric: true }) : one - other) * (down ? -1 : 1);
+    return runs.sort((one, other) => compare(one[key], other[key]) || one.name.localeCompare(other.name));
+  },
+
+  draw() {
+    const recipes = [...new Set([...this.runs.values()].map((run) => run.recipe).filter(Boolean))].sort(), before = this.recipe.value || drafts.get("runs:recipe", "");
+    this.recipe.replaceChildren(new Option("all", ""), ...recipes.map((name) => new Option(shortName(name), name)));
+    this.recipe.value = recipes.includes(before) ? before : "";
+    const runs = this.shown(), visible = this.isWhole ? runs : runs.slice(0, FIRST_ROWS);
+    this.head.replaceChildren(element("th", { scope: "col" }, "show"), ...RUN_COLUMNS.map(([key, title]) => {
+      const direction = this.sort.key !== key ? undefined : this.sort.down ? "descending" : "ascending";
+      const sort = () => { this.sort = { key, down: this.sort.key === key ? !this.sort.down : key === "modified" }; drafts.set("runs:sort", this.sort); this.draw(); [...this.head.querySelectorAll("button")].find((button) => button.dataset.key === key)?.focus(); };
+      return element("th", { scope: "col", "aria-sort": direction }, element("button", { type: "button", className: "plain", "data-key": key, onclick: sort }, `${title}${direction ? (this.sort.down ? " ↓" : " ↑") : ""}`));
+    }));
+    this.rows = new Map(visible.map((run) => [run.name, this.row(run)]));
+    this.body.replaceChildren(...this.rows.values());
+    this.all.hidden = visible.length === runs.length;
+    this.all.textContent = `Show all ${integers.format(runs.length)} runs`;
+    const training = runs.filter(isTraining).length, total = this.runs.size;
+    this.count.textContent = !total ? "There is no run in this folder yet." : `${integers.format(runs.length)} of ${integers.format(total)} runs${training ? `, ${training} of them training now` : ""}`;
+    this.table.hidden = !runs.length;
+  },
+
+  row(run) {
+    const box = element("input", { type: "checkbox", checked: this.chosen.includes(run.name), "aria-label": `Show ${shortName(run.name)}`, onchange: () => this.tick(run.name, box) });
+    const name = element("button", { type: "button", className: "plain", onclick: () => { this.choose([run.name]); this.cards.scrollIntoView({ block: "nearest" }); } }, shortName(run.name));
+    const steps = run.steps === null ? "" : run.step === run.steps ? formatNumber(run.step) : `${formatNumber(run.step)} of ${formatNumber(run.steps)}`;
+    const value = run.value === null ? "" : element("span", {}, formatNumber(run.value), element("span", { className: "soft" }, ` ${run.goal.replaceAll("_", " ")}`));
+    const cells = [value, steps, run.minutes ?? "", run.parameters ?? "", shortName(run.device), run.modified ? localTime(run.modified) : ""];
+    return element("tr", {}, element("td", {}, box), element("td", { className: "name" }, name), element("td", { className: run.state === "broken" ? "wrong state" : "state", title: run.reason }, RUN_STATES[run.state]),
+      element("td", { className: "name" }, shortName(run.recipe)), ...cells.map((cell, index) => element("td", { className: index < 4 ? "number" : "" }, typeof cell === "number" ? formatNumber(cell) : cell)));
+  },
+
+  // Replace the row of a run that changed, unless somebody's focus is in it.
+  drawRow(run) {
+    const row = this.rows?.get(run.name);
+    if (!row?.isConnected) return;
+    const fresh = this.row(run), focused = [...row.querySelectorAll("button, input")].indexOf(document.activeElement);
+    row.replaceWith(fresh);
+    this.rows.set(run.name, fresh);
+    if (focused >= 0) fresh.querySelectorAll("button, input")[focused].focus();
+  },
+
+  tick(name, box) {
+    if (box.checked && this.chosen.length >= MAX_CURVES) {
+      box.checked = false;
+      page.fail(new ServerError(`at most ${MAX_CURVES} runs are shown together; untick another one first`, 400));
+      return;
+    }
+    this.choose(box.checked ? [...this.chosen, name] : this.chosen.filter((entry) => entry !== name));
+  },
+
+  // Show these runs: curves, a card for each, and what differs.
+  async choose(names) {
+    this.chosen = names.filter((name) => this.runs.has(name)).slice(0, MAX_CURVES);
+    drafts.set("runs:chosen", this.chosen);
+    for (const [name, row] of this.rows ?? []) row.querySelector("input").checked = this.chosen.includes(name);
+    this.curves.choose(this.chosen);
+    const known = this.shownCards ?? new Map();
+    this.shownCards = new Map(this.chosen.map((name) => [name, known.get(name) ?? new RunCard(this, this.runs.get(name))]));
+    for (const [name, card] of this.shownCards) card.setIndex(this.curves.indexOf(name));
+    this.cards.replaceChildren(...[...this.shownCards.values()].map((card) => card.view));
+    this.command.update();
+    this.compare();
+    try {
+      await Promise.all([this.curves.read(), ...[...this.shownCards.values()].map((card) => card.load())]);
+      this.compare();
+    } catch (error) {
+      page.fail(error, () => this.choose(names));
+    }
+  },
+
+  drawCard(run, before) {
+    const card = this.shownCards?.get(run.name);
+    if (!card) return;
+    card.update(run);
+    if (before && before.state !== run.state) card.load().then(() => this.compare()).catch((error) => page.fail(error));
+  },
+
+  // The settings and scores in which the chosen runs differ.
+  compare() {
+    const cards = [...(this.shownCards ?? new Map()).values()].filter((card) => card.details);
+    if (cards.length < 2) return this.comparison.replaceChildren();
+    const titles = cards.map((card) => shortName(card.run.name));
+    const settings = cards.map((card) => card.details.settings), paths = [...new Set(settings.flatMap(Object.keys))].filter((path) => new Set(settings.map((values) => values[path])).size > 1);
+    const [common, other] = [true, false].map((isCommon) => paths.filter((path) => settings.every((values) => path in values) === isCommon).map((path) => [path, ...settings.map((values) => values[path] ?? "-")]));
+    const metrics = [...new Set(cards.flatMap((card) => card.details.scores.map((row) => row.metric)))];
+    const scores = metrics.map((metric) => [metric, ...cards.map((card) => scoreText(card.details.scores.find((row) => row.metric === metric)))]);
+    const rows = common.slice(0, MAX_DIFFERENCES), rest = [...common.slice(MAX_DIFFERENCES), ...other];
+    const more = rest.length ? element("details", {}, element("summary", {}, `${rest.length} more settings, which some of these runs do not have`), table(["setting", ...titles], rest, "More settings that differ")) : null;
+    this.comparison.replaceChildren(element("h3", {}, "Scores"), scores.length ? table(["metric", ...titles], scores, "Scores of the runs") : element("p", { className: "soft" }, "There is no score yet."),
+      element("h3", {}, "Settings that differ"), rows.length ? table(["setting", ...titles], rows, "Settings that differ") : element("p", { className: "soft" }, rest.length ? "The settings that all have are the same." : "All settings are the same."), ...(more ? [more] : []));
+  },
+
+  // Change a run; the answer is one sentence.
+  async act(name, action, body = {}) {
+    page.fail(null);
+    try {
+      const answer = await server.json(`${runPath(name)}/${action}`, { body });
+      const undo = action === "delete" ? element("button", { type: "button", onclick: () => this.act(name, "restore") }, "Undo") : null;
+      this.done.replaceChildren(element("div", { className: "row done" }, element("span", {}, `${shortName(name)}: ${sentence(answer.message)}`), ...(undo ? [undo] : [])));
+      undo?.focus();
+      await this.follow();
+    } catch (error) {
+      page.fail(error, error.status === 0 || error.status >= 500 ? () => this.act(name, action, body) : undefined);
+    }
+  },
+
+  drawTrash() {
+    this.trash.hidden = !this.deleted.length;
+    this.trash.lastChild.replaceChildren(...this.deleted.map((run) => element("li", {}, element("span", {}, `${shortName(run.name)}, deleted ${localTime(run.time)} `),
+      this.mayTrain ? element("button", { type: "button", onclick: () => this.act(run.name, "restore") }, "Restore") : null)));
+  },
+
+  commandLines() {
+    const card = this.shownCards?.values().next().value, folder = card?.details?.folder ?? "runs/NAME";
+    return {
+      shell: `headway board ${shellWord(folder.replace(/\/[^/]*$/, ""))}\nheadway train ${shellWord(`${folder}/recipe.json`)} --run ${shellWord(folder)} --resume --minutes 5`,
+      python: `import headway as hw\nrun = hw.train(${pythonString(`${folder}/recipe.json`)}, run=${pythonString(folder)}, resume=True, minutes=5)\nprint(run.summary["scores"])`,
+    };
+  },
+});
+
+// A score with its interval, in a line.
+function scoreText(row) {
+  if (!row) return "-";
+  const { metric, signature, "95 % interval": interval, ...values } = row;
+  return Object.entries(values).filter(([, value]) => value !== null).map(([split, value]) => `${value}${interval && !split.startsWith("best") ? ` (${interval})` : ""} ${split}`).join(", ");
+}
+
+// What is known about one run, and what can be done with it.
+class RunCard {
+  constructor(tab, run) {
+    this.tab = tab;
+    this.title = element("h3");
+    this.status = element("p");
+    this.bar = element("progress", { max: 1, "aria-label": "Steps done" });
+    this.actions = element("div", { className: "row" });
+    this.export = element("p", { "aria-live": "polite" });
+    this.more = element("div");
+    this.minutes = keepDraft(element("input", { type: "number", min: 0.1, max: 1000000, step: "any" }), `runs:minutes:${run.name}`, "5");
+    this.format = element("select", {}, new Option("folder for transformers", "hf"), new Option(".gguf for llama.cpp", "gguf"), new Option(".onnx", "onnx"));
+    this.view = element("section", { className: "card", "aria-label": `Run ${shortName(run.name)}` }, this.title, this.status, this.bar, this.actions, this.export, this.more);
+    this.index = 0;
+    this.update(run);
+  }
+
+  setIndex(index) {
+    this.index = index;
+    this.title.replaceChildren(seriesSwatch(index), ` ${shortName(this.run.name)}`);
+  }
+
+  async load() {
+    try {
+      this.details = await server.json(runPath(this.run.name));
+    } catch (error) {
+      if (error.code === "unknown_run") return; // it is deleted just now; the next list leaves it out
+      throw error;
+    }
+    const { samples, scores, environment, notes, folder, settings } = this.details, open = new Set([...this.more.querySelectorAll("details[open]")].map((part) => part.dataset.part));
+    const part = (title, isOpen, ...content) => content[0] && element("details", { open: open.size ? open.has(title) : isOpen, "data-part": title }, element("summary", {}, title), ...content);
+    const names = [...new Set(samples.flatMap((sample) => Object.keys(sample)))], isAlone = this.tab.chosen.length === 1;
+    const sampleTable = (some) => table(names.map((name) => name || "right"), some.map((sample) => names.map((name) => sample[name] ?? "")), "Samples of its output");
+    this.more.replaceChildren(...[
+      part("Scores", isAlone, scores.length ? table(Object.keys(scores[0]), scores.map((row) => Object.values(row)), "Scores") : null),
+      part("Samples", true, samples.length ? sampleTable(samples.slice(0, 3)) : null),
+      part("More samples", false, samples.length > 3 ? sampleTable(samples.slice(3)) : null),
+      part("What happened", false, notes.length ? element("ul", {}, ...notes.map((note) => element("li", {}, note))) : null),
+      part("Settings", false, Object.keys(settings).length ? table(["setting", "value"], Object.entries(settings), "Settings") : null),
+      part("Machine and versions", false, Object.keys(environment).length ? table(["what", "value"], [["folder", folder], ...Object.entries(environment)], "Machine and versions") : null),
+    ].filter(Boolean));
+  }
+
+  update(run) {
+    this.run = run;
+    const reason = run.reason ? ` (${run.reason})` : "", speed = run.tokens_per_second === null ? "" : `, ${formatNumber(Math.round(run.tokens_per_second))} ${run.unit}s per second`;
+    const left = run.minutes_left === null ? "" : `, ${minutesText(run.minutes_left)} left`;
+    const steps = run.steps ? `: step ${formatNumber(run.step)} of ${formatNumber(run.steps)}${left}${speed}` : "";
+    this.status.textContent = `${RUN_STATES[run.state]}${run.state === "finished" ? `: ${formatNumber(run.step)} steps in ${minutesText(run.minutes ?? 0)}` : steps}${reason}`;
+    this.status.className = run.state === "broken" ? "wrong" : "";
+    this.bar.hidden = !isTraining(run);
+    if (run.state === "running" && run.steps) this.bar.value = run.step / run.steps;
+    else this.bar.removeAttribute("value");
+    const place = run.export_path ?? "";
+    this.export.textContent = run.export === "running" ? `Export to ${place} is running. ${run.export_message}` : run.export === "finished" ? `Exported to ${place}` : run.export ? `The export failed: ${run.export_message}` : "";
+    this.export.className = run.export === "failed" || run.export === "ended" ? "wrong" : "";
+    const key = `${run.state} ${run.can_stop} ${run.has_report} ${run.export === "running"} ${this.tab.mayTrain}`;
+    if (key !== this.key) this.drawActions();
+    this.key = key;
+  }
+
+  drawActions() {
+    const { run, tab } = this, button = (text, onclick, className = "") => element("button", { type: "button", className, onclick }, text);
+    const act = (text, action, className) => button(text, () => tab.act(run.name, action), className), shown = [];
+    if (tab.mayTrain) {
+      if (isTraining(run) && run.can_stop) shown.push(act("Stop", "stop"));
+      if (run.state === "stopped") shown.push(act("Go on", "resume", "main"), act("Finish early", "finish"));
+      if (run.state === "stopped" || run.state === "finished") {
+        shown.push(element("div", { className: "pair" }, labelled("More minutes", this.minutes), button("Train on", () => tab.act(run.name, "extend", { minutes: Number(this.minutes.value) }))));
+        if (run.has_model && run.export !== "running") shown.push(element("div", { className: "pair" }, labelled("Export as", this.format), button("Export", () => tab.act(run.name, "export", { format: this.format.value }))));
+      }
+    }
+    if (run.has_report) shown.push(button("Report", () => this.openReport()));
+    if (tab.mayTrain && !isTraining(run)) shown.push(button("Delete", () => this.askDelete()));
+    if (!tab.mayTrain) shown.push(element("p", { className: "soft" }, "Your key may look at runs, but not change them."));
+    this.actions.replaceChildren(...shown);
+  }
+
+  askDelete() {
+    const keep = element("button", { type: "button", onclick: () => { this.drawActions(); this.actions.querySelector("button")?.focus(); } }, "Keep it");
+    this.actions.replaceChildren(element("span", {}, `Delete ${shortName(this.run.name)} with its model? You can restore it for a day.`),
+      element("button", { type: "button", className: "main", onclick: () => { this.drawActions(); this.tab.act(this.run.name, "delete"); } }, "Delete it"), keep);
+    keep.focus();
+  }
+
+  async openReport() {
+    try {
+      const { path } = await server.json(`${runPath(this.run.name)}/report`, { method: "POST" });
+      window.open(path, "_blank", "noopener");
+    } catch (error) {
+      page.fail(error);
+    }
+  }
+}

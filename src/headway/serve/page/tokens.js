@@ -1,0 +1,104 @@
+"use strict";
+// The text of an answer, token by token: the alternatives of each on hover, on focus and by arrow keys, and how surprising it was.
+
+// A token as a word of a list: spaces and other invisible characters have a sign.
+function visibleToken(text) {
+  const signs = text.slice(0, 60).replace(/^ | $/g, "␣").replaceAll("\n", "⏎").replaceAll("\t", "⇥");
+  return signs.replace(/[\u0000-\u001f]/g, (c) => String.fromCharCode(0x2400 + c.charCodeAt(0))) || "(no text)";
+}
+
+// The list of a token's alternatives, next to it.
+const alternatives = {
+  box: element("div", { id: "alternatives", role: "tooltip", hidden: true }),
+  token: null,
+
+  show(token, entries) {
+    clearTimeout(this.timer);
+    if (this.token === token) return;
+    this.hide();
+    this.token = token;
+    const lists = entries.map(({ text, logprob, top }) => {
+      const others = top.filter(([other]) => other !== text), chosen = `${visibleToken(text)} (written)`;
+      const rows = [[chosen, logprob], ...others.map(([other, value]) => [visibleToken(other), value])].sort((a, b) => b[1] - a[1]);
+      return bars(rows.map(([name, value]) => [name, Math.exp(value)]));
+    });
+    this.box.replaceChildren(element("p", { className: "soft" }, "What the model could have written here"), ...lists);
+    this.box.hidden = false;
+    token.setAttribute("aria-describedby", this.box.id);
+    const [at] = token.getClientRects(), box = this.box.getBoundingClientRect();
+    const below = at.bottom + 4 + box.height <= innerHeight;
+    this.box.style.setProperty("left", `${Math.max(4, Math.min(at.left, innerWidth - box.width - 4))}px`);
+    this.box.style.setProperty("top", `${below ? at.bottom + 4 : Math.max(4, at.top - box.height - 4)}px`);
+  },
+
+  hide() {
+    clearTimeout(this.timer);
+    this.token?.removeAttribute("aria-describedby");
+    this.token = null;
+    this.box.hidden = true;
+  },
+
+  // The pointer may move from the token into the list.
+  hideSoon() {
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.hide(), 200);
+  },
+};
+document.body.append(alternatives.box);
+alternatives.box.addEventListener("pointerenter", () => clearTimeout(alternatives.timer));
+alternatives.box.addEventListener("pointerleave", () => alternatives.hideSoon());
+window.addEventListener("scroll", () => alternatives.hide(), { capture: true, passive: true });
+
+// Text that grows. Tokens are {text, logprob, top: [[text, logprob], ...]}; text without them is plain.
+class TokenText {
+  constructor(text = "") {
+    this.entries = new Map(); // of each element
+    this.waiting = []; // tokens whose text comes later: parts of a character
+    this.root = element("div", { className: "tokens" }, text);
+    for (const [kind, handle] of [["pointerover", this.enter], ["focusin", this.enter]]) this.root.addEventListener(kind, handle.bind(this));
+    this.root.addEventListener("pointerleave", () => alternatives.hideSoon());
+    this.root.addEventListener("focusout", () => alternatives.hide());
+    this.root.addEventListener("keydown", (event) => this.move(event));
+    this.root.addEventListener("click", (event) => { if (this.entries.has(event.target)) this.focus(event.target); });
+  }
+
+  add(text, tokens) {
+    this.waiting.push(...tokens);
+    if (!text) return;
+    if (!this.waiting.length) {
+      this.root.append(text);
+      return;
+    }
+    const first = !this.entries.size, probability = Math.exp(this.waiting.at(-1).logprob);
+    const surprise = probability >= 0.5 ? "" : probability >= 0.1 ? " rare" : probability >= 0.01 ? " rarer" : " rarest";
+    const token = element("span", { className: `token${surprise}`, tabIndex: first ? 0 : -1 }, text);
+    if (first) {
+      this.root.setAttribute("role", "group");
+      this.root.setAttribute("aria-label", "Answer. The arrow keys show what the model could have written instead of each token");
+    }
+    this.entries.set(token, this.waiting);
+    this.waiting = [];
+    this.root.append(token);
+  }
+
+  enter(event) {
+    const entries = this.entries.get(event.target);
+    if (entries) alternatives.show(event.target, entries);
+    else alternatives.hideSoon();
+  }
+
+  // One tab stop for all tokens: the arrow keys move it.
+  focus(token) {
+    this.root.querySelector("[tabindex='0']").tabIndex = -1;
+    token.tabIndex = 0;
+    token.focus();
+  }
+
+  move(event) {
+    if (event.key === "Escape") return alternatives.hide();
+    const { target } = event, tokens = { ArrowRight: target.nextElementSibling, ArrowLeft: target.previousElementSibling, Home: this.root.firstElementChild, End: this.root.lastElementChild };
+    if (!(event.key in tokens) || event.ctrlKey || event.altKey || event.metaKey) return;
+    event.preventDefault();
+    if (this.entries.has(tokens[event.key])) this.focus(tokens[event.key]);
+  }
+}

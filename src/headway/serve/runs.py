@@ -1,0 +1,244 @@
+"""/v1/runs: the runs of a folder, their curves, settings and reports, and what can be done with them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import quote
+
+import msgspec
+from starlette.responses import HTMLResponse, Response
+
+from headway.app.run_board import DeletedRun, RunBoard, RunRow, UnknownRunError, settings
+from headway.errors import UserError
+from headway.io.durable import read_json
+from headway.io.outputs import check_kind
+from headway.learn.run import RunDirectory
+from headway.learn.run_report import notes, scores
+from headway.serve.http_errors import StatusError
+from headway.serve.interfaces import Context, Endpoint
+
+T = TypeVar("T")
+_MAX_SAMPLES, _MAX_SAMPLE = 20, 4000  # samples per run, and characters per sample
+_MAX_REPORT = 1 << 28  # bytes
+_REPORT_HEADERS = {
+    # A report contains text of models and data. It has no scripts, and no access to this page's keys.
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; sandbox",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+
+class RunList(msgspec.Struct):
+    """The runs that changed `since` a version, or all runs if `is_complete`. `removed`: names of runs that are gone;
+    `deleted`: runs that can be restored for a day; `may_train`: whether this key may change runs.
+    """
+
+    version: str
+    is_complete: bool
+    runs: list[RunRow]
+    removed: list[str]
+    deleted: list[DeletedRun]
+    may_train: bool
+
+
+class RunDetails(msgspec.Struct):
+    """A run: its row in the list, its folder, settings by path, samples, scores with intervals, what its results depend
+    on, and remarks about its training.
+    """
+
+    run: RunRow
+    folder: str
+    settings: dict[str, str]
+    samples: list[dict[str, str]]
+    scores: list[dict[str, str | float | None]]
+    environment: dict[str, str]
+    notes: list[str]
+
+
+class RunLines(msgspec.Struct):
+    """Lines of a run's metrics after a position. `after` is the next position. With `is_restart` these are the first
+    lines of a file that was written again; with `has_more` there are more. Of the lines of training steps, only every
+    n-th is included (`every`).
+    """
+
+    after: str
+    is_restart: bool
+    has_more: bool
+    every: int
+    lines: list[dict[str, Any]]
+
+
+class ReportAddress(msgspec.Struct):
+    """The path of a report, which a browser can open once within a minute."""
+
+    path: str
+
+
+class RunChange(msgspec.Struct, forbid_unknown_fields=True):
+    """What to do in addition: `minutes` for extend, `format` for export (hf, gguf or onnx)."""
+
+    minutes: Annotated[float, msgspec.Meta(gt=0, le=1e6)] | None = None
+    format: Literal["hf", "gguf", "onnx"] = "hf"
+
+
+class RunChanged(msgspec.Struct):
+    """What happens now, in one sentence."""
+
+    message: str
+
+
+@cache
+def _board(folder: Path) -> RunBoard:
+    return RunBoard(folder)
+
+
+def open_board(context: Context) -> RunBoard:
+    """The server's board of runs. StatusError 404 if it has none."""
+    if context.settings.runs is None:
+        raise StatusError(404, "this server has no folder of runs; start it with --runs DIR", code="no_runs")
+    return _board(context.settings.runs)
+
+
+def check_may_train(context: Context) -> None:
+    """StatusError 403 for a key that may not train."""
+    if not context.may_train:
+        message = "this key may not train or change runs; use one whose line in the file of keys ends with train"
+        raise StatusError(403, message, code="may_not_train")
+
+
+async def _work(context: Context, work: Callable[[RunBoard], T]) -> T:
+    """Run work on the board in a thread. Errors name runs, not the server's folders."""
+    board = open_board(context)
+    try:
+        return await asyncio.to_thread(work, board)
+    except StatusError:
+        raise
+    except UnknownRunError as error:
+        raise StatusError(404, str(error), code="unknown_run") from None
+    except UserError as error:
+        raise StatusError(400, str(error).replace(f"{board.folder}{os.sep}", "")) from None
+
+
+async def list_runs(body: None, context: Context) -> RunList:
+    since = context.query.get("since", "")
+    changes = await _work(context, lambda board: board.changes(since))
+    return RunList(*changes, context.may_train)
+
+
+async def get_run(body: None, context: Context) -> RunDetails:
+    return await _work(context, lambda board: _details(board, context.path["name"]))
+
+
+def _details(board: RunBoard, name: str) -> RunDetails:
+    row, path = board.row(name), board.folder / name
+    if row.state in ("starting", "broken"):
+        return RunDetails(row, str(path), {}, [], [], {}, [])
+    summary = RunDirectory(path).read_status()
+    samples = [
+        {key[:_MAX_SAMPLE]: text[:_MAX_SAMPLE] for key, text in sample.items()}
+        for sample in (summary.get("samples") or [])[:_MAX_SAMPLES]
+    ]
+    final, best, unit = summary.get("scores") or {}, summary.get("best") or {}, summary.get("unit", "token")
+    facts = {**(summary.get("machine") or {}), **(summary.get("packages") or {})}
+    facts |= {key: summary.get(key) for key in ("python", "device", "threads", "processes", "precision")}
+    environment = {key: str(value)[:200] for key, value in facts.items() if value is not None}
+    recipe = read_json(path / "recipe.json")
+    rows = scores(final, best, f"nats per {unit}") if final or best else []
+    return RunDetails(row, str(path), settings(recipe), samples, rows, environment, notes((), summary))
+
+
+async def get_points(body: None, context: Context) -> RunLines:
+    after = context.query.get("after", "")
+    return RunLines(*await _work(context, lambda board: board.points(context.path["name"], after)))
+
+
+async def issue_report(body: None, context: Context) -> ReportAddress:
+    name = context.path["name"]
+    row = await _work(context, lambda board: board.row(name))
+    if not row.has_report:
+        raise StatusError(404, f"{row.name[:100]} has no report yet; it is written when the run ends", code="no_report")
+    ticket = context.settings.tickets.issue(f"/v1/runs/{name}/report", context.owner)
+    return ReportAddress(f"/v1/runs/{quote(name, safe='')}/report?ticket={ticket}")
+
+
+async def get_report(body: None, context: Context) -> Response:
+    return HTMLResponse(
+        await _work(context, lambda board: _report(board, context.path["name"])), headers=_REPORT_HEADERS
+    )
+
+
+def _report(board: RunBoard, name: str) -> bytes:
+    path = board.path(name) / "report.html"
+    try:
+        status = os.lstat(path)
+        check_kind(path, status)
+        if status.st_size > _MAX_REPORT:
+            raise UserError(f"the report has {status.st_size:,} bytes; open it from the run's folder")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"the report cannot be read ({error.strerror}); it is written when the run ends") from None
+
+
+async def change_run(action: str, body: RunChange, context: Context) -> RunChanged:
+    check_may_train(context)
+    name = context.path["name"]
+
+    def change(board: RunBoard) -> str:
+        if action == "stop":
+            board.stop(name)
+            return "stopping after this step; a checkpoint is written first"
+        if action == "extend":
+            if body.minutes is None:
+                raise StatusError(400, "minutes is missing; pass how long to train", "minutes")
+            board.resume(name, body.minutes)
+            return f"training for {body.minutes:g} more minutes"
+        if action == "export":
+            return f"the model is being converted to {board.export(name, body.format)}"
+        if action == "delete":
+            board.delete(name)
+            return "deleted; it can be restored for a day"
+        if action == "restore":
+            board.restore(name)
+            return "restored"
+        board.resume(name, finish=action == "finish")
+        return (
+            "going on from the last checkpoint"
+            if action == "resume"
+            else "finishing within a tenth of the steps so far"
+        )
+
+    return RunChanged(await _work(context, change))
+
+
+_ACTIONS = {
+    "stop": "stop a run after its step, with a checkpoint",
+    "resume": "continue a stopped run from its last checkpoint",
+    "finish": "continue a stopped run to an early end",
+    "extend": "train a run for more minutes",
+    "export": "convert a run's model to a format that other programs read",
+    "delete": "delete a run, which can be restored for a day",
+    "restore": "restore a deleted run",
+}
+
+
+def _handler(action: str) -> Callable[[RunChange, Context], Awaitable[RunChanged]]:
+    return lambda body, context: change_run(action, body, context)
+
+
+ENDPOINTS = (
+    Endpoint("GET", "/v1/runs", list_runs, "runs that changed since a version", answer=RunList, query=("since",)),
+    Endpoint("GET", "/v1/runs/{name}", get_run, "a run's settings, samples and scores", answer=RunDetails),
+    Endpoint("GET", "/v1/runs/{name}/points", get_points, "a run's curves", answer=RunLines, query=("after",)),
+    Endpoint("POST", "/v1/runs/{name}/report", issue_report, "an address of a run's report", answer=ReportAddress),
+    Endpoint("GET", "/v1/runs/{name}/report", get_report, "a run's report", query=("ticket",)),
+    *(
+        Endpoint("POST", f"/v1/runs/{{name}}/{action}", _handler(action), summary, RunChange, RunChanged)
+        for action, summary in _ACTIONS.items()
+    ),
+)

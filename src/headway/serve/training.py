@@ -1,0 +1,319 @@
+"""Training on files that a client sends: uploads, plans and the start of runs. Planning and training are processes of
+their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+from headway.app.jobs import check_name, jobs, start_job
+from headway.app.uploads import DiskFullError, Upload, Uploads, UploadTooLargeError
+from headway.data.input_files import File, read_lines
+from headway.errors import nearest, printable
+from headway.io.json_files import parse_json
+from headway.learn.run import free_directory
+from headway.serve.http_errors import StatusError
+from headway.serve.interfaces import BodyStream, Context, Endpoint
+
+_PLAN_SECONDS = 300.0  # seconds after which a plan is given up
+_MAX_PLANS = 2  # plans at once
+_LINES_AROUND = 2  # lines shown before and after a wrong one
+_MAX_CHARACTERS = 300  # of a line that is shown
+_LOCATION = re.compile(r"(?P<name>[^,;:]+), line (?P<line>\d{1,9})\b")
+_plans_running = 0
+
+
+class StatedLimits(msgspec.Struct):
+    """What an upload may have: bytes of one file and of all files, and the number of files."""
+
+    file_bytes: int
+    upload_bytes: int
+    files: int
+
+
+class FileEntry(msgspec.Struct):
+    """A file that has arrived: its name, with folders, and its size in bytes."""
+
+    name: str
+    size: int
+
+
+class UploadAnswer(msgspec.Struct):
+    """An upload, with the files that have arrived completely."""
+
+    id: str
+    files: list[FileEntry]
+    limits: StatedLimits
+
+
+class Removed(msgspec.Struct):
+    """The upload that was removed."""
+
+    id: str
+
+
+class NoFields(msgspec.Struct, forbid_unknown_fields=True):
+    """A body without fields."""
+
+
+_Minutes = Annotated[float, msgspec.Meta(gt=0, le=100_000)]
+
+
+class PlanBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Plan a training of `recipe` on an upload for each number of minutes. `files` are the names of the data files, in
+    the order that the recipe takes them; by default the complete upload.
+    """
+
+    recipe: str
+    upload: str
+    minutes: Annotated[list[_Minutes], msgspec.Meta(min_length=1, max_length=5)]
+    files: Annotated[list[str], msgspec.Meta(max_length=10)] = []
+
+
+class PlanAnswer(msgspec.Struct):
+    """The plans, a summary of the data, and notes about files and lines that are left out."""
+
+    plans: list[dict[str, Any]]
+    data: dict[str, Any] | None
+    notes: list[str]
+
+
+class RunBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Train a recipe on an upload for a number of minutes. If a run has the `name`, a number is added."""
+
+    recipe: str
+    upload: str
+    minutes: _Minutes
+    name: str
+    files: Annotated[list[str], msgspec.Meta(max_length=10)] = []
+
+
+class StartedRun(msgspec.Struct):
+    """The name of the run that was started."""
+
+    name: str
+
+
+class WrongLine(msgspec.Struct):
+    """Lines of an uploaded file around number `line`; the first of them has the number `first`."""
+
+    name: str
+    line: int
+    first: int
+    lines: list[str]
+
+
+@cache
+def _uploads_in(runs: Path) -> Uploads:
+    return Uploads(runs)
+
+
+def uploads_of(context: Context) -> Uploads:
+    """The uploads of the server's folder of runs. StatusError 404 if the server has none, and 403 if the request's key
+    may not train.
+    """
+    if context.settings.runs is None:
+        raise StatusError(404, "this server has no folder of runs; start it with --runs DIR", code="no_runs")
+    if not context.may_train:
+        message = "this API key may not train; write train after it in the server's file of keys"
+        raise StatusError(403, message, code="may_not_train")
+    return _uploads_in(context.settings.runs)
+
+
+def _find(context: Context, upload_id: str) -> Upload:
+    try:
+        return uploads_of(context).find(upload_id)
+    except KeyError:
+        shown = printable(upload_id[:40])
+        message = f"there is no upload {shown!r}; unused ones are removed after a day, so send the files again"
+        raise StatusError(404, message, "upload", "no_upload") from None
+
+
+def _answer(upload: Upload, context: Context) -> UploadAnswer:
+    listing, limits = upload.listing(), uploads_of(context).limits
+    stated = StatedLimits(limits.file_bytes, limits.upload_bytes, limits.files)
+    return UploadAnswer(upload.id, [FileEntry(*file) for file in listing], stated)
+
+
+@contextmanager
+def _http_statuses() -> Iterator[None]:
+    """Give errors of uploads their HTTP status."""
+    try:
+        yield
+    except DiskFullError as error:
+        raise StatusError(507, str(error), code="disk_full") from None
+    except UploadTooLargeError as error:
+        raise StatusError(413, str(error), code="body_too_large") from None
+
+
+async def get_limits(body: None, context: Context) -> StatedLimits:
+    """The limits of an upload."""
+    limits = uploads_of(context).limits
+    return StatedLimits(limits.file_bytes, limits.upload_bytes, limits.files)
+
+
+async def create_upload(body: NoFields, context: Context) -> UploadAnswer:
+    """A new upload without files."""
+    with _http_statuses():
+        return _answer(await asyncio.to_thread(uploads_of(context).create), context)
+
+
+async def put_file(body: BodyStream, context: Context) -> FileEntry:
+    """Store one file of an upload; it replaces an earlier one with this name."""
+    upload = _find(context, context.path["upload"])
+    with _http_statuses():
+        return FileEntry(*await upload.receive(context.path["path"], body.chunks, body.size))
+
+
+async def get_upload(body: None, context: Context) -> UploadAnswer:
+    """What has arrived of an upload, so that an interrupted one can continue."""
+    return _answer(_find(context, context.path["upload"]), context)
+
+
+async def delete_upload(body: None, context: Context) -> Removed:
+    """Remove an upload that no run uses."""
+    upload = _find(context, context.path["upload"])
+    with _http_statuses():
+        await asyncio.to_thread(uploads_of(context).remove, upload)
+    return Removed(upload.id)
+
+
+async def get_lines(body: None, context: Context) -> WrongLine:
+    """A line of an uploaded file, and the lines around it."""
+    upload, name = _find(context, context.path["upload"]), context.path["path"]
+    path, number = _stored_file(upload, name), int(context.path["line"])
+
+    def read() -> WrongLine:
+        first = max(1, number - _LINES_AROUND)
+        lines = islice(read_lines(File(path)), first - 1, number + _LINES_AROUND)
+        return WrongLine(name, number, first, [line[:_MAX_CHARACTERS] for line in lines])
+
+    return await asyncio.to_thread(read)
+
+
+async def create_plans(body: PlanBody, context: Context) -> PlanAnswer:
+    """Plan a training on an upload, in a process of its own that ends with the request. An error's `param` is FILE:LINE
+    if a line of a file is wrong.
+    """
+    global _plans_running
+    upload = _find(context, body.upload)
+    minutes = ",".join(f"{number:g}" for number in body.minutes)
+    command = [*_command("plan", body.recipe, upload, body.files), "--minutes", minutes, "--json"]
+    if _plans_running >= _MAX_PLANS:
+        raise StatusError(429, f"{_MAX_PLANS} plans are being made; wait for one of them", code="busy", retry_after=5)
+    _plans_running += 1
+    try:
+        code, output, notes = await _run(command)
+    finally:
+        _plans_running -= 1
+    lines = [line for line in _with_own_names(notes, upload).splitlines() if line.strip()]
+    if code:
+        message = next(
+            (line.removeprefix("headway: ") for line in reversed(lines)), "the plan failed without a message"
+        )
+        raise StatusError(400 if code == 2 else 500, message, _location(message, upload), "plan_failed")
+    result: Any = parse_json(output)
+    return PlanAnswer(result["plans"], result["data"], [line for line in lines if not line.startswith("headway: ")])
+
+
+async def start_run(body: RunBody, context: Context) -> StartedRun:
+    """Train on an upload, in a process of its own that outlives the server."""
+    upload, runs = _find(context, body.upload), context.settings.runs
+    assert runs is not None  # because there is an upload
+    directory = free_directory(runs / check_name(body.name.strip()))
+    while any(job.name == directory.name and job.state == "running" for job in jobs(runs).values()):
+        directory = free_directory(directory.with_name(f"{directory.name}-2"))  # started, but without a folder yet
+    command = _command("train", body.recipe, upload, body.files)
+    command += ["--run", str(directory), "--minutes", f"{body.minutes:g}"]
+    await asyncio.to_thread(start_job, runs, directory.name, command)
+    return StartedRun(directory.name)
+
+
+def _command(verb: str, recipe: str, upload: Upload, files: list[str]) -> list[str]:
+    """The command that plans or trains a recipe on an upload. StatusError for unknown recipes and files."""
+    from headway.domains import recipe_domains  # scans the installed packages
+
+    if recipe not in recipe_domains():
+        raise StatusError(
+            400, f"unknown recipe {printable(recipe[:40])!r}; {nearest(recipe, recipe_domains())}", "recipe"
+        )
+    paths = [_stored_file(upload, name) for name in files] or _data_paths(upload.files)
+    return [sys.executable, "-m", "headway", verb, recipe, "--data", *map(str, paths)]
+
+
+def _data_paths(folder: Path) -> list[Path]:
+    """What to read of an upload's files: a single file, two files with aligned lines, or a folder, without folders
+    around it.
+    """
+    entries = sorted(folder.iterdir())
+    if not entries:
+        raise StatusError(400, "the upload has no files; send some first", "upload")
+    if len(entries) == 1 and entries[0].is_file():
+        return entries
+    if len(entries) == 1 and any(inner.is_dir() for inner in entries[0].iterdir()):
+        return _data_paths(entries[0])
+    return [folder]
+
+
+def _stored_file(upload: Upload, name: str) -> Path:
+    if name not in (file.name for file in upload.listing()):
+        raise StatusError(404, f"the upload has no file {printable(name[:60])!r}; send it first", "files")
+    return upload.files / name
+
+
+async def _run(command: list[str]) -> tuple[int, str, str]:
+    """The exit code, output and messages of a command, which ends with the task that waits for it."""
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True
+    )
+    try:
+        async with asyncio.timeout(_PLAN_SECONDS):
+            output, messages = await process.communicate()
+    except TimeoutError:
+        message = f"the plan took longer than {_PLAN_SECONDS:g} s; try again with fewer files, or start without a plan"
+        raise StatusError(408, message, code="timeout") from None
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+    return process.returncode or 0, output.decode(errors="replace"), messages.decode(errors="replace")
+
+
+def _with_own_names(text: str, upload: Upload) -> str:
+    """A message with the names that the files have on the client's machine instead of their paths on the server."""
+    root = str(upload.files.absolute())
+    return text.replace(f"{root}/", "").replace(root, "the upload")
+
+
+def _location(message: str, upload: Upload) -> str | None:
+    """FILE:LINE if a message names a line of an uploaded file."""
+    names = {file.name for file in upload.listing()}
+    match = _LOCATION.search(message)
+    return f"{match['name']}:{match['line']}" if match is not None and match["name"] in names else None
+
+
+ENDPOINTS = (
+    Endpoint("GET", "/v1/uploads", get_limits, "the limits of uploads", None, StatedLimits),
+    Endpoint("POST", "/v1/uploads", create_upload, "a new upload of files to train on", NoFields, UploadAnswer),
+    Endpoint("GET", "/v1/uploads/{upload}", get_upload, "what has arrived of an upload", None, UploadAnswer),
+    Endpoint("DELETE", "/v1/uploads/{upload}", delete_upload, "remove an upload", None, Removed),
+    Endpoint("PUT", "/v1/uploads/{upload}/files/{path:path}", put_file, "store one file", BodyStream, FileEntry),
+    Endpoint(
+        "GET", "/v1/uploads/{upload}/lines/{line:int}/{path:path}", get_lines, "a line of a file", None, WrongLine
+    ),
+    Endpoint("POST", "/v1/plans", create_plans, "plan a training on an upload", PlanBody, PlanAnswer),
+    Endpoint("POST", "/v1/runs", start_run, "start a training on an upload", RunBody, StartedRun),
+)
