@@ -61,6 +61,8 @@ COMMANDS = {
     "chess suite": "measure how many positions of a chess test suite (EPD) a model solves",
     "chess match": "play chess against Stockfish or another model, and estimate the Elo difference",
     "tokenizer train": "train a tokenizer.json on text",
+    "doctor": "check this machine and the installation, with the command that mends what is wrong",
+    "completion": "print a script that completes commands and options in your shell",
     "data list": "list the known data sets with source and licence",
     "data get": "download a known data set and verify it",
     "data collect": "record episodes or demonstrations in environments",
