@@ -119,6 +119,7 @@ STARTERS: dict[str, Starter] = {
             recipe="spoken-digits",
             minutes=8,
             use="classify {run} seven.wav",
+            packages={"soundfile": "audio"},
         ),
         Starter(
             "stories",
