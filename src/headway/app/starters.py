@@ -103,6 +103,7 @@ STARTERS: dict[str, Starter] = {
             minutes=15,
             use='translate {run} "Where is the station?"',
             sets=("tatoeba-deu-eng",),
+            packages={"sacrebleu": "metrics"},
         ),
         Starter(
             "digits",
