@@ -147,6 +147,7 @@ STARTERS: dict[str, Starter] = {
             minutes=30,
             use="chess uci {run}",
             sets=("lichess-2013-01",),
+            settings={"task.skip_bad": True},
             packages={"chess": "chess", "zstandard": "data"},
         ),
         Starter(
