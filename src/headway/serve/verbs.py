@@ -295,6 +295,8 @@ def _compact(answer: Any, digits: int | None) -> Any:
 
 def plain(value: Any) -> Any:
     """A result as JSON values: dataclasses and named tuples as objects, arrays as lists."""
+    if isinstance(value, (str, int, float)):
+        return value
     if isinstance(value, (Tensor, np.ndarray)):
         return value.tolist()
     if is_dataclass(value) and not isinstance(value, type):

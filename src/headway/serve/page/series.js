@@ -84,7 +84,7 @@ page.addTab({
       const [first] = forecasts, names = forecasts.length === 1 ? ["time", first.series] : ["time", "series", "value"];
       const rows = forecasts.flatMap(({ series, past, past_times: times }) => past.map((value, index) => (names.length === 2 ? [times[index], value] : [times[index], series, value])));
       if (this.file || (this.text.value && this.text.value !== this.example)) return;
-      this.text.value = this.example = csvOf([names, ...rows]);
+      this.text.value = this.example = csvText([names, ...rows]);
       this.steps.placeholder = first.times.length;
       this.use(null, "Example: the last values that this model was trained on.");
       this.showForecasts(forecasts);
@@ -149,7 +149,7 @@ page.addTab({
     if (kind === "csv") {
       const levels = Object.keys(this.shown.quantiles);
       const rows = this.forecasts.flatMap(({ series, times, quantiles }) => times.map((time, index) => [series, time, ...levels.map((level) => quantiles[level][index])]));
-      return saveFile("forecast.csv", csvOf([["series", "time", ...levels], ...rows]), "text/csv;charset=utf-8");
+      return saveFile("forecast.csv", csvText([["series", "time", ...levels], ...rows]), "text/csv;charset=utf-8");
     }
     const chart = forecastChart(this.shown, 960, this.colours.picture);
     const picture = new Blob([new XMLSerializer().serializeToString(chart)], { type: "image/svg+xml" });
