@@ -26,6 +26,7 @@ from headway.io.json_files import parse_json
 from headway.learn.run import free_directory
 from headway.serve.http_errors import StatusError
 from headway.serve.interfaces import BodyStream, Context, Endpoint
+from headway.serve.runs import check_may_train, open_board
 
 _PLAN_SECONDS = 300.0  # seconds after which a plan is given up
 _MAX_PLANS = 2  # plans at once
@@ -129,12 +130,9 @@ def uploads_of(context: Context) -> Uploads:
     """The uploads of the server's folder of runs. StatusError 404 if the server has none, and 403 if the request's key
     may not train.
     """
-    if context.settings.runs is None:
-        raise StatusError(404, "this server has no folder of runs; start it with --runs DIR", code="no_runs")
-    if not context.may_train:
-        message = "this API key may not train; write train after it in the server's file of keys"
-        raise StatusError(403, message, code="may_not_train")
-    return _uploads_in(context.settings.runs)
+    runs = open_board(context).folder
+    check_may_train(context)
+    return _uploads_in(runs)
 
 
 def _find(context: Context, upload_id: str) -> Upload:
@@ -235,8 +233,7 @@ async def create_plans(body: PlanBody, context: Context) -> PlanAnswer:
 
 async def start_run(body: RunBody, context: Context) -> StartedRun:
     """Train on an upload, in a process of its own that outlives the server."""
-    upload, runs = _find(context, body.upload), context.settings.runs
-    assert runs is not None  # because there is an upload
+    upload, runs = _find(context, body.upload), open_board(context).folder
     directory = free_directory(runs / check_name(body.name.strip()))
     while any(job.name == directory.name and job.state == "running" for job in jobs(runs).values()):
         directory = free_directory(directory.with_name(f"{directory.name}-2"))  # started, but without a folder yet
