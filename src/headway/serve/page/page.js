@@ -69,8 +69,11 @@ const page = {
   },
 };
 
-// A message as a sentence; one that begins with the name of a file keeps its first letter.
-const sentence = (text) => (/^[a-z'-]+[\s,;:]/.test(text) ? text.charAt(0).toUpperCase() : text.charAt(0)) + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+// A message as a sentence; one that begins with the name of a file keeps its first letter, and a long one its ends.
+function sentence(message) {
+  const text = message.length > 600 ? `${message.slice(0, 300)} … ${message.slice(-200)}` : message;
+  return (/^[a-z'-]+[\s,;:]/.test(text) ? text.charAt(0).toUpperCase() : text.charAt(0)) + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+}
 
 // Values that outlive a reload: `drafts` those of this browser tab, `settings` those of this browser.
 class Store {
