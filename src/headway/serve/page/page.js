@@ -177,10 +177,14 @@ function workForm(children, work, label = "Send") {
   let controller = null;
   const send = element("button", { className: "main" }, label);
   const stop = element("button", { type: "button", disabled: true, onclick: () => controller?.abort() }, "Stop");
+  const patience = element("p", { className: "soft", role: "status" });
   const form = element("form", { onsubmit: async (event) => {
     event.preventDefault();
     if (controller) return;
     controller = new AbortController();
+    const timer = setTimeout(() => {
+      patience.textContent = "Still working. The first use of a model can take a minute or two, because the server loads it and prepares it for this computer.";
+    }, 5000);
     send.disabled = !(stop.disabled = false);
     form.setAttribute("aria-busy", "true");
     page.fail(null);
@@ -189,10 +193,12 @@ function workForm(children, work, label = "Send") {
     } catch (error) {
       page.fail(error, error.status === 0 || error.status >= 500 ? () => form.requestSubmit() : undefined);
     } finally {
+      clearTimeout(timer);
+      patience.textContent = "";
       controller = null;
       send.disabled = !(stop.disabled = true);
       form.removeAttribute("aria-busy");
     }
-  } }, ...children, element("div", { className: "row" }, send, stop));
+  } }, ...children, element("div", { className: "row" }, send, stop), patience);
   return form;
 }
