@@ -221,12 +221,13 @@ async def create_plans(body: PlanBody, context: Context) -> PlanAnswer:
         code, output, notes = await _run(command)
     finally:
         _plans_running -= 1
-    lines = [line for line in _with_own_names(notes, upload).splitlines() if line.strip()]
+    root = str(upload.files.absolute())  # messages name the client's files, not the server's
+    lines = [line for line in notes.replace(f"{root}/", "").replace(root, "the upload").splitlines() if line.strip()]
     if code:
-        message = next(
-            (line.removeprefix("headway: ") for line in reversed(lines)), "the plan failed without a message"
-        )
-        raise StatusError(400 if code == 2 else 500, message, _location(message, upload), "plan_failed")
+        message = (lines[-1] if lines else "the plan failed without a message; try again").removeprefix("headway: ")
+        match, names = _LOCATION.search(message), {file.name for file in upload.listing()}
+        location = f"{match['name']}:{match['line']}" if match is not None and match["name"] in names else None
+        raise StatusError(400 if code == 2 else 500, message, location, "plan_failed")
     result: Any = parse_json(output)
     return PlanAnswer(result["plans"], result["data"], [line for line in lines if not line.startswith("headway: ")])
 
@@ -296,19 +297,6 @@ async def _run(command: list[str]) -> tuple[int, str, str]:
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
     return process.returncode or 0, output.decode(errors="replace"), messages.decode(errors="replace")
-
-
-def _with_own_names(text: str, upload: Upload) -> str:
-    """A message with the names that the files have on the client's machine instead of their paths on the server."""
-    root = str(upload.files.absolute())
-    return text.replace(f"{root}/", "").replace(root, "the upload")
-
-
-def _location(message: str, upload: Upload) -> str | None:
-    """FILE:LINE if a message names a line of an uploaded file."""
-    names = {file.name for file in upload.listing()}
-    match = _LOCATION.search(message)
-    return f"{match['name']}:{match['line']}" if match is not None and match["name"] in names else None
 
 
 ENDPOINTS = (
