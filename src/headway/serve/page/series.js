@@ -105,13 +105,14 @@ page.addTab({
   },
 
   async work(signal) {
+    this.results.replaceChildren();
     if (!this.file && !this.text.value.trim()) throw new ServerError("there is no table; choose a file, or paste a table", 400);
     const kind = this.file?.name.toLowerCase().split(".").at(-1), data = this.file ? await dataUrl(new Blob([this.file], { type: this.types[kind] })) : this.text.value;
     try {
       const body = { model: this.choice.model.id, data, steps: this.steps.value ? Number(this.steps.value) : null };
       this.showForecasts((await server.json("/v1/forecast", { body, signal })).result);
     } catch (error) {
-      if (this.file) error.message = error.message.replaceAll("the table", shortName(this.file.name));
+      if (this.file && error instanceof ServerError) error.message = error.message.replaceAll("the table", shortName(this.file.name));
       throw error;
     }
   },
