@@ -56,7 +56,7 @@ def test_a_sentence_is_followed_through_a_model(browser: Browser, url: str, fold
     with opened(browser, f"{url}/#inside") as page:
         expect(page.locator(".part").first).to_be_visible()  # the example is shown at once
         look(page, TEXT, "decoder")
-        assert page.locator(".chips li .piece").all_inner_texts() == [
+        assert page.locator(".chips li .token-text").all_inner_texts() == [
             token.text.replace(" ", "␣") for token in lens.tokens
         ]
         assert page.locator(".chips li .soft").all_inner_texts() == [str(token.id) for token in lens.tokens]
@@ -86,9 +86,9 @@ def test_a_sentence_is_followed_through_a_model(browser: Browser, url: str, fold
         square = page.get_by_role("button", name="Layer 2, token 6, mat:").first
         square.focus()
         page.keyboard.press("ArrowUp")
-        expect(page.locator(".grid button:focus")).to_have_attribute("aria-label", re.compile("^Layer 1, token 6"))
+        expect(page.locator(".lens-grid button:focus")).to_have_attribute("aria-label", re.compile("^Layer 1, token 6"))
         best = lens.layers[0].predictions[5]
-        details = page.locator(".grid + div .bars .name").all_inner_texts()[:5]
+        details = page.locator(".lens-grid + div .bars .name").all_inner_texts()[:5]
         assert details == [token.text.replace(" ", "␣") for token in best]
 
 

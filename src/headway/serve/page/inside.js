@@ -111,7 +111,7 @@ page.addTab({
 
 function tokensPart({ tokens, lens, attention }) {
   const chips = (list) => element("ul", { className: "chips" }, ...list.map((token) => element("li", {},
-    element("span", { className: "piece" }, tokenLabel(token.text)), token.id === null ? null : element("span", { className: "soft" }, String(token.id)))));
+    element("span", { className: "token-text" }, tokenLabel(token.text)), token.id === null ? null : element("span", { className: "soft" }, String(token.id)))));
   const isPair = attention?.source.length > 0;
   return insidePart("1. Tokens", [
     "A model does not read letters or words but tokens: pieces that occur often in its training texts. A frequent word is one token; a rare one is made of several. ␣ stands for a space.",
