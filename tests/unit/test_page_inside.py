@@ -151,6 +151,15 @@ def test_other_models_and_bad_input(browser: Browser, url: str, dark: bool) -> N
         assert page.get_by_label("Sentence").input_value() == " "
 
 
+def test_a_translator_looks_at_its_source(browser: Browser, url: str) -> None:
+    with opened(browser, f"{url}/#inside") as page:
+        look(page, TEXT, "translator")
+        expect(page.get_by_text("This model reads a source sentence and writes a target.")).to_be_visible()
+        page.get_by_label("Layer", exact=True).select_option(label="Target looks at source, layer 2")
+        expect(page.get_by_role("application", name="Attention map of Target looks at source, layer 2")).to_be_visible()
+        expect(page.get_by_text("Source: where it looks")).to_be_visible()
+
+
 def test_only_an_lstm_and_no_lstm(browser: Browser, folder: Path, tmp_path: Path) -> None:
     for name, message in (("lstm", "lstm has no attention. Choose"), ("decoder", "headway models make stories-lstm")):
         models = ServedModels([folder / name], [], LoadOptions(device="cpu", backend="torch"), open_engine_loop)
