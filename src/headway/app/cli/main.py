@@ -46,10 +46,12 @@ COMMANDS = {
     "rerank": "rank documents by their relevance to a query",
     "tag": "tag each word of each line, and extract the entities",
     "embed": "embed each line as a vector, one JSON list per line",
+    "board": "show the runs of a folder in the browser: live curves, comparisons, stop and resume",
     "open": "open a page in the browser to use and train models on this computer",
     "serve": "serve models over HTTP with an OpenAI-compatible API",
     "match": "match images with text descriptions",
     "forecast": "forecast time series as quantiles",
+    "act": "choose the next action of an episode",
     "rollout": "play episodes in an environment with an agent, trajectory model or robot policy",
     "bench": "measure this machine's speed on a model shape, compared with other programs",
     "claims": "run the experiments behind the history of the transformer: result, figure, verdict",
@@ -59,13 +61,15 @@ COMMANDS = {
     "chess suite": "measure how many positions of a chess test suite (EPD) a model solves",
     "chess match": "play chess against Stockfish or another model, and estimate the Elo difference",
     "tokenizer train": "train a tokenizer.json on text",
+    "doctor": "check this machine and the installation, with the command that mends what is wrong",
+    "completion": "print a script that completes commands and options in your shell",
     "data list": "list the known data sets with source and licence",
     "data get": "download a known data set and verify it",
     "data collect": "record episodes or demonstrations in environments",
     "data label": "label chess positions with an engine's best moves and values",
 }
 # These run the engine's own threads; busy-waiting OpenMP threads of torch would take its cores.
-_GENERATING = ("generate", "chat", "open", "serve", "translate", "transcribe", "caption")
+_GENERATING = ("generate", "chat", "board", "open", "serve", "translate", "transcribe", "caption")
 DEFAULTS = {"data": "list", "models": "list"}  # the command to run when only a group is named
 
 # Parts of torch's out-of-memory messages, on a CPU and on a GPU.

@@ -10,8 +10,7 @@ const INSIDE_SENTENCE = "Once upon a time there was a fox named Tom. His friend 
 const attends = (model) => model.verbs.includes("attention");
 const isRecurrent = (model) => model.verbs.includes("lens") && !attends(model);
 
-// A token as people read it: the characters that nobody sees have signs.
-const tokenLabel = (text) => text.replaceAll(" ", "␣").replaceAll("\n", "⏎").replaceAll("\t", "⇥") || "∅";
+// The beginning of a token, without the spaces around it.
 const shortToken = (text) => tokenLabel(text.trim() || text).slice(0, 14);
 
 // A part of the tab: a heading, sentences that explain it, and its content.
