@@ -92,8 +92,15 @@ def main() -> None:
             for name, call in calls.items():
                 result |= timed(name, call, repeats, process)
     parameters = describe(config)["parameters"]
-    sizes["load"] = round(os.getloadavg()[0], 1)
-    sizes = {"tokens": TOKENS, "parameters": parameters, "threads": int(threads), "target_ms": TARGET_MS, **sizes}
+    load = round(os.getloadavg()[0], 1)
+    sizes = {
+        "load": load,
+        "tokens": TOKENS,
+        "parameters": parameters,
+        "threads": int(threads),
+        "target_ms": TARGET_MS,
+        **sizes,
+    }
     write("inside", {**sizes, **result})
     print({name: value["median"] if isinstance(value, dict) else value for name, value in result.items()})
 
