@@ -2,11 +2,12 @@
 
     python benchmarks/inside.py [--repeats 50]    # half a minute on two cores
 
-The model is gpt-10m with random weights in fp32 (6 layers of 6 heads, characters as tokens), behind `headway serve`
-in a process of its own with as many threads as there are cores. `lens_ms` and `attention_ms` are the milliseconds from
-a request on a new connection to the last byte of its answer, `page_ms` those until both are there, sent at the same
-time as the page does; `*_core_ms` are the milliseconds of processor time that the server needs for it, which on a busy
-machine tell more. The lens has 5 predictions per layer and 8 neighbours per token, as on the page.
+The model is gpt-10m with random weights in fp32 (6 layers of 6 heads, characters as tokens), behind `headway serve` in
+a process of its own with as many threads as there are cores. `lens_ms` and `attention_ms` are the milliseconds from a
+request on a new connection to the last byte of its answer, `page_ms` those until both are there, sent at the same time
+as the page does; `*_core_ms` are the milliseconds of processor time that the server needs for it, which on a busy
+machine tell more (`load` is the number of programs that wanted a core). The lens has 5 predictions per layer and 8
+neighbours per token, as on the page.
 """
 
 from __future__ import annotations
@@ -91,7 +92,15 @@ def main() -> None:
             for name, call in calls.items():
                 result |= timed(name, call, repeats, process)
     parameters = describe(config)["parameters"]
-    sizes = {"tokens": TOKENS, "parameters": parameters, "threads": int(threads), "target_ms": TARGET_MS, **sizes}
+    load = round(os.getloadavg()[0], 1)
+    sizes = {
+        "load": load,
+        "tokens": TOKENS,
+        "parameters": parameters,
+        "threads": int(threads),
+        "target_ms": TARGET_MS,
+        **sizes,
+    }
     write("inside", {**sizes, **result})
     print({name: value["median"] if isinstance(value, dict) else value for name, value in result.items()})
 

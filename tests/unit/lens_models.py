@@ -13,14 +13,18 @@ from headway.codecs.tokenizer import TokenizerCodec
 from headway.config import override
 from headway.domains.masked.recipes import modern_encoder
 from headway.domains.text.recipes import modern_decoder
+from headway.domains.translation.recipes import encoder_decoder
 from headway.formats.native import save_model
+from headway.formats.usage import Usage
 from headway.nn.models import PooledHeadConfig, build
 
 TEXT = "the cat sat on the mat"
 
 
 def save_models(place: Path) -> None:
-    """A decoder, an LSTM, a masked model, and a classifier without a vocabulary, in folders of these names."""
+    """A decoder, an LSTM, a masked model, a classifier without a vocabulary, and a translator, in folders of these
+    names.
+    """
     words = train_codec("word", iter([TEXT]), special=("[MASK]",))
     decoder = modern_decoder(16, 2, 2, 256, 10)
     save(place / "decoder", decoder, words)
@@ -28,6 +32,9 @@ def save_models(place: Path) -> None:
     masked = modern_encoder(16, 2, 2, 10, 64)
     save(place / "masked", masked, words)
     save(place / "classes", replace(masked, heads={"classes": PooledHeadConfig(2)}), words)
+    translator = encoder_decoder(width=16, depth=2, heads=2, hidden=32, vocab_size=10, dropout=0.0)
+    save(place / "translator", translator, words)
+    Usage(ends=(5,), decoder_start=0).save(place / "translator")
 
 
 def save(folder: Path, config: Any, codec: TokenizerCodec) -> None:

@@ -98,6 +98,18 @@ def test_a_masked_model_predicts_its_mask(folder: Path) -> None:
     assert len(attention.symbols) == len(lens.tokens)
 
 
+def test_a_translator_predicts_its_target(folder: Path) -> None:
+    model = load(folder, "translator")
+    lens, attention = model.lens(TEXT, target="the mat sat"), model.attention(TEXT, target="the mat sat")
+    ids = [[token.id for token in lens.tokens]]
+    assert len(lens.tokens) == len(attention.symbols) == 4
+    logits = model.logits(ids, source=[model.codec.encode(TEXT)])[0]
+    best = logits.softmax(-1).topk(5)
+    assert [[token.id for token in row] for row in lens.layers[-1].predictions] == best.indices.tolist()
+    assert [[token.score for token in row] for row in lens.layers[-1].predictions] == best.values.tolist()
+    assert len(lens.layers) == 2
+
+
 def test_a_server_shows_the_same(url: str, folder: Path) -> None:
     for name in ("decoder", "lstm", "masked"):
         model, remote = load(folder, name), hw.connect(url, model=name)

@@ -56,7 +56,7 @@ def test_a_sentence_is_followed_through_a_model(browser: Browser, url: str, fold
     with opened(browser, f"{url}/#inside") as page:
         expect(page.locator(".part").first).to_be_visible()  # the example is shown at once
         look(page, TEXT, "decoder")
-        assert page.locator(".chips li .piece").all_inner_texts() == [
+        assert page.locator(".chips li .token-text").all_inner_texts() == [
             token.text.replace(" ", "␣") for token in lens.tokens
         ]
         assert page.locator(".chips li .soft").all_inner_texts() == [str(token.id) for token in lens.tokens]
@@ -86,9 +86,9 @@ def test_a_sentence_is_followed_through_a_model(browser: Browser, url: str, fold
         square = page.get_by_role("button", name="Layer 2, token 6, mat:").first
         square.focus()
         page.keyboard.press("ArrowUp")
-        expect(page.locator(".grid button:focus")).to_have_attribute("aria-label", re.compile("^Layer 1, token 6"))
+        expect(page.locator(".lens-grid button:focus")).to_have_attribute("aria-label", re.compile("^Layer 1, token 6"))
         best = lens.layers[0].predictions[5]
-        details = page.locator(".grid + div .bars .name").all_inner_texts()[:5]
+        details = page.locator(".lens-grid + div .bars .name").all_inner_texts()[:5]
         assert details == [token.text.replace(" ", "␣") for token in best]
 
 
@@ -149,6 +149,15 @@ def test_other_models_and_bad_input(browser: Browser, url: str, dark: bool) -> N
         look(page, " ")
         expect(page.locator("#message")).to_have_text("The text is empty; pass at least one word.")
         assert page.get_by_label("Sentence").input_value() == " "
+
+
+def test_a_translator_looks_at_its_source(browser: Browser, url: str) -> None:
+    with opened(browser, f"{url}/#inside") as page:
+        look(page, TEXT, "translator")
+        expect(page.get_by_text("This model reads a source sentence and writes a target.")).to_be_visible()
+        page.get_by_label("Layer", exact=True).select_option(label="Target looks at source, layer 2")
+        expect(page.get_by_role("application", name="Attention map of Target looks at source, layer 2")).to_be_visible()
+        expect(page.get_by_text("Source: where it looks")).to_be_visible()
 
 
 def test_only_an_lstm_and_no_lstm(browser: Browser, folder: Path, tmp_path: Path) -> None:

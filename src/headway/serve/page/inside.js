@@ -110,7 +110,7 @@ page.addTab({
 
 function tokensPart({ tokens, lens, attention }) {
   const chips = (list) => element("ul", { className: "chips" }, ...list.map((token) => element("li", {},
-    element("span", { className: "piece" }, tokenLabel(token.text)), token.id === null ? null : element("span", { className: "soft" }, String(token.id)))));
+    element("span", { className: "token-text" }, tokenLabel(token.text)), token.id === null ? null : element("span", { className: "soft" }, String(token.id)))));
   const isPair = attention?.source.length > 0;
   return insidePart("1. Tokens", [
     "A model does not read letters or words but tokens: pieces that occur often in its training texts. A frequent word is one token; a rare one is made of several. ␣ stands for a space.",
@@ -131,7 +131,7 @@ function neighboursPart(lens) {
   draw();
   return insidePart("2. Tokens as lists of numbers", [
     "Inside the model, each token is a list of numbers: its row in the embedding table. Training moves tokens that are used alike to similar rows.",
-    "Choose a token to see those with the most similar rows. 100 % means the same direction, 0 % nothing in common (the cosine of the angle between both lists). Lists of chance values would be alike, too, by up to 30 % in a small model; only what is above means something. A model that trained for minutes has found only some similarities.",
+    "Choose a token to see those with the most similar rows. 100 % means the same direction, 0 % nothing in common (the cosine of the angle between both lists). Among a thousand random lists, the nearest would also reach about 30 %, so only higher values mean something. A model that trained for minutes has found only some similarities.",
   ], labelled("Token", select), list);
 }
 

@@ -65,7 +65,7 @@ function attentionStrip(tokens, weights, reader, choose) {
 
 function attentionPart(answer) {
   const maps = attentionMaps(answer), isPair = answer.attention.source.length > 0;
-  const layer = element("select"), head = element("select"), hint = element("p", { className: "hint", "aria-live": "polite" });
+  const layer = element("select"), head = element("select"), hint = element("p", { className: "finding", "aria-live": "polite" });
   const strip = element("div"), picture = element("div"), overview = element("div"), numbers = element("details");
   layer.append(...maps.map((map, index) => new Option(map.title, index)));
   const state = { reader: 0 };
@@ -143,12 +143,12 @@ function attentionMap(weights, { rows, columns, title }, read) {
   const cell = 22, left = 110, top = 96, cursor = { t: 0, s: 0 };
   const width = left + cell * columns.length + 8, height = top + cell * rows.length + 4;
   const label = (text, x, y, more = {}) => svg("text", { x, y, ...more }, text);
-  const band = svg("rect", { class: "band", x: 0, y: top, width, height: cell }), frame = svg("rect", { class: "cursor", width: cell, height: cell });
+  const band = svg("rect", { class: "band", x: 0, y: top, width, height: cell }), frame = svg("rect", { class: "frame", width: cell, height: cell });
   const squares = weights.flatMap((row, t) => row.flatMap((weight, s) => weight < 0.005 ? []
     : [svg("rect", { class: "square", x: left + s * cell + 1, y: top + t * cell + 1, width: cell - 2, height: cell - 2, "fill-opacity": Math.min(1, 0.03 + 0.97 * weight ** 0.7).toFixed(3) })]));
   const drawing = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "application", tabindex: 0, "aria-label": `Attention map of ${title}. Arrow keys move.` },
     svg("title", {}, `Attention weights of ${title}: a row looks at a column`), band,
-    svg("rect", { class: "field", x: left, y: top, width: cell * columns.length, height: cell * rows.length }), ...squares, frame,
+    svg("rect", { class: "outline", x: left, y: top, width: cell * columns.length, height: cell * rows.length }), ...squares, frame,
     ...rows.map((token, t) => label(shortToken(token.text), left - 6, top + (t + 0.7) * cell, { "text-anchor": "end" })),
     ...columns.map((token, s) => label(shortToken(token.text), 0, 0, { transform: `translate(${left + (s + 0.7) * cell} ${top - 6}) rotate(-60)` })));
   const told = element("p", { className: "told", "aria-live": "polite" });
@@ -226,7 +226,7 @@ function orderComparison(before, after) {
   const names = [before, after].map(({ lens }) => firstGuess(lens));
   const cell = (next, id) => next.has(id) ? percent(next.get(id).share) : "below the first 50";
   return [
-    element("p", { className: "soft" }, after.text), element("p", { className: "hint" }, `The same words, another order: the model's first guess ${first.id === then.id ? `stays the same, but its probability goes from ${names[0]} to ${names[1]}` : `changes from ${names[0]} to ${names[1]}`}.`),
+    element("p", { className: "soft" }, after.text), element("p", { className: "finding" }, `The same words, another order: the model's first guess ${first.id === then.id ? `stays the same, but its probability goes from ${names[0]} to ${names[1]}` : `changes from ${names[0]} to ${names[1]}`}.`),
     table(["predicted token", "before", "after"], ids.map((id) => [tokenLabel((both[0].get(id) ?? both[1].get(id)).token.text), ...both.map((next) => cell(next, id))]), "Predictions before and after the swap"),
     ...strips,
   ];

@@ -29,8 +29,8 @@ function lensGrid(lens) {
     const button = buttons[layer]?.[position];
     if (!button) return;
     button.tabIndex = 0;
-    grid.querySelector(".chosen")?.classList.remove("chosen");
-    button.classList.add("chosen");
+    grid.querySelector(".selected")?.classList.remove("selected");
+    button.classList.add("selected");
     details.replaceChildren(element("p", {}, `Layer ${layer + 1}, ${lens.masked ? `in the place of token ${position + 1}, “${shortToken(lens.tokens[position].text)}”` : `after “${textUpTo(lens, position)}”`}:`),
       bars(lens.layers[layer].predictions[position].map((token) => [tokenLabel(token.text), token.score])));
   };
@@ -46,7 +46,7 @@ function lensGrid(lens) {
   };
   const head = element("tr", {}, element("th", { scope: "col" }, "Token"), ...lens.tokens.map((token) => element("th", { scope: "col" }, tokenLabel(token.text).slice(0, 14))));
   const body = lens.layers.map((_, layer) => element("tr", {}, element("th", { scope: "row" }, `Layer ${layer + 1}`), ...lens.tokens.map((_, position) => square(layer, position))));
-  const grid = element("div", { className: "scroll grid", role: "region", tabIndex: 0, "aria-label": "What each layer would predict", onkeydown: (event) => {
+  const grid = element("div", { className: "scroll lens-grid", role: "region", tabIndex: 0, "aria-label": "What each layer would predict", onkeydown: (event) => {
     const layer = buttons.findIndex((row) => row?.includes(document.activeElement)), position = buttons[layer]?.indexOf(document.activeElement);
     const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
     const next = step && layer >= 0 ? buttons[layer + step[0]]?.[position + step[1]] : null;
@@ -63,7 +63,7 @@ function temperaturePart(lens) {
   const shown = 8, slider = element("input", { type: "range", min: 0, max: 2, step: 0.05 }), value = element("output");
   keepDraft(slider, "inside-temperature", "1");
   const list = bars([...lens.next.candidates.slice(0, shown).map((token) => [tokenLabel(token.text), 0]), ["all others together", 0]]);
-  const told = element("p", { className: "hint", "aria-live": "polite" });
+  const told = element("p", { className: "finding", "aria-live": "polite" });
   const update = () => {
     const temperature = Number(slider.value), shares = nextAt(lens, temperature).slice(0, shown).map(([, share]) => share);
     shares.push(Math.max(0, 1 - shares.reduce((sum, share) => sum + share, 0)));
