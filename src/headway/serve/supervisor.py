@@ -204,7 +204,7 @@ class _Supervisor:
         is_ollama = head.partition(b" ")[2].startswith(b"/api/")
         body = json.dumps({"error": message if is_ollama else error}, separators=(",", ":"))
         if head.startswith(b"GET / "):
-            kind, refresh = "text/html", f'<meta http-equiv="refresh" content="{seconds}">'
+            kind, refresh = "text/html", f'<meta http-equiv="refresh" content="{seconds};url=/">'
             title = "<title>headway</title>"
             body = f'<!doctype html><html lang="en">{title}{refresh}<p>headway restarts. This page comes back by itself.'
         return (
