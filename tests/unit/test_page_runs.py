@@ -130,7 +130,7 @@ def test_a_run_is_followed_while_it_trains_and_stopped(browser: Browser, some: s
         card.get_by_role("button", name="Stop").click()
         expect(page.get_by_text("Stopping after this step")).to_be_visible()
         process.wait(10)
-        expect(card.get_by_role("button", name="Go on")).to_be_visible()
+        expect(card.get_by_role("button", name="Continue")).to_be_visible()
 
 
 def test_a_deleted_run_comes_back(browser: Browser, some: str, runs: Path) -> None:
@@ -172,8 +172,8 @@ def test_what_is_done_with_a_run(browser: Browser, some: str, runs: Path, monkey
         card.get_by_label("More minutes").fill("-1")
         card.get_by_role("button", name="Train on").click()
         expect(page.locator("#message")).to_contain_text("minutes")
-        page.get_by_text("Show me the command").click()
-        expect(page.locator(".command pre").first).to_contain_text("--resume --minutes 5")
+        page.locator("#panel-runs .command summary").click()
+        expect(page.locator("#panel-runs .command pre").first).to_contain_text("--resume --minutes 5")
 
 
 def test_what_goes_wrong_is_one_line(browser: Browser, some: str, runs: Path) -> None:

@@ -15,7 +15,7 @@ from serve_models import asking
 from starlette.testclient import TestClient
 
 from headway.app import jobs as job_module
-from headway.app import run_board
+from headway.app import run_board, run_points
 from headway.app.jobs import jobs, start_job
 from headway.app.run_board import EXPORTS, TRASH, RunBoard, settings
 from headway.errors import UserError
@@ -127,13 +127,13 @@ def test_curves_are_read_from_where_they_ended(runs: Path, board: RunBoard) -> N
     third = board.points("run", second.after)
     assert (third.is_restart, len(third.lines)) == (True, 5)
     path.unlink()
-    assert board.points("run", third.after) == run_board.RunPoints("", True, False, 1, [])
+    assert board.points("run", third.after) == run_points.RunPoints("", True, False, 1, [])
 
 
 def test_long_curves_are_thinned_and_damaged_lines_left_out(
     runs: Path, board: RunBoard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_board, "_MAX_LINES", 100)
+    monkeypatch.setattr(run_points, "_MAX_LINES", 100)
     path = make_run(runs, "run", 1000, 0) / "metrics.jsonl"
     path.write_text(
         '[]\nnull\n{"step": -1}\n{"step": NaN}\n\xff\n{"step": 1, "loss": 1e300, "x": "<b>"}\n'
@@ -144,7 +144,7 @@ def test_long_curves_are_thinned_and_damaged_lines_left_out(
     assert len([line for line in points.lines if "split" not in line]) == 100
     assert len([line for line in points.lines if "split" in line]) == 100, "evaluations are few, and all are shown"
     assert points.lines[-2]["step"] == 1000
-    monkeypatch.setattr(run_board, "_MAX_READ", 1000)
+    monkeypatch.setattr(run_points, "_MAX_READ", 1000)
     read, after, more = 0, "", True
     while more:
         part = board.points("run", after)
@@ -304,6 +304,10 @@ def test_a_key_that_may_not_train_only_looks(client: TestClient, runs: Path) -> 
     assert [run["name"] for run in listed["runs"]] == ["run"]
     assert not listed["may_train"]
     assert client.get(f"/v1/runs?since={listed['version']}", headers=headers("reader")).json()["runs"] == []
+    curves = json.dumps({"run": "", "none": ""})
+    followed = client.get("/v1/runs", params={"points": curves}, headers=headers("reader")).json()["points"]
+    assert followed == {"run": client.get("/v1/runs/run/points", headers=headers("reader")).json()}
+    assert client.get("/v1/runs?points=[]", headers=headers("reader")).json()["error"]["param"] == "points"
     details = client.get("/v1/runs/run", headers=headers("reader")).json()
     assert details["samples"] == [{"prompt": "a <b>bold</b> start", "output": "of run"}]
     assert details["settings"]["model.stack.blocks.mixer.kind"] == "lstm"

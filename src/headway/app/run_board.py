@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import os
 import stat
 import sys
 import threading
 import time
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -19,9 +17,9 @@ from typing import Any, Literal, NamedTuple
 
 from headway.app.jobs import FOLDER as JOBS_FOLDER
 from headway.app.jobs import Job, read_job, signal_process, start_job, stop_job
-from headway.errors import UserError, printable
+from headway.app.run_points import RunPoints, count, finite, position_at_tail, read_points, short
+from headway.errors import UserError
 from headway.io.durable import read_json, remove
-from headway.io.files import open_file
 from headway.io.lease import exclusive_lock, holder
 from headway.io.outputs import check_folder
 from headway.learn.run import FORMAT, RunDirectory
@@ -31,12 +29,7 @@ TRASH = ".trash"
 TRASH_SECONDS = 86_400  # seconds for which a deleted run can be restored
 _SCAN_SECONDS = 10.0  # seconds between two looks at runs that nobody trains
 _EMPTY_SECONDS = 3600.0  # seconds between two looks at the trash
-_TAIL = 1 << 16  # bytes at the end of metrics.jsonl that are read first
-_MAX_READ = 1 << 23  # bytes of metrics.jsonl per answer
-_MAX_LINES = 2000  # lines of training steps per answer; of more, every n-th
-_CHECKED_BYTES = 64  # before an offset, by which a file that was written again is noticed
-_MAX_NAME, _MAX_REASON = 200, 500  # characters of names and of reasons
-_MAX_SCORE = 1e100
+_MAX_REASON = 500  # characters
 _HEADWAY = (sys.executable, "-m", "headway")
 _EXPORT = " (export)"  # end of the names of jobs that export
 
@@ -99,19 +92,6 @@ class RunChanges(NamedTuple):
     deleted: list[DeletedRun]
 
 
-class RunPoints(NamedTuple):
-    """Lines of a run's metrics.jsonl after a position. `after` is the next position, and `has_more` whether there are
-    more lines now. With `is_restart` the file was written again, and these are its first lines. Of the lines of
-    training steps, only every n-th may be included (`every`).
-    """
-
-    after: str
-    is_restart: bool
-    has_more: bool
-    every: int
-    lines: list[dict[str, Any]]
-
-
 class UnknownRunError(UserError):
     """There is no run of this name."""
 
@@ -167,7 +147,7 @@ class RunBoard:
                 jobs = self._refresh_jobs(False)
                 self._refresh_run(name, jobs.get(name), jobs.get(name + _EXPORT), is_exact=True)
             if entry is None or entry.row is None:
-                raise UnknownRunError(f"there is no run {_short(name)!r}; it may have been deleted or renamed")
+                raise UnknownRunError(f"there is no run {short(name)!r}; it may have been deleted or renamed")
             return entry.row
 
     def path(self, name: str) -> Path:
@@ -177,21 +157,24 @@ class RunBoard:
 
     def points(self, name: str, after: str = "") -> RunPoints:
         """The lines of a run's metrics.jsonl after a position that was returned before."""
-        return _read_points(self.path(name) / "metrics.jsonl", after)
+        return read_points(self.path(name) / "metrics.jsonl", after)
 
-    def stop(self, name: str) -> None:
-        """Ask the process that trains a run to stop after its step, with a checkpoint. UserError if none does."""
+    def stop(self, name: str) -> RunState:
+        """Ask the process that trains a run to stop after its step, with a checkpoint; return the run's previous state.
+        UserError if no process trains it.
+        """
         row = self.row(name)
         if row.state not in ("running", "starting"):
-            raise UserError(f"{_short(name)} is not being trained")
+            raise UserError(f"{short(name)} is not being trained")
         trainer = holder(self.folder / name / ".lease")
         if trainer is None:
             stop_job(self.folder, name)
         elif trainer.began is None or not signal_process(trainer.process, trainer.began):
-            raise UserError(f"{_short(name)} is trained by {trainer.description}; stop it there")
+            raise UserError(f"{short(name)} is trained by {trainer.description}; stop it there")
+        return row.state
 
     def resume(self, name: str, minutes: float | None = None, finish: bool = False) -> None:
-        """Go on with a run in a process of its own: to its planned end, for more `minutes`, or to an early `finish`."""
+        """Continue a run in a process of its own: to its planned end, for more `minutes`, or to an early `finish`."""
         path = self._idle_path(name)
         summary = RunDirectory(path).read_status()
         words = [*_HEADWAY, "train", str(path / "recipe.json"), "--run", str(path), "--resume"]
@@ -218,14 +201,14 @@ class RunBoard:
         row = self.row(name)
         if row.state not in ("stopped", "finished"):
             state = "being trained; stop it first" if row.state != "broken" else f"broken: {row.reason}"
-            raise UserError(f"{_short(name)} is {state}")
+            raise UserError(f"{short(name)} is {state}")
         return self.folder / name
 
     def delete(self, name: str) -> None:
         """Move a run to the trash. UserError if it is being trained."""
         row, path, trash = self.row(name), self.folder / name, self.folder / TRASH
         if row.state in ("running", "starting"):
-            raise UserError(f"{_short(name)} is being trained; stop it first")
+            raise UserError(f"{short(name)} is being trained; stop it first")
         moments = itertools.count(int(time.time()))  # two runs of one name may be deleted in a second
         target = next(path for path in (trash / f"{moment}-{name}" for moment in moments) if not os.path.lexists(path))
         try:
@@ -238,20 +221,20 @@ class RunBoard:
                 (target / ".lease").unlink(missing_ok=True)
             (self.folder / JOBS_FOLDER / f"{name}.json").unlink(missing_ok=True)
         except OSError as error:
-            raise UserError(f"{_short(name)} cannot be deleted: {error.strerror}; try again") from error
+            raise UserError(f"{short(name)} cannot be deleted: {error.strerror}; try again") from error
 
     def restore(self, name: str) -> None:
         """Take the run of this name that was deleted last out of the trash."""
         with self._trash() as entries:
             found = max((entry for entry in entries if entry[1] == name), default=None)
             if found is None:
-                raise UserError(f"{_short(name)!r} is not in the trash; runs are kept there for a day")
+                raise UserError(f"{short(name)!r} is not in the trash; runs are kept there for a day")
             if os.path.lexists(self.folder / name):
-                raise UserError(f"there is another run {_short(name)!r} now; delete or rename it first")
+                raise UserError(f"there is another run {short(name)!r} now; delete or rename it first")
             try:
                 os.rename(self.folder / TRASH / f"{found[0]}-{name}", self.folder / name)
             except OSError as error:
-                raise UserError(f"{_short(name)} cannot be restored: {error.strerror}; try again") from error
+                raise UserError(f"{short(name)} cannot be restored: {error.strerror}; try again") from error
 
     def empty_trash(self) -> None:
         """Remove the runs that were deleted more than a day ago, unless a run is being trained or another program does
@@ -329,6 +312,9 @@ class RunBoard:
                     self._changed_jobs.add(name[:-5].removesuffix(_EXPORT))
         return {job.name: job for _, job in self._jobs.values() if job is not None}
 
+    def _without_folder(self, message: str) -> str:
+        return message.replace(f"{self.folder}{os.sep}", "")[:_MAX_REASON]
+
     def _refresh_run(self, name: str, job: Job | None, export: Job | None, is_exact: bool = False) -> None:
         path = self.folder / name
         entry = self._entries.setdefault(name, _Entry())
@@ -341,10 +327,11 @@ class RunBoard:
         entry.states = key
         row = _read_run(path, entry, job)
         if row is not None:
-            row = replace(row, reason=row.reason.replace(f"{self.folder}{os.sep}", "")[:_MAX_REASON])
+            row = replace(row, reason=self._without_folder(row.reason))
         if row is not None and export is not None:
             target = next((word for word in export.command if Path(word).parent == self.folder / EXPORTS), None)
-            row = replace(row, export=export.state, export_message=export.message, export_path=target)
+            message = self._without_folder(export.message)
+            row = replace(row, export=export.state, export_message=message, export_path=target)
         if row != entry.row:
             self._version += 1
             if row is None:
@@ -391,11 +378,11 @@ def _read_run(path: Path, entry: _Entry, job: Job | None) -> RunRow | None:
         return replace(row, state="running", reason=trainer.description)
     if is_starting:
         return replace(row, reason=job.message if job else "")
-    reason = "stopped; it can go on from its last checkpoint"
+    reason = "stopped; it can continue from its last checkpoint"
     if job is not None and job.state == "failed" and job.message:
         reason = job.message
     elif summary["status"] == "running":
-        reason = "its process ended without a message (it was killed, or the machine stopped); it can go on"
+        reason = "its process ended without a message (it was killed, or the machine stopped); it can continue"
     return replace(row, state="stopped", reason=reason, minutes_left=None, tokens_per_second=None)
 
 
@@ -404,10 +391,10 @@ def _read_summary(path: Path) -> dict[str, Any]:
     summary = read_json(path / "run.json")
     with suppress(LookupError, TypeError, AttributeError):
         is_valid = summary["format"] == FORMAT and summary["status"] in ("running", "interrupted", "finished")
-        counts = all(_count(summary[name]) >= 0 for name in ("parameters", "steps", "step", "tokens"))
+        counts = all(count(summary[name]) >= 0 for name in ("parameters", "steps", "step", "tokens"))
         strings = all(isinstance(summary.get(name, ""), str) for name in ("recipe", "goal", "unit", "device"))
         objects = all(isinstance(summary.get(name) or {}, dict) for name in ("best", "scores"))
-        seconds = all(_finite(summary.get(name) or 0.0) is not None for name in ("seconds", "elapsed"))
+        seconds = all(finite(summary.get(name) or 0.0) is not None for name in ("seconds", "elapsed"))
         if is_valid and counts and strings and objects and seconds:
             return summary
     return RunDirectory(path).read_status()
@@ -417,17 +404,17 @@ def _with_summary(row: RunRow, summary: Mapping[str, Any]) -> RunRow:
     best, goal = summary.get("best") or {}, summary.get("goal", "loss")
     return replace(
         row,
-        recipe=_short(str(summary.get("recipe", ""))),
-        goal=_short(goal),
-        value=_finite(best.get(goal)),
-        loss=_finite(best.get("loss")),
+        recipe=short(str(summary.get("recipe", ""))),
+        goal=short(goal),
+        value=finite(best.get(goal)),
+        loss=finite(best.get("loss")),
         step=summary["step"],
         steps=summary["steps"],
         minutes=round((summary.get("elapsed") or summary["seconds"]) / 60, 2),
         tokens=summary["tokens"],
-        unit=_short(summary.get("unit", "token")),
+        unit=short(summary.get("unit", "token")),
         parameters=summary["parameters"],
-        device=_short(summary.get("device", "")),
+        device=short(summary.get("device", "")),
     )
 
 
@@ -437,7 +424,7 @@ def _with_progress(row: RunRow, entry: _Entry, path: Path, summary: Mapping[str,
     with suppress(UserError, LookupError, TypeError):  # the plan may have changed since run.json was written
         planned = read_json(path / "recipe.json")["train"]["steps"]
         steps = planned if isinstance(planned, int) else steps
-    step, seconds = max(_count(line.get("step")), 0), _finite(line.get("seconds")) or 0.0
+    step, seconds = max(count(line.get("step")), 0), finite(line.get("seconds")) or 0.0
     if not step:
         return replace(row, steps=steps)
     value = entry.evaluation.get(row.goal)
@@ -446,12 +433,12 @@ def _with_progress(row: RunRow, entry: _Entry, path: Path, summary: Mapping[str,
         row,
         step=step,
         steps=steps,
-        loss=_finite(line.get("loss")),
-        value=row.value if value is None else _finite(value),
+        loss=finite(line.get("loss")),
+        value=row.value if value is None else finite(value),
         minutes=round((seconds + max(0.0, earlier)) / 60, 2),
         minutes_left=round(max(0, steps - step) * seconds / step / 60, 2),
-        tokens=_count(line.get("tokens")),
-        tokens_per_second=_finite(line.get("tokens_per_second")),
+        tokens=count(line.get("tokens")),
+        tokens_per_second=finite(line.get("tokens_per_second")),
     )
 
 
@@ -459,10 +446,10 @@ def _follow(path: Path, entry: _Entry) -> None:
     """Read what was added to a metrics.jsonl, at first only its end, for its last lines."""
     if not entry.position:
         with suppress(OSError):
-            entry.position = _position_at_tail(path)
+            entry.position = position_at_tail(path)
     with suppress(UserError):
         while True:
-            points = _read_points(path, entry.position)
+            points = read_points(path, entry.position)
             if points.is_restart:
                 entry.training, entry.evaluation = {}, {}
             entry.position = points.after
@@ -472,67 +459,6 @@ def _follow(path: Path, entry: _Entry) -> None:
                 break
 
 
-def _position_at_tail(path: Path) -> str:
-    """The position of a complete line near the end of a file."""
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size <= _TAIL:
-            return ""
-        file.seek(size - _TAIL)
-        offset = size - _TAIL + file.read(_TAIL).find(b"\n") + 1
-        return _position(file, offset)
-
-
-def _position(file: Any, offset: int) -> str:
-    start = max(0, offset - _CHECKED_BYTES)
-    file.seek(start)
-    return f"{offset}-{zlib.crc32(file.read(offset - start))}"
-
-
-def _read_points(path: Path, after: str) -> RunPoints:
-    offset_text, _, _ = after.partition("-")
-    offset = int(offset_text) if offset_text.isdecimal() and len(offset_text) < 18 else 0
-    try:
-        if path.is_symlink():
-            raise UserError(f"{path} is a link; replace it with a copy")
-        file = open_file(path)
-    except UserError:
-        return RunPoints("", bool(after), False, 1, [])
-    with file:
-        is_restart = bool(after) and _position(file, offset) != after
-        offset = 0 if is_restart else offset
-        file.seek(offset)
-        content = file.read(_MAX_READ)
-        is_full = len(content) == _MAX_READ
-        content = content[: content.rfind(b"\n") + 1]  # the last line may be half written
-        end = offset + len(content)
-        lines = [line for line in map(_parse_line, content.splitlines()) if line is not None]
-        position = _position(file, end)
-    num_steps = sum("split" not in line for line in lines)
-    every = max(1, math.ceil(num_steps / _MAX_LINES))
-    if every > 1:
-        kept, count = [], 0
-        for line in lines:
-            count += "split" not in line
-            if "split" in line or count % every == 0 or count == num_steps:
-                kept.append(line)
-        lines = kept
-    return RunPoints(position, is_restart, is_full and len(content) > 0, every, lines)
-
-
-def _parse_line(text: bytes) -> dict[str, Any] | None:
-    """A line's step and numbers; None if it is damaged."""
-    try:
-        line = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(line, dict) or _count(line.get("step")) < 0:
-        return None
-    numbers = {_short(name): _finite(value) for name, value in line.items() if isinstance(value, (int, float))}
-    split = line.get("split")
-    return {**numbers, "step": line["step"], **({"split": _short(split)} if isinstance(split, str) else {})}
-
-
 def settings(recipe: Any) -> dict[str, str]:
     """The settings of a recipe.json by their paths, such as model.width; equal blocks of a model are stated once."""
     flat: dict[str, str] = {}
@@ -540,14 +466,14 @@ def settings(recipe: Any) -> dict[str, str]:
     def visit(value: Any, path: str) -> None:
         if isinstance(value, dict):
             for name, item in value.items():
-                visit(item, f"{path}.{_short(str(name))}" if path else _short(str(name)))
+                visit(item, f"{path}.{short(str(name))}" if path else short(str(name)))
         elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
             is_same = all(item == value[0] for item in value)
             flat[f"{path}.count"] = str(len(value))
             for number, item in enumerate(value[:1] if is_same else value):
                 visit(item, path if is_same else f"{path}.{number}")
         else:
-            flat[path] = _short(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+            flat[path] = short(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
     visit({name: value for name, value in recipe.items() if name != "reasons"} if isinstance(recipe, dict) else {}, "")
     return flat
@@ -582,18 +508,3 @@ def _state(path: Path) -> _FileState:
         if stat.S_ISLNK(status.st_mode)
         else (status.st_ino, status.st_size, status.st_ctime_ns, status.st_mtime_ns)
     )
-
-
-def _short(text: str) -> str:
-    text = printable(text[: _MAX_NAME + 1])
-    return text if len(text) <= _MAX_NAME else f"{text[:_MAX_NAME]}..."
-
-
-def _finite(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return float(value) if abs(value) <= _MAX_SCORE else None
-
-
-def _count(value: Any) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 53 else -1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -25,6 +26,7 @@ from headway.serve.interfaces import Context, Endpoint
 T = TypeVar("T")
 _MAX_SAMPLES, _MAX_SAMPLE = 20, 4000  # samples per run, and characters per sample
 _MAX_REPORT = 1 << 28  # bytes
+_MAX_CURVES = 8  # curves in an answer with the list
 _REPORT_HEADERS = {
     # A report contains text of models and data. It has no scripts, and no access to this page's keys.
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:; "
@@ -34,9 +36,23 @@ _REPORT_HEADERS = {
 }
 
 
+class RunLines(msgspec.Struct):
+    """Lines of a run's metrics after a position. `after` is the next position. With `is_restart` these are the first
+    lines of a file that was written again; with `has_more` there are more. Of the lines of training steps, only every
+    n-th is included (`every`).
+    """
+
+    after: str
+    is_restart: bool
+    has_more: bool
+    every: int
+    lines: list[dict[str, Any]]
+
+
 class RunList(msgspec.Struct):
     """The runs that changed `since` a version, or all runs if `is_complete`. `removed`: names of runs that are gone;
-    `deleted`: runs that can be restored for a day; `may_train`: whether this key may change runs.
+    `deleted`: runs that can be restored for a day; `may_train`: whether this key may change runs; `points`: new
+    lines of the requested curves, by run.
     """
 
     version: str
@@ -45,6 +61,7 @@ class RunList(msgspec.Struct):
     removed: list[str]
     deleted: list[DeletedRun]
     may_train: bool
+    points: dict[str, RunLines] = {}
 
 
 class RunDetails(msgspec.Struct):
@@ -59,19 +76,6 @@ class RunDetails(msgspec.Struct):
     scores: list[dict[str, str | float | None]]
     environment: dict[str, str]
     notes: list[str]
-
-
-class RunLines(msgspec.Struct):
-    """Lines of a run's metrics after a position. `after` is the next position. With `is_restart` these are the first
-    lines of a file that was written again; with `has_more` there are more. Of the lines of training steps, only every
-    n-th is included (`every`).
-    """
-
-    after: str
-    is_restart: bool
-    has_more: bool
-    every: int
-    lines: list[dict[str, Any]]
 
 
 class ReportAddress(msgspec.Struct):
@@ -126,9 +130,23 @@ async def _work(context: Context, work: Callable[[RunBoard], T]) -> T:
 
 
 async def list_runs(body: None, context: Context) -> RunList:
-    since = context.query.get("since", "")
-    changes = await _work(context, lambda board: board.changes(since))
-    return RunList(*changes, context.may_train)
+    try:
+        positions = msgspec.json.decode(context.query.get("points", "{}"), type=dict[str, str])
+    except (msgspec.ValidationError, msgspec.DecodeError):
+        message = (
+            "points is not a JSON object of run names and positions; send the values of after from earlier answers"
+        )
+        raise StatusError(400, message, "points") from None
+
+    def look(board: RunBoard) -> RunList:
+        changes = board.changes(context.query.get("since", ""))
+        points = {}
+        for name, after in list(positions.items())[:_MAX_CURVES]:
+            with suppress(UnknownRunError):  # it is deleted, as `changes` states
+                points[name] = RunLines(*board.points(name, after))
+        return RunList(*changes, context.may_train, points)
+
+    return await _work(context, look)
 
 
 async def get_run(body: None, context: Context) -> RunDetails:
@@ -191,8 +209,8 @@ async def change_run(action: str, body: RunChange, context: Context) -> RunChang
 
     def change(board: RunBoard) -> str:
         if action == "stop":
-            board.stop(name)
-            return "stopping after this step; a checkpoint is written first"
+            is_training = board.stop(name) == "running"
+            return "stopping after this step; a checkpoint is written first" if is_training else "stopping"
         if action == "extend":
             if body.minutes is None:
                 raise StatusError(400, "minutes is missing; pass how long to train", "minutes")
@@ -208,7 +226,7 @@ async def change_run(action: str, body: RunChange, context: Context) -> RunChang
             return "restored"
         board.resume(name, finish=action == "finish")
         return (
-            "going on from the last checkpoint"
+            "continuing from the last checkpoint"
             if action == "resume"
             else "finishing within a tenth of the steps so far"
         )
@@ -232,7 +250,9 @@ def _handler(action: str) -> Callable[[RunChange, Context], Awaitable[RunChanged
 
 
 ENDPOINTS = (
-    Endpoint("GET", "/v1/runs", list_runs, "runs that changed since a version", answer=RunList, query=("since",)),
+    Endpoint(
+        "GET", "/v1/runs", list_runs, "runs that changed since a version", answer=RunList, query=("since", "points")
+    ),
     Endpoint("GET", "/v1/runs/{name}", get_run, "a run's settings, samples and scores", answer=RunDetails),
     Endpoint("GET", "/v1/runs/{name}/points", get_points, "a run's curves", answer=RunLines, query=("after",)),
     Endpoint("POST", "/v1/runs/{name}/report", issue_report, "an address of a run's report", answer=ReportAddress),

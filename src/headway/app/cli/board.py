@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
-from pathlib import Path
 
 from headway.app.cli.open import add_no_browser, open_page
 from headway.app.cli.terminal import Terminal
@@ -17,18 +16,21 @@ headway board runs/ --json
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    help_text = "folder of runs (default: runs)"
-    parser.add_argument("runs", nargs="?", type=Path, default=Path("runs"), metavar="RUNS", help=help_text)
+    parser.add_argument("runs", nargs="?", default="runs", metavar="RUNS", help="folder of runs (default: runs)")
     add_no_browser(parser)
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    if not args.runs.is_dir():
-        raise UserError(f"{args.runs} is not a folder; pass the folder of your runs, or train one first")
+    from headway.io.files import user_path
+
+    folder = user_path(args.runs)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; pass the folder of your runs, or train one first")
+    if (folder / "run.json").exists():
+        raise UserError(f"{folder} is a run; pass the folder that contains it: headway board {folder.parent}")
     if not args.json:
-        open_page(args, terminal, args.runs, tab="runs")
+        open_page(args, terminal, folder, tab="runs")
         return
     from headway.app.run_board import RunBoard
 
-    rows = RunBoard(args.runs.absolute()).changes().runs
-    terminal.print_result({"runs": [asdict(row) for row in rows]})
+    terminal.print_result({"runs": [asdict(row) for row in RunBoard(folder.absolute()).changes().runs]})

@@ -46,10 +46,12 @@ COMMANDS = {
     "rerank": "rank documents by their relevance to a query",
     "tag": "tag each word of each line, and extract the entities",
     "embed": "embed each line as a vector, one JSON list per line",
+    "board": "show the runs of a folder in the browser: live curves, comparisons, stop and resume",
     "open": "open a page in the browser to use and train models on this computer",
     "serve": "serve models over HTTP with an OpenAI-compatible API",
     "match": "match images with text descriptions",
     "forecast": "forecast time series as quantiles",
+    "act": "choose the next action of an episode",
     "rollout": "play episodes in an environment with an agent, trajectory model or robot policy",
     "bench": "measure this machine's speed on a model shape, compared with other programs",
     "claims": "run the experiments behind the history of the transformer: result, figure, verdict",
@@ -67,7 +69,7 @@ COMMANDS = {
     "data label": "label chess positions with an engine's best moves and values",
 }
 # These run the engine's own threads; busy-waiting OpenMP threads of torch would take its cores.
-_GENERATING = ("generate", "chat", "open", "serve", "translate", "transcribe", "caption")
+_GENERATING = ("generate", "chat", "board", "open", "serve", "translate", "transcribe", "caption")
 DEFAULTS = {"data": "list", "models": "list"}  # the command to run when only a group is named
 
 # Parts of torch's out-of-memory messages, on a CPU and on a GPU.

@@ -24,16 +24,21 @@ class RunLines {
     this.parts = { training: [], validation: [] };
   }
 
+  // Take new lines; whether there were any.
+  take(answer) {
+    if (answer.is_restart) this.clear();
+    for (const line of answer.lines) this.parts[line.split ? "validation" : "training"].push(line);
+    this.after = answer.after;
+    this.every = Math.max(this.every, answer.every);
+    return answer.is_restart || answer.lines.length > 0;
+  }
+
   // Read what is new; whether there was anything.
   async read() {
     let isNew = false;
     for (let more = true; more;) {
       const answer = await server.json(`/v1/runs/${encodeURIComponent(this.name)}/points?after=${encodeURIComponent(this.after)}`);
-      if (answer.is_restart) this.clear();
-      for (const line of answer.lines) this.parts[line.split ? "validation" : "training"].push(line);
-      isNew ||= answer.is_restart || answer.lines.length > 0;
-      this.after = answer.after;
-      this.every = Math.max(this.every, answer.every);
+      isNew = this.take(answer) || isNew;
       more = answer.has_more;
     }
     return isNew;
@@ -95,6 +100,16 @@ class RunCurves {
 
   indexOf(name) {
     return this.runs.find((run) => run.name === name)?.index ?? 0;
+  }
+
+  // Where the curves of runs that have begun end, and new lines from there, by run.
+  positions(isFollowed) {
+    return Object.fromEntries(this.runs.filter((run) => run.after && isFollowed(run.name)).map((run) => [run.name, run.after]));
+  }
+
+  take(points) {
+    const changed = this.runs.filter((run) => points[run.name]).map((run) => run.take(points[run.name]));
+    if (changed.some(Boolean)) this.draw();
   }
 
   // Read what is new of a run, or of all.

@@ -78,8 +78,11 @@ page.addTab({
     clearTimeout(this.timer);
     if (document.visibilityState !== "visible" || page.current !== this) return;
     try {
-      const changed = this.take(await server.json(`/v1/runs?since=${encodeURIComponent(this.version)}`));
-      if (changed.length) await this.curves.read(changed.filter((name) => this.runs.has(name)));
+      const followed = JSON.stringify(this.curves.positions((name) => isTraining(this.runs.get(name) ?? {})));
+      const answer = await server.json(`/v1/runs?since=${encodeURIComponent(this.version)}&points=${encodeURIComponent(followed)}`);
+      const changed = this.take(answer).filter((name) => this.runs.has(name) && !answer.points[name]);
+      this.curves.take(answer.points);
+      if (changed.length) await this.curves.read(changed);
       if (this.isLost) page.fail(null);
       this.isLost = false;
     } catch (error) {
@@ -310,7 +313,7 @@ class RunCard {
     const act = (text, action, className) => button(text, () => tab.act(run.name, action), className), shown = [];
     if (tab.mayTrain) {
       if (isTraining(run) && run.can_stop) shown.push(act("Stop", "stop"));
-      if (run.state === "stopped") shown.push(act("Go on", "resume", "main"), act("Finish early", "finish"));
+      if (run.state === "stopped") shown.push(act("Continue", "resume", "main"), act("Finish early", "finish"));
       if (run.state === "stopped" || run.state === "finished") {
         shown.push(element("div", { className: "pair" }, labelled("More minutes", this.minutes), button("Train on", () => tab.act(run.name, "extend", { minutes: Number(this.minutes.value) }))));
         if (run.has_model && run.export !== "running") shown.push(element("div", { className: "pair" }, labelled("Export as", this.format), button("Export", () => tab.act(run.name, "export", { format: this.format.value }))));
