@@ -204,9 +204,8 @@ class _Supervisor:
         is_ollama = head.partition(b" ")[2].startswith(b"/api/")
         body = json.dumps({"error": message if is_ollama else error}, separators=(",", ":"))
         if head.startswith(b"GET / "):
-            kind, refresh = "text/html", f'<meta http-equiv="refresh" content="{seconds};url=/">'
-            title = "<title>headway</title>"
-            body = f'<!doctype html><html lang="en">{title}{refresh}<p>headway restarts. This page comes back by itself.'
+            kind, title = "text/html", f'<title>headway</title><meta http-equiv="refresh" content="{seconds};url=/">'
+            body = f'<!doctype html><html lang="en">{title}<p>headway restarts. This page comes back by itself.'
         return (
             f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: {kind}\r\nRetry-After: {seconds}\r\n"
             f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n{body}"
