@@ -60,6 +60,7 @@ def test_a_page_opens_with_its_key_and_a_reload_keeps_it(browser: Browser, url: 
     with opened(browser, address(url, sessions)) as page:
         is_open(page)
         assert "key" not in page.url
+        expect(page.get_by_text("There is no model yet")).to_be_visible()  # on the tab that makes some
         page.reload()
         is_open(page)
         page.go_back()

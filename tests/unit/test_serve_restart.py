@@ -126,7 +126,10 @@ def test_the_answer_meanwhile(start: Start, path: str) -> None:
     server.fail("/exit1")
     url = f"http://127.0.0.1:{server.port}{path}"
     refused = wait_for(lambda: [answer for answer in [httpx.post(url, content=b"x" * 3_000_000)] if answer.is_error])[0]
+    page = httpx.get(f"http://127.0.0.1:{server.port}/")
     (server.place / "fail").unlink()
+    assert page.headers["content-type"] == "text/html"
+    assert '<meta http-equiv="refresh"' in page.text
     seconds = int(refused.headers["retry-after"])
     assert refused.status_code == 503
     assert seconds >= 1

@@ -196,13 +196,17 @@ class _Supervisor:
             writer.close()
 
     def _answer(self, head: bytes) -> bytes:
-        """The answer to a request with this head, in the error format of its API."""
+        """The answer to a request with this head, in the error format of its API; a page that loads again for one."""
         seconds = max(1, math.ceil(self._ready_time - time.monotonic()))
         message = f"the server is restarting; try again in {seconds} s"
+        kind = "application/json"
         error = {"message": message, "type": "overloaded_error", "param": None, "code": "restarting"}
         is_ollama = head.partition(b" ")[2].startswith(b"/api/")
         body = json.dumps({"error": message if is_ollama else error}, separators=(",", ":"))
+        if head.startswith(b"GET / "):
+            kind, title = "text/html", f'<title>headway</title><meta http-equiv="refresh" content="{seconds};url=/">'
+            body = f'<!doctype html><html lang="en">{title}<p>headway restarts. This page comes back by itself.'
         return (
-            f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: {seconds}\r\n"
+            f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: {kind}\r\nRetry-After: {seconds}\r\n"
             f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n{body}"
         ).encode()

@@ -87,7 +87,7 @@ def open_page(
             _show(address, args.no_browser, terminal, f"headway runs already (process {place.process}), at {place.url}")
             terminal.print_result({"url": place.url, "process": place.process, "started": False})
             return
-        terminal.note(f"headway is at {place.url} (press Ctrl-C to stop)")
+        terminal.note(f"The page is at {place.url} (press Ctrl-C to stop)")
         thread = threading.Thread(target=_show_when_ready, args=(place, models, tab, args.no_browser, terminal))
         thread.daemon = True  # it waits for a server that may never be ready
         thread.start()
