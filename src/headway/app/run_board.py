@@ -137,7 +137,7 @@ class RunBoard:
             return RunChanges(version, not is_known, rows, removed, self._deleted)
 
     def row(self, name: str) -> RunRow:
-        """A run as it is now. UserError if there is none of this name."""
+        """A run as it is now. UserError for an unknown name."""
         with self._lock:
             if name not in self._entries:
                 self._next_scan = 0.0
@@ -151,7 +151,7 @@ class RunBoard:
             return entry.row
 
     def path(self, name: str) -> Path:
-        """The folder of a run. UserError if there is none of this name; a name with a path is none."""
+        """The folder of a run. UserError for an unknown name, and so for a path."""
         self.row(name)
         return self.folder / name
 

@@ -215,10 +215,11 @@ class RunCurves {
     this.cursor.setAttribute("x1", this.x(step));
     this.cursor.setAttribute("x2", this.x(step));
     this.at.setAttribute("aria-valuetext", `step ${step}`);
-    this.values.replaceChildren(...this.lines.filter(([, points]) => points.length).map(([run, points]) => {
+    const values = this.lines.filter(([, points]) => points.length).map(([run, points]) => {
       const [at, value] = points[nearestPoint(points, step)];
       return element("span", {}, seriesSwatch(run.index), ` ${shortName(run.name)}: `, element("strong", {}, formatNumber(value)), ` at step ${integers.format(at)}`);
-    }));
+    });
+    this.values.replaceChildren(...values);
   }
 
   // A table of at most 100 steps, which is made when it is opened.

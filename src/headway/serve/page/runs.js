@@ -150,14 +150,12 @@ page.addTab({
       element("td", { className: "name" }, shortName(run.recipe)), ...cells.map((cell, index) => element("td", { className: index < 4 ? "number" : "" }, typeof cell === "number" ? formatNumber(cell) : cell)));
   },
 
-  // Replace the row of a run that changed, unless somebody's focus is in it.
+  // Replace the cells of a run that changed; the first two, which may have the focus, stay.
   drawRow(run) {
     const row = this.rows?.get(run.name);
-    if (!row?.isConnected) return;
-    const fresh = this.row(run), focused = [...row.querySelectorAll("button, input")].indexOf(document.activeElement);
-    row.replaceWith(fresh);
-    this.rows.set(run.name, fresh);
-    if (focused >= 0) fresh.querySelectorAll("button, input")[focused].focus();
+    if (!row) return;
+    const fresh = this.row(run).cells;
+    [...row.cells].forEach((cell, index) => { if (index > 1 && cell.textContent !== fresh[index].textContent) cell.replaceWith(fresh[index].cloneNode(true)); });
   },
 
   tick(name, box) {
