@@ -82,12 +82,14 @@ def test_figures_have_their_intervals(run: Run, tmp_path: Path) -> None:
 
 
 def test_known_sets_have_their_licence_and_source(data_dir: Path, tmp_path: Path, brief_samples: None) -> None:
-    run = train(tmp_path / "run", data_dir / "lm/tinyshakespeare.txt", "text", set=TEXT)
+    (tmp_path / "lm").mkdir()
+    play = play_file(data_dir, tmp_path).rename(tmp_path / "lm/tinyshakespeare.txt")  # known by the end of its path
+    run = train(tmp_path / "run", play, "text", set=TEXT)
     hw.export(run.directory, tmp_path / "out")
     _, text = card_of(tmp_path / "out")
     assert "- tinyshakespeare: Shakespeare's plays in one file; 1,115,394 characters. Licence: public domain. " in text
     assert "Source: https://github.com/karpathy/char-rnn" in text
-    assert str(data_dir) not in text
+    assert str(tmp_path) not in text
 
 
 def test_a_published_card_is_kept(run: Run, data_dir: Path, tmp_path: Path) -> None:
@@ -100,6 +102,11 @@ def test_a_published_card_is_kept(run: Run, data_dir: Path, tmp_path: Path) -> N
     (folder / "README.md").write_text("# Theirs\n", encoding="utf-8")
     hw.export(folder, tmp_path / "with")
     assert (tmp_path / "with/README.md").read_text() == "# Theirs\n"
+    (tmp_path / "private").write_text("secret", encoding="utf-8")
+    (folder / "README.md").unlink()
+    (folder / "README.md").symlink_to(tmp_path / "private")
+    hw.export(folder, tmp_path / "link")
+    assert "secret" not in card_of(tmp_path / "link")[1]
     start = hw.train(
         find_recipe("text"),
         data=tmp_path / "play.txt",

@@ -144,7 +144,7 @@ def test_a_column_of_text_names_series_or_is_ignored(tmp_path: Path, caplog: pyt
 
 
 BAD = {
-    "is the time column; set task.time": "a,b\n1,2\n3,4\n",
+    "is the time column; name it time, or set task.time": "a,b\n1,2\n3,4\n",
     "which is not a time": "time,b\n2024-01-01,2\nlater,4\n",
     "unlike the first": "time,b\n2024-01-01,2\n2024,4\n",
     "line 3: 'b' is 'many'; write a number": "time,b\n2024-01-01,2\n2024-01-02,many\n",

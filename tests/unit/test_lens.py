@@ -5,54 +5,29 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lens_models import TEXT, save_models
 from serving import server
 from starlette.testclient import TestClient
 
 import headway as hw
 from headway.app.cli import main as cli
-from headway.codecs import train_codec
-from headway.codecs.tokenizer import TokenizerCodec
-from headway.config import override
-from headway.domains.masked.recipes import modern_encoder
-from headway.domains.text.recipes import modern_decoder
 from headway.errors import UserError
-from headway.formats.native import save_model
 from headway.layout import Layout
-from headway.nn.models import PooledHeadConfig, build
 from headway.serve.app import create_app
 from headway.serve.engine_loop import open_engine_loop
 from headway.serve.interfaces import ServerSettings
 from headway.serve.models import LoadOptions, ServedModels
 
-TEXT = "the cat sat on the mat"
-
-
-def save(folder: Path, config: Any, codec: TokenizerCodec) -> None:
-    config = override(config, {"vocab_size": codec.vocab_size})
-    model, random = build(config, seed=1), torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():  # nothing is zero, as it is at the start of a training
-            parameter.add_(torch.randn(parameter.shape, generator=random) * 0.3)
-    folder.mkdir()
-    save_model(model, config, folder)
-    codec.save(folder)
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("models")
-    words = train_codec("word", iter([TEXT]), special=("[MASK]",))
-    decoder = modern_decoder(16, 2, 2, 16, 10)
-    save(place / "decoder", decoder, words)
-    save(place / "lstm", override(decoder, {"mixer": "lstm"}), words)
-    save(place / "masked", modern_encoder(16, 2, 2, 10, 64), words)
-    save(place / "classes", replace(modern_encoder(16, 2, 2, 10, 64), heads={"classes": PooledHeadConfig(2)}), words)
+    save_models(place)
     return place
 
 

@@ -75,6 +75,7 @@ def test_a_page_opens_with_its_key_and_a_reload_keeps_it(browser: Browser, url: 
         other.set_viewport_size({"width": 360, "height": 700})
         assert other.evaluate("document.documentElement.scrollWidth") <= 360
         other.goto(address(url, sessions, "&tab=models"))
+        is_open(other)
         other.reload()
         is_open(other)
         assert other.url == f"{url}/#models"
@@ -91,7 +92,6 @@ def test_a_key_that_was_used_is_refused(browser: Browser, url: str, sessions: Se
         first.reload()
         is_refused(first)  # whose of the two is the thief is not known
         first.goto(address(url, sessions))
-        first.reload()
         is_open(first)
 
 

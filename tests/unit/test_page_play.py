@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("playwright", reason="playwright is not installed")
-chess = pytest.importorskip("chess", reason="chess is not installed: pip install 'headway[chess]'")
+notation = pytest.importorskip("chess.pgn", reason="chess is not installed: pip install 'headway[chess]'")
 pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'headway[rl]'")
 
-import chess.pgn  # noqa: E402
 from browsing import chromium, opened, serious_violations  # noqa: E402
 from playwright.sync_api import Browser, Page, expect  # noqa: E402
 from served import Resident  # noqa: E402
@@ -70,7 +70,7 @@ def square(page: Page, label: str) -> Any:
 
 
 def status(page: Page, text: str) -> None:
-    expect(page.locator(".status")).to_contain_text(text)
+    expect(page.locator(".status")).to_contain_text(text, timeout=20_000)
 
 
 def set_up(page: Page, fen: str) -> None:
@@ -86,7 +86,7 @@ def typed(page: Page, move: str) -> None:
 
 
 def message(page: Page, text: str) -> None:
-    expect(page.locator("#message")).to_contain_text(text)
+    expect(page.locator("#message")).to_contain_text(text, timeout=60_000)
 
 
 def test_a_game_by_mouse_text_and_buttons(browser: Browser, url: str) -> None:
@@ -109,7 +109,7 @@ def test_a_game_by_mouse_text_and_buttons(browser: Browser, url: str) -> None:
         game = page.locator(".moves").inner_text()
         with page.expect_download() as download:
             page.get_by_role("button", name="Save as PGN").click()
-        saved = chess.pgn.read_game(Path(download.value.path()).open(encoding="utf-8"))
+        saved = notation.read_game(StringIO(Path(download.value.path()).read_text(encoding="utf-8")))
         assert saved is not None
         assert (saved.headers["White"], saved.headers["Black"], saved.headers["Result"]) == (
             "You",
@@ -130,7 +130,8 @@ def test_a_game_by_mouse_text_and_buttons(browser: Browser, url: str) -> None:
         page.get_by_role("button", name="Flip board").click()
         assert (page.locator(".board button").first.get_attribute("aria-label") or "").startswith("h1")
         page.get_by_text("Show me the command").first.click()
-        command = page.locator("pre").first.inner_text()
+        expect(page.locator(".chess pre").first).not_to_be_empty()
+        command = page.locator(".chess pre").first.inner_text()
         assert command.startswith("headway chess move 'chess <b>\"x\"</b>' e2e4 ")
         assert "--nodes 100 --temperature 0 --server http://127.0.0.1" in command
         page.get_by_label("You play").select_option("black")
@@ -175,6 +176,7 @@ def test_promotion_and_the_end_of_a_game(browser: Browser, url: str) -> None:
         page.get_by_role("button", name="rook").click()
         expect(page.locator(".moves li").first).to_contain_text("a8=R+")
         set_up(page, "6k1/5ppp/8/8/8/8/5PPP/R5K1 w - - 0 1")
+        expect(square(page, "a1")).to_have_accessible_name("a1, white rook")
         typed(page, "ra8")
         status(page, "You win (1-0): checkmate.")
         expect(page.get_by_role("button", name="Hint")).to_be_disabled()
@@ -186,32 +188,31 @@ def test_promotion_and_the_end_of_a_game(browser: Browser, url: str) -> None:
             page.get_by_role("button", name="Save as PGN").click()
         assert '[FEN "6k1/5ppp/8/8/8/8/5PPP/R5K1 w - - 0 1"]' in Path(download.value.path()).read_text()
         set_up(page, "7k/5Q2/8/6K1/8/8/8/8 w - - 0 1")
+        expect(square(page, "f7")).to_have_accessible_name("f7, white queen")
         typed(page, "Kg6")
         status(page, "A draw (1/2-1/2): stalemate")
 
 
-@pytest.mark.parametrize(
-    ("fen", "move", "text"),
-    [
+def test_bad_moves_and_positions(browser: Browser, url: str) -> None:
+    cases = [
         ("", "e5", '"e5" is not a legal move here; legal moves are '),
         ("", "x" * 10_000, f'"{"x" * 20}" is not a legal move here'),
-        ("", "", "Nothing is not a legal move here"),
+        ("", "", "Type a move first, such as "),
         ("nonsense", "", "FEN 'nonsense'"),
         ("8/8/8/8/8/8/8/8 w - - 0 1", "", "is not a chess position"),
         ("x" * 10_000, "", "has 10,000 characters, but a FEN has at most 1024"),
-    ],
-)
-def test_bad_moves_and_positions(browser: Browser, url: str, fen: str, move: str, text: str) -> None:
+    ]
     with opened(browser, url) as page:
         status(page, "Your move")
-        if fen:
-            set_up(page, fen)
-        else:
-            typed(page, move)
-        message(page, text)
-        field = page.get_by_label("Position in FEN" if fen else "Or type a move")
-        assert field.input_value() == (fen or move)  # what was typed is not lost
-        status(page, "Your move")
+        for fen, move, text in cases:
+            if fen:
+                set_up(page, fen)
+            else:
+                typed(page, move)
+            message(page, text)
+            field = page.get_by_label("Position in FEN" if fen else "Or type a move")
+            assert field.input_value() == (fen or move)  # what was typed is not lost
+            status(page, "Your move")
         square(page, "e2").click()
         square(page, "e4").click()  # the game goes on
         status(page, "The model played")
@@ -248,7 +249,7 @@ def test_reload_while_the_model_thinks_and_two_tabs(browser: Browser, url: str) 
         expect(page.get_by_role("button", name="Hint")).to_be_disabled()
         typed(page, "d4")
         message(page, "It is the model's turn; wait for its move.")
-        page.unroute("**/v1/chess/move")
+        page.unroute_all(behavior="ignoreErrors")
         page.reload()
         status(page, "The model played")
         other = page.context.new_page()
@@ -280,7 +281,8 @@ def test_an_episode_is_a_film(browser: Browser, url: str) -> None:
             page.get_by_role("button", name="Save the film").click()
         assert Path(download.value.path()).read_bytes()[4:8] == b"ftyp"
         page.get_by_text("Show me the command").last.click()
-        assert "headway rollout runs/agent --env CartPole-v1 --episodes 1 --seed 2000007" in page.content()
+        command = "headway rollout runs/agent --env CartPole-v1 --episodes 1 --seed 2000007 --render episode.mp4"
+        expect(page.locator("pre").filter(has_text=command)).to_be_visible()
         assert serious_violations(page) == []
         page.get_by_label("Seed").fill("-1")
         page.get_by_role("button", name="Play an episode").click()

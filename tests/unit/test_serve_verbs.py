@@ -97,7 +97,7 @@ def test_what_there_is(client: TestClient) -> None:
     found = {each["id"]: each for each in client.get("/v1/models").json()["data"]}
     assert found.keys() == {"encoder", "minilm", "several", "vit"}
     assert {"classify", "tag", "fill", "embed"} <= set(found["encoder"]["verbs"])
-    assert (found["minilm"]["verbs"], found["minilm"]["context"]) == (["embed"], 512)
+    assert (found["minilm"]["verbs"], found["minilm"]["context"]) == (["embed", "attention"], 512)
     assert (found["vit"]["reads"], found["encoder"]["reads"]) == (["images"], ["texts"])
     assert (found["vit"]["is_run"], found["vit"]["examples"]) == (False, [])
     assert client.get("/v1/models/vit").json() == found["vit"]

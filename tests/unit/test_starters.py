@@ -167,6 +167,9 @@ def test_what_stops_it_is_one_line(
     assert "without a network you can make " in line
     assert "stories" in line.rpartition("make ")[2]
     assert "translation" not in line.rpartition("make ")[2]
+    with monkeypatch.context() as patch:
+        patch.setenv("HEADWAY_CACHE", "/proc/none")
+        assert "/proc/none/models cannot be created" in refusal(["models", "make", tiny], capsys)
     found = starters.importlib.util.find_spec
     with monkeypatch.context() as patch:
         patch.setattr(starters.importlib.util, "find_spec", lambda name: None if name == "metaworld" else found(name))
@@ -217,10 +220,26 @@ def test_a_job_is_a_model_before_its_run_exists(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(endpoints, "jobs", lambda folder: {"digits": job})
     shown = {model.name: model for model in endpoints._list()}
     assert (shown["digits"].state, shown["digits"].message) == ("starting", "downloading digits")
+    job = job._replace(message="Stopped at step 5 of 9; continue with: headway models make digits")
+    shown = {model.name: model for model in endpoints._list()}
+    assert (shown["digits"].state, shown["digits"].message) == ("stopping", "")
     job = job._replace(state="failed", message="the disk is full")
     shown = {model.name: model for model in endpoints._list()}
     assert (shown["digits"].state, shown["digits"].message) == ("failed", "the disk is full")
     assert shown["stories"].state == "missing"
+
+
+def test_a_damaged_run_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = starters.STARTERS["digits"].directory
+    directory.mkdir(parents=True)
+    (directory / "run.json").write_text('{"format": 1, "sta')
+    assert "run.json" in listed(capsys)["digits"]["problem"]
+    assert "run.json" in refusal(["models", "make", "digits"], capsys)
+    with asking(runs=tmp_path) as client:
+        digits = next(row for row in client.get("/v1/starters").json()["data"] if row["name"] == "digits")
+        assert (digits["state"], "run.json" in digits["message"]) == ("stopped", True)
+    with asking() as client:
+        assert str(directory) not in client.get("/v1/starters").text
 
 
 def test_stories_are_the_same_for_everyone(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from serving import server
 from starlette.testclient import TestClient
 
 from headway.app import uploads
-from headway.app.uploads import DiskFullError, UploadLimits, Uploads, UploadTooLargeError, safe_name
+from headway.app.uploads import DiskFullError, TrainingFileLimits, Uploads, UploadTooLargeError, safe_name
 from headway.errors import UserError
 from headway.serve.interfaces import ApiKey, ServerSettings
 
@@ -97,7 +97,7 @@ def test_links_are_not_followed(client: TestClient, tmp_path: Path) -> None:
 
 
 def test_limits_of_files_bytes_and_counts(tmp_path: Path) -> None:
-    folder = Uploads(tmp_path, UploadLimits(file_bytes=10, upload_bytes=15, files=3, reserve=0))
+    folder = Uploads(tmp_path, TrainingFileLimits(file_bytes=10, upload_bytes=15, files=3, reserve=0))
     folder.create()
     with pytest.raises(UploadTooLargeError, match="more than 10 bytes"):
         send(folder, "a", b"x" * 11)

@@ -76,7 +76,7 @@ def model_card(opened: OpenedModel, source: Path, out: Path, target_format: str)
         status = _without_paths(run.read_status())
     else:
         recipe, status = None, {}
-    config = opened.model.config
+    config: Any = opened.model.config
     use = next((entry for entry in _USES if entry.kind(config)), None)
     header = {
         "license": "unknown",
@@ -86,16 +86,18 @@ def model_card(opened: OpenedModel, source: Path, out: Path, target_format: str)
         "tags": ["headway", *([recipe.name] if recipe else [])],
     }
     name = _escape(source.resolve().name)
+    figures = scores(status.get("scores") or {}, status.get("best") or {}, f"nats per {status.get('unit', 'token')}")
+    remarks = [_escape(text).replace("\\`", "`") for text in notes((), {**status, "step": 0})]
     parts = {
         "": [
             f"# {name}",
             *([_escape(recipe.description)] if recipe and scale_of(recipe.name) is None else []),
-            _what(config),
+            f"It is {kinds.kind_of(config)} with {describe(config)['parameters']:,} parameters, made with headway.",
         ],
         "How to use it": _how(use, out),
         "Data": _data(recipe, status),
         "Training": _training(recipe, status),
-        "Evaluation": _evaluation(status),
+        "Evaluation": [_table(figures), *remarks] if figures else ["It was not evaluated, so its figures are unknown."],
         "Limits": _limits(recipe, status, opened, source),
         "Environment": _environment(status),
     }
@@ -107,8 +109,11 @@ def model_card(opened: OpenedModel, source: Path, out: Path, target_format: str)
 
 def _published_card(source: Path) -> str | None:
     """The card of a published model's folder; None if there is none."""
+    path = source / CARD
+    if path.is_symlink() and path.resolve().parent.name != "blobs":  # but for the hub's cache, it may be a private file
+        return None
     try:
-        with open_file(source / CARD) as file:
+        with open_file(path) as file:
             content = file.read(_MAX_CARD + 1)
         return content.decode() if len(content) <= _MAX_CARD else None
     except (UserError, UnicodeDecodeError):
@@ -116,24 +121,17 @@ def _published_card(source: Path) -> str | None:
 
 
 def _without_paths(value: Any) -> Any:
-    """A JSON value with the names of files instead of their paths, which tell others about this machine."""
+    """A JSON value with the names of files instead of their paths on this machine."""
     if isinstance(value, dict):
         return {key: _without_paths(part) for key, part in value.items()}
     if isinstance(value, list):
         return list(map(_without_paths, value))
     if not isinstance(value, str):
         return value
-    return _data_name(value) if os.path.isabs(value) else _FOLDERS.sub("", value)
-
-
-def _data_name(path: str) -> str:
-    """The name of the known set that a file belongs to, or of the file."""
-    known = set_of(path)
-    return Path(path).name if known is None else known.name
-
-
-def _what(config: Any) -> str:
-    return f"It is {kinds.kind_of(config)} with {describe(config)['parameters']:,} parameters, made with headway."
+    if not os.path.isabs(value):
+        return _FOLDERS.sub("", value)
+    known = set_of(value)
+    return Path(value).name if known is None else known.name
 
 
 def _how(use: _Use | None, out: Path) -> list[str]:
@@ -164,12 +162,8 @@ def _data(recipe: Recipe | None, status: Mapping[str, Any]) -> list[str]:
     facts = [f"{value:,} {name}" for name, value in counts.items()]
     return [
         "\n".join(lines),
-        *([f"What it read: {_escape(', '.join(facts))}."] if facts else []),
-        *(
-            [f"Digests of what it read: {_escape(', '.join(f'{k} {v}' for k, v in digests.items()))}."]
-            if digests
-            else []
-        ),
+        *([f"Samples: {_escape(', '.join(facts))}."] if facts else []),
+        *([f"Digests of the data: {_escape(', '.join(f'{k} {v}' for k, v in digests.items()))}."] if digests else []),
         "The licence of the model is for its publisher to choose; the licences of the data may limit the choice.",
     ]
 
@@ -188,14 +182,6 @@ def _training(recipe: Recipe | None, status: Mapping[str, Any]) -> list[str]:
         f"```sh\n{command}\n```",
         f"<details><summary>recipe.json</summary>\n\n```json\n{dumps(recipe).strip()}\n```\n\n</details>",
     ]
-
-
-def _evaluation(status: Mapping[str, Any]) -> list[str]:
-    final = status.get("scores") or {}
-    rows = scores(final, status.get("best") or {}, f"nats per {status.get('unit', 'token')}")
-    if not rows:
-        return ["It was not evaluated, so its figures are unknown."]
-    return [_table(rows), *(_escape(text).replace("\\`", "`") for text in notes((), {**status, "step": 0}))]
 
 
 def _limits(recipe: Recipe | None, status: Mapping[str, Any], opened: OpenedModel, source: Path) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from headway.app.api import train
 from headway.app.recipes import load_recipe
-from headway.data.array_store import cache_root, open_or_build
+from headway.data.array_store import cache_errors, cache_root, open_or_build
 from headway.data.registry import KnownSet, get_set, is_present, known_set
 from headway.errors import UserError, nearest
 from headway.io.files import open_file
@@ -110,6 +110,8 @@ STARTERS: dict[str, Starter] = {
             recipe="digits",
             minutes=2,
             use="classify {run} digit.png",
+            megabytes=7.5,
+            score="accuracy 99.4 % (96.9 to 99.9 %)",
         ),
         Starter(
             "spoken-digits",
@@ -180,20 +182,25 @@ def starter(name: str) -> Starter:
 
 
 def progress(chosen: Starter) -> dict[str, Any]:
-    """How far a model is: `state`, and the `seconds` that it has trained of those that it is planned for in all, None
-    if they are not known yet.
+    """How far a model is: `state`, the `seconds` that it has trained, the `planned_seconds` in all, and the `problem`
+    of a run that cannot be read.
     """
     directory = RunDirectory(chosen.directory)
     state: State = "missing"
-    seconds, planned = 0.0, 60 * chosen.minutes
+    seconds, planned, problem = 0.0, 60 * chosen.minutes, None
     if directory.exists():
-        status = directory.read_status()
-        is_running = directory.trainer() is not None
-        finished = status["status"] == "finished" and bool(status.get("scores"))
-        state = "running" if is_running else "finished" if finished else "stopped"
-        planned = 60 * (status.get("minutes") or chosen.minutes)
-        seconds = max(status["seconds"], _last_seconds(directory.metrics) if is_running else 0.0)
-    return {"state": state, "seconds": round(seconds, 1), "planned_seconds": round(planned, 1)}
+        state, is_running = "stopped", directory.trainer() is not None
+        try:
+            status = directory.read_status()
+            planned = 60 * (status.get("minutes") or chosen.minutes)
+            seconds = max(status["seconds"], _last_seconds(directory.metrics) if is_running else 0.0)
+            if status["status"] == "finished" and status.get("scores"):
+                state = "finished"
+        except UserError as error:
+            problem = str(error)
+        if is_running:
+            state = "running"
+    return {"state": state, "seconds": round(seconds, 1), "planned_seconds": round(planned, 1), "problem": problem}
 
 
 def _last_seconds(metrics: Path) -> float:
@@ -227,10 +234,16 @@ def make(
         return None
     if (trainer := directory.trainer()) is not None:
         raise UserError(f"{name} is being made by another process ({trainer}); wait until it ends")
+    with cache_errors(models_folder()):  # the remedy is another cache, not another --run
+        pass
     if (extra := chosen.missing_extra) is not None:
         raise missing_extra_error(name, extra)
+    paths: list[Path] = []
     try:
-        paths = [path for known in chosen.known_sets for path in _get(known, note)]
+        for known in chosen.known_sets:
+            if not is_present(known):
+                note(f"{'downloading' if known.needs_network else 'generating'} {known.name}: {known.description}")
+            paths += get_set(known.name)
     except UserError as error:
         others = [other.name for other in STARTERS.values() if not (other.needs_network or other.missing_extra)]
         if not chosen.needs_network or not others:
@@ -255,12 +268,6 @@ def make(
 def missing_extra_error(name: str, extra: str) -> UserError:
     """The error for a model whose packages are not installed."""
     return UserError(f"making {name} needs the extra {extra}; run: pip install 'headway[{extra}]'")
-
-
-def _get(known: KnownSet, note: Callable[[str], None]) -> list[Path]:
-    if not is_present(known):
-        note(f"{'downloading' if known.needs_network else 'generating'} {known.name}: {known.description}")
-    return get_set(known.name)
 
 
 def _demonstrate(environment: str, note: Callable[[str], None]) -> Path:

@@ -9,7 +9,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -26,7 +26,7 @@ _UNUSED_SECONDS = 86_400  # age at which an upload that no run uses is removed
 _SHOWN = 60  # characters of a name in a message
 
 
-class UploadLimits(NamedTuple):
+class TrainingFileLimits(NamedTuple):
     """What an upload may have: bytes of one file and of all files, the number of files, and the bytes of the disk that
     stay free.
     """
@@ -37,7 +37,7 @@ class UploadLimits(NamedTuple):
     reserve: int = 1 << 30
 
 
-DEFAULT_LIMITS = UploadLimits()
+DEFAULT_LIMITS = TrainingFileLimits()
 
 
 class DiskFullError(UserError):
@@ -75,9 +75,13 @@ def safe_name(name: str) -> str:
 class Upload:
     """The files of one upload. Its sizes are counted once, then kept up to date."""
 
-    def __init__(self, folder: Path, limits: UploadLimits) -> None:
+    def __init__(self, folder: Path, limits: TrainingFileLimits) -> None:
         self.id, self.files, self._folder, self._limits = folder.name, folder / "files", folder, limits
-        self._sizes = {file.name: file.size for file in self._stored()}
+        self._sizes: dict[str, int] = {}
+        for parent, _, names in os.walk(self.files):
+            for path in (Path(parent, name) for name in names):
+                with suppress(OSError):
+                    self._sizes[path.relative_to(self.files).as_posix()] = path.stat().st_size
         self._bytes = sum(self._sizes.values())
 
     def listing(self) -> list[UploadedFile]:
@@ -144,13 +148,6 @@ class Upload:
                 "stay free; free space, or choose fewer files"
             )
 
-    def _stored(self) -> Iterator[UploadedFile]:
-        for folder, _, names in os.walk(self.files):
-            for name in names:
-                path = Path(folder, name)
-                with suppress(OSError):
-                    yield UploadedFile(path.relative_to(self.files).as_posix(), path.stat().st_size)
-
 
 _CHECK_BYTES = 1 << 26  # bytes between two checks of the free space
 
@@ -158,7 +155,7 @@ _CHECK_BYTES = 1 << 26  # bytes between two checks of the free space
 class Uploads:
     """The uploads of a folder of runs."""
 
-    def __init__(self, runs: Path, limits: UploadLimits = DEFAULT_LIMITS) -> None:
+    def __init__(self, runs: Path, limits: TrainingFileLimits = DEFAULT_LIMITS) -> None:
         self._runs, self._folder, self.limits = runs, runs / FOLDER, limits
         self._open: dict[str, Upload] = {}
 

@@ -437,7 +437,7 @@ class LocalVerbs:
         history: Sequence[Any] = (),
         target_return: float | None = None,
         task: str | None = None,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> int | np.ndarray:
         """Choose the next action of an episode: a choice, or numbers, in the environment's units.
 
@@ -445,7 +445,7 @@ class LocalVerbs:
         history: the earlier steps of the episode, oldest first, each an observation, an action and a reward.
         target_return: the return that a trajectory model aims for (default: the run's).
         task: the task of a multi-task robot.
-        seed: seed of sampled actions, and of a diffusion policy's noise.
+        seed: seed of sampled actions, and of a diffusion policy's noise (default: 0).
 
         Raises UserError for an unsuitable observation, and for arguments of other kinds of models.
         """
@@ -960,7 +960,7 @@ class RemoteVerbs:
         history: Sequence[Any] = (),
         target_return: float | None = None,
         task: str | None = None,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> int | np.ndarray:
         """Choose the next action of an episode: a choice, or numbers, in the environment's units.
 
@@ -968,7 +968,7 @@ class RemoteVerbs:
         history: the earlier steps of the episode, oldest first, each an observation, an action and a reward.
         target_return: the return that a trajectory model aims for (default: the run's).
         task: the task of a multi-task robot.
-        seed: seed of sampled actions, and of a diffusion policy's noise.
+        seed: seed of sampled actions, and of a diffusion policy's noise (default: 0).
 
         Raises UserError for an unsuitable observation, and for arguments of other kinds of models.
         """

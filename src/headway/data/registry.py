@@ -7,20 +7,19 @@ from __future__ import annotations
 import hashlib
 import http.client
 import importlib.util
-import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from headway.data.array_store import cache_errors, cache_root
 from headway.data.corpus import iter_pairs
 from headway.data.episode_files import read_episodes
 from headway.data.input_files import File, archive_members, read_lines
 from headway.data.labelled_files import read_idx
 from headway.data.stories import write_stories
 from headway.errors import UserError, nearest
+from headway.io.cache import cache_errors, cache_root, data_folders
 from headway.io.durable import temporary_path
 
 
@@ -303,12 +302,6 @@ def known_set(name: str) -> KnownSet:
 def known_sets() -> list[KnownSet]:
     """All known sets, by name."""
     return [KNOWN_SETS[name] for name in sorted(KNOWN_SETS)]
-
-
-def data_folders() -> list[Path]:
-    """The folders in which known sets are searched, in order: HEADWAY_DATA, then headway's downloads."""
-    setting = os.environ.get("HEADWAY_DATA")
-    return [*([Path(setting).expanduser()] if setting else []), cache_root() / "data"]
 
 
 def is_present(known: KnownSet) -> bool:

@@ -312,9 +312,8 @@ def _columns(rows: Sequence[TableRow], requested: SeriesColumns) -> SeriesColumn
     time = requested.time or by_common_name["time"] or (dates[0] if len(dates) == 1 else None)
     if time is None:
         raise UserError(
-            f"{rows[0].location}: it is not clear which of {', '.join(names[:8])} is the time column; set "
-            "task.time=NAME "
-            "(reset_index turns a pandas index into a column)"
+            f"{rows[0].location}: it is not clear which of {', '.join(names[:8])} is the time column; "
+            "name it time, or set task.time=NAME (reset_index turns a pandas index into a column)"
         )
     row_numbers = [name for name in names if name.lower() in _ROW_NUMBER_NAMES and name not in (time, *requested[:3])]
     candidates = [name for name in names if name != time and name not in row_numbers]
@@ -335,7 +334,7 @@ def _columns(rows: Sequence[TableRow], requested: SeriesColumns) -> SeriesColumn
         raise UserError(
             f"{rows[0].location}: it is not clear which of {', '.join(value_columns[:8]) or 'no columns'} has the "
             "values of the "
-            f"series in {series!r}; set task.value=NAME"
+            f"series in {series!r}; name it value, or set task.value=NAME"
         )
     return SeriesColumns(time, series, value)
 

@@ -23,6 +23,12 @@ def cache_root() -> Path:
         raise UserError(f"there is no cache folder ({error}); set HEADWAY_CACHE to a folder") from None
 
 
+def data_folders() -> list[Path]:
+    """The folders in which known sets are searched, in order: HEADWAY_DATA, then headway's downloads."""
+    setting = os.environ.get("HEADWAY_DATA")
+    return [*([Path(setting).expanduser()] if setting else []), cache_root() / "data"]
+
+
 @contextmanager
 def cache_errors(folder: Path) -> Iterator[None]:
     """Create a folder; a full disk or a read-only folder while writing in it is a UserError."""

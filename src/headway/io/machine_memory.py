@@ -9,12 +9,14 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from headway.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 _MACHINE = Path("/proc/meminfo")
 _MEMBERSHIP = Path("/proc/self/cgroup")
@@ -38,15 +40,17 @@ def check_free_memory(purpose: str, parts: Mapping[str, int], device: torch.devi
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Bytes that this process can still allocate on a device, without swap; None if the device does not report it.
-
-    On a CPU, this is the minimum of the free memory of the machine and of its control groups (containers).
-    """
+    """Bytes that this process can still allocate on a device, without swap; None if the device does not report it."""
     if device.type == "cuda":
+        import torch
+
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's cache, reusable
         return torch.cuda.mem_get_info(device)[0] + cached
-    if device.type != "cpu":
-        return None
+    return free_cpu_bytes() if device.type == "cpu" else None
+
+
+def free_cpu_bytes() -> int | None:
+    """The minimum of the free memory of the machine and of its control groups (containers); None if it is unknown."""
     candidates, available = list[int](), _table(_MACHINE).get("MemAvailable:")
     if available is not None:  # Linux reports it; elsewhere use total memory as an upper bound
         candidates.append(1024 * available)

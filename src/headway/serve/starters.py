@@ -29,7 +29,8 @@ class StarterData(msgspec.Struct):
 
 class StarterModel(msgspec.Struct):
     """A model to start with. It has trained for `seconds` of the `planned_seconds`; "starting" means that data are
-    fetched or the training is planned. `message` is the last line of a job that is running or failed.
+    fetched or the training is planned, "stopping" that the last checkpoint is written. `message` is the last line of a
+    job that is running or failed, or why the run cannot be read; only for clients that may make models.
     """
 
     name: str
@@ -40,7 +41,7 @@ class StarterModel(msgspec.Struct):
     data: list[StarterData]
     needs_network: bool
     missing_extra: str | None
-    state: Literal["missing", "starting", "running", "stopped", "finished", "failed"]
+    state: Literal["missing", "starting", "running", "stopping", "stopped", "finished", "failed"]
     seconds: float
     planned_seconds: float
     message: str = ""
@@ -56,8 +57,12 @@ class StarterList(msgspec.Struct):
 
 async def list_starters(body: None, context: Context) -> StarterList:
     """All models to start with, and how far each is."""
+    may_make = _refusal(context) is None
     models = await asyncio.to_thread(_list)
-    return StarterList(models, _refusal(context) is None)
+    if not may_make:
+        for model in models:
+            model.message = ""  # may name folders of this machine
+    return StarterList(models, may_make)
 
 
 async def make_starter(body: None, context: Context) -> StarterModel:
@@ -113,9 +118,10 @@ def _list() -> list[StarterModel]:
 
 def _starter_model(name: str, job: Job | None) -> StarterModel:
     """A model with the state of its run, or of its job where that knows more."""
-    model = msgspec.convert(STARTERS[name].description(), StarterModel)
+    description = STARTERS[name].description()
+    model = msgspec.convert({**description, "message": description["problem"] or ""}, StarterModel)
     if job is not None and job.state == "running" and model.state != "running":
-        model.state, model.message = "starting", job.message
+        model.state, model.message = ("stopping", "") if _CONTINUE in job.message else ("starting", job.message)
     elif job is not None and job.state in ("failed", "ended") and model.state == "missing":
         model.state, model.message = "failed", job.message
     elif job is not None and job.state == "failed" and model.state == "stopped" and _CONTINUE not in job.message:

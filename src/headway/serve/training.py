@@ -32,6 +32,8 @@ _MAX_PLANS = 2  # plans at once
 _LINES_AROUND = 2  # lines shown before and after a wrong one
 _MAX_CHARACTERS = 300  # of a line that is shown
 _LOCATION = re.compile(r"(?P<name>[^,;:]+), line (?P<line>\d{1,9})\b")
+_COLUMNS = ("text", "text2", "label", "path", "time", "series", "value")  # roles of columns that a reader may name
+_SETTINGS = (*(f"task.{column}" for column in _COLUMNS), "task.skip_bad")
 _plans_running = 0
 
 
@@ -73,13 +75,15 @@ _Minutes = Annotated[float, msgspec.Meta(gt=0, le=100_000)]
 
 class PlanBody(msgspec.Struct, forbid_unknown_fields=True):
     """Plan a training of `recipe` on an upload for each number of minutes. `files` are the names of the data files, in
-    the order that the recipe takes them; by default the complete upload.
+    the order that the recipe takes them; by default the complete upload. `settings` name columns, such as task.label,
+    or skip samples that cannot be used (task.skip_bad).
     """
 
     recipe: str
     upload: str
     minutes: Annotated[list[_Minutes], msgspec.Meta(min_length=1, max_length=5)]
     files: Annotated[list[str], msgspec.Meta(max_length=10)] = []
+    settings: dict[str, str] = {}
 
 
 class PlanAnswer(msgspec.Struct):
@@ -98,6 +102,7 @@ class RunBody(msgspec.Struct, forbid_unknown_fields=True):
     minutes: _Minutes
     name: str
     files: Annotated[list[str], msgspec.Meta(max_length=10)] = []
+    settings: dict[str, str] = {}
 
 
 class StartedRun(msgspec.Struct):
@@ -210,7 +215,7 @@ async def create_plans(body: PlanBody, context: Context) -> PlanAnswer:
     global _plans_running
     upload = _find(context, body.upload)
     minutes = ",".join(f"{number:g}" for number in body.minutes)
-    command = [*_command("plan", body.recipe, upload, body.files), "--minutes", minutes, "--json"]
+    command = [*_command("plan", body, upload), "--minutes", minutes, "--json"]
     if _plans_running >= _MAX_PLANS:
         raise StatusError(429, f"{_MAX_PLANS} plans are being made; wait for one of them", code="busy", retry_after=5)
     _plans_running += 1
@@ -235,22 +240,26 @@ async def start_run(body: RunBody, context: Context) -> StartedRun:
     directory = free_directory(runs / check_name(body.name.strip()))
     while any(job.name == directory.name and job.state == "running" for job in jobs(runs).values()):
         directory = free_directory(directory.with_name(f"{directory.name}-2"))  # started, but without a folder yet
-    command = _command("train", body.recipe, upload, body.files)
+    command = _command("train", body, upload)
     command += ["--run", str(directory), "--minutes", f"{body.minutes:g}"]
     await asyncio.to_thread(start_job, runs, directory.name, command)
     return StartedRun(directory.name)
 
 
-def _command(verb: str, recipe: str, upload: Upload, files: list[str]) -> list[str]:
-    """The command that plans or trains a recipe on an upload. StatusError for unknown recipes and files."""
+def _command(verb: str, body: PlanBody | RunBody, upload: Upload) -> list[str]:
+    """The command that plans or trains a recipe on an upload. StatusError for unknown recipes, files and settings."""
     from headway.domains import recipe_domains  # scans the installed packages
 
-    if recipe not in recipe_domains():
-        raise StatusError(
-            400, f"unknown recipe {printable(recipe[:40])!r}; {nearest(recipe, recipe_domains())}", "recipe"
-        )
-    paths = [_stored_file(upload, name) for name in files] or _data_paths(upload.files)
-    return [sys.executable, "-m", "headway", verb, recipe, "--data", *map(str, paths)]
+    if body.recipe not in recipe_domains():
+        shown = printable(body.recipe[:40])
+        raise StatusError(400, f"unknown recipe {shown!r}; {nearest(body.recipe, recipe_domains())}", "recipe")
+    unknown = next((name for name in body.settings if name not in _SETTINGS), None)
+    if unknown is not None:
+        raise StatusError(400, f"unknown setting {printable(unknown[:40])!r}; use {', '.join(_SETTINGS)}", "settings")
+    paths = [_stored_file(upload, name) for name in body.files] or _data_paths(upload.files)
+    settings = [f"{name}={value}" for name, value in body.settings.items()]
+    command = [sys.executable, "-m", "headway", verb, body.recipe, "--data", *map(str, paths)]
+    return [*command, "--set", *settings] if settings else command
 
 
 def _data_paths(folder: Path) -> list[Path]:

@@ -241,25 +241,29 @@ async def _run_verb(verb: str, body: msgspec.Struct, context: Context) -> VerbAn
 
 
 async def _forecast(body: Any, context: Context) -> VerbAnswer:
-    """The forecast for each series; tables are read on another thread than the model's."""
+    """The forecast for each series."""
     tables = [body.data] if isinstance(body.data, str) else body.data
     if tables is not None:
         check_count(tables, "data", "data")
     async with context.served.using(body.model) as ready:
         predictor(ready.model, "forecast")  # UserError for a model without this verb
-        with table_files(tables or []) as paths:
-            try:
-                history = await asyncio.to_thread(read_history, ready.model, None if tables is None else paths)
-            except UserError:
-                if tables is not None:
-                    raise
-                message = "the server cannot read the data that this model was trained on; send data"  # hides its path
-                raise UserError(message) from None
-        steps = body.steps or history.codec.horizon
-        if len(history.series) * steps > _MAX_FORECASTS:
-            fact = f"{len(history.series):,} series with {steps:,} steps are more than {_MAX_FORECASTS:,} values"
-            raise UserError(f"{fact}; send fewer series, or ask for fewer steps")
-        result = await ready.batcher.run(lambda: continue_history(ready.model, history, steps))
+
+        def read_and_continue() -> list[Any]:  # in the model's thread, one request after the other
+            with table_files(tables or ()) as paths:
+                try:
+                    history = read_history(ready.model, None if tables is None else paths)
+                except UserError:
+                    if tables is not None:
+                        raise
+                    fact = "the server cannot read the data that this model was trained on"  # hides their path
+                    raise UserError(f"{fact}; send data") from None
+            steps = body.steps or history.codec.horizon
+            if len(history.series) * steps > _MAX_FORECASTS:
+                fact = f"{len(history.series):,} series with {steps:,} steps are more than {_MAX_FORECASTS:,} values"
+                raise UserError(f"{fact}; send fewer series, or ask for fewer steps")
+            return continue_history(ready.model, history, steps)
+
+        result = await ready.batcher.run(read_and_continue)
     return VerbAnswer(plain(result), ready.name)
 
 
@@ -291,6 +295,8 @@ def _compact(answer: Any, digits: int | None) -> Any:
 
 def plain(value: Any) -> Any:
     """A result as JSON values: dataclasses and named tuples as objects, arrays as lists."""
+    if isinstance(value, (str, int, float)):
+        return value
     if isinstance(value, (Tensor, np.ndarray)):
         return value.tolist()
     if is_dataclass(value) and not isinstance(value, type):

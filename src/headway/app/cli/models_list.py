@@ -6,7 +6,7 @@ import argparse
 
 from headway.app.cli.terminal import Terminal
 
-EXAMPLE = "headway models"
+EXAMPLE = "headway models list"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -50,7 +50,7 @@ def act(
     history: Sequence[Any] = (),
     target_return: float | None = None,
     task: str | None = None,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> int | np.ndarray:
     """Choose the next action of an episode: a choice, or numbers, in the environment's units.
 
@@ -58,13 +58,13 @@ def act(
     history: the earlier steps of the episode, oldest first, each an observation, an action and a reward.
     target_return: the return that a trajectory model aims for (default: the run's).
     task: the task of a multi-task robot.
-    seed: seed of sampled actions, and of a diffusion policy's noise.
+    seed: seed of sampled actions, and of a diffusion policy's noise (default: 0).
 
     Raises UserError for an unsuitable observation, and for arguments of other kinds of models.
     """
     if target_return is not None:
         raise UserError(f"{model.directory} is an agent without target returns; omit target_return")
-    agent = policy(model, task, seed)
+    agent = policy(model, task, seed or 0)
     for earlier, _, _ in past_steps(history):
         agent.select_action(earlier)
     return agent.select_action(observation)

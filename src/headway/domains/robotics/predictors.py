@@ -33,11 +33,11 @@ def act(
     history: Sequence[Any] = (),
     target_return: float | None = None,
     task: str | None = None,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> int | np.ndarray:
     if target_return is not None:
         raise UserError(f"{model.directory} is a robot policy, which has no target returns; omit target_return")
-    controller = policy(model, task, seed)
+    controller = policy(model, task, seed or 0)
     for earlier, _, _ in past_steps(history):
         controller.select_action(earlier)
     return controller.select_action(observation)

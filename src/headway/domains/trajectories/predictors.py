@@ -39,7 +39,7 @@ def act(
     history: Sequence[Any] = (),
     target_return: float | None = None,
     task: str | None = None,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> int | np.ndarray:
     codec, embed = TrajectoryCodec.read(model.directory), model.module.config.embed
     _check_scales(embed, codec, model.directory)
@@ -50,7 +50,7 @@ def act(
     steps = past_steps(history)
     if len(steps) >= embed.timesteps:
         raise UserError(f"the history has {len(steps):,} steps, but the model has {embed.timesteps:,}; pass fewer")
-    actor = Actor(model.module, codec, [codec.target if target_return is None else target_return], [seed])
+    actor = Actor(model.module, codec, [codec.target if target_return is None else target_return], [seed or 0])
     for earlier, action, reward in steps:
         actor.act([0], codec.check_state(earlier)[None])
         actor.observe([0], codec.check_action(action)[None], np.array([reward]))

@@ -74,7 +74,7 @@ page.addTab({
     this.messages.addEventListener("scroll", () => { this.isAtEnd = this.messages.scrollHeight - this.messages.scrollTop - this.messages.clientHeight < 40; });
     window.addEventListener("storage", (event) => this.stored(event));
     window.addEventListener("pagehide", () => this.left());
-    this.modelChanged(drafts.get("write:mode"));
+    this.modelChanged();
     this.open(new Conversation(drafts.get("conversation") ?? undefined));
   },
 
@@ -112,10 +112,11 @@ page.addTab({
   },
 
   // Another model may be unable to chat, or have other examples.
-  modelChanged(wanted = this.mode?.value) {
+  modelChanged() {
     const model = this.choice?.model;
     if (!model || !this.command) return;
     const canChat = model.verbs.includes("chat"), before = this.mode.value;
+    const wanted = this.conversation?.messages.size ? this.conversation.about.mode : drafts.get("write:mode");
     this.mode.value = canChat ? wanted ?? "chat" : "completion";
     this.modeField.hidden = !canChat;
     if (this.conversation && this.mode.value !== before) this.openNew();
@@ -221,6 +222,7 @@ page.addTab({
   left() {
     if (!this.writing) return;
     const { conversation, message } = this.writing;
+    this.writing.wasLeft = true;
     Object.assign(message, { state: "incomplete", line: "Incomplete: the page was left while it was written." });
     conversation.save(message);
   },
@@ -252,8 +254,9 @@ page.addTab({
   ask() {
     const text = this.text.value, { conversation } = this, path = conversation.path();
     if (this.isChat && !text.trim()) throw new ServerError("type a message first", 400);
-    const isSame = !this.isChat && path[0]?.content === text;
-    const question = isSame ? path[0] : this.question(this.isChat ? path.at(-1)?.id ?? "" : "", text);
+    const last = path.at(-1), isUnanswered = last && !last.content; // then this is another version of the question
+    const isSame = !this.isChat && path[0]?.content === text, parent = isUnanswered ? path.at(-2).parent : last?.id ?? "";
+    const question = isSame ? path[0] : this.question(this.isChat ? parent : "", text);
     if (this.isChat) this.text.value = "";
     this.text.oninput();
     this.examples.hidden ||= this.isChat;
@@ -293,6 +296,7 @@ page.addTab({
       }
       Object.assign(message, { state: answer.reason === "length" ? "cut" : "done", line: answerStatistics(answer) });
     } catch (error) {
+      if (this.writing.wasLeft) return;
       const isStopped = error.name === "AbortError", failed = message.content ? "Incomplete: the server's answer broke off." : "There is no answer yet.";
       Object.assign(message, { state: isStopped ? "stopped" : "incomplete", line: isStopped ? "Stopped by you." : failed });
       page.fail(error, message.content ? undefined : () => this.start(() => message));
@@ -342,7 +346,7 @@ page.addTab({
     const name = message.role === "user" ? "You" : firstWords(message.model ?? "Model"), line = isWritten ? isMine ? "Writing…" : "Being written in another browser tab." : message.line;
     const root = element("article", { className: `message ${message.role}`, "aria-label": name, "data-message": message.id, "aria-busy": isWritten ? "true" : undefined },
       element("p", { className: "soft" }, name), thinking, this.editing === message.id ? this.editForm(message) : element("div", { className: "text" }, given, text.root),
-      line && element("p", { className: message.state === "incomplete" ? "soft wrong" : "soft" }, line), isWritten ? null : this.actions(message, all));
+      line && element("p", { className: message.state === "incomplete" ? "soft wrong" : "soft" }, line), isWritten || this.editing === message.id ? null : this.actions(message, all));
     const view = { stamp, root, text, thinking };
     this.views.set(message.id, view);
     return view;
@@ -355,7 +359,7 @@ page.addTab({
       message.content && (message.state !== "done" || !this.isChat) ? button("Continue", () => this.start(() => message)) : null,
       button(message.content && message.state !== "incomplete" ? "Another answer" : "Try again", again)];
     const turn = (step) => element("button", { type: "button", className: "plain", disabled: !versions[index + step], "aria-label": step < 0 ? "Earlier version" : "Later version", onclick: () => this.choose(versions[index + step], step) }, step < 0 ? "‹" : "›");
-    return element("div", { className: "row actions" }, copyButton(() => message.content), ...own.filter(Boolean),
+    return element("div", { className: "row actions" }, message.content ? copyButton(() => message.content) : null, ...own.filter(Boolean),
       ...(versions.length > 1 ? [element("span", { className: "versions soft" }, turn(-1), `${index + 1} of ${versions.length}`, turn(1))] : []));
   },
 
@@ -390,12 +394,13 @@ page.addTab({
 
   // The same as a command and as Python.
   commands() {
-    const { model } = this.choice, text = this.text.value || this.conversation.path().findLast(({ role }) => role === "user")?.content || "Hello";
+    const { model } = this.choice, path = this.conversation.path(), text = this.text.value || path[0]?.content || "Hello";
     const set = SAMPLING.map(([name]) => [name === "max_tokens" ? "max_new_tokens" : name, this.sampling[name].value]).filter(([, value]) => value !== "");
     const options = set.map(([name, value]) => ` --${name.replaceAll("_", "-")} ${value}`).join("");
     if (!this.isChat) return modelCommand(model, "generate", `--prompt ${shellWord(text)}${options}`, `print(model.generate(${[pythonString(text), ...set.map(([name, value]) => `${name}=${value}`)].join(", ")}))`);
-    const { system } = this.conversation.about, earlier = Conversation.forApi(this.conversation.path(), system);
-    const messages = [...earlier.map(({ role, content }) => ({ role, content })), ...(earlier.at(-1)?.role === "user" ? [] : [{ role: "user", content: text }])];
+    const { system } = this.conversation.about, typed = this.text.value || !path.length ? [{ role: "user", content: text }] : [];
+    const asked = typed.length ? path : path.slice(0, path.findLastIndex(({ role }) => role === "user") + 1);
+    const messages = Conversation.forApi([...asked, ...typed].map(({ role, content }) => ({ role, content })), system);
     const list = `[\n${messages.map(({ role, content }) => `    {"role": "${role}", "content": ${pythonString(content)}},\n`).join("")}]`;
     const known = set.filter(([name]) => ["max_new_tokens", "temperature", "seed"].includes(name)).map(([name, value]) => `, ${name}=${value}`).join("");
     return modelCommand(model, "chat", `${system ? `--system ${shellWord(system)}` : ""}${options}`.trim(), `print(model.chat(${list}${known}))`);

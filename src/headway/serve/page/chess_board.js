@@ -16,7 +16,7 @@ const chessNames = { p: "pawn", n: "knight", b: "bishop", r: "rook", q: "queen",
 function chessPiece(letter) {
   const { fill, line } = chessShapes[chessNames[letter.toLowerCase()]];
   return svg("svg", { viewBox: "0 0 45 45", class: `piece ${letter === letter.toLowerCase() ? "black" : "white"}`, "aria-hidden": "true" },
-    ...fill.map((d) => svg("path", { d })), line && svg("path", { d: line, class: "line" }));
+    ...fill.map((d) => svg("path", { d })), ...(line ? [svg("path", { d: line, class: "line" })] : []));
 }
 
 // The piece on each square of a FEN: {e1: "K", ...}.

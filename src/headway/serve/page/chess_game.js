@@ -25,8 +25,8 @@ function typedMove(text, legal) {
 }
 
 class ChessView {
-  constructor(chosen) {
-    this.chosen = chosen;
+  constructor() {
+    this.name = ""; // of the model
     this.game = { position: "", moves: [], side: "white", flipped: false, thought: null, ...drafts.get("chess") };
     this.state = null; // of the server: headway.ChessGame
     this.board = new ChessBoard((move) => this.play(move));
@@ -52,7 +52,7 @@ class ChessView {
       element("form", { onsubmit: (event) => { event.preventDefault(); this.playTyped(); } }, element("div", { className: "row" },
         labelled("Or type a move, such as e4, Nf3 or e2e4", this.typed), element("button", {}, "Play move"))),
       element("div", { className: "row" }, this.hintButton, this.backButton, button("Flip board", () => this.flip()), button("New game", () => this.restart(""))),
-      element("div", { className: "row" }, labelled("You play", this.side, "Changing this starts again."), labelled("Strength of the model", this.strength)),
+      element("div", { className: "row" }, labelled("You play (a change starts a new game)", this.side), labelled("Strength of the model", this.strength)),
       this.thought,
       element("h3", {}, "Moves"), this.moves,
       element("div", { className: "row" }, button("Save as PGN", () => saveFile("game.pgn", this.pgn(), "application/x-chess-pgn")), copyButton(() => this.state?.position ?? "", "Copy FEN")),
@@ -71,19 +71,22 @@ class ChessView {
   }
 
   get thinking() {
-    return { ...chessStrengths[this.strength.value]?.[1], model: this.chosen()?.id ?? "", position: this.game.position, moves: this.game.moves };
+    return { ...chessStrengths[this.strength.value]?.[1], model: this.name, position: this.game.position, moves: this.game.moves };
   }
 
-  modelChanged() {
-    const name = this.chosen().id;
-    if (this.shownModel !== name) this.advance();
-    this.shownModel = name;
+  // The game is the same with another model; without one it waits.
+  modelChanged(name) {
+    if (this.name !== name || this.isWaiting) {
+      this.name = name;
+      this.advance();
+    }
     this.command.update();
   }
 
   // Show the game, and let the model move if it is its turn.
   async advance() {
     page.fail(null);
+    this.isWaiting = false;
     try {
       const { position, moves } = this.game;
       this.state = (await this.ask({ position, moves, play: false })).game;
@@ -91,15 +94,16 @@ class ChessView {
       if (this.state.end || this.state.turn === this.game.side) return;
       const answer = await this.ask(this.thinking);
       const { uci, outcome, candidates } = answer.move;
-      this.game = { ...this.game, moves: [...moves, uci], thought: { uci, outcome, candidates } };
+      this.game = { ...this.game, moves: [...moves, uci], thought: { outcome, candidates } };
       this.state = answer.game;
       this.show();
     } catch (error) {
       if (error.name === "AbortError") return; // a newer request replaces this one
       this.status.textContent = "The game waits for the server.";
-      this.shownModel = null; // to go on when the models or the key change
+      this.isWaiting = true; // to go on when the models or the key change
       page.fail(error, error.status === 400 ? undefined : () => this.advance());
-      if (error.status === 400 && !this.state) this.restart(""); // the stored game cannot be read any more
+      const isStored = !this.state && (this.game.position || this.game.moves.length);
+      if (error.status === 400 && isStored) this.restart(""); // the stored game cannot be read any more
     }
   }
 
@@ -137,8 +141,8 @@ class ChessView {
   }
 
   showThought() {
-    const { thought, moves } = this.game;
-    if (!thought || !moves.includes(thought.uci)) return this.thought.replaceChildren();
+    const { thought } = this.game;
+    if (!thought) return this.thought.replaceChildren();
     const [win, draw, loss] = thought.outcome ?? [];
     const view = thought.outcome && `The model thinks that ${chessWords(win + draw / 2)}: win ${percent(win)}, draw ${percent(draw)}, loss ${percent(loss)}.`;
     this.thought.replaceChildren(element("h3", {}, "What the model thought"), view ? element("p", {}, view) : "",
@@ -153,10 +157,13 @@ class ChessView {
   }
 
   playTyped() {
-    const text = this.typed.value.trim(), move = typedMove(text, this.state?.legal ?? {});
-    if (!this.state || this.state.end || this.state.turn !== this.game.side) page.fail(new ServerError(this.state?.end ? "the game is over; start a new one, or take back a move" : "it is the model's turn; wait for its move", 400));
-    else if (move) this.play(move);
-    else page.fail(new ServerError(`${text ? `"${text.slice(0, 20)}"` : "nothing"} is not a legal move here; legal moves are ${Object.values(this.state.legal).slice(0, 12).join(", ")}`, 400));
+    const text = this.typed.value.trim(), legal = Object.values(this.state?.legal ?? {}), move = typedMove(text, this.state?.legal ?? {});
+    const problem = this.state?.end ? "the game is over; start a new one, or take back a move"
+      : this.state?.turn !== this.game.side ? "it is the model's turn; wait for its move"
+      : !text ? `type a move first, such as ${legal[0]}`
+      : !move && `"${text.slice(0, 20)}" is not a legal move here; legal moves are ${legal.slice(0, 12).join(", ")}${legal.length > 12 ? ", ..." : ""}`;
+    if (problem) page.fail(new ServerError(problem, 400));
+    else this.play(move);
     this.typed.focus();
   }
 
@@ -203,7 +210,7 @@ class ChessView {
   }
 
   pgn() {
-    const name = (this.chosen()?.id ?? "headway").replace(/["\\]/g, ""), result = this.state?.result ?? "*";
+    const name = this.name.replace(/["\\]/g, ""), result = this.state?.result ?? "*";
     const players = this.game.side === "white" ? ["You", name] : [name, "You"];
     const tags = { Event: "A game against a model of headway", Date: new Date().toISOString().slice(0, 10).replaceAll("-", "."), White: players[0], Black: players[1], Result: result };
     if (this.game.position) Object.assign(tags, { SetUp: "1", FEN: this.game.position });

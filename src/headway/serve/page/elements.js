@@ -81,6 +81,12 @@ function copyButton(text, label = "Copy") {
   return button;
 }
 
+// Rows of strings and numbers as the text of a .csv file.
+function csvText(rows) {
+  const field = (value) => (/[",\n\r]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : String(value));
+  return rows.map((row) => `${row.map(field).join(",")}\n`).join("");
+}
+
 // Save a file from the browser.
 function saveFile(name, content, type = "text/plain;charset=utf-8") {
   const url = URL.createObjectURL(content instanceof Blob ? content : new Blob([content], { type }));
@@ -106,6 +112,12 @@ function commandView(lines) {
 
 // A file's name, cut in the middle if it is long.
 const shortName = (name) => name.length > 60 ? `${name.slice(0, 40)}…${name.slice(-16)}` : name;
+
+// A token in a list: spaces and other characters that cannot be seen have a sign.
+function tokenLabel(text) {
+  const signs = text.slice(0, 60).replaceAll(" ", "␣").replaceAll("\n", "⏎").replaceAll("\t", "⇥");
+  return signs.replace(/[\u0000-\u001f]/g, (sign) => String.fromCharCode(0x2400 + sign.charCodeAt(0))) || "∅";
+}
 
 // A string as one word of a shell, and as a literal of Python.
 const shellWord = (text) => /^[\w./:=@%+-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;

@@ -7,7 +7,7 @@ function stepChart(title, values) {
   const x = (index) => left + (width - left - 8) * (values.length > 1 ? index / (values.length - 1) : 0.5), y = (value) => 8 + (height - bottom - 8) * (high - value) / span;
   const label = (text, at, anchor) => svg("text", { ...at, "text-anchor": anchor }, text);
   const summary = `${title}: ${integers.format(values.length)} steps, from ${formatNumber(Math.min(...values))} to ${formatNumber(Math.max(...values))}`;
-  const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, class: "chart", role: "img", "aria-label": summary }, svg("title", {}, summary),
+  const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, class: "rewards", role: "img", "aria-label": summary }, svg("title", {}, summary),
     svg("line", { x1: left, x2: width - 8, y1: y(0), y2: y(0), class: "axis" }),
     svg("polyline", { points: values.map((value, index) => `${x(index).toFixed(1)},${y(value).toFixed(1)}`).join(" "), class: "curve" }),
     ...[...new Set([low, high])].map((value) => label(formatNumber(value), { x: left - 6, y: y(value) + 4 }, "end")),

@@ -5,13 +5,12 @@ const INSIDE_EXAMPLES = {
   "a masked language model": "The capital of France is [MASK].",
   "an encoder-decoder": "A man is sleeping.",
 };
-const INSIDE_SENTENCE = "Once upon a time there was a little fox named Tom. One day Tom";
+const INSIDE_SENTENCE = "Once upon a time there was a fox named Tom. His friend was a bear named Anna.";
 
 const attends = (model) => model.verbs.includes("attention");
 const isRecurrent = (model) => model.verbs.includes("lens") && !attends(model);
 
-// A token as people read it: the characters that nobody sees have signs.
-const tokenLabel = (text) => text.replaceAll(" ", "␣").replaceAll("\n", "⏎").replaceAll("\t", "⇥") || "∅";
+// The beginning of a token, without the spaces around it.
 const shortToken = (text) => tokenLabel(text.trim() || text).slice(0, 14);
 
 // A part of the tab: a heading, sentences that explain it, and its content.
@@ -86,7 +85,7 @@ page.addTab({
     this.status.textContent = "The model reads the sentence ...";
     try {
       const answer = await this.ask(model, this.text.value, signal);
-      const other = isRecurrent(model) ? answer : this.other.model ? await this.ask(this.other.model, this.text.value, signal) : null;
+      const other = isRecurrent(model) ? answer : this.other.model ? await this.ask(this.other.model, this.text.value.split(/\[MASK\]|<mask>/)[0].trim() || this.text.value, signal) : null;
       this.answer = answer;
       this.status.textContent = `${model.id} read ${answer.tokens.length} tokens. It has ${integers.format(model.parameters)} parameters: the numbers that it learned.`;
       this.results.replaceChildren(...this.parts(answer, other));
@@ -116,22 +115,23 @@ function tokensPart({ tokens, lens, attention }) {
   return insidePart("1. Tokens", [
     "A model does not read letters or words but tokens: pieces that occur often in its training texts. A frequent word is one token; a rare one is made of several. ␣ stands for a space.",
     lens ? "The number below a piece is its id: its place in the vocabulary, the list of all tokens that the model knows." : null,
+    tokens.some((token) => /^<.+>$|^\[(CLS|SEP)\]$/.test(token.text)) ? "Tokens in brackets, such as the first one, are marks that nobody types: they tell the model where a text begins or ends." : null,
     isPair ? "This model reads a source sentence and writes a target. These are the tokens of the target, its own translation; below are those of the source." : null,
   ].filter(Boolean), chips(tokens), isPair ? element("p", { className: "soft" }, `Source: ${attention.source.map(tokenLabel).join(" | ")}`) : null);
 }
 
 function neighboursPart(lens) {
-  const select = element("select", { onchange: () => draw() }), list = element("div", { "aria-live": "polite" });
+  const select = element("select", { onchange: () => { drafts.set("inside-neighbour", Number(select.value)); draw(); } }), list = element("div", { "aria-live": "polite" });
   select.append(...lens.tokens.map((token, index) => new Option(`${index + 1}: ${tokenLabel(token.text)}`, index)));
-  select.value = Math.min(lens.tokens.length - 1, drafts.get("inside-neighbour", lens.tokens.length - 1));
+  const longest = lens.tokens.reduce((best, token, index) => /^\s*\p{L}+$/u.test(token.text) && token.text.length > lens.tokens[best].text.length ? index : best, lens.tokens.length - 1);
+  select.value = Math.min(lens.tokens.length - 1, drafts.get("inside-neighbour", longest));
   const draw = () => {
-    drafts.set("inside-neighbour", Number(select.value));
     list.replaceChildren(bars(lens.neighbours[select.value].map((near) => [tokenLabel(near.text), near.score])));
   };
   draw();
   return insidePart("2. Tokens as lists of numbers", [
     "Inside the model, each token is a list of numbers: its row in the embedding table. Training moves tokens that are used alike to similar rows.",
-    "Choose a token to see those with the most similar rows. 100 % means the same direction, 0 % nothing in common (the cosine of the angle between both lists). A small model that trained for minutes has found only some of these similarities.",
+    "Choose a token to see those with the most similar rows. 100 % means the same direction, 0 % nothing in common (the cosine of the angle between both lists). Lists of chance values would be alike, too, by up to 30 % in a small model; only what is above means something. A model that trained for minutes has found only some similarities.",
   ], labelled("Token", select), list);
 }
 

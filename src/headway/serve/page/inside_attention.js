@@ -20,42 +20,45 @@ const headWeights = (map, head) => head === MEAN_OF_HEADS
   ? map.weights[0].map((row, t) => row.map((_, s) => map.weights.reduce((sum, weights) => sum + weights[t][s], 0) / map.weights.length))
   : map.weights[head];
 
-// What a head mostly does, found in its weights: {label, text}. Shares are means over the tokens that a rule applies to.
+// What a head mostly does, found in its weights: {label, text, strength}. Shares are means over the tokens that a rule
+// applies to, next to the shares that these would have if attention were even.
 function headHint(weights, { rows, columns, kind }) {
   const across = kind === "cross", causal = !across && weights.every((row, t) => row.every((weight, s) => s <= t || weight === 0));
   const share = (where, least = 1) => {
-    const sums = weights.map((row, t) => [where(t).filter((s) => s >= 0 && s < row.length), row]).filter(([places]) => places.length)
-      .map(([places, row]) => places.reduce((sum, s) => sum + row[s], 0));
-    return sums.length < least ? 0 : sums.reduce((sum, value) => sum + value, 0) / sums.length;
+    const found = weights.map((row, t) => [where(t).filter((s) => s >= 0 && s < row.length), row, t]).filter(([places]) => places.length);
+    const mean = (value) => found.length < least ? 0 : found.reduce((sum, entry) => sum + value(...entry), 0) / found.length;
+    return [mean((places, row) => places.reduce((sum, s) => sum + row[s], 0)), mean((places, row, t) => places.length / (causal ? t + 1 : row.length))];
   };
   const sameAs = (t, step) => across ? [] : columns.flatMap((token, s) => s !== t && token.text === rows[t].text && (!causal || s + step < t) && s + step !== t ? [s + step] : []);
   const rules = [
-    ["before", "looks at the token before", across ? 0 : share((t) => [t - 1])],
+    ["before", "looks at the token before", across ? [0, 0] : share((t) => [t - 1])],
     ["first", `looks at the first token${across ? " of the source" : ""}`, share((t) => t > 1 || across ? [0] : [])],
-    ["itself", "looks at the token itself", across ? 0 : share((t) => t ? [t] : [])],
-    ["after", "looks at the token after", causal || across ? 0 : share((t) => [t + 1])],
+    ["itself", "looks at the token itself", across ? [0, 0] : share((t) => t ? [t] : [])],
+    ["after", "looks at the token after", causal || across ? [0, 0] : share((t) => [t + 1])],
     ["same word", "looks at the same token elsewhere in the text", share((t) => sameAs(t, 0), 2)],
     ["what followed", "looks at what followed the same token earlier", share((t) => sameAs(t, 1), 2)],
-    ["last", "looks at the last token of the source", across ? share(() => [columns.length - 1]) : 0],
+    ["last", "looks at the last token of the source", across ? share(() => [columns.length - 1]) : [0, 0]],
   ];
   const evenness = weights.map((row, t) => {
     const seen = causal ? t + 1 : row.length;
     return seen < 2 ? null : -row.reduce((sum, weight) => sum + (weight > 0 ? weight * Math.log(weight) : 0), 0) / Math.log(seen);
   }).filter((value) => value !== null);
   const even = evenness.reduce((sum, value) => sum + value, 0) / Math.max(1, evenness.length);
-  const [label, text, best] = rules.reduce((one, other) => other[2] > one[2] ? other : one);
-  if (evenness.length && even > 0.92) return { label: "even", text: "spreads its attention nearly evenly over all tokens that it sees" };
-  if (best >= 0.4) return { label: `${label} ${percent(best)}`, text: `mostly ${text}: ${percent(best)} of its attention on average` };
-  return { label: "mixed", text: "follows no simple rule here: where it looks depends on the words" };
+  const [label, text, [best, byChance]] = rules.reduce((one, other) => other[2][0] > one[2][0] ? other : one);
+  const figures = `${percent(best)} of its attention on average, and ${percent(byChance)} if it looked everywhere alike`;
+  if (evenness.length && even > 0.92) return { label: "even", text: "spreads its attention nearly evenly over all tokens that it sees", strength: 0 };
+  if (best >= 0.4 && best > 1.5 * byChance) return { label: `${label} ${percent(best)}`, text: `mostly ${text}: ${figures}`, strength: label === "first" ? best / 2 : best };
+  if (best >= 0.2 && best > 2 * byChance) return { label: `partly ${label} ${percent(best)}`, text: `partly ${text}: ${figures}`, strength: best / 2 };
+  return { label: "mixed", text: "follows no simple rule here: where it looks depends on the words", strength: 0 };
 }
 
 // A row of tokens, coloured by how strongly one of them looks at each; `choose(index)` makes the tokens buttons.
 function attentionStrip(tokens, weights, reader, choose) {
-  return element("div", { className: "strip", role: "group", "aria-label": "The sentence, with the attention of the chosen token" }, ...tokens.map((token, index) => {
+  return element("div", { className: "strip", role: "group", "aria-label": "Tokens with their shares" }, ...tokens.map((token, index) => {
     const parts = [element("span", {}, shortToken(token.text)), element("span", { className: "number" }, weights[index] === undefined ? "" : percent(weights[index]))];
     const node = choose ? element("button", { type: "button", "aria-pressed": String(index === reader), onclick: () => choose(index) }, ...parts) : element("span", { className: "still" }, ...parts);
     if (index === reader) node.classList.add("reader");
-    node.style.setProperty("--share", `${Math.round(50 * (weights[index] ?? 0))}%`);
+    node.style.setProperty("--share", `${Math.round(55 * Math.sqrt(weights[index] ?? 0))}%`);
     return node;
   }));
 }
@@ -86,24 +89,28 @@ function attentionPart(answer) {
     state.picture.choose(state.reader);
   };
   const draw = () => {
-    drafts.set("inside-head", [Number(layer.value), chosen()]);
+    answer.head = [Number(layer.value), chosen()];
     const current = map(), weights = headWeights(current, chosen());
     const name = chosen() === MEAN_OF_HEADS ? "The mean of all heads" : `Head ${chosen() + 1}`;
     hint.textContent = `${name} of ${current.title.toLowerCase()} ${headHint(weights, current).text}.`;
     state.picture = attentionMap(weights, current, read);
     picture.replaceChildren(state.picture.node);
-    overview.replaceChildren(headTable(maps, Number(layer.value), chosen(), choose));
+    overview.replaceChildren(headTable(maps, Number(layer.value), chosen(), (...place) => { choose(...place); keep(); }));
     numbers.ontoggle = () => numbers.open && numbers.children.length < 2 && numbers.append(table(["token", ...current.columns.map((token) => shortToken(token.text))],
       weights.map((row, t) => [shortToken(current.rows[t].text), ...row.map((weight) => percent(weight))]), "Attention weights"));
     numbers.open = false;
     numbers.replaceChildren(element("summary", {}, "The numbers of this picture as a table"));
     read(Math.min(state.reader, current.rows.length - 1));
   };
-  layer.addEventListener("change", () => choose(Number(layer.value), chosen()));
-  head.addEventListener("change", draw);
-  state.reader = maps.at(-1).rows.length - 1;
+  const keep = () => drafts.set("inside-head", answer.head);
+  layer.addEventListener("change", () => { choose(Number(layer.value), chosen()); keep(); });
+  head.addEventListener("change", () => { draw(); keep(); });
+  state.reader = Math.max(0, maps.at(-1).rows.findLastIndex((token) => /\p{L}/u.test(token.text))); // a word, not a full stop
   const cross = maps.findIndex((entry) => entry.kind === "cross");
-  choose(...drafts.get("inside-head", [Math.max(0, cross), 0]));
+  // At first, the head whose rule is the clearest.
+  const all = maps.flatMap((entry, index) => entry.weights.map((weights, number) => [headHint(weights, entry).strength, index, number]));
+  const [, clearest, number] = all.filter(([, index]) => cross < 0 || maps[index].kind === "cross").reduce((one, other) => other[0] > one[0] ? other : one);
+  choose(...drafts.get("inside-head", [clearest, number]));
   return insidePart("3. Attention: which words a word looks at", [
     `In each layer, every token looks at ${answer.lens && !answer.lens.masked && !isPair ? "itself and the tokens before it, never at those that come later" : "other tokens"}, and takes over information from them. How strongly is a share; the shares of a token add up to 100 %.`,
     "A layer has several heads that look at different things at the same time. Nobody told a head what to look at: it learned that in training. Choose a layer and a head, and then a token.",
@@ -138,7 +145,7 @@ function attentionMap(weights, { rows, columns, title }, read) {
   const label = (text, x, y, more = {}) => svg("text", { x, y, ...more }, text);
   const band = svg("rect", { class: "band", x: 0, y: top, width, height: cell }), frame = svg("rect", { class: "cursor", width: cell, height: cell });
   const squares = weights.flatMap((row, t) => row.flatMap((weight, s) => weight < 0.005 ? []
-    : [svg("rect", { class: "square", x: left + s * cell + 1, y: top + t * cell + 1, width: cell - 2, height: cell - 2, "fill-opacity": Math.min(1, 0.08 + 0.92 * weight).toFixed(3) })]));
+    : [svg("rect", { class: "square", x: left + s * cell + 1, y: top + t * cell + 1, width: cell - 2, height: cell - 2, "fill-opacity": Math.min(1, 0.03 + 0.97 * weight ** 0.7).toFixed(3) })]));
   const drawing = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "application", tabindex: 0, "aria-label": `Attention map of ${title}. Arrow keys move.` },
     svg("title", {}, `Attention weights of ${title}: a row looks at a column`), band,
     svg("rect", { class: "field", x: left, y: top, width: cell * columns.length, height: cell * rows.length }), ...squares, frame,
@@ -173,22 +180,25 @@ function attentionMap(weights, { rows, columns, title }, read) {
 
 // Why the order matters: two words are swapped, and attention and prediction are compared.
 function orderPart(answer, ask) {
-  const words = answer.text.split(/\s+/).filter(Boolean), result = element("div", { "aria-live": "polite" });
+  const matches = [...answer.text.matchAll(/(?<!\[)[\p{L}\p{N}'’]+(?!\])/gu)], words = matches.map((match) => match[0]), result = element("div", { "aria-live": "polite" });
   const pick = (index) => {
     const select = element("select", {}, ...words.map((word, place) => new Option(`${place + 1}: ${word}`, place)));
     select.value = String(index);
     return select;
   };
-  const longest = words.map((word, index) => [word.length, index]).sort((one, other) => other[0] - one[0]).map(([, index]) => index);
-  const other = longest.find((index) => words[index] !== words[longest[0]]) ?? 0;
-  const [one, two] = [Math.min(longest[0], other), Math.max(longest[0], other)].map(pick);
+  const inSentence = matches.map((match) => /^\p{Lu}/u.test(match[0]) && /[\p{L},]\s+$/u.test(answer.text.slice(0, match.index))); // names, mostly
+  const weight = (index) => (inSentence[index] ? 100 : 0) + words[index].length;
+  const order = words.map((_, index) => index).sort((one, other) => weight(other) - weight(one));
+  const other = order.find((index) => words[index] !== words[order[0]]) ?? 0;
+  const [one, two] = [Math.min(order[0], other), Math.max(order[0], other)].map(pick);
   const swap = element("button", { type: "button", onclick: async () => {
-    const swapped = [...words];
-    [swapped[one.value], swapped[two.value]] = [words[two.value], words[one.value]];
+    const places = [Number(one.value), Number(two.value)];
+    const swapped = matches.reduceRight((text, match, index) => places.includes(index)
+      ? text.slice(0, match.index) + words[places[1 - places.indexOf(index)]] + text.slice(match.index + match[0].length) : text, answer.text);
     swap.disabled = true;
     page.fail(null);
     try {
-      const changed = await ask(swapped.join(" "));
+      const changed = await ask(swapped);
       result.replaceChildren(...orderComparison(answer, changed));
     } catch (error) {
       page.fail(error, error.status === 0 || error.status >= 500 ? () => swap.click() : undefined);
@@ -202,7 +212,7 @@ function orderPart(answer, ask) {
 }
 
 function orderComparison(before, after) {
-  const [layer, head] = drafts.get("inside-head", [0, 0]);
+  const [layer, head] = before.head;
   const strips = [["Before", before], ["After", after]].flatMap(([name, answer]) => {
     const map = attentionMaps(answer)[layer], last = answer.lens ? answer.lens.next.position : map.rows.length - 1;
     const line = headWeights(map, head)[last];
@@ -211,12 +221,12 @@ function orderComparison(before, after) {
   });
   if (!before.lens) return strips;
   const both = [before, after].map((answer) => new Map(nextAt(answer.lens, 1).map(([token, share]) => [token.id, { token, share }])));
-  const best = both.map((next) => [...next.values()].slice(0, 5)), [first, then] = best.map((list) => list[0]);
+  const best = both.map((next) => [...next.values()].slice(0, 5)), [first, then] = best.map((list) => list[0].token);
   const ids = [...new Set(best.flat().map(({ token }) => token.id))];
-  const names = [first, then].map(({ token, share }) => `“${shortToken(token.text)}” (${percent(share)})`);
+  const names = [before, after].map(({ lens }) => firstGuess(lens));
   const cell = (next, id) => next.has(id) ? percent(next.get(id).share) : "below the first 50";
   return [
-    element("p", { className: "hint" }, `The same words, another order: the model's first guess ${first.token.id === then.token.id ? `stays the same, but its probability goes from ${names[0]} to ${names[1]}` : `changes from ${names[0]} to ${names[1]}`}.`),
+    element("p", { className: "soft" }, after.text), element("p", { className: "hint" }, `The same words, another order: the model's first guess ${first.id === then.id ? `stays the same, but its probability goes from ${names[0]} to ${names[1]}` : `changes from ${names[0]} to ${names[1]}`}.`),
     table(["predicted token", "before", "after"], ids.map((id) => [tokenLabel((both[0].get(id) ?? both[1].get(id)).token.text), ...both.map((next) => cell(next, id))]), "Predictions before and after the swap"),
     ...strips,
   ];

@@ -8,6 +8,12 @@ function nextAt({ next }, temperature) {
   return next.candidates.map((token) => [token, Math.exp(token.score / temperature - next.log_totals[place])]);
 }
 
+// The last tokens up to a position, as text.
+function textUpTo({ tokens }, position) {
+  const text = tokens.slice(Math.max(0, position - 5), position + 1).map((token) => token.text).join("").replaceAll("\n", "⏎");
+  return position > 5 ? `... ${text.trim()}` : text.trim() || "⏎";
+}
+
 function layersPart(lens) {
   return insidePart("4. What each layer would predict", [
     `The sentence passes through ${lens.layers.length} layers, one after the other. Each adds something to the list of numbers at every token. What if the model stopped after the first layer, or the second? Each square shows the token that it would predict ${lens.masked ? "in this place" : "to come next"}, and its probability.`,
@@ -23,8 +29,9 @@ function lensGrid(lens) {
     const button = buttons[layer]?.[position];
     if (!button) return;
     button.tabIndex = 0;
-    const known = lens.tokens.slice(Math.max(0, position - 4), position + 1).map((token) => tokenLabel(token.text)).join("");
-    details.replaceChildren(element("p", {}, `Layer ${layer + 1}, ${lens.masked ? `in place ${position + 1}` : `after “${position > 4 ? "..." : ""}${known}”`}:`),
+    grid.querySelector(".chosen")?.classList.remove("chosen");
+    button.classList.add("chosen");
+    details.replaceChildren(element("p", {}, `Layer ${layer + 1}, ${lens.masked ? `in the place of token ${position + 1}, “${shortToken(lens.tokens[position].text)}”` : `after “${textUpTo(lens, position)}”`}:`),
       bars(lens.layers[layer].predictions[position].map((token) => [tokenLabel(token.text), token.score])));
   };
   const square = (layer, position) => {
@@ -33,7 +40,7 @@ function lensGrid(lens) {
     const button = element("button", { type: "button", tabIndex: -1, onfocus: () => choose(layer, position), onmouseenter: () => choose(layer, position),
       "aria-label": `Layer ${layer + 1}, token ${position + 1}, ${shortToken(lens.tokens[position].text)}: ${tokenLabel(best.text)} ${percent(best.score)}` },
     element("span", {}, shortToken(best.text)), element("span", { className: "number" }, percent(best.score)));
-    button.style.setProperty("--share", `${Math.round(50 * best.score)}%`);
+    button.style.setProperty("--share", `${Math.round(55 * best.score)}%`);
     (buttons[layer] ??= [])[position] = button;
     return element("td", {}, button);
   };
@@ -48,6 +55,7 @@ function lensGrid(lens) {
     next?.focus();
   } }, element("table", {}, element("thead", {}, head), element("tbody", {}, ...body)));
   choose(lens.layers.length - 1, lens.next.position);
+  requestAnimationFrame(() => { grid.scrollLeft = grid.scrollWidth; }); // to the chosen square, at the end
   return element("div", {}, grid, details);
 }
 
@@ -72,17 +80,22 @@ function temperaturePart(lens) {
   };
   slider.addEventListener("input", update);
   update();
-  const place = lens.masked ? "in the place of the mask" : `after “${lens.tokens.slice(-4).map((token) => tokenLabel(token.text)).join("")}”`;
+  const place = lens.masked ? "in the place of the mask" : `after “${textUpTo(lens, lens.next.position)}”`;
   return insidePart("5. Temperature: how the next token is chosen", [
     `The last layer gives each token of the vocabulary a probability. Here are the most probable ones ${place}. To write a text, the next token is drawn by these chances, as from a bag with balls; then the model reads it, and predicts the one after.`,
     "The temperature changes the chances before the draw. It has no unit. Move the slider.",
   ], element("div", { className: "row" }, labelled("Temperature, 0 to 2", slider), value), told, list);
 }
 
+function firstGuess(lens) {
+  const [token, share] = nextAt(lens, 1)[0];
+  return `“${shortToken(token.text)}” (${percent(share)})`;
+}
+
 function recurrentPart(other, answer, field) {
   const title = "6. The same sentence in an LSTM", explanation = [
     "Before transformers, networks such as the LSTM (1997) read texts. An LSTM has no attention. It reads one token after the other and carries one list of numbers, its state, from token to token. At each token it decides what to keep of the state, what to forget and what to add.",
-    "So an LSTM has to keep everything that it needs later in this one list, while a transformer can look back at each earlier token. And an LSTM has to wait for the token before, while a transformer reads all tokens of a training text at once, which is why it trains faster on today's machines.",
+    "So an LSTM has to keep everything that it needs later in this one list, while a transformer can look back at each earlier token. And an LSTM has to wait for the token before, while a transformer reads all tokens of a training text at once, which suits the machines of today better.",
   ];
   if (!other) {
     return insidePart(title, [...explanation, "This server has no such model. Make one in five minutes on the tab Models (“stories-lstm”), or with this command:"],
@@ -91,10 +104,10 @@ function recurrentPart(other, answer, field) {
   const { lens, model } = other, layers = lens.layers.map((layer, index) => ({ ...layer, number: index + 1 })).filter((layer) => layer.changes.length);
   const state = layers.length ? [
     element("h4", {}, "How much each token changes the state"),
-    element("p", { className: "soft" }, "0 % means that the token leaves the state as it was, 100 % that nothing of it is left. At the first token it is always 100 %: there was no state before."),
+    element("p", { className: "soft" }, "0 %: the token leaves the state as it was. About 70 %: the new state has nothing in common with the old one. 100 %: it is the opposite, or there was no state before, as at the first token."),
     ...layers.map((layer) => element("div", {}, element("p", { className: "soft" }, `Layer ${layer.number}`), attentionStrip(lens.tokens, layer.changes, -1))),
   ] : [];
   return insidePart(title, explanation, field,
-    element("p", {}, other === answer ? `${model.id} is such a model: it carries a state from token to token.` : `${model.id} read the same sentence. It has ${integers.format(model.parameters)} parameters; ${answer.model.id} has ${integers.format(answer.model.parameters)}.`),
+    element("p", {}, other === answer ? `${model.id} is such a model: it carries a state from token to token.` : `${model.id} read ${answer.lens?.masked ? "the words before the mask" : "the same sentence"}. It has ${integers.format(model.parameters)} parameters; ${answer.model.id} has ${integers.format(answer.model.parameters)}.${answer.lens?.masked === false ? ` Its first guess for the next token is ${firstGuess(lens)}, that of ${answer.model.id} ${firstGuess(answer.lens)}.` : ""}`),
     ...state, ...(other === answer ? [] : [element("h4", {}, "What its layers would predict"), lensGrid(lens)]));
 }

@@ -95,19 +95,20 @@ page.addTab({
     if (model.state === "finished") return [element("span", { className: "good" }, "✓ Made"), served ? tryButton(served) : null].filter(Boolean);
     if (model.missing_extra) return [element("span", { className: "wrong" }, `Needs a package: pip install 'headway[${model.missing_extra}]'`)];
     if (!mayMake) return [element("span", { className: "soft" }, "Models cannot be made from this page: ", element("code", {}, `headway models make ${model.name}`))];
+    if (model.state === "stopping") return [];
     if (isBusy(model)) return [button("Stop", "stop", false)];
     return [button({ stopped: "Continue", failed: "Try again" }[model.state] ?? "Make", "make", true)];
   },
 });
 
-const isBusy = (model) => model.state === "starting" || model.state === "running";
+const isBusy = (model) => ["starting", "running", "stopping"].includes(model.state);
 
 // The progress of a model that is being made, or was stopped; null for others.
 function progressOf(model) {
   if (!isBusy(model) && model.state !== "stopped") return null;
   const share = Math.min(1, model.seconds / model.planned_seconds), left = Math.max(0, model.planned_seconds - model.seconds);
   const time = left < 90 ? `about ${Math.max(5, Math.ceil(left / 5) * 5)} seconds left` : `about ${Math.round(left / 60)} minutes left`;
-  const text = { starting: "Getting ready", running: `${percent(share)}, ${time}`, stopped: `Stopped at ${percent(share)}` }[model.state];
+  const text = { starting: "Getting ready", running: `${percent(share)}, ${time}`, stopping: "Stopping after this step", stopped: `Stopped at ${percent(share)}` }[model.state];
   return element("div", {}, element("progress", { max: 1, value: share, "aria-label": `${model.name}: ${text}` }), element("p", { className: "soft" }, text));
 }
 
@@ -115,8 +116,11 @@ function progressOf(model) {
 function tryButton(model) {
   const tab = page.tabs.find((entry) => entry.serves?.(model));
   return tab ? element("button", { type: "button", "aria-label": `Try ${model.id}`, onclick: () => {
-    drafts.set(`model:${tab.id}`, model.id);
+    drafts.set(`model:${tab.id}`, model.id); // for a tab that was not opened yet
     page.open(tab.id);
-    tab.refresh?.();
+    const select = tab.choice?.field.querySelector("select");
+    if (!select || select.value === model.id) return;
+    select.value = model.id;
+    select.dispatchEvent(new Event("change"));
   } }, "Try it") : null;
 }

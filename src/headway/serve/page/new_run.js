@@ -69,7 +69,7 @@ page.addTab({
   chosen() {
     newRun.work?.abort();
     this.clear("arrived", "read", "plans", "start");
-    newRun.remember({ upload: null, expected: null, files: [] });
+    newRun.remember({ upload: null, expected: null, files: [], settings: {} });
     this.showFiles();
   },
 
@@ -107,7 +107,7 @@ page.addTab({
       await newRun.during(this.parts.arrived, "Your files are being sent.", (signal, progress) => this.send(usable, total, signal, progress));
       await this.takeUp();
     } catch (error) {
-      this.parts.arrived.replaceChildren(element("p", {}, error.name === "AbortError" ? "Stopped. What has arrived is kept; choose the files again to go on." : ""));
+      this.parts.arrived.replaceChildren(element("p", {}, error.name === "AbortError" ? "Stopped. What has arrived is kept; choose the files again to continue." : ""));
       page.fail(error, error.status === 0 || error.status >= 500 ? () => this.take(files) : undefined);
     }
   },
@@ -118,7 +118,7 @@ page.addTab({
     let upload = state.upload && await server.json(`/v1/uploads/${state.upload}`).catch(() => null);
     if (upload?.files.some((file) => !names.has(file.name))) upload = null;
     upload ??= await server.json("/v1/uploads", { body: {} });
-    newRun.remember({ upload: upload.id, expected: files.length, files: [] });
+    newRun.remember({ upload: upload.id, expected: files.length, files: [], settings: {} });
     await sendFiles(upload.id, files, new Map(upload.files.map((file) => [file.name, file.size])), signal,
       (count, bytes) => progress(total ? bytes / total : 1, `${integers.format(count)} of ${integers.format(files.length)} files have arrived (${formatBytes(bytes)} of ${formatBytes(total)}).`));
   },
@@ -146,7 +146,7 @@ page.addTab({
   },
 
   get body() {
-    return { recipe: newRun.kind.recipe, upload: newRun.state.upload, files: newRun.state.files ?? [] };
+    return { recipe: newRun.kind.recipe, upload: newRun.state.upload, files: newRun.state.files ?? [], settings: newRun.state.settings ?? {} };
   },
 
   // What was read and the plan of 5 minutes come first; then those of 30 minutes and 2 hours.
@@ -172,7 +172,7 @@ page.addTab({
       if (this.parts.start.childElementCount) return this.parts.plans.lastChild.replaceChildren(element("p", { className: "soft" }, "The plans of longer trainings were not made."));
       const again = element("button", { type: "button", onclick: () => this.plan() }, "Read the files again");
       if (error.code !== "plan_failed") page.fail(error, error.name === "AbortError" ? undefined : () => this.plan());
-      const problem = error.code === "plan_failed" ? await planProblem(error, newRun.state.upload) : element("p", {}, error.name === "AbortError" ? "Stopped." : "The files were not read yet.");
+      const problem = error.code === "plan_failed" ? await planProblem(error, newRun.state.upload, () => this.plan()) : element("p", {}, error.name === "AbortError" ? "Stopped." : "The files were not read yet.");
       this.parts.read.replaceChildren(element("h3", {}, "3. What was read"), problem, again);
     }
   },
@@ -181,10 +181,11 @@ page.addTab({
     const name = keepDraft(element("input", { required: true, maxLength: 100, autocomplete: "off" }), "new-run:name", `my-${newRun.kind.id}`);
     const minutes = () => Number(this.parts.plans.querySelector("input:checked")?.value ?? 5);
     const command = commandView(() => {
-      const run = `runs/${name.value}`, recipe = newRun.kind.recipe;
+      const run = `runs/${name.value}`, recipe = newRun.kind.recipe, chosen = this.body.settings;
+      const settings = Object.entries(chosen).map(([setting, value]) => shellWord(`${setting}=${value}`)).join(" ");
       return {
-        shell: `headway train ${recipe} --data YOUR-FILES --run ${shellWord(run)} --minutes ${minutes()}`,
-        python: `import headway as hw\nhw.train(${pythonString(recipe)}, data="YOUR-FILES", run=${pythonString(run)}, minutes=${minutes()})`,
+        shell: `headway train ${recipe} --data YOUR-FILES --run ${shellWord(run)} --minutes ${minutes()}${settings ? ` --set ${settings}` : ""}`,
+        python: `import headway as hw\nhw.train(${pythonString(recipe)}, data="YOUR-FILES", run=${pythonString(run)}, minutes=${minutes()}${settings ? `, set=${JSON.stringify(chosen)}` : ""})`,
       };
     });
     name.addEventListener("input", command.update);
@@ -274,15 +275,20 @@ function planData({ data, notes }) {
     ...[...data.remarks, ...notes].map((note) => element("p", { className: "soft" }, sentence(note))));
 }
 
-// Why the files cannot be used, with the wrong line and those around it.
-async function planProblem(error, upload) {
+// Why the files cannot be used, with the wrong line and those around it, and buttons for the settings that the message
+// names: other columns, and samples to leave out.
+async function planProblem(error, upload, again) {
   const [, name, number] = /^(.*):(\d+)$/s.exec(error.param ?? "") ?? [];
   const around = name === undefined ? null
     : await server.json(`/v1/uploads/${upload}/lines/${number}/${name.split("/").map(encodeURIComponent).join("/")}`).catch(() => null);
   const line = (text, index) => element(around.first + index === around.line ? "mark" : "span", {}, `${String(around.first + index).padStart(6)}  ${text}\n`);
+  const settings = [...error.message.matchAll(/(task\.(?:text2?|label|path|time|series|value|skip_bad))=([^\s,;)]+)/g)].filter(([, , value]) => value !== "NAME");
   return element("div", { className: "problem", role: "alert" }, element("p", { className: "wrong" }, sentence(error.message)),
     around && element("p", {}, `Line ${integers.format(around.line)} of ${around.name}, with the lines around it:`), around && element("pre", { tabIndex: 0 }, ...around.lines.map(line)),
-    element("p", {}, "Mend the file on your computer, save it, and choose it again above."));
+    element("p", {}, `Mend the ${newRun.kind.folders ? "files" : "file"} on your computer, save, and choose again above${settings.length ? ", or:" : "."}`),
+    settings.length ? element("div", { className: "row" }, ...settings.map(([, name, value]) => element("button", { type: "button",
+      onclick: () => { newRun.remember({ settings: { ...newRun.state.settings, [name]: value } }); again(); } },
+    name === "task.skip_bad" ? "Leave such samples out" : `Use the column ${value} as ${name.slice(5)}`))) : "");
 }
 
 // How long to train: a card for each plan, with its size and reasons.
@@ -299,5 +305,5 @@ function planChoice(plans) {
       element("details", {}, element("summary", {}, `Why (${title.textContent})`), element("ul", {}, ...plan.reasons.map((reason) => element("li", {}, reason)))));
   });
   return element("fieldset", {}, element("legend", {}, "4. How long may it train?"), element("div", { className: "options wide" }, ...cards),
-    element("p", { className: "soft" }, "A training may end earlier, when it no longer improves. You can stop it at any time and go on later."));
+    element("p", { className: "soft" }, "A training may end earlier, when it no longer improves. You can stop it at any time and continue later."));
 }

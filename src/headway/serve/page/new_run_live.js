@@ -7,12 +7,12 @@ const TRAINING_STATES = { starting: "Starting: the files are being read.", runni
 // Show a training in `place` and keep it up to date; the result ends that. `another()` is called for a new run.
 function followRun(place, name, another) {
   const address = `/v1/runs/${encodeURIComponent(name)}`, curves = { training: [], validation: [] };
-  const parts = Object.fromEntries(["state", "chart", "samples", "buttons"].map((part) => [part, element("div")]));
+  const parts = Object.fromEntries(["state", "buttons", "chart", "samples"].map((part) => [part, element("div")]));
   const status = element("p", { role: "status" }), bar = element("progress", { "aria-label": "Progress of the training" });
   let timer = 0, position = "", last = "", isOver = false, hasFailed = false;
-  parts.state.append(status, bar);
-  place.replaceChildren(element("h3", {}, `The training of ${name}`), ...Object.values(parts),
-    element("p", { className: "soft" }, "The training goes on if you close this page or the server stops."));
+  const outlives = element("p", { className: "soft" }, "The training continues if you close this page or the server stops.");
+  parts.state.append(status, bar, outlives);
+  place.replaceChildren(element("h3", {}, `The training of ${name}`), ...Object.values(parts));
 
   const act = (action, body = {}) => async () => {
     try {
@@ -28,7 +28,7 @@ function followRun(place, name, another) {
   const button = (text, onclick, className = "") => element("button", { type: "button", className, onclick }, text);
   const buttons = {
     running: () => [button("Stop the training", act("stop"))],
-    stopped: () => [button("Go on", act("resume"), "main"), button("Use it as it is", () => useModel(name)), button("Train another", another)],
+    stopped: () => [button("Continue", act("resume"), "main"), button("Use it as it is", () => useModel(name)), button("Train another", another)],
     finished: () => [button("Use it", () => useModel(name), "main"), button("Train 5 more minutes", act("extend", { minutes: 5 })), button("Train another", another)],
     broken: () => [button("Back to the files", another, "main")],
     starting: () => [button("Stop the training", act("stop"))],
@@ -44,7 +44,7 @@ function followRun(place, name, another) {
       const text = `${TRAINING_STATES[run.state]}${reason}${trainingProgress(run)}`;
       if (status.textContent !== text) status.textContent = text;
       status.className = run.state === "broken" ? "wrong" : "";
-      bar.hidden = !["starting", "running"].includes(run.state);
+      bar.hidden = outlives.hidden = !["starting", "running"].includes(run.state);
       if (run.state === "running" && run.steps) bar.value = run.step / run.steps;
       else bar.removeAttribute("value");
       parts.chart.replaceChildren(...lossChart(curves));
@@ -101,17 +101,9 @@ const runsLink = () => page.tabs.some((tab) => tab.id === "runs" && !tab.button.
 async function useModel(name) {
   try {
     await server.loadModels();
-    const model = server.models.find((entry) => entry.id === name);
-    const tab = model && page.tabs.find((entry) => entry.serves?.(model));
-    if (!tab) throw new ServerError(`this server does not offer ${name}; start it with headway serve runs/${name}, or open the tab Models`, 0);
-    for (const known of [tab.id, ...model.verbs]) drafts.set(`model:${known}`, name);
-    if (tab.wasShown) tab.refresh?.();
-    page.open(tab.id);
-    const choice = [...tab.panel.querySelectorAll("select")].find((select) => [...select.options].some((option) => option.value === name));
-    if (choice) {
-      choice.value = name;
-      choice.dispatchEvent(new Event("change"));
-    }
+    const model = server.models.find((entry) => entry.id === name), use = model && tryButton(model);
+    if (!use) throw new ServerError(`this server does not offer ${name}; start it with headway serve runs/${name}, or open the tab Models`, 0);
+    use.click();
   } catch (error) {
     page.fail(error);
   }
@@ -138,8 +130,10 @@ function lossChart({ training, validation }) {
 function trainingResult(samples, scores) {
   const shown = scores.length ? [element("details", { open: true }, element("summary", {}, "How good it is"), table(Object.keys(scores[0]), scores.map((row) => Object.values(row)), "Scores"))] : [];
   if (samples.length) {
-    const [sample] = samples;
-    shown.push(element("h3", {}, "An example of what it does"), element("dl", {}, ...Object.entries(sample).flatMap(([key, text]) => [element("dt", {}, key || "text"), element("dd", {}, String(text))])));
+    const names = { "": "right?", source: "input", prompt: "input", output: "the model's answer", reference: "right answer" };
+    const keys = Object.keys(samples[0]).sort((one, other) => (one === "") - (other === ""));
+    const rows = samples.slice(0, 5).map((sample) => keys.map((key) => String(sample[key] ?? "").slice(0, 500)));
+    shown.push(element("h4", {}, "What it does with files that it has not seen"), table(keys.map((key) => names[key] ?? key), rows, "Samples"));
   }
   return shown;
 }

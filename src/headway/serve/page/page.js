@@ -69,8 +69,11 @@ const page = {
   },
 };
 
-// A message as a sentence; one that begins with the name of a file keeps its first letter.
-const sentence = (text) => (/^[a-z'-]+[\s,;:]/.test(text) ? text.charAt(0).toUpperCase() : text.charAt(0)) + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+// A message as a sentence; one that begins with the name of a file keeps its first letter, and a long one its ends.
+function sentence(message) {
+  const text = message.length > 600 ? `${message.slice(0, 300)} … ${message.slice(-200)}` : message;
+  return (/^[a-z'-]+[\s,;:]/.test(text) ? text.charAt(0).toUpperCase() : text.charAt(0)) + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+}
 
 // Values that outlive a reload: `drafts` those of this browser tab, `settings` those of this browser.
 class Store {
@@ -174,10 +177,14 @@ function workForm(children, work, label = "Send") {
   let controller = null;
   const send = element("button", { className: "main" }, label);
   const stop = element("button", { type: "button", disabled: true, onclick: () => controller?.abort() }, "Stop");
+  const patience = element("p", { className: "soft", role: "status" });
   const form = element("form", { onsubmit: async (event) => {
     event.preventDefault();
     if (controller) return;
     controller = new AbortController();
+    const timer = setTimeout(() => {
+      patience.textContent = "Still working. The first use of a model can take a minute or two, because the server loads it and prepares it for this computer.";
+    }, 5000);
     send.disabled = !(stop.disabled = false);
     form.setAttribute("aria-busy", "true");
     page.fail(null);
@@ -186,10 +193,12 @@ function workForm(children, work, label = "Send") {
     } catch (error) {
       page.fail(error, error.status === 0 || error.status >= 500 ? () => form.requestSubmit() : undefined);
     } finally {
+      clearTimeout(timer);
+      patience.textContent = "";
       controller = null;
       send.disabled = !(stop.disabled = true);
       form.removeAttribute("aria-busy");
     }
-  } }, ...children, element("div", { className: "row" }, send, stop));
+  } }, ...children, element("div", { className: "row" }, send, stop), patience);
   return form;
 }

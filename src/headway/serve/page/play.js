@@ -10,7 +10,7 @@ page.addTab({
   serves: (model) => playsChess(model) || playsEpisodes(model),
   show(panel) {
     const chosen = () => this.choice?.model;
-    this.chess = new ChessView(chosen);
+    this.chess = new ChessView();
     this.episode = episodeView(chosen);
     this.choice = modelChoice("play", this.serves, () => this.update());
     panel.append(this.choice.field, this.chess.element, this.episode.element);
@@ -25,7 +25,7 @@ page.addTab({
     if (!model) return;
     this.chess.element.hidden = !playsChess(model);
     this.episode.element.hidden = !playsEpisodes(model);
-    if (playsChess(model)) this.chess.modelChanged();
+    if (playsChess(model)) this.chess.modelChanged(model.id);
     else this.episode.modelChanged();
   },
 });

@@ -84,7 +84,7 @@ page.addTab({
       const [first] = forecasts, names = forecasts.length === 1 ? ["time", first.series] : ["time", "series", "value"];
       const rows = forecasts.flatMap(({ series, past, past_times: times }) => past.map((value, index) => (names.length === 2 ? [times[index], value] : [times[index], series, value])));
       if (this.file || (this.text.value && this.text.value !== this.example)) return;
-      this.text.value = this.example = this.csv([names, ...rows]);
+      this.text.value = this.example = csvText([names, ...rows]);
       this.steps.placeholder = first.times.length;
       this.use(null, "Example: the last values that this model was trained on.");
       this.showForecasts(forecasts);
@@ -105,13 +105,14 @@ page.addTab({
   },
 
   async work(signal) {
+    this.results.replaceChildren();
     if (!this.file && !this.text.value.trim()) throw new ServerError("there is no table; choose a file, or paste a table", 400);
     const kind = this.file?.name.toLowerCase().split(".").at(-1), data = this.file ? await dataUrl(new Blob([this.file], { type: this.types[kind] })) : this.text.value;
     try {
       const body = { model: this.choice.model.id, data, steps: this.steps.value ? Number(this.steps.value) : null };
       this.showForecasts((await server.json("/v1/forecast", { body, signal })).result);
     } catch (error) {
-      if (this.file) error.message = error.message.replaceAll("the table", shortName(this.file.name));
+      if (this.file && error instanceof ServerError) error.message = error.message.replaceAll("the table", shortName(this.file.name));
       throw error;
     }
   },
@@ -134,11 +135,6 @@ page.addTab({
     this.draw();
   },
 
-  csv(rows) {
-    const field = (value) => (/[",\n\r]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : String(value));
-    return rows.map((row) => `${row.map(field).join(",")}\n`).join("");
-  },
-
   draw() {
     this.width = this.chart.clientWidth;
     if (!this.width) return; // the tab is hidden; the observer draws when it is shown
@@ -153,7 +149,7 @@ page.addTab({
     if (kind === "csv") {
       const levels = Object.keys(this.shown.quantiles);
       const rows = this.forecasts.flatMap(({ series, times, quantiles }) => times.map((time, index) => [series, time, ...levels.map((level) => quantiles[level][index])]));
-      return saveFile("forecast.csv", this.csv([["series", "time", ...levels], ...rows]), "text/csv;charset=utf-8");
+      return saveFile("forecast.csv", csvText([["series", "time", ...levels], ...rows]), "text/csv;charset=utf-8");
     }
     const chart = forecastChart(this.shown, 960, this.colours.picture);
     const picture = new Blob([new XMLSerializer().serializeToString(chart)], { type: "image/svg+xml" });

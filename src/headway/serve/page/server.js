@@ -2,10 +2,11 @@
 // Requests to the server that this page comes from.
 
 class ServerError extends Error {
-  constructor(message, status, code) {
+  constructor(message, status, code, param) {
     super(message);
     this.status = status; // 0: there was no answer
     this.code = code;
+    this.param = param; // the field at fault
   }
 }
 
@@ -34,7 +35,7 @@ const server = {
     const details = await answer.json().catch(() => null);
     if (answer.status === 401) page.askForKey(details?.error?.code);
     if (details?.error?.code === "model_not_found") this.loadModels().catch(() => {}); // the server came back with other models
-    throw new ServerError(details?.error?.message ?? `the server returned HTTP status ${answer.status}`, answer.status, details?.error?.code);
+    throw new ServerError(details?.error?.message ?? `the server returned HTTP status ${answer.status}`, answer.status, details?.error?.code, details?.error?.param);
   },
 
   async json(path, options) {

@@ -75,7 +75,7 @@ page.addTab({
     this.intro = element("p");
     this.place = element("div");
     this.recorder = new Recorder((file) => this.input.take([file]));
-    this.player = element("audio", { controls: true, preload: "metadata", onerror: () => { this.silent.hidden = false; } });
+    this.player = element("audio", { controls: true, preload: "metadata", onerror: () => { this.silent.hidden = false; }, onloadedmetadata: () => this.findLength() });
     this.silent = element("p", { className: "soft", hidden: true }, "This browser cannot play the file, but the model may still read it.");
     this.chosen = element("p", { className: "soft" });
     this.language = keepDraft(element("select"), "sounds:language");
@@ -132,6 +132,13 @@ page.addTab({
     return undefined;
   },
 
+  // A recording does not state its length; browsers find it when they seek its end.
+  findLength() {
+    if (this.player.duration !== Infinity) return;
+    this.player.addEventListener("durationchange", () => { this.player.currentTime = 0; }, { once: true });
+    this.player.currentTime = 1e9;
+  },
+
   // A second of three tones as a .wav file of 16-bit samples.
   drawTones(rate = 16000) {
     const data = new DataView(new ArrayBuffer(44 + 2 * rate)), text = (offset, word) => [...word].forEach((c, index) => data.setUint8(offset + index, c.charCodeAt(0)));
@@ -151,7 +158,7 @@ page.addTab({
       this.results.replaceChildren(...await (this.transcribes ? this.transcribe(signal) : this.classify(signal)));
     } catch (error) {
       this.results.replaceChildren();
-      error.message = error.message.replace(/^(item 1|file|blob)\b/, shortName(this.file.name));
+      if (error instanceof ServerError) error.message = error.message.replace(/^(item 1|file|blob)\b/, shortName(this.file.name));
       throw error;
     }
   },

@@ -5,7 +5,6 @@ const linesOf = (text) => text.split("\n").map((line) => line.trim()).filter(Boo
 const pythonList = (texts) => `[${texts.map(pythonString).join(", ")}]`;
 const shellWords = (texts) => texts.map(shellWord).join(" ");
 const printLines = (texts) => `printf '%s\\n' ${shellWords(texts)} | `;
-const csvOf = (rows) => rows.map((row) => row.map((cell) => /[",\r\n]/.test(String(cell)) ? `"${String(cell).replaceAll('"', '""')}"` : cell).join(",")).join("\n") + "\n";
 const isDefined = (value) => value !== undefined && value !== "" && value !== false;
 const CUT = { name: "truncate", label: "Cut texts that are too long", type: "checkbox" };
 
@@ -76,7 +75,7 @@ const TEXT_TASKS = {
       const parts = text.split(/\[MASK\]|<mask>/), filled = element("p", { className: "text" }, parts[0]);
       parts.slice(1).forEach((part, index) => filled.append(gaps[index] ? element("mark", {}, gaps[index][0]?.text.trim() ?? "") : "", part));
       return {
-        view: element("div", {}, filled, ...gaps.map((candidates, index) => element("section", {}, element("h3", {}, `Gap ${index + 1}`), bars(candidates.map((candidate) => [visibleToken(candidate.text), candidate.probability]))))),
+        view: element("div", {}, filled, ...gaps.map((candidates, index) => element("section", {}, element("h3", {}, `Gap ${index + 1}`), bars(candidates.map((candidate) => [tokenLabel(candidate.text), candidate.probability]))))),
         rows: [["gap", "word", "probability"], ...gaps.flatMap((candidates, index) => candidates.map((candidate) => [index + 1, candidate.text, candidate.probability]))],
       };
     },
@@ -177,7 +176,7 @@ class TextForm {
       this.examples.replaceChildren(...(suited.length > 1 && !pairs ? [exampleButtons(suited, use)] : []));
     }
     const most = this.verb === "answer" ? "Longer texts are read in parts." : "Longer texts are refused.";
-    this.limit.textContent = `${this.task.fields.some(({ rows }) => rows > 1) && this.verb !== "answer" && this.verb !== "fill" ? "At most 2,048 lines. " : ""}${context ? `The model reads at most ${formatNumber(context)} tokens (words or parts of words) at once. ${most}` : ""}`;
+    this.limit.textContent = `${this.task.fields.some(({ rows }) => rows > 1) && this.verb !== "answer" && this.verb !== "fill" ? `At most 2,048 lines and ${formatBytes(server.limits.body_bytes)}. ` : ""}${context ? `The model reads at most ${formatNumber(context)} tokens (words or parts of words) at once. ${most}` : ""}`;
     this.command.update();
   }
 
@@ -192,7 +191,7 @@ class TextForm {
     const answer = await server.json(this.task.path ?? `/v1/${this.verb}`, { body, signal });
     const { view, rows } = this.task.result(answer.result ?? answer.results ?? answer.data, values, answer);
     const plain = () => rows.slice(1).map((row) => row.join("\t")).join("\n");
-    this.result.replaceChildren(element("h3", {}, "Result"), view, element("div", { className: "row" }, copyButton(plain), element("button", { type: "button", onclick: () => saveFile(`${this.verb}.csv`, csvOf(rows), "text/csv;charset=utf-8") }, "Save as table (.csv)")));
+    this.result.replaceChildren(element("h3", {}, "Result"), view, element("div", { className: "row" }, copyButton(plain), element("button", { type: "button", onclick: () => saveFile(`${this.verb}.csv`, csvText(rows), "text/csv;charset=utf-8") }, "Save as table (.csv)")));
   }
 
   commands() {
@@ -211,6 +210,8 @@ page.addTab({
     this.forms = new Map(); // by verb; each keeps its result
     this.place = element("div");
     this.select = element("select", { onchange: () => { drafts.set("texts:verb", this.select.value); this.showForm(); } });
+    const suited = server.models.find((model) => readsTexts(model) && !model.verbs.includes("generate")); // not one that is for writing
+    if (suited && drafts.get("model:texts") === null) drafts.set("model:texts", suited.id);
     this.choice = modelChoice("texts", readsTexts, () => this.modelChanged());
     this.verbField = labelled("Task", this.select);
     panel.append(element("h2", {}, "Work with texts"), element("div", { className: "row" }, this.choice.field, this.verbField), this.place);
@@ -225,7 +226,7 @@ page.addTab({
   modelChanged() {
     const model = this.choice?.model;
     if (!model || !this.verbField) return;
-    const before = this.select.value || drafts.get("texts:verb"), verbs = Object.keys(TEXT_TASKS).filter((verb) => model.verbs.includes(verb));
+    const before = drafts.get("texts:verb"), verbs = Object.keys(TEXT_TASKS).filter((verb) => model.verbs.includes(verb));
     this.select.replaceChildren(...verbs.map((verb) => new Option(TEXT_TASKS[verb].title, verb)));
     if (verbs.includes(before)) this.select.value = before;
     this.showForm();

@@ -1,12 +1,6 @@
 "use strict";
 // The text of an answer, token by token: the alternatives of each on hover, on focus and by arrow keys, and how surprising it was.
 
-// A token as a word of a list: spaces and other invisible characters have a sign.
-function visibleToken(text) {
-  const signs = text.slice(0, 60).replace(/^ | $/g, "␣").replaceAll("\n", "⏎").replaceAll("\t", "⇥");
-  return signs.replace(/[\u0000-\u001f]/g, (c) => String.fromCharCode(0x2400 + c.charCodeAt(0))) || "(no text)";
-}
-
 // The list of a token's alternatives, next to it.
 const alternatives = {
   box: element("div", { id: "alternatives", role: "tooltip", hidden: true }),
@@ -18,8 +12,8 @@ const alternatives = {
     this.hide();
     this.token = token;
     const lists = entries.map(({ text, logprob, top }) => {
-      const others = top.filter(([other]) => other !== text), chosen = `${visibleToken(text)} (written)`;
-      const rows = [[chosen, logprob], ...others.map(([other, value]) => [visibleToken(other), value])].sort((a, b) => b[1] - a[1]);
+      const others = top.filter(([other]) => other !== text), chosen = `${tokenLabel(text)} (written)`;
+      const rows = [[chosen, logprob], ...others.map(([other, value]) => [tokenLabel(other), value])].sort((a, b) => b[1] - a[1]);
       return bars(rows.map(([name, value]) => [name, Math.exp(value)]));
     });
     this.box.replaceChildren(element("p", { className: "soft" }, "What the model could have written here"), ...lists);

@@ -1,0 +1,159 @@
+"""The tab that shows a model from inside, driven in a browser."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browsing import chromium, opened, serious_violations
+from lens_models import TEXT, save_models
+from playwright.sync_api import Browser, Page, expect
+from serving import server
+
+import headway as hw
+from headway.serve.engine_loop import open_engine_loop
+from headway.serve.interfaces import ServerSettings
+from headway.serve.models import LoadOptions, ServedModels
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("models")
+    save_models(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def url(folder: Path) -> Iterator[str]:
+    models = ServedModels([], [folder], LoadOptions(device="cpu", backend="torch"), open_engine_loop)
+    with server(models, ServerSettings(log=False)) as url:
+        yield url
+
+
+def look(page: Page, text: str, model: str | None = None) -> None:
+    page.get_by_label("Sentence").fill(text)
+    if model is not None:
+        page.get_by_label("Model").first.select_option(model)
+    page.get_by_role("button", name="Look inside").click()
+    expect(page.locator("form[aria-busy]")).to_have_count(0)
+
+
+def part(page: Page, title: str) -> object:
+    return page.locator("section.part", has=page.get_by_role("heading", name=title))
+
+
+def test_a_sentence_is_followed_through_a_model(browser: Browser, url: str, folder: Path) -> None:
+    lens = hw.load(folder / "decoder", backend="torch").lens(TEXT, top=5)
+    attention = hw.load(folder / "decoder", backend="torch").attention(TEXT)
+    with opened(browser, f"{url}/#inside") as page:
+        expect(page.locator(".part").first).to_be_visible()  # the example is shown at once
+        look(page, TEXT, "decoder")
+        assert page.locator(".chips li .piece").all_inner_texts() == [
+            token.text.replace(" ", "␣") for token in lens.tokens
+        ]
+        assert page.locator(".chips li .soft").all_inner_texts() == [str(token.id) for token in lens.tokens]
+        page.get_by_label("Layer", exact=True).select_option("1")
+        page.get_by_label("Head", exact=True).select_option("0")
+        weights = attention.maps["stack.blocks.1.mixer"][0][5]
+        strongest = int(weights.argmax())
+        drawing = page.get_by_role("application", name="Attention map of Layer 2")
+        told = page.locator(".told")
+        expect(told).to_contain_text(
+            f"(token 6) looks at “{lens.tokens[strongest].text.strip()}” (token {strongest + 1})"
+        )
+        drawing.focus()
+        for key in (*["ArrowUp"] * 2, *["ArrowLeft"] * 9):
+            page.keyboard.press(key)
+        share = round(100 * float(attention.maps["stack.blocks.1.mixer"][0][3][0]))
+        expect(told).to_contain_text(re.compile(r"“on” \(token 4\) looks at “the” \(token 1\) with"))
+        assert abs(float(re.search(r"with ([\d.]+) %", told.inner_text())[1]) - share) <= 1  # type: ignore[index]
+        box = drawing.bounding_box()
+        assert box is not None
+        drawing.hover(position={"x": 110 + 30, "y": 96 + 70})
+        expect(told).to_contain_text("(token 4) looks at “cat” (token 2)")
+        page.get_by_role("button", name="Layer 1, head 2:").click()
+        assert page.get_by_label("Head", exact=True).input_value() == "1"
+        page.get_by_text("The numbers of this picture as a table").click()
+        expect(page.get_by_role("region", name="Attention weights").locator("tbody tr")).to_have_count(6)
+        square = page.get_by_role("button", name="Layer 2, token 6, mat:").first
+        square.focus()
+        page.keyboard.press("ArrowUp")
+        expect(page.locator(".grid button:focus")).to_have_attribute("aria-label", re.compile("^Layer 1, token 6"))
+        best = lens.layers[0].predictions[5]
+        details = page.locator(".grid + div .bars .name").all_inner_texts()[:5]
+        assert details == [token.text.replace(" ", "␣") for token in best]
+
+
+def test_temperature_moves_the_bars(browser: Browser, url: str, folder: Path) -> None:
+    lens = hw.load(folder / "decoder", backend="torch").lens(TEXT, top=5)
+    with opened(browser, f"{url}/#inside") as page:
+        look(page, TEXT, "decoder")
+        slider, section = page.get_by_label("Temperature, 0 to 2"), part(page, "5. Temperature")
+        numbers = section.locator(".bars .number")  # type: ignore[attr-defined]
+        first = 100 * lens.layers[-1].predictions[5][0].score
+        assert float(numbers.first.inner_text().removesuffix(" %")) == pytest.approx(first, abs=0.51)
+        slider.fill("0")
+        assert numbers.all_inner_texts() == ["100 %", *["0 %"] * (numbers.count() - 1)]
+        slider.fill("2")
+        assert float(numbers.first.inner_text().removesuffix(" %")) < first
+        page.reload()
+        assert page.get_by_label("Temperature, 0 to 2").input_value() == "2"
+        assert page.get_by_label("Sentence").input_value() == TEXT
+
+
+def test_two_words_are_swapped(browser: Browser, url: str) -> None:
+    with opened(browser, f"{url}/#inside") as page:
+        look(page, TEXT, "decoder")
+        page.get_by_label("First word").select_option("1")
+        page.get_by_label("Second word").select_option("5")
+        page.get_by_role("button", name="Swap both words").click()
+        section = part(page, "Why the order matters")
+        expect(section.get_by_text("The same words, another order")).to_be_visible()  # type: ignore[attr-defined]
+        expect(section.get_by_text("the mat sat on the cat")).to_be_visible()  # type: ignore[attr-defined]
+        assert section.locator(".strip").count() == 2  # type: ignore[attr-defined]
+
+
+def test_an_lstm_reads_the_same_sentence(browser: Browser, url: str, folder: Path) -> None:
+    lens = hw.load(folder / "lstm", backend="torch").lens(TEXT)
+    with opened(browser, f"{url}/#inside") as page:
+        look(page, TEXT, "decoder")
+        section = part(page, "6. The same sentence in an LSTM")
+        shares = section.locator(".strip").nth(1).locator(".number").all_inner_texts()  # type: ignore[attr-defined]
+        assert [float(share.removesuffix(" %")) for share in shares] == pytest.approx(
+            [100 * change for change in lens.layers[1].changes], abs=0.51
+        )
+        page.get_by_text("Show me the command").click()
+        expect(page.locator("pre").first).to_contain_text(f"headway lens decoder --text '{TEXT}' --server {url}")
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_other_models_and_bad_input(browser: Browser, url: str, dark: bool) -> None:
+    with opened(browser, f"{url}/#inside", dark, 360) as page:
+        look(page, "the cat [MASK] on the mat", "masked")
+        expect(page.get_by_text("in the place of token 3, “[MASK]”")).to_be_visible()
+        assert serious_violations(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        look(page, TEXT, "classes")
+        expect(page.get_by_text("classes has no vocabulary to predict words from")).to_be_visible()
+        expect(page.get_by_role("application")).to_have_count(1)
+        look(page, "cat " * 300, "decoder")
+        expect(page.locator("#message")).to_contain_text("the limit is 256; shorten it.")
+        look(page, " ")
+        expect(page.locator("#message")).to_have_text("The text is empty; pass at least one word.")
+        assert page.get_by_label("Sentence").input_value() == " "
+
+
+def test_only_an_lstm_and_no_lstm(browser: Browser, folder: Path, tmp_path: Path) -> None:
+    for name, message in (("lstm", "lstm has no attention. Choose"), ("decoder", "headway models make stories-lstm")):
+        models = ServedModels([folder / name], [], LoadOptions(device="cpu", backend="torch"), open_engine_loop)
+        with server(models, ServerSettings(log=False)) as url, opened(browser, f"{url}/#inside") as page:
+            look(page, TEXT)
+            expect(page.get_by_text(message)).to_be_visible()

@@ -1,0 +1,286 @@
+"""The tab New run in a browser: files, what was read, plans and a training. The commands are faked but for one test."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browsing import chromium, opened, serious_violations
+from playwright.sync_api import Browser, Page, expect
+from serve_models import asking
+from served import Resident
+from serving import server
+
+from headway.app.uploads import TrainingFileLimits
+from headway.serve import training
+from headway.serve.interfaces import ApiKey, ServerSettings
+
+CSV = "text,label\nWhere is it?,question\nIt is broken,complaint\n"
+PLAN = {"minutes": 5.0, "reasons": ["67k parameters"], "parameters": 67138, "width": 64, "layers": 1, "batch": 1024}
+PLAN |= {"steps": 240, "epochs": 240.0, "memory": 877952}
+DATA = {
+    "noun": "texts",
+    "samples": {"train": 80, "validation": 10, "test": 10},
+    "targets": 80,
+    "unit": "text",
+    "classes": {"<b>question</b>": 60, "complaint": 40},
+    "preview": ["Where is it? → <b>question</b>"],
+    "remarks": ["2 of 102 texts have no label and are skipped."],
+}
+TRAINING = """
+import json, pathlib, sys, time
+folder = pathlib.Path(sys.argv[sys.argv.index("--run") + 1])
+folder.mkdir()
+recipe = {"name": "classification", "data": sys.argv[4:5]}
+status = {"format": 1, "status": "finished", "recipe": "classification", "parameters": 5, "steps": 2, "step": 2}
+status |= {"tokens": 10, "seconds": 1.0, "best": {"step": 2, "loss": 0.5}}
+status["samples"] = [{"source": "a", "output": "<i>b</i>"}]
+lines = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 2, "split": "validation", "loss": 0.5}]
+(folder / "recipe.json").write_text(json.dumps(recipe))
+(folder / "metrics.jsonl").write_text("".join(json.dumps(line) + chr(10) for line in lines))
+(folder / "run.json").write_text(json.dumps(status))
+"""
+
+
+class Commands:
+    """What stands in for the commands: the answer of a plan, and the program of a training."""
+
+    def __init__(self) -> None:
+        self.code, self.output, self.notes = 0, "", ""
+        self.asked: list[list[str]] = []
+        self.training = TRAINING
+
+    async def run(self, command: list[str]) -> tuple[int, str, str]:
+        self.asked.append(command)
+        if self.code:
+            return self.code, "", self.notes.format(root=command[command.index("--data") + 1])
+        minutes = command[command.index("--minutes") + 1].split(",")
+        plans = [{**PLAN, "minutes": float(number)} for number in minutes]
+        return 0, json.dumps({"plans": plans, "data": DATA}), self.notes
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
+    made, original = Commands(), training._command
+    monkeypatch.setattr(training, "_run", made.run)
+
+    def command(verb: str, *rest: Any) -> list[str]:
+        words = original(verb, *rest)
+        return words if verb == "plan" else [sys.executable, "-c", made.training, *words[3:]]
+
+    monkeypatch.setattr(training, "_command", command)
+    return made
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("training") / "runs"
+
+
+@pytest.fixture(scope="module")
+def url(runs: Path) -> Iterator[str]:
+    with server(Resident(()), ServerSettings(runs=runs, log=False)) as url:
+        yield f"{url}/#new"
+
+
+def choose(page: Page, kind: str, *files: Any) -> None:
+    """Choose what you have, and send files."""
+    page.get_by_role("radio", name=re.compile(f"^{kind}")).check()
+    page.get_by_label("Choose files").set_input_files(list(files))
+
+
+def named(name: str, content: str | bytes) -> dict[str, Any]:
+    raw = content if isinstance(content, bytes) else content.encode()
+    return {"name": name, "mimeType": "text/plain", "buffer": raw}
+
+
+def test_from_files_to_a_model(browser: Browser, url: str, runs: Path, commands: Commands) -> None:
+    commands.notes = "notes.csv: skipped 1 line\n"
+    with opened(browser, url) as page:
+        choose(page, "Labelled texts", named("a.csv", CSV), named("notes.docx", "x"))
+        expect(page.get_by_text("1 file has arrived")).to_be_visible()
+        expect(page.get_by_text("1 files of other kinds are left out: notes.docx")).to_be_visible()
+        expect(page.get_by_text("100 texts: 80 to learn from, 10 to check while learning")).to_be_visible()
+        expect(page.get_by_text("<b>question</b>", exact=True)).to_be_visible()  # as text
+        expect(page.get_by_text("2 of 102 texts have no label")).to_be_visible()
+        expect(page.get_by_text("Notes.csv: skipped 1 line")).to_be_visible()
+        page.get_by_role("radio", name="30 minutes").check()
+        assert [command[-2] for command in commands.asked] == ["5", "30,120"]
+        page.get_by_label("Name of the model").fill("shop")
+        page.get_by_role("tabpanel").get_by_text("Show me the command").click()
+        expect(page.get_by_text("--run runs/shop --minutes 30")).to_be_visible()
+        assert serious_violations(page) == []
+        page.reload()  # everything is remembered
+        expect(page.get_by_role("radio", name="30 minutes")).to_be_checked()
+        expect(page.get_by_label("Name of the model")).to_have_value("shop")
+        page.get_by_role("button", name="Start the training").click()
+        expect(page.get_by_text("Finished.")).to_be_visible()
+        expect(page.get_by_role("img", name=re.compile("from 2 to 1 after 2 steps"))).to_be_visible()
+        expect(page.get_by_text("<i>b</i>", exact=True)).to_be_visible()
+        assert serious_violations(page) == []
+        page.reload()
+        expect(page.get_by_role("heading", name="The training of shop")).to_be_visible()
+        page.get_by_role("button", name="Use it").click()
+        expect(page.get_by_role("alert")).to_contain_text("This server does not offer shop")
+        page.get_by_role("button", name="Train another").click()
+        expect(page.get_by_text("1 file has arrived")).to_be_visible()
+        page.get_by_role("button", name="Start the training").click()  # the name is taken
+        expect(page.get_by_role("heading", name="The training of shop-2")).to_be_visible()
+        expect(page.get_by_text("Finished.")).to_be_visible()
+    assert json.loads((runs / "shop-2/recipe.json").read_text())["data"][0].startswith(str(runs / ".uploads"))
+
+
+def test_a_wrong_line_is_shown_with_those_around_it(browser: Browser, url: str, commands: Commands) -> None:
+    commands.code, commands.notes = 2, "headway: {root}, line 3 has 3 columns but the header has 2; put quotes\n"
+    with opened(browser, url, dark=True, width=360) as page:
+        choose(page, "Labelled texts", named("a.csv", "text,label\nfine,good\n<b>no</b>, never,bad\nok,good\n"))
+        expect(page.get_by_text("A.csv, line 3 has 3 columns but the header has 2; put quotes.")).to_be_visible()
+        expect(page.locator("mark")).to_have_text(re.compile(r"3\s+<b>no</b>, never,bad"))
+        assert serious_violations(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        commands.notes = "headway: {root} has no column 'label'; add --set task.text=NAME task.label=kind\n"
+        page.get_by_role("button", name="Read the files again").click()
+        column = page.get_by_role("button", name="Use the column kind as label")
+        expect(column).to_be_visible()
+        commands.code, commands.notes = 0, ""
+        column.click()
+        expect(page.get_by_text("100 texts")).to_be_visible()
+        assert commands.asked[-1][-5:-2] == ["--set", "task.label=kind", "--minutes"]
+
+
+def test_a_dropped_folder_keeps_its_folders(browser: Browser, url: str, runs: Path, commands: Commands) -> None:
+    with opened(browser, url) as page:
+        page.get_by_role("radio", name="Images in folders").check()
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Download the example").click()
+        with zipfile.ZipFile(download.value.path()) as archive:
+            assert archive.testzip() is None
+            assert len(archive.namelist()) == 72
+            assert archive.read("shapes/circle/1.png").startswith(b"\x89PNG")
+        page.get_by_role("button", name="Try it with an example").click()
+        expect(page.get_by_text("72 files have arrived")).to_be_visible()
+        expect(page.get_by_text("100 texts")).to_be_visible()
+        folder = Path(commands.asked[0][commands.asked[0].index("--data") + 1])
+        assert sorted(path.name for path in folder.iterdir()) == ["circle", "cross", "square"]
+        dropped = page.evaluate(
+            """async () => {
+              const file = (name) => ({ isFile: true, name, file: (done) => done(new File(["x"], name)) });
+              const reader = (entries) => ({ readEntries: (done) => done(entries.splice(0, 2)) });
+              const folder = (name, entries) => ({ name, createReader: () => reader(entries) });
+              const cats = folder("cat", [file("1.png"), file("2.png"), file("3.png")]);
+              const entry = folder("pets", [cats, file(".DS_Store")]);
+              const files = await droppedFiles({ items: [{ webkitGetAsEntry: () => entry }], files: [] });
+              return [files.map(filePath), sortFiles(files, [".png"]).usable.length];
+            }"""
+        )
+        assert dropped == [["pets/cat/1.png", "pets/cat/2.png", "pets/cat/3.png", "pets/.DS_Store"], 3]
+
+
+KINDS = {"Texts": "a.csv", "Pairs of texts": "a.png", "Labelled texts": "a.txt", "Images in folders": "a.csv"}
+KINDS |= {
+    "Sounds in folders": "a.png",
+    "A time series": "a.wav",
+    "Conversations": "a.csv",
+    "Transcribed sounds": "a.png",
+}
+
+
+def test_files_of_another_kind_too_many_and_too_large(
+    browser: Browser, url: str, runs: Path, monkeypatch: pytest.MonkeyPatch, commands: Commands
+) -> None:
+    with opened(browser, url) as page:
+        for kind, name in KINDS.items():
+            choose(page, kind, named(name, "x"))
+            expect(page.get_by_role("alert")).to_contain_text(re.compile(f"{name} is not of a kind that is read", re.I))
+        page.get_by_role("radio", name="Labelled texts").check()
+        page.evaluate("page.current.take(Array(100001).fill(new File(['x'], 'a.csv')))")
+        expect(page.get_by_role("alert")).to_contain_text("100,001 files, and the limit is 100,000")
+        monkeypatch.setattr(training._uploads_in(runs), "limits", TrainingFileLimits(file_bytes=5, reserve=0))
+        choose(page, "Labelled texts", named("a.csv", CSV))  # the page was opened with another limit
+        expect(page.get_by_role("alert")).to_contain_text("more than 5 bytes")
+        monkeypatch.setattr(training._uploads_in(runs), "limits", TrainingFileLimits(reserve=1 << 60))
+        choose(page, "A time series", named("b.csv", CSV))
+        expect(page.get_by_role("alert")).to_contain_text("must stay free")
+        assert commands.asked == []
+
+
+def test_a_lost_connection_continues_where_it_was(browser: Browser, url: str, commands: Commands) -> None:
+    with opened(browser, url) as page:
+        page.route("**/files/b.csv", lambda route: route.abort())
+        choose(page, "Labelled texts", named("a.csv", CSV), named("b.csv", CSV), named("c.csv", CSV))
+        expect(page.get_by_role("alert")).to_contain_text("connection was lost")
+        page.unroute("**/files/b.csv")
+        sent: list[str] = []
+        page.on("request", lambda request: sent.append(request.url) if request.method == "PUT" else None)
+        page.reload()
+        expect(page.get_by_text(re.compile(r"of 3 files have arrived. Choose the same files again"))).to_be_visible()
+        choose(page, "Labelled texts", named("a.csv", CSV), named("b.csv", CSV), named("c.csv", CSV))
+        expect(page.get_by_text("3 files have arrived")).to_be_visible()
+        assert any("b.csv" in address for address in sent)
+        assert not any("a.csv" in address for address in sent)
+
+
+def test_a_training_that_fails_at_once_is_one_line(browser: Browser, url: str, commands: Commands) -> None:
+    commands.training = (
+        "import sys; sys.exit('headway: ' + sys.argv[sys.argv.index('--data') + 1] + ': the disk is full; free space')"
+    )
+    with opened(browser, url) as page:
+        choose(page, "Labelled texts", named("a.csv", CSV))
+        page.get_by_label("Name of the model").fill("a/b")
+        page.get_by_role("button", name="Start the training").click()
+        expect(page.get_by_role("alert")).to_contain_text("cannot be the name of a run")
+        page.get_by_label("Name of the model").fill("fails")
+        page.get_by_role("button", name="Start the training").click()
+        expect(page.get_by_text("It failed. A.csv: the disk is full; free space.")).to_be_visible()
+        page.get_by_role("button", name="Back to the files").click()
+        expect(page.get_by_label("Name of the model")).to_have_value("fails")
+
+
+def test_without_runs_there_is_no_tab_and_a_key_that_may_not_train_is_told(browser: Browser, tmp_path: Path) -> None:
+    with server(Resident(()), ServerSettings(log=False)) as url, opened(browser, f"{url}/#new") as page:
+        expect(page.get_by_role("tab", name="Models")).to_be_visible()
+        expect(page.get_by_role("tab", name="New run")).to_be_hidden()
+    settings = ServerSettings(runs=tmp_path, keys=(ApiKey("reads"),), log=False)
+    with server(Resident(()), settings) as url, opened(browser, f"{url}/#new") as page:
+        page.get_by_label("API key").fill("reads")
+        page.get_by_role("button", name="Use key").click()
+        page.get_by_role("tab", name="New run").click()
+        expect(page.get_by_text("This API key may not train")).to_be_visible()
+
+
+def test_plans_and_trainings_of_real_commands(tmp_path: Path) -> None:
+    """The real plan names the wrong line; the real training starts, fails at once on it, and its job has the line."""
+    with asking(runs=tmp_path) as client:
+        upload = client.post("/v1/uploads", json={}).json()["id"]
+        raw = {"Content-Type": "application/octet-stream"}
+        client.put(f"/v1/uploads/{upload}/files/a.csv", content=b"text,label\na,b\na,b,c\n", headers=raw)
+        body = {"recipe": "classification", "upload": upload}
+        answer = client.post("/v1/plans", json={**body, "minutes": [5]})
+        assert answer.status_code == 400
+        error = answer.json()["error"]
+        assert error["message"].startswith("a.csv, line 3 has 3 columns but the header has 2")
+        assert error["param"] == "a.csv:3"
+        lines = client.get(f"/v1/uploads/{upload}/lines/3/a.csv").json()
+        assert lines["lines"] == ["text,label", "a,b", "a,b,c"]
+        for more in ({"recipe": "/etc/x.json"}, {"settings": {"task.tokenizer": "x"}}, {"files": ["../a"]}):
+            assert client.post("/v1/plans", json={**body, "minutes": [5], **more}).status_code in (400, 404)
+        started = client.post("/v1/runs", json={**body, "minutes": 0.1, "name": "run"}).json()["name"]
+        end = time.monotonic() + 30
+        while (row := client.get(f"/v1/runs/{started}").json()["run"])["state"] == "starting":
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        assert row["state"] == "broken"
+        assert "line 3 has 3 columns" in row["reason"]
