@@ -368,7 +368,14 @@ def _read_run(path: Path, entry: _Entry, job: Job | None) -> RunRow | None:
     try:
         summary = _read_summary(path)
     except UserError as error:
-        return replace(row, state="broken", reason=_broken_reason(path, error))
+        reason = f"it is damaged or half written: {error}".replace(f"{path}{os.sep}", "")
+        with suppress(UserError, AttributeError):
+            version = read_json(path / "run.json").get("format")
+            if isinstance(version, int) and version > FORMAT:
+                reason = (
+                    f"a newer headway wrote it (format {version}; this one reads {FORMAT}); update headway to open it"
+                )
+        return replace(row, state="broken", reason=reason)
     row = _with_summary(row, summary)
     if trainer is None and not is_starting and summary["status"] == "finished":
         return replace(row, state="finished")
@@ -477,14 +484,6 @@ def settings(recipe: Any) -> dict[str, str]:
 
     visit({name: value for name, value in recipe.items() if name != "reasons"} if isinstance(recipe, dict) else {}, "")
     return flat
-
-
-def _broken_reason(path: Path, error: UserError) -> str:
-    with suppress(UserError, AttributeError):
-        version = read_json(path / "run.json").get("format")
-        if isinstance(version, int) and version > FORMAT:
-            return f"a newer headway wrote it (format {version}; this one reads {FORMAT}); update headway to open it"
-    return f"it is damaged or half written: {error}".replace(f"{path}{os.sep}", "")[:_MAX_REASON]
 
 
 def _trash_entries(trash: Path) -> list[tuple[int, str]]:
