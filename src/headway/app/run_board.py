@@ -383,6 +383,7 @@ def _read_run(path: Path, entry: _Entry, job: Job | None) -> RunRow | None:
     row = _with_progress(row, entry, path, summary)
     if trainer is not None:
         return replace(row, state="running", reason=trainer.description)
+    row = replace(row, minutes_left=None, tokens_per_second=None)
     if is_starting:
         return replace(row, reason=job.message if job else "")
     reason = "stopped; it can continue from its last checkpoint"
@@ -390,7 +391,7 @@ def _read_run(path: Path, entry: _Entry, job: Job | None) -> RunRow | None:
         reason = job.message
     elif summary["status"] == "running":
         reason = "its process ended without a message (it was killed, or the machine stopped); it can continue"
-    return replace(row, state="stopped", reason=reason, minutes_left=None, tokens_per_second=None)
+    return replace(row, state="stopped", reason=reason)
 
 
 def _read_summary(path: Path) -> dict[str, Any]:
