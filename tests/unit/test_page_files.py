@@ -230,7 +230,11 @@ def test_what_the_microphone_records_is_heard(page: Page) -> None:
     panel.get_by_role("button", name="Stop recording").click()
     expect(panel).to_contain_text("recording.webm")
     expect(panel.locator("audio")).not_to_have_js_property("readyState", 0)
-    assert 1 < panel.locator("audio").evaluate("audio => audio.duration") < 10
+    length = """audio => new Promise((done) => {
+        const look = () => (isFinite(audio.duration) ? done(audio.duration) : setTimeout(look, 20));
+        look();
+    })"""
+    assert 0.5 < panel.locator("audio").evaluate(length) < 60  # Chromium's own file does not state it
     panel.get_by_role("button", name="Classify").click()
     expect(panel.locator(".bars li")).to_have_count(2)
     panel.get_by_label("Model", exact=True).select_option("hear")

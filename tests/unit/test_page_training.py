@@ -258,7 +258,7 @@ def test_without_runs_there_is_no_tab_and_a_key_that_may_not_train_is_told(brows
         page.get_by_label("API key").fill("reads")
         page.get_by_role("button", name="Use key").click()
         page.get_by_role("tab", name="New run").click()
-        expect(page.get_by_text("This API key may not train")).to_be_visible()
+        expect(page.get_by_text("This key may not train")).to_be_visible()
 
 
 def test_plans_and_trainings_of_real_commands(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_methods_of_a_connected_model(served: Resident, models: dict[str, hw.Mod
         action = robot.act(observation, [(observation, state[:2], 0.0)])
         wanted = models["robot"].act(observation, [(observation, state[:2], 0.0)])
         robot_data.np.testing.assert_allclose(action, wanted, atol=1e-6)
-        assert action.shape == (2,)
+        assert robot_data.np.shape(action) == (2,)
 
 
 @pytest.mark.parametrize(

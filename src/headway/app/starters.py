@@ -103,6 +103,7 @@ STARTERS: dict[str, Starter] = {
             minutes=15,
             use='translate {run} "Where is the station?"',
             sets=("tatoeba-deu-eng",),
+            packages={"sacrebleu": "metrics"},
         ),
         Starter(
             "digits",
@@ -119,6 +120,7 @@ STARTERS: dict[str, Starter] = {
             recipe="spoken-digits",
             minutes=8,
             use="classify {run} seven.wav",
+            packages={"soundfile": "audio"},
         ),
         Starter(
             "stories",
@@ -145,6 +147,7 @@ STARTERS: dict[str, Starter] = {
             minutes=30,
             use="chess uci {run}",
             sets=("lichess-2013-01",),
+            settings={"task.skip_bad": True},
             packages={"chess": "chess", "zstandard": "data"},
         ),
         Starter(

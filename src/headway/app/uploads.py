@@ -96,7 +96,6 @@ class Upload:
         draft = self._folder / f".{secrets.token_hex(8)}.part"
         try:
             self._check_space(name, size or 0, 0)
-            os.utime(self._folder)
             with draft.open("xb") as file:
                 written = await self._write(name, chunks, file)
             if size is not None and written != size:
@@ -177,6 +176,7 @@ class Uploads:
         if not _ID.fullmatch(upload_id) or not (folder / "files").is_dir():
             self._open.pop(upload_id, None)
             raise KeyError(upload_id)
+        os.utime(folder)  # it is in use, so that it is not removed yet
         if upload_id not in self._open:
             self._open[upload_id] = Upload(folder, self.limits)
         return self._open[upload_id]

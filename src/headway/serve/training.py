@@ -26,6 +26,7 @@ from headway.io.json_files import parse_json
 from headway.learn.run import free_directory
 from headway.serve.http_errors import StatusError
 from headway.serve.interfaces import BodyStream, Context, Endpoint
+from headway.serve.runs import check_may_train, open_board
 
 _PLAN_SECONDS = 300.0  # seconds after which a plan is given up
 _MAX_PLANS = 2  # plans at once
@@ -129,12 +130,9 @@ def uploads_of(context: Context) -> Uploads:
     """The uploads of the server's folder of runs. StatusError 404 if the server has none, and 403 if the request's key
     may not train.
     """
-    if context.settings.runs is None:
-        raise StatusError(404, "this server has no folder of runs; start it with --runs DIR", code="no_runs")
-    if not context.may_train:
-        message = "this API key may not train; write train after it in the server's file of keys"
-        raise StatusError(403, message, code="may_not_train")
-    return _uploads_in(context.settings.runs)
+    runs = open_board(context).folder
+    check_may_train(context)
+    return _uploads_in(runs)
 
 
 def _find(context: Context, upload_id: str) -> Upload:
@@ -223,20 +221,20 @@ async def create_plans(body: PlanBody, context: Context) -> PlanAnswer:
         code, output, notes = await _run(command)
     finally:
         _plans_running -= 1
-    lines = [line for line in _with_own_names(notes, upload).splitlines() if line.strip()]
+    root = str(upload.files.absolute())  # messages name the client's files, not the server's
+    lines = [line for line in notes.replace(f"{root}/", "").replace(root, "the upload").splitlines() if line.strip()]
     if code:
-        message = next(
-            (line.removeprefix("headway: ") for line in reversed(lines)), "the plan failed without a message"
-        )
-        raise StatusError(400 if code == 2 else 500, message, _location(message, upload), "plan_failed")
+        message = (lines[-1] if lines else "the plan failed without a message; try again").removeprefix("headway: ")
+        match, names = _LOCATION.search(message), {file.name for file in upload.listing()}
+        location = f"{match['name']}:{match['line']}" if match is not None and match["name"] in names else None
+        raise StatusError(400 if code == 2 else 500, message, location, "plan_failed")
     result: Any = parse_json(output)
     return PlanAnswer(result["plans"], result["data"], [line for line in lines if not line.startswith("headway: ")])
 
 
 async def start_run(body: RunBody, context: Context) -> StartedRun:
     """Train on an upload, in a process of its own that outlives the server."""
-    upload, runs = _find(context, body.upload), context.settings.runs
-    assert runs is not None  # because there is an upload
+    upload, runs = _find(context, body.upload), open_board(context).folder
     directory = free_directory(runs / check_name(body.name.strip()))
     while any(job.name == directory.name and job.state == "running" for job in jobs(runs).values()):
         directory = free_directory(directory.with_name(f"{directory.name}-2"))  # started, but without a folder yet
@@ -299,19 +297,6 @@ async def _run(command: list[str]) -> tuple[int, str, str]:
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
     return process.returncode or 0, output.decode(errors="replace"), messages.decode(errors="replace")
-
-
-def _with_own_names(text: str, upload: Upload) -> str:
-    """A message with the names that the files have on the client's machine instead of their paths on the server."""
-    root = str(upload.files.absolute())
-    return text.replace(f"{root}/", "").replace(root, "the upload")
-
-
-def _location(message: str, upload: Upload) -> str | None:
-    """FILE:LINE if a message names a line of an uploaded file."""
-    names = {file.name for file in upload.listing()}
-    match = _LOCATION.search(message)
-    return f"{match['name']}:{match['line']}" if match is not None and match["name"] in names else None
 
 
 ENDPOINTS = (

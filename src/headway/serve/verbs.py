@@ -149,7 +149,7 @@ class ServedModel(msgspec.Struct):
     owned_by: str = "headway"
 
 
-class UploadLimits(msgspec.Struct):
+class BodyLimits(msgspec.Struct):
     """Maximum bytes of a JSON body, where base64 makes a file a third larger, and of a form with files."""
 
     body_bytes: int
@@ -158,14 +158,14 @@ class UploadLimits(msgspec.Struct):
 
 class ModelList(msgspec.Struct):
     data: list[ServedModel]
-    limits: UploadLimits
+    limits: BodyLimits
     object: str = "list"
 
 
 async def list_models(body: None, context: Context) -> ModelList:
     """All models, loaded or not, also those that are new in the folders."""
     await context.served.refresh()
-    limits = UploadLimits(context.settings.body_bytes, context.settings.form_bytes)
+    limits = BodyLimits(context.settings.body_bytes, context.settings.form_bytes)
     return ModelList([_served_model(name, known) for name, known in context.served.listed().items()], limits)
 
 

@@ -254,7 +254,7 @@ page.addTab({
   ask() {
     const text = this.text.value, { conversation } = this, path = conversation.path();
     if (this.isChat && !text.trim()) throw new ServerError("type a message first", 400);
-    const last = path.at(-1), isUnanswered = last && !last.content; // then this is another version of the question
+    const last = path.at(-1), isUnanswered = last && !last.content && !Conversation.isBeingWritten(last); // then this is another version of the question
     const isSame = !this.isChat && path[0]?.content === text, parent = isUnanswered ? path.at(-2).parent : last?.id ?? "";
     const question = isSame ? path[0] : this.question(this.isChat ? parent : "", text);
     if (this.isChat) this.text.value = "";

@@ -21,7 +21,7 @@ page.addTab({
       python: 'import subprocess\nsubprocess.run(["headway", "models", "make", "digits"], check=True)',
     }));
     this.offer = element("section", { hidden: true }, element("h2", {}, "Make one"),
-      element("p", {}, "Small models that this computer trains from examples in minutes. You can stop at any time and go on later; a model goes on being made when you close this page."),
+      element("p", {}, "Small models that this computer trains from examples in minutes. You can stop at any time and continue later. Making a model continues when you close this page."),
       this.making, this.starters, make);
     panel.append(element("h2", {}, "Models"), this.list, this.program, this.offer);
     this.refresh();

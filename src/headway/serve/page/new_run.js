@@ -131,7 +131,8 @@ page.addTab({
       upload = await server.json(`/v1/uploads/${state.upload}`);
     } catch (error) {
       if (error.status !== 404) return page.fail(error, () => this.takeUp());
-      return newRun.remember({ upload: null });
+      newRun.remember({ upload: null });
+      return this.parts.arrived.replaceChildren(element("p", {}, "Your files were removed, because no training used them for a day. Choose them again."));
     }
     const isComplete = upload.files.length >= (state.expected ?? 0), bytes = upload.files.reduce((sum, file) => sum + file.size, 0);
     const leftOut = state.leftOutCount ? `${integers.format(state.leftOutCount)} files of other kinds are left out: ${state.leftOut.join(", ")}${state.leftOutCount > state.leftOut.length ? ", ..." : ""}.` : null;
