@@ -1,12 +1,12 @@
-"""The board of 1,000 runs: its first list, the time of a new point until it is on the page, and what following a run costs.
+"""The board of 1,000 runs: its first list, the time of a new point until it is on the page, and the cost of following.
 
     python benchmarks/board.py RUN [--runs 1000] [--seconds 30]    # RUN: a run that headway trained
 
 The runs are copies of RUN's files without its weights, with 500 lines of metrics each. `first` are the seconds of the
-first answer of GET /v1/runs of a new server, `list` those of an unchanged one. A writer then appends a line per second to
-one of them, which this process holds as a training does, and headless Chromium shows its curve. `point` are the seconds
-from a line to its step on the page. `server` and `browser` are the processor seconds per second of both while nothing
-but this happens; `browser_idle` those of the same browser with a page without the tab of runs.
+first answer of GET /v1/runs of a new server, `list` those of an unchanged list. A writer then appends a line per second
+to one run, which this process holds as a training does, and headless Chromium shows its curve. `point` are the seconds
+from a line to its step on the page. `server` and `browser` are the processor seconds per second of both while this
+happens; `server_idle` and `browser_idle` are those with another tab of the page.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
+from playwright.sync_api import Page, sync_playwright
+
 from headway.io.lease import Lease
 from measure import spread, write_of_machine
-from playwright.sync_api import Page, sync_playwright
 
 LINES = 500  # lines of metrics per run
 FILES = ("run.json", "recipe.json", "report.html")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from starlette.testclient import TestClient
 
 from headway.app import jobs as job_module
 from headway.app import run_board, run_points
+from headway.app.cli.main import main
 from headway.app.jobs import jobs, start_job
 from headway.app.run_board import EXPORTS, TRASH, RunBoard, settings
 from headway.errors import UserError
@@ -284,6 +286,19 @@ def test_equal_blocks_are_stated_once() -> None:
         "two.count": "2", "two.0.x": "1", "two.1.x": "null",
     }  # fmt: skip
     assert settings([]) == {}
+
+
+def test_the_command_lists_runs(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(runs, "run")
+    assert main(["board", str(runs), "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["runs"]
+    assert (row["name"], row["state"], row["value"]) == ("run", "finished", 30.0)
+    for path, message in (
+        (runs / "run", f"is a run; .* headway board {runs}"),
+        (runs / "none", "is not a folder; pass"),
+    ):
+        assert main(["board", str(path)]) == 2
+        assert re.search(message, capsys.readouterr().err)
 
 
 @pytest.fixture

@@ -80,6 +80,7 @@ def start_job(runs: Path, name: str, command: Sequence[str], environment: Mappin
                 )
             record = {"command": list(command), "process": process.pid, "machine": machine_id()}
             record |= {"began": process_start(process.pid), "started": time.time(), "exit_code": None}
+            record |= {"starter": os.getpid(), "starter_began": process_start(os.getpid())}
             try:
                 write_json(state, record)
             except UserError:  # a full disk: nobody could stop it later
@@ -112,8 +113,11 @@ def read_job(state: Path) -> Job | None:
     log, code, began = state.with_suffix(".log"), record["exit_code"], record["began"]
     kind = "ended" if code is None else "failed" if code else "finished"
     is_here = record["machine"] == machine_id() and began is not None
-    if code is None and is_here and process_start(record["process"]) == began:
-        kind = "running"
+    if code is None and is_here:
+        # The program that started a job records its exit code a moment after its end.
+        starter, starter_began = record.get("starter"), record.get("starter_began")
+        is_awaited = isinstance(starter, int) and process_start(starter) == starter_began and starter_began is not None
+        kind = "running" if is_awaited or process_start(record["process"]) == began else kind
     lines = []
     with suppress(OSError), log.open("rb") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))

@@ -137,7 +137,7 @@ class RunBoard:
             return RunChanges(version, not is_known, rows, removed, self._deleted)
 
     def row(self, name: str) -> RunRow:
-        """A run as it is now. UserError if there is none of this name."""
+        """A run as it is now. UserError for an unknown name."""
         with self._lock:
             if name not in self._entries:
                 self._next_scan = 0.0
@@ -151,7 +151,7 @@ class RunBoard:
             return entry.row
 
     def path(self, name: str) -> Path:
-        """The folder of a run. UserError if there is none of this name; a name with a path is none."""
+        """The folder of a run. UserError for an unknown name, and so for a path."""
         self.row(name)
         return self.folder / name
 
@@ -368,7 +368,14 @@ def _read_run(path: Path, entry: _Entry, job: Job | None) -> RunRow | None:
     try:
         summary = _read_summary(path)
     except UserError as error:
-        return replace(row, state="broken", reason=_broken_reason(path, error))
+        reason = f"it is damaged or half written: {error}".replace(f"{path}{os.sep}", "")
+        with suppress(UserError, AttributeError):
+            version = read_json(path / "run.json").get("format")
+            if isinstance(version, int) and version > FORMAT:
+                reason = (
+                    f"a newer headway wrote it (format {version}; this one reads {FORMAT}); update headway to open it"
+                )
+        return replace(row, state="broken", reason=reason)
     row = _with_summary(row, summary)
     if trainer is None and not is_starting and summary["status"] == "finished":
         return replace(row, state="finished")
@@ -376,6 +383,7 @@ def _read_run(path: Path, entry: _Entry, job: Job | None) -> RunRow | None:
     row = _with_progress(row, entry, path, summary)
     if trainer is not None:
         return replace(row, state="running", reason=trainer.description)
+    row = replace(row, minutes_left=None, tokens_per_second=None)
     if is_starting:
         return replace(row, reason=job.message if job else "")
     reason = "stopped; it can continue from its last checkpoint"
@@ -383,7 +391,7 @@ def _read_run(path: Path, entry: _Entry, job: Job | None) -> RunRow | None:
         reason = job.message
     elif summary["status"] == "running":
         reason = "its process ended without a message (it was killed, or the machine stopped); it can continue"
-    return replace(row, state="stopped", reason=reason, minutes_left=None, tokens_per_second=None)
+    return replace(row, state="stopped", reason=reason)
 
 
 def _read_summary(path: Path) -> dict[str, Any]:
@@ -477,14 +485,6 @@ def settings(recipe: Any) -> dict[str, str]:
 
     visit({name: value for name, value in recipe.items() if name != "reasons"} if isinstance(recipe, dict) else {}, "")
     return flat
-
-
-def _broken_reason(path: Path, error: UserError) -> str:
-    with suppress(UserError, AttributeError):
-        version = read_json(path / "run.json").get("format")
-        if isinstance(version, int) and version > FORMAT:
-            return f"a newer headway wrote it (format {version}; this one reads {FORMAT}); update headway to open it"
-    return f"it is damaged or half written: {error}".replace(f"{path}{os.sep}", "")[:_MAX_REASON]
 
 
 def _trash_entries(trash: Path) -> list[tuple[int, str]]:

@@ -69,10 +69,7 @@ class Gate:
             if request_log.origin is not None and scope["method"] == "OPTIONS":
                 await Response(status_code=204, headers=_PREFLIGHT)(scope, receive, request_log.send)
                 return
-            owner = self._ticket_owner(scope)
-            context.owner = owner or ""
-            is_public = scope["path"] in PUBLIC_PAGES or owner is not None
-            key = None if is_public else self._key(headers, context)
+            key = None if scope["path"] in PUBLIC_PAGES else self._key(scope, headers, context)
             if (
                 key is not None
                 and key.max_concurrent is not None
@@ -105,16 +102,16 @@ class Gate:
                 403, f"the Host header {host} is not allowed; start the server with --allow-host NAME", code="host"
             )
 
-    def _ticket_owner(self, scope: Scope) -> str | None:
-        """The owner of a ticket for a document, which browsers open without headers."""
-        name, _, ticket = scope["query_string"].decode("latin-1").partition("=")
-        is_ticket = scope["method"] == "GET" and name == "ticket"
-        return self._settings.tickets.redeem(scope["path"], ticket) if is_ticket else None
-
-    def _key(self, headers: Headers, context: Context) -> ApiKey | None:
+    def _key(self, scope: Scope, headers: Headers, context: Context) -> ApiKey | None:
         if not self._keys.required:
             context.may_train = True
             return None
+        name, _, ticket = scope["query_string"].decode("latin-1").partition("=")
+        if name == "ticket" and scope["method"] == "GET":  # a document, which browsers open without headers
+            owner = self._settings.tickets.redeem(scope["path"], ticket)
+            if owner is not None:
+                context.owner = owner
+                return None
         scheme, _, secret = headers.get("authorization", "").partition(" ")
         match = self._keys.find(secret.strip())
         if self._settings.sessions is not None and match is None:

@@ -73,8 +73,8 @@ class RunCurves {
     this.whole = element("button", { type: "button", onclick: () => { this.from.value = this.to.value = ""; this.draw(); } }, "All steps");
     this.legend = element("ul", { className: "legend" });
     this.chart = element("div", { className: "chart" });
-    this.at = element("input", { type: "range", min: 0, step: 1, oninput: () => this.readOut(Number(this.at.value)) });
-    this.values = element("output", { className: "values", "aria-live": "polite" });
+    this.at = element("input", { type: "range", min: 0, step: 1, oninput: () => { this.pointed = Number(this.at.value) < this.last ? Number(this.at.value) : null; this.readOut(Number(this.at.value)); } });
+    this.values = element("div", { className: "values" }); // a screen reader reads it as the slider's value, not at each new point
     this.note = element("p", { className: "soft" });
     this.numbers = element("div");
     this.details = element("details", { ontoggle: () => this.drawNumbers() }, element("summary", {}, "The same as numbers"), this.numbers);
@@ -214,11 +214,12 @@ class RunCurves {
     this.at.value = step;
     this.cursor.setAttribute("x1", this.x(step));
     this.cursor.setAttribute("x2", this.x(step));
-    this.at.setAttribute("aria-valuetext", `step ${step}`);
-    this.values.replaceChildren(...this.lines.filter(([, points]) => points.length).map(([run, points]) => {
+    const values = this.lines.filter(([, points]) => points.length).map(([run, points]) => {
       const [at, value] = points[nearestPoint(points, step)];
       return element("span", {}, seriesSwatch(run.index), ` ${shortName(run.name)}: `, element("strong", {}, formatNumber(value)), ` at step ${integers.format(at)}`);
-    }));
+    });
+    this.values.replaceChildren(...values);
+    this.at.setAttribute("aria-valuetext", values.map((value) => value.textContent).join("; "));
   }
 
   // A table of at most 100 steps, which is made when it is opened.

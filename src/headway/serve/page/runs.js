@@ -150,14 +150,12 @@ page.addTab({
       element("td", { className: "name" }, shortName(run.recipe)), ...cells.map((cell, index) => element("td", { className: index < 4 ? "number" : "" }, typeof cell === "number" ? formatNumber(cell) : cell)));
   },
 
-  // Replace the row of a run that changed, unless somebody's focus is in it.
+  // Replace the cells of a run that changed; the first two, which may have the focus, stay.
   drawRow(run) {
     const row = this.rows?.get(run.name);
-    if (!row?.isConnected) return;
-    const fresh = this.row(run), focused = [...row.querySelectorAll("button, input")].indexOf(document.activeElement);
-    row.replaceWith(fresh);
-    this.rows.set(run.name, fresh);
-    if (focused >= 0) fresh.querySelectorAll("button, input")[focused].focus();
+    if (!row) return;
+    const fresh = this.row(run).cells;
+    [...row.cells].forEach((cell, index) => { if (index > 1 && cell.textContent !== fresh[index].textContent) cell.replaceWith(fresh[index].cloneNode(true)); });
   },
 
   tick(name, box) {
@@ -294,7 +292,7 @@ class RunCard {
     this.run = run;
     const reason = run.reason ? ` (${run.reason})` : "", speed = run.tokens_per_second === null ? "" : `, ${formatNumber(Math.round(run.tokens_per_second))} ${run.unit}s per second`;
     const left = run.minutes_left === null ? "" : `, ${minutesText(run.minutes_left)} left`;
-    const steps = run.steps ? `: step ${formatNumber(run.step)} of ${formatNumber(run.steps)}${left}${speed}` : "";
+    const steps = run.steps && run.state !== "starting" ? `: step ${formatNumber(run.step)} of ${formatNumber(run.steps)}${left}${speed}` : "";
     this.status.textContent = `${RUN_STATES[run.state]}${run.state === "finished" ? `: ${formatNumber(run.step)} steps in ${minutesText(run.minutes ?? 0)}` : steps}${reason}`;
     this.status.className = run.state === "broken" ? "wrong" : "";
     this.bar.hidden = !isTraining(run);
