@@ -39,13 +39,16 @@ _SCRIPTS = (
     "models",
     "start",
 )
+# What all tabs use, and the styles of single tabs, which apply within their panels.
+_STYLES = ("style", "text", "files", "inside", "play", "runs", "training", "models")
 
 
 def _assemble_page() -> str:
     folder = files("headway.serve").joinpath("page")
     read = lambda name: folder.joinpath(name).read_text(encoding="utf-8").strip()  # noqa: E731
     scripts = "\n".join(f"<script>\n{read(f'{name}.js')}\n</script>" for name in _SCRIPTS)
-    page = read("index.html").replace("{{ style }}", f"\n{read('style.css')}\n")
+    style = "\n".join(read(f"{name}.css") for name in _STYLES)
+    page = read("index.html").replace("{{ style }}", f"\n{style}\n")
     return page.replace("{{ scripts }}", scripts) + "\n"
 
 
