@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -98,7 +99,7 @@ def test_two_at_the_same_moment_have_one_server_and_the_next_adds_its_models(hom
     assert [path.suffix for path in (home / "cache/open").iterdir()] == [".lock"] * 2
 
 
-def test_what_a_killed_process_left_is_replaced(home: Path) -> None:
+def test_what_a_killed_process_left_is_replaced(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with opening._claim(home / "runs") as first:
         content = first.state.read_text()
     first.state.write_text(content)
@@ -113,8 +114,27 @@ def test_what_a_killed_process_left_is_replaced(home: Path) -> None:
         with pytest.raises(UserError, match=r"is damaged.*; end that process"), opening._claim(home / "runs"):
             pass
         place.state.unlink()
+        monkeypatch.setattr(opening, "_ENDING_SECONDS", 0.0)
         with pytest.raises(UserError, match="is damaged"), opening._claim(home / "runs"):
             pass
+
+
+def test_a_server_that_is_ending_is_waited_for(home: Path) -> None:
+    ended = threading.Event()
+
+    def end() -> None:
+        with opening._claim(home / "runs") as place:
+            assert place.sock is not None
+            place.sock.close()
+            ended.set()
+            time.sleep(0.5)
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    assert ended.wait(10)
+    with opening._claim(home / "runs") as place:
+        assert place.sock is not None
+    thread.join()
 
 
 def test_files_of_another_user_are_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import secrets
+import socket
 import stat
 import sys
 import threading
@@ -18,14 +19,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from headway.app.cli.options import torch_options
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
-
-if TYPE_CHECKING:
-    import socket
 
 EXAMPLE = """
 headway open
@@ -35,6 +33,7 @@ headway open --shortcut
 _HOST = "127.0.0.1"
 _ANSWER_SECONDS = 120.0  # for the server to start and answer; it imports torch first
 _RETRY_SECONDS = 0.5
+_ENDING_SECONDS = 20.0  # for a server that is about to end
 _IDLE_SECONDS = 900.0  # after which a model that nobody uses is unloaded
 _SLOTS, _QUEUE = 16, 64  # sequences that are generated at once, and requests that wait
 
@@ -129,11 +128,17 @@ def _claim(runs: Path) -> Iterator[_Place]:
             _check_owner(folder)
             folder.chmod(0o700)
             with file_lock(folder / "start.lock"):
-                try:
-                    until_end.enter_context(file_lock(folder / f"{name}.lock", wait=False))
-                except BlockingIOError:
-                    place = _read_state(state)
-                else:
+                place, deadline = None, time.monotonic() + _ENDING_SECONDS
+                while place is None:
+                    try:
+                        until_end.enter_context(file_lock(folder / f"{name}.lock", wait=False))
+                        break
+                    except BlockingIOError:  # a server runs, or is about to end and has closed its port
+                        is_late = time.monotonic() > deadline
+                        if is_late or (state.exists() and _is_listening(_read_state(state).port)):
+                            place = _read_state(state)
+                        time.sleep(_RETRY_SECONDS)
+                if place is None:
                     sock = until_end.enter_context(open_listener(_HOST, 0, anyone=False))
                     place = _Place(sock.getsockname()[1], os.getpid(), secrets.token_urlsafe(32), state, sock)
                     for path in (state, _sessions_path(state)):
@@ -141,6 +146,16 @@ def _claim(runs: Path) -> Iterator[_Place]:
                         until_end.callback(path.unlink, missing_ok=True)
                     write_json(state, dict(zip(_Place._fields, place[:3])), private=True)
         yield place
+
+
+def _is_listening(port: int) -> bool:
+    try:
+        socket.create_connection((_HOST, port), timeout=_ANSWER_SECONDS).close()
+    except ConnectionRefusedError:
+        return False
+    except OSError:  # it is busy
+        return True
+    return True
 
 
 def _check_owner(path: Path) -> None:
