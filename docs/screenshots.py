@@ -19,7 +19,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, expect, sync_playwright
 
-OUT = Path(__file__).parent / "pictures"
+OUT = Path(__file__).parent / "images" / "page"
 WAIT = 600_000  # milliseconds for a plan or a training
 
 
