@@ -215,7 +215,7 @@ page.addTab({
     try {
       const answer = await server.json(`${runPath(name)}/${action}`, { body });
       const undo = action === "delete" ? element("button", { type: "button", onclick: () => this.act(name, "restore") }, "Undo") : null;
-      this.done.replaceChildren(element("div", { className: "row done" }, element("span", {}, `${shortName(name)}: ${sentence(answer.message)}`), ...(undo ? [undo] : [])));
+      this.done.replaceChildren(element("div", { className: "row done" }, element("span", {}, `${shortName(name)}: ${answer.message}.`), ...(undo ? [undo] : [])));
       undo?.focus();
       await this.follow();
     } catch (error) {
