@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -96,7 +97,7 @@ def test_two_at_the_same_moment_have_one_server_and_the_next_adds_its_models(hom
     server.signal(signal.SIGINT)
     assert server.wait()[1].splitlines()[-1] == "headway: interrupted"
     assert server.returncode == cli.INTERRUPTED
-    assert [path.suffix for path in (home / "cache/open").iterdir()] == [".lock"] * 2
+    assert sorted(path.suffix for path in (home / "cache/open").iterdir()) == [".lock", ".lock", ".port"]
 
 
 def test_what_a_killed_process_left_is_replaced(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,6 +118,21 @@ def test_what_a_killed_process_left_is_replaced(home: Path, monkeypatch: pytest.
         monkeypatch.setattr(opening, "_ENDING_SECONDS", 0.0)
         with pytest.raises(UserError, match="is damaged"), opening._claim(home / "runs"):
             pass
+
+
+def test_the_address_stays_the_same_unless_another_program_has_it(home: Path) -> None:
+    """Browsers store conversations by address."""
+    ports = []
+    for content in (None, None, "", "80", "65536"):
+        if content is not None:
+            next((home / "cache/open").glob("*.port")).write_text(content)
+        with opening._claim(home / "runs") as place:
+            ports.append(place.port)
+    assert ports[0] == ports[1]
+    assert all(port >= 1024 for port in ports)
+    with socket.create_server(("127.0.0.1", ports[-1])), opening._claim(home / "runs") as place:
+        assert place.sock is not None
+        assert place.port != ports[-1]
 
 
 def test_a_server_that_is_ending_is_waited_for(home: Path) -> None:

@@ -118,7 +118,6 @@ def _claim(runs: Path) -> Iterator[_Place]:
     """
     from headway.io.cache import cache_errors, cache_root, file_lock
     from headway.io.durable import write_json
-    from headway.serve.listener import open_listener
 
     folder = cache_root() / "open"
     name = hashlib.blake2b(f"{platform.node()}\n{runs}".encode(errors="surrogateescape"), digest_size=8).hexdigest()
@@ -139,13 +138,28 @@ def _claim(runs: Path) -> Iterator[_Place]:
                             place = _read_state(state)
                         time.sleep(_RETRY_SECONDS)
                 if place is None:
-                    sock = until_end.enter_context(open_listener(_HOST, 0, anyone=False))
+                    sock = until_end.enter_context(_listen(folder / f"{name}.port"))
                     place = _Place(sock.getsockname()[1], os.getpid(), secrets.token_urlsafe(32), state, sock)
                     for path in (state, _sessions_path(state)):
                         path.unlink(missing_ok=True)
                         until_end.callback(path.unlink, missing_ok=True)
                     write_json(state, dict(zip(_Place._fields, place[:3])), private=True)
         yield place
+
+
+def _listen(remembered: Path) -> socket.socket:
+    """A socket at the port of the last time, because browsers store conversations by address; at a free one if another
+    program has it.
+    """
+    from headway.serve.listener import open_listener
+
+    with suppress(OSError, ValueError, UserError):
+        port = int(remembered.read_text())
+        if 1024 <= port < 1 << 16:
+            return open_listener(_HOST, port, anyone=False)
+    sock = open_listener(_HOST, 0, anyone=False)
+    remembered.write_text(str(sock.getsockname()[1]))
+    return sock
 
 
 def _is_listening(port: int) -> bool:
