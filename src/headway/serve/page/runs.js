@@ -61,6 +61,7 @@ page.addTab({
       this.count, this.table, this.all, this.done, this.trash, this.curves.view, this.cards, this.comparison, this.command);
     document.addEventListener("visibilitychange", () => this.follow());
     this.draw();
+    this.drawTrash();
     this.choose(this.chosen);
   },
 
