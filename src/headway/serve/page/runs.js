@@ -2,7 +2,7 @@
 // The tab of runs: a table of all runs, the curves of some of them together, what differs between them, and what can be done with each.
 
 const POLL_SECONDS = 1.5, FIRST_ROWS = 100, MAX_DIFFERENCES = 40;
-const RUN_STATES = { starting: "◌ starting", running: "▶ running", stopped: "⏸ stopped", finished: "✓ finished", broken: "✕ broken" };
+const RUN_STATES = { starting: "◌ starting", running: "▶ running", stopped: "■ stopped", finished: "✓ finished", broken: "✕ broken" };
 const RUN_COLUMNS = [["name", "name"], ["state", "status"], ["recipe", "recipe"], ["value", "best value"], ["step", "steps"], ["minutes", "minutes"], ["parameters", "parameters"], ["device", "device"], ["modified", "when"]];
 
 const runPath = (name) => `/v1/runs/${encodeURIComponent(name)}`;
