@@ -75,8 +75,11 @@ def test_a_tokenizer_and_a_setting_with_a_key_twice_are_refused() -> None:
 # What the same program wrote, or a model said, or a server of ours answered; a header that names its tensor.
 OWN = {
     "app/cli/compare.py",
+    "app/cli/doctor.py",
+    "app/cli/open.py",
     "app/remote.py",
     "bench/benchmark.py",
+    "codecs/mask_tokens.py",
     "codecs/tokenizer.py",
     "codecs/tokenizer_limits.py",
     "io/helper.py",
@@ -93,6 +96,7 @@ OWN = {
     "learn/parallel/group.py",
     "learn/parallel/heartbeat.py",
     "learn/parallel/processes.py",
+    "serve/play.py",
     "serve/tool_call_syntax.py",
     "serve/tool_calls.py",
     "serve/unique_items.py",

@@ -114,7 +114,8 @@ _ROOMS = ("io", "data", "codecs", "formats", "domains")
 _OWN = {  # what the same program wrote: the cache's notes, and labels that it goes on with
     "data/delimited.py": {"read_sheet"},  # the bytes of a workbook, which were read through `received`
     "data/array_store.py": {"column_digest", "read_info"},
-    "io/durable.py": {"machine_id"},  # the kernel's id of this boot
+    "io/cpu_quota.py": {"cpu_quota"},  # the kernel's limit of this group of processes
+    "io/durable.py": {"machine_id", "process_start"},  # the kernel's id of this boot, and its table of processes
     "io/files.py": {"open_file"},
     "io/machine_memory.py": {"_text"},  # the kernel's figures of memory
     "formats/torch_file.py": {"_read_zip"},  # the names in an archive that open_file has opened

@@ -248,7 +248,7 @@ def test_the_end_lets_go_on_what_has_begun_and_refuses_what_waits_or_comes(data_
         (["--host", "no.such.host.invalid", "--insecure"], "unknown host 'no.such.host.invalid'"),
         (["--host", "192.0.2.1", "--api-key", "k"], "192.0.2.1 is not an address of this machine"),
         (["--api-key", "@/no/such/file"], "the key file /no/such/file cannot be read"),
-        (["--api-key", "a b c"], "a key line is not KEY or KEY N"),
+        (["--api-key", "a b c"], "a key line is not KEY, KEY N"),
         (["--api-key", ""], "contains no key"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import zlib
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 
 from headway.errors import UserError, printable
 from headway.io.files import open_file
+from headway.io.json_files import parse_json
 
 _TAIL = 1 << 16  # bytes at the end of metrics.jsonl that are read first
 _MAX_READ = 1 << 23  # bytes of metrics.jsonl per answer
@@ -84,7 +84,7 @@ def read_points(path: Path, after: str) -> RunPoints:
 def _parse_line(text: bytes) -> dict[str, Any] | None:
     """A line's step and numbers; None if it is damaged."""
     try:
-        line = json.loads(text)
+        line = parse_json(text)
     except (ValueError, RecursionError):
         return None
     if not isinstance(line, dict) or count(line.get("step")) < 0:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from headway.data.array_store import cache_errors, cache_root, open_or_build
 from headway.data.registry import KnownSet, get_set, is_present, known_set
 from headway.errors import UserError, nearest
 from headway.io.files import open_file
+from headway.io.json_files import parse_json
 from headway.learn import Run
 from headway.learn.run import RunDirectory
 
@@ -211,7 +211,7 @@ def _last_seconds(metrics: Path) -> float:
     try:
         with open_file(metrics) as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
-            return float(json.loads(file.read().splitlines(keepends=True)[-2])["seconds"])
+            return float(parse_json(file.read().splitlines(keepends=True)[-2])["seconds"])
     except (UserError, LookupError, ValueError, TypeError):  # it has just started
         return 0.0
 

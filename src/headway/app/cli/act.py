@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from headway.app.cli.options import add_server, add_verb, load, torch_options, verb_options
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
+from headway.io.json_files import parse_json
 
 EXAMPLE = """
 headway act runs/cartpole "[0.01, -0.2, 0.03, 0.4]"
@@ -25,7 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     try:
-        observation = json.loads(args.observation)
+        observation = parse_json(args.observation)
     except (ValueError, RecursionError):
         raise UserError(f"{args.observation[:60]!r} is not JSON; pass the observation as [0.1, 0.2]") from None
     with torch_options(args):
