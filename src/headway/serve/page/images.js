@@ -14,7 +14,7 @@ class AttentionView {
     this.strength = keepDraft(element("input", { type: "range", min: 0, max: 100, oninput: () => this.draw() }), "images:strength", "50");
     this.view = element("div", {}, element("p", {}, this.text),
       element("div", { className: "looked" }, part(element("img", { src: url, alt: `${name}, as it is` }), "Your picture"), part(this.canvas, "What the model saw, and where it looked")),
-      element("p", { className: "legend soft" }, "Dark: counted little", element("span", { "aria-hidden": "true" }), "Bright yellow: counted much"),
+      element("p", { className: "legend soft" }, "Dark: counted little", element("span", { "aria-hidden": "true" }), "Bright: counted much"),
       labelled("How strongly to show where the model looked", this.strength),
       element("details", {}, element("summary", {}, "The same as numbers"), table(["", "left", "centre", "right"], rows, "Share of the attention")));
     this.draw();
@@ -93,7 +93,7 @@ page.addTab({
       const shared = { accept: "image/*", multiple: true, limit: this.limit, dropped: (transfer) => this.dropped(transfer) };
       const files = fileInput({ ...shared, label: "Image files", changed: (chosen) => this.takeFrom(chosen, folder) });
       const folder = fileInput({ ...shared, label: "Choose a folder", folder: true, changed: (chosen) => this.takeFrom(chosen, files) });
-      this.place.replaceChildren(element("div", { className: "row" }, files.zone, folder.zone), element("p", { className: "soft" }, "At most 100 images at once."));
+      this.place.replaceChildren(element("div", { className: "row zones" }, files.zone, folder.zone), element("p", { className: "soft" }, "At most 100 images at once."));
     }
     if (!this.files || (this.isExample && this.task !== this.exampleTask)) this.takeExample();
   },
@@ -158,7 +158,7 @@ page.addTab({
   async work(signal) {
     const { task, files } = this, rows = [], texts = this.texts.value.split("\n").map((text) => text.trim()).filter(Boolean), model = this.choice.model.id;
     if (task === "match" && !texts.length) throw new ServerError("there is no text to compare with; write at least one", 400);
-    const results = element("div");
+    const results = element("div", { className: "cards" });
     this.results.replaceChildren(results);
     for (const [index, file] of files.entries()) {
       if (!results.isConnected) return; // other files or another model were chosen
@@ -190,7 +190,7 @@ page.addTab({
     const text = thresholds ? `Labels: ${labels.filter(([one, value]) => value >= thresholds[one]).map(([one]) => one).join(", ") || "none"}.`
       : share < 0.5 ? `The model is not sure. Its best guess is ${named} (${percent(share)}).` : `This is probably ${named} (${percent(share)}).`;
     const rest = labels.length > 3 ? this.onDemand("All classes", image.name, () => [bars(labels)]) : "";
-    return [element("p", {}, element("strong", {}, text)), bars(labels.slice(0, 3)), rest, looked];
+    return [element("p", {}, element("strong", {}, text)), bars(labels.slice(0, 3)), element("div", { className: "row" }, rest, looked)];
   },
 
   // A part that is made when it is opened first, and again after an error.
