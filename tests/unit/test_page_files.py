@@ -72,7 +72,7 @@ def tab(page: Page, name: str, model: str | None = None) -> Any:
 
 def drop(panel: Any, name: str, kind: str, content: str) -> None:
     """Drop a file that no disk could have on the place for files."""
-    panel.locator(".drop").evaluate(
+    panel.locator(".drop").first.evaluate(
         """(zone, [name, type, content]) => {
             const data = new DataTransfer();
             data.items.add(new File([content], name, { type }));
@@ -110,7 +110,12 @@ def test_an_image_is_classified_and_shows_where_the_model_looked(page: Page, mod
     labels: Any = model.classify(file)
     assert panel.locator(".bars .name").all_inner_texts() == list(labels)  # "7" is not first, as it is in JavaScript
     weights = model.look(file).weights
+    expect(panel.locator(".looked")).to_have_count(0)
+    panel.get_by_text("Where the model looked").first.click()
     shown = panel.get_by_role("img", name=re.compile("one.png. The model looked most at the"))
+    expect(panel.get_by_role("img", name="one.png, as it is")).to_be_visible()
+    expect(panel.locator(".legend")).to_have_text("Dark: counted littleBright: counted much")
+    expect(panel.get_by_label("How strongly")).to_have_value("50")
     third = np.array([0, 1, 1, 2])  # of four patches
     shares = {
         (row, column): weights[np.ix_(third == row, third == column)].sum() / weights.sum()
@@ -118,7 +123,7 @@ def test_an_image_is_classified_and_shows_where_the_model_looked(page: Page, mod
         for column in range(3)
     }
     panel.get_by_text("The same as numbers").click()
-    cells = panel.locator("figure td:not(:first-child)").all_inner_texts()
+    cells = panel.locator("article td:not(:first-child)").all_inner_texts()
     assert [float(cell.split()[0]) for cell in cells] == pytest.approx(
         [100 * shares[row, column] for row in range(3) for column in range(3)], abs=0.51
     )
@@ -127,6 +132,69 @@ def test_an_image_is_classified_and_shows_where_the_model_looked(page: Page, mod
     assert shown.screenshot() != before
     page.get_by_text("Show me the command").locator("visible=true").click()
     expect(panel).to_contain_text(f"headway look sort one.png text.png --out looks --server {page.url.split('/#')[0]}")
+
+
+def answer(page: Page, verb: str, answers: dict[str, float], **more: Any) -> None:
+    """Let the server answer a verb like this."""
+    page.route(f"**/v1/{verb}", lambda route: route.fulfill(json={"result": answers, **more}))
+
+
+def test_the_result_is_a_sentence(page: Page) -> None:
+    panel = tab(page, "Images", "sort")
+    for answers, text in (
+        ({"3": 0.55, "8": 0.25, "5": 0.15, "1": 0.05}, "This is probably a 3 (55 %)."),
+        ({"8": 0.9, "3": 0.1}, "This is probably an 8 (90 %)."),
+        ({"<b>cats": 0.5, "dogs": 0.5}, "This is probably “<b>cats” (50 %)."),
+        ({"cats": 0.4, "dogs": 0.3, "birds": 0.3}, "The model is not sure. Its best guess is “cats” (40 %)."),
+    ):
+        answer(page, "classify", answers)
+        panel.get_by_role("button", name="Classify").click()
+        expect(panel.locator("article strong")).to_have_text(text)
+        assert panel.locator(".bars .name").all_inner_texts() == list(answers)[:3]
+        if len(answers) > 3:
+            panel.get_by_text("All classes").click()
+            expect(panel.locator("details .bars .name")).to_have_text(list(answers))
+    answer(page, "classify", {"cat": 0.4, "dog": 0.3}, thresholds={"cat": 0.35, "dog": 0.35})
+    panel.get_by_role("button", name="Classify").click()
+    expect(panel.locator("article strong")).to_have_text("Labels: cat.")
+
+
+def test_a_folder_of_images(page: Page, tmp_path: Path) -> None:
+    panel = tab(page, "Images", "sort")
+    panel.get_by_role("button", name="Classify").click()
+    expect(panel.locator("article")).to_have_count(1)
+    for label in ("zero", "one"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for number in (10, 9):
+            picture(tmp_path / "photos" / label / f"photo{number}.png", number)
+    (tmp_path / "photos" / ".DS_Store").write_text("x")
+    (tmp_path / "photos" / "notes.txt").write_text("Hello")
+    panel.get_by_label("Choose a folder").set_input_files(tmp_path / "photos")
+    expect(panel.locator(".previews figcaption")).to_have_count(4)
+    expect(panel.locator("article")).to_have_count(0)  # the result of the example has gone
+    expect(panel).to_contain_text("1 other file is left out.")
+    panel.get_by_role("button", name="Classify").click()
+    names = [f"photos/{label}/photo{number}.png" for label in ("one", "zero") for number in (9, 10)]
+    expect(panel.locator("article h3")).to_have_text(names)
+    expect(panel.locator("article .bars")).to_have_count(4)
+    assert page.evaluate("document.documentElement.scrollHeight") < 1400
+    page.get_by_text("Show me the command").locator("visible=true").click()
+    expect(panel).to_contain_text(f"headway classify sort {' '.join(names)} --server")
+    panel.get_by_label("Image files").set_input_files(tmp_path / "photos" / "one" / "photo9.png")
+    expect(panel.locator("article")).to_have_count(0)
+    expect(panel.locator(".drop p").nth(1)).to_have_text("")
+    panel.get_by_label("Model", exact=True).select_option("match")
+    panel.get_by_label("Model", exact=True).select_option("sort")
+    for number in range(101):
+        picture(tmp_path / "photos" / f"{number}.png")
+    panel.get_by_label("Choose a folder").set_input_files(tmp_path / "photos")
+    expect(panel).to_contain_text("These are 105 images: the first 100 by name are used. 1 other file is left out.")
+    expect(panel.locator(".previews figure")).to_have_count(12)
+    expect(panel.locator(".previews")).to_contain_text("and 88 more")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("Hello")
+    panel.get_by_label("Choose a folder").set_input_files(tmp_path / "empty")
+    expect(page.locator("#message")).to_have_text(re.compile("^empty/notes.txt is not an image; choose files"))
 
 
 def test_captions_and_matches(page: Page, models: Path, tmp_path: Path) -> None:
@@ -165,6 +233,7 @@ def test_limits_are_stated_before_the_upload(browser: Browser, models: Path, tmp
     with server(served, ServerSettings(log=False, body_bytes=40_000)) as url, opened(browser, url) as page:
         panel = tab(page, "Images")
         expect(panel).to_contain_text("At most 23.9 kB each")
+        expect(panel).to_contain_text("Uses the model sort.")  # the only one
         drop(panel, "large.png", "image/png", "x" * 24_000)
         expect(page.locator("#message")).to_have_text(
             "large.png has 24 kB, and the limit is 23.9 kB; choose a smaller file."
@@ -192,12 +261,13 @@ def test_a_sound_is_classified(page: Page, models: Path, tmp_path: Path) -> None
 
 
 def test_a_transcript_is_shown_played_and_saved(page: Page, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    words = (Word(" Hello", 0.0, 0.2, 0.9), Word(" there.", 0.2, 0.4, 0.8)), (Word(" <i> -->", 0.5, 0.9, 0.7),)
+    spoken = Word(" Hello", 0.0, 0.1, 0.9), Word(" there.", 0.1, 0.2, 0.8)
+    words = (*spoken, Word(" Mr.", 0.3, 0.35, 0.8), Word(" X?", 0.35, 0.4, 0.8)), (Word(" <i> -->", 0.5, 0.9, 0.7),)
     segments = [
-        Segment(0.0, 0.45, " Hello there.", [1], 0.0, -0.1, 1.0, 0.0, words[0]),
+        Segment(0.0, 0.45, " Hello there. Mr. X?", [1], 0.0, -0.1, 1.0, 0.0, words[0]),
         Segment(0.5, 0.9, " <i> -->", [1], 0.0, -0.1, 1.0, 0.0, words[1]),
     ]
-    transcript, requests = Transcription("Hello there. <i> -->", "en", 1.0, segments), []
+    transcript, requests = Transcription("Hello there. Mr. X? <i> -->", "en", 1.0, segments), []
 
     async def transcribe(request: Any, context: object) -> Transcription:
         requests.append(request)
@@ -205,15 +275,16 @@ def test_a_transcript_is_shown_played_and_saved(page: Page, monkeypatch: pytest.
 
     monkeypatch.setattr(transcriptions, "_transcribe", transcribe)
     panel = tab(page, "Sounds", "hear")
+    expect(panel).to_contain_text("Example: three tones, made by this page. Nobody speaks in it")
     panel.get_by_label("Language that is spoken").select_option(label="German")
     panel.get_by_label("Translate into English").check()
     panel.get_by_role("button", name="Transcribe").click()
-    expect(panel.locator(".segments li")).to_have_text(["0:00.0 Hello there.", "0:00.5 <i> -->"])
+    expect(panel.locator(".segments li")).to_have_text(["0:00.0 Hello there.", "0:00.3 Mr. X?", "0:00.5 <i> -->"])
     assert (requests[0].options.language, requests[0].options.task) == ("de", "translate")
     panel.get_by_role("button", name="Play from 0:00.5").click()
     expect(panel.locator("audio")).not_to_have_js_property("currentTime", 0)
     panel.get_by_text("Every word with its time").click()
-    expect(panel.locator("tbody tr").nth(1)).to_have_text(re.compile(r"there\.\s*0\.20\s*0\.40\s*80 %"))
+    expect(panel.locator("tbody tr").nth(1)).to_have_text(re.compile(r"there\.\s*0\.10\s*0\.20\s*80 %"))
     for kind in ("txt", "srt", "vtt"):
         assert saved(page, f"Save as .{kind}").decode() == format_transcript(transcript, kind)  # type: ignore[arg-type]
     assert b'"language": "en"' in saved(page, "Save as .json")
@@ -353,6 +424,9 @@ def test_everybody_can_read_and_use_it(browser: Browser, url: str, dark: bool) -
             panel = tab(page, name, model)
             panel.get_by_role("button", name=button).click()
             expect(panel.locator(".bars li").first).to_be_visible()
+            if name == "Images":
+                panel.get_by_text("Where the model looked").click()
+                expect(panel.locator(".looked canvas")).to_be_visible()
             assert serious_violations(page) == []
             assert page.evaluate("document.documentElement.scrollWidth") == 360
         panel = tab(page, "Forecasts")

@@ -1,18 +1,23 @@
 "use strict";
 // The tab of images: their class and where the model looked, captions, and how well texts match.
 
-// How strongly parts of an image attract a model: the image that the model saw, with a heat map of any strength over it.
+// How strongly parts of an image attract a model: the original (at `url`), and what the model saw with a heat map of any strength over it.
 class AttentionView {
-  constructor({ pixels, weights }, name) {
+  constructor({ pixels, weights }, name, url) {
     this.image = AttentionView.bitmap(pixels, ([red, green, blue]) => [red, green, blue, 255]);
     this.heat = AttentionView.bitmap(weights, (weight) => [18 + 237 * weight, 24 + 190 * weight, 60 + 10 * weight, 255 - 70 * weight]);
     const scale = Math.ceil(224 / Math.min(this.image.width, this.image.height)), thirds = AttentionView.thirds(weights);
     const [first, second] = thirds.flatMap((row, y) => row.map((share, x) => [share, AttentionView.places[y][x]])).sort((a, b) => b[0] - a[0]);
     this.text = `The model looked most at the ${first[1]} (${percent(first[0])} of its attention), then at the ${second[1]} (${percent(second[0])}).`;
     this.canvas = element("canvas", { width: scale * this.image.width, height: scale * this.image.height, role: "img", "aria-label": `${name}. ${this.text}` });
-    const rows = thirds.map((row, y) => [["top", "middle", "bottom"][y], ...row.map(percent)]);
-    this.view = element("figure", {}, this.canvas, element("figcaption", {}, this.text),
+    const rows = thirds.map((row, y) => [["top", "middle", "bottom"][y], ...row.map(percent)]), part = (picture, caption) => element("figure", {}, picture, element("figcaption", { className: "soft" }, caption));
+    this.strength = keepDraft(element("input", { type: "range", min: 0, max: 100, oninput: () => this.draw() }), "images:strength", "50");
+    this.view = element("div", {}, element("p", {}, this.text),
+      element("div", { className: "looked" }, part(element("img", { src: url, alt: `${name}, as it is` }), "Your picture"), part(this.canvas, "What the model saw, and where it looked")),
+      element("p", { className: "legend soft" }, "Dark: counted little", element("span", { "aria-hidden": "true" }), "Bright: counted much"),
+      labelled("How strongly to show where the model looked", this.strength),
       element("details", {}, element("summary", {}, "The same as numbers"), table(["", "left", "centre", "right"], rows, "Share of the attention")));
+    this.draw();
   }
 
   // A small canvas with a colour (RGBA) for each cell of rows.
@@ -31,12 +36,12 @@ class AttentionView {
     return sums.map((row) => row.map((part) => part / total));
   }
 
-  draw(strength) {
+  draw() {
     const context = this.canvas.getContext("2d"), { width, height } = this.canvas;
     context.globalAlpha = 1;
     context.imageSmoothingEnabled = false;
     context.drawImage(this.image, 0, 0, width, height);
-    context.globalAlpha = strength;
+    context.globalAlpha = this.strength.value / 100;
     context.imageSmoothingEnabled = true;
     context.drawImage(this.heat, 0, 0, width, height);
   }
@@ -48,7 +53,7 @@ page.addTab({
   id: "images",
   title: "Images",
   tasks: {
-    classify: ["Classify", "The model sorts each image into one of the classes that it has learned, and shows where it looked."],
+    classify: ["Classify", "The model sorts each image into one of the classes that it has learned, and can show where it looked."],
     caption: ["Write captions", "The model describes each image in a sentence."],
     match: ["Match", "The model compares each image with each text: which text fits best?"],
     look: ["Show where it looks", "The model has no classes, but it can show which parts of an image it looks at."],
@@ -56,21 +61,17 @@ page.addTab({
   serves: (model) => model.reads.includes("images") && model.verbs.some((verb) => ["classify", "look", "caption", "match"].includes(verb)),
 
   show(panel) {
-    this.views = [];
     this.intro = element("p");
     this.previews = element("div", { className: "row previews" });
+    this.note = element("p", { className: "soft", role: "status" });
     this.place = element("div");
     this.texts = keepDraft(element("textarea", { rows: 3 }), "images:texts", "a red circle and a blue square\na handwritten digit\na photo of a dog");
     this.textField = labelled("Texts to compare with, one on each line", this.texts);
-    this.strength = keepDraft(element("input", { type: "range", min: 0, max: 100 }), "images:strength", "60");
-    this.strength.addEventListener("input", () => this.draw());
-    this.strengthField = labelled("How strongly to show where the model looked", this.strength, "Dark parts counted little, bright yellow parts much.");
-    this.strengthField.hidden = true;
     this.results = element("div", { "aria-live": "polite" });
     this.choice = modelChoice("images", this.serves, () => this.refresh());
     this.command = commandView(() => this.commandLines());
-    this.form = workForm([this.choice.field, this.intro, this.place, this.previews, this.textField], (signal) => this.work(signal));
-    panel.append(element("h2", {}, "Images"), this.form, this.strengthField, this.results, this.command);
+    this.form = workForm([this.choice.field, this.intro, this.place, this.previews, this.note, this.textField], (signal) => this.work(signal));
+    panel.append(element("h2", {}, "Images"), this.form, this.results, this.command);
     this.refresh();
   },
 
@@ -82,13 +83,17 @@ page.addTab({
     if (!this.task) return;
     const [label, explanation] = this.tasks[this.task];
     this.form.querySelector("button.main").textContent = label;
-    this.intro.textContent = explanation;
+    this.intro.textContent = this.choice.field.hidden ? `${explanation} Uses the model ${this.choice.model.id}.` : explanation;
+    if (this.results.dataset.model !== this.choice.model.id) this.results.replaceChildren();
+    this.results.dataset.model = this.choice.model.id;
     this.textField.hidden = this.task !== "match";
     this.command.update();
     if (this.limit !== server.fileBytes) {
       this.limit = server.fileBytes;
-      this.input = fileInput({ label: "Image files", accept: "image/*", multiple: true, limit: this.limit, changed: (files) => this.take(files) });
-      this.place.replaceChildren(this.input.zone);
+      const shared = { accept: "image/*", multiple: true, limit: this.limit, dropped: (transfer) => this.dropped(transfer) };
+      const files = fileInput({ ...shared, label: "Image files", changed: (chosen) => this.takeFrom(chosen, folder) });
+      const folder = fileInput({ ...shared, label: "Choose a folder", folder: true, changed: (chosen) => this.takeFrom(chosen, files) });
+      this.place.replaceChildren(element("div", { className: "row zones" }, files.zone, folder.zone), element("p", { className: "soft" }, "At most 100 images at once."));
     }
     if (!this.files || (this.isExample && this.task !== this.exampleTask)) this.takeExample();
   },
@@ -118,68 +123,98 @@ page.addTab({
     return canvas;
   },
 
-  take(files, isExample = false) {
-    const wrong = files.find((file) => !file.type.startsWith("image/"));
-    if (wrong) return page.fail(new ServerError(`${shortName(wrong.name)} is not an image; choose files such as .png, .jpg or .webp`, 0));
-    if (files.length > 100) return page.fail(new ServerError(`these are ${integers.format(files.length)} images; choose at most 100 at once`, 0));
-    if (!files.length) return undefined;
-    for (const url of this.urls ?? []) URL.revokeObjectURL(url);
-    [this.files, this.isExample, this.urls] = [files, isExample, files.map((file) => URL.createObjectURL(file))];
-    this.previews.replaceChildren(...files.map((file, index) => element("figure", {},
-      element("img", { src: this.urls[index], alt: !isExample ? "" : ["classify", "look"].includes(this.task) ? "A handwritten three" : "A red circle and a blue square", className: "preview" }),
-      element("figcaption", { className: "soft" }, isExample ? "Example, drawn by this page" : shortName(file.name)))));
-    this.command.update();
+  async dropped(transfer) {
+    const files = await droppedFiles(transfer);
+    if (!files.length) throw new ServerError("there is no file in this folder; choose one with images", 0);
+    return files;
+  },
+
+  // Files or a folder were chosen or dropped at one of the two inputs; the `other` one names its files no longer.
+  takeFrom(chosen, other) {
+    if (!chosen.length) return undefined; // the dialog was closed
+    const paths = new Intl.Collator("en", { numeric: true }), files = chosen.filter((file) => !IGNORED_FILES.test(filePath(file)));
+    const images = files.filter((file) => file.type.startsWith("image/")).sort((one, two) => paths.compare(filePath(one), filePath(two)));
+    const wrong = files.find((file) => !file.type.startsWith("image/") && (!images.length || !filePath(file).includes("/")));
+    if (wrong) return page.fail(new ServerError(`${shortName(filePath(wrong))} is not an image; choose files such as .png, .jpg or .webp`, 0));
+    if (!images.length) return page.fail(new ServerError("there is no image in this folder; choose one with files such as .png, .jpg or .webp", 0));
+    other.zone.lastChild.textContent = "";
+    this.take(images.slice(0, 100));
+    const others = files.length - images.length;
+    this.note.textContent = `${images.length > 100 ? `These are ${integers.format(images.length)} images: the first 100 by name are used. ` : ""}${others ? `${integers.format(others)} other ${others === 1 ? "file is" : "files are"} left out.` : ""}`;
     return undefined;
   },
 
-  async work(signal) {
-    const { model, task, files } = this, rows = [], texts = this.texts.value.split("\n").map((text) => text.trim()).filter(Boolean);
-    if (task === "match" && !texts.length) throw new ServerError("there is no text to compare with; write at least one", 400);
-    this.views = [];
-    this.strengthField.hidden = true;
+  take(files, isExample = false) {
+    for (const url of this.urls ?? []) URL.revokeObjectURL(url);
+    [this.files, this.isExample, this.urls] = [files, isExample, files.map((file) => URL.createObjectURL(file))];
     this.results.replaceChildren();
+    this.note.textContent = "";
+    this.previews.replaceChildren(...files.slice(0, 12).map((file, index) => element("figure", {},
+      element("img", { src: this.urls[index], alt: !isExample ? "" : ["classify", "look"].includes(this.task) ? "A handwritten three" : "A red circle and a blue square", className: "preview" }),
+      element("figcaption", { className: "soft" }, isExample ? "Example, drawn by this page" : shortName(filePath(file))))), files.length > 12 ? `and ${files.length - 12} more` : "");
+    this.command.update();
+  },
+
+  async work(signal) {
+    const { task, files } = this, rows = [], texts = this.texts.value.split("\n").map((text) => text.trim()).filter(Boolean), model = this.choice.model.id;
+    if (task === "match" && !texts.length) throw new ServerError("there is no text to compare with; write at least one", 400);
+    const results = element("div", { className: "cards" });
+    this.results.replaceChildren(results);
     for (const [index, file] of files.entries()) {
-      const name = this.isExample ? "The example" : shortName(file.name), card = element("article", { className: "card" }, element("h3", {}, name));
-      this.results.append(card);
+      if (!results.isConnected) return; // other files or another model were chosen
+      const name = this.isExample ? "The example" : shortName(filePath(file)), picture = (className) => element("img", { src: this.urls[index], alt: "", className });
+      const place = element("div", {}, element("h3", {}, name)), card = element("article", { className: "card" }, picture("picture"), place);
+      results.append(card);
       try {
-        const body = { model: this.choice.model.id, [task === "classify" ? "items" : "images"]: await dataUrl(file) };
+        const body = { model, [task === "classify" ? "items" : "images"]: await dataUrl(file) };
         if (task === "match") {
           const { result } = await server.json("/v1/match", { body: { ...body, texts }, signal });
-          rows.push([element("span", {}, element("img", { src: this.urls[index], alt: "", className: "thumb" }), name), ...result.probabilities]);
+          rows.push([element("span", {}, picture("thumb"), name), ...result.probabilities]);
           card.remove();
-        } else card.append(...await this[task](body, name, signal));
+        } else place.append(...await this[task](body, { file, name, url: this.urls[index] }, signal));
       } catch (error) {
         if (error.status !== 400 && error.status !== 413) throw error;
-        card.append(element("p", { className: "wrong" }, sentence(error.message.replace(/^(the )?(image|item|input) 1\b/, name))));
+        place.append(element("p", { className: "wrong" }, this.problem(error, name)));
       }
     }
-    if (rows.length) this.results.prepend(this.matches(texts, rows));
+    if (rows.length) results.prepend(this.matches(texts, rows));
   },
 
-  async classify(body, name, signal) {
-    const { result, thresholds } = await server.json("/v1/classify", { body, signal }), labels = likeliest(result);
-    const parts = [labels.length === 1 && labels[0][0] === "value" ? element("p", {}, `Value: ${formatNumber(labels[0][1])}`) : bars(labels.slice(0, 10))];
-    if (labels.length > 10) parts.push(element("p", { className: "soft" }, `These are the 10 likeliest of ${integers.format(labels.length)} classes.`));
-    if (thresholds) parts.unshift(element("p", {}, `Labels: ${labels.filter(([label, share]) => share >= thresholds[label]).map(([label]) => label).join(", ") || "none"}.`));
-    if (!this.choice.model.verbs.includes("look")) return parts;
-    try {
-      const [view] = await this.look({ model: body.model, images: body.items }, name, signal);
-      return [element("div", { className: "looked" }, view, element("div", {}, ...parts))];
-    } catch (error) {
-      if (error.status !== 400) throw error;
-      return [...parts, element("p", { className: "soft" }, `Where the model looked is not shown: ${error.message}.`)];
-    }
+  problem: (error, name) => sentence(error.message.replace(/^(the )?(image|item|input) 1\b/, name)),
+
+  async classify(body, image, signal) {
+    const { result, thresholds } = await server.json("/v1/classify", { body, signal }), labels = likeliest(result), [label, share] = labels[0];
+    const looked = this.choice.model.verbs.includes("look") ? this.onDemand("Where the model looked", image.name, async () => this.look({ model: body.model, images: await dataUrl(image.file) }, image)) : "";
+    if (labels.length === 1 && label === "value") return [element("p", {}, `Value: ${formatNumber(share)}`), looked];
+    const named = /^\d+$/.test(label) ? `${/^(8|1[18]$)/.test(label) ? "an" : "a"} ${label}` : `“${label}”`; // labels are not always nouns
+    const text = thresholds ? `Labels: ${labels.filter(([one, value]) => value >= thresholds[one]).map(([one]) => one).join(", ") || "none"}.`
+      : share < 0.5 ? `The model is not sure. Its best guess is ${named} (${percent(share)}).` : `This is probably ${named} (${percent(share)}).`;
+    const rest = labels.length > 3 ? this.onDemand("All classes", image.name, () => [bars(labels)]) : "";
+    return [element("p", {}, element("strong", {}, text)), bars(labels.slice(0, 3)), element("div", { className: "row" }, rest, looked)];
   },
 
-  async look(body, name, signal) {
-    const view = new AttentionView((await server.json("/v1/look", { body, signal })).result, name);
-    this.views.push(view);
-    this.strengthField.hidden = false;
-    this.draw();
-    return [view.view];
+  // A part that is made when it is opened first, and again after an error.
+  onDemand(title, name, make) {
+    const place = element("div");
+    let isMade = false;
+    return element("details", { ontoggle: async (event) => {
+      if (!event.target.open || isMade) return;
+      isMade = true;
+      place.replaceChildren(element("p", { className: "soft" }, "One moment …"));
+      try {
+        place.replaceChildren(...await make());
+      } catch (error) {
+        isMade = false;
+        place.replaceChildren(element("p", { className: "wrong" }, this.problem(error, name)));
+      }
+    } }, element("summary", {}, title), place);
   },
 
-  async caption(body, name, signal) {
+  async look(body, { name, url }, signal) {
+    return [new AttentionView((await server.json("/v1/look", { body, signal })).result, name, url).view];
+  },
+
+  async caption(body, image, signal) {
     return [element("p", {}, (await server.json("/v1/caption", { body, signal })).result)];
   },
 
@@ -190,12 +225,8 @@ page.addTab({
     return table(["image", ...texts], marked, "How well each text fits each image");
   },
 
-  draw() {
-    for (const view of this.views) view.draw(this.strength.value / 100);
-  },
-
   commandLines() {
-    const names = this.isExample ? ["photo.png"] : this.files.map((file) => file.name), { task } = this, model = this.choice.model;
+    const names = this.isExample ? ["photo.png"] : this.files.map(filePath), { task } = this, model = this.choice.model;
     const words = names.map(shellWord).join(" "), list = `[${names.map(pythonString).join(", ")}]`;
     const texts = this.texts.value.split("\n").filter((text) => text.trim());
     if (task === "match") {

@@ -101,9 +101,9 @@ page.addTab({
     const { model } = this.choice;
     if (!model) return;
     this.form.querySelector("button.main").textContent = this.transcribes ? "Transcribe" : "Classify";
-    this.intro.textContent = this.transcribes
-      ? "The model writes down what is said, with times."
-      : "The model sorts the sound into one of the classes that it has learned.";
+    this.intro.textContent = `${this.transcribes ? "The model writes down what is said, with times." : "The model sorts the sound into one of the classes that it has learned."}${this.choice.field.hidden ? ` Uses the model ${model.id}.` : ""}`;
+    if (this.results.dataset.model !== model.id) this.results.replaceChildren();
+    this.results.dataset.model = model.id;
     this.middleField.hidden = this.transcribes;
     this.languageField.hidden = !this.transcribes || !model.languages.length;
     const names = new Intl.DisplayNames("en", { type: "language", fallback: "code" }), before = this.language.value || drafts.get("sounds:language", "");
@@ -117,6 +117,9 @@ page.addTab({
       this.place.replaceChildren(this.input.zone);
     }
     if (!this.file) this.take(this.drawTones(), true);
+    this.chosen.textContent = !this.isExample ? "" : this.transcribes
+      ? "Example: three tones, made by this page. Nobody speaks in it, so its text means nothing. Of a real recording you get a line for each sentence, to play, and subtitles to save. Choose a file or record your own."
+      : "Example: three tones, made by this page. The class that the model finds for it means little. Choose a file, or record a sound, of a kind that the model has learned.";
     this.command.update();
   },
 
@@ -125,7 +128,7 @@ page.addTab({
     URL.revokeObjectURL(this.player.src);
     [this.file, this.isExample, this.silent.hidden] = [file, isExample, true];
     this.player.src = URL.createObjectURL(file);
-    this.chosen.textContent = isExample ? "Example: three tones, made by this page. Choose a file or record your own." : "";
+    if (!isExample) this.chosen.textContent = "";
     this.player.setAttribute("aria-label", isExample ? "The example" : shortName(file.name));
     this.results.replaceChildren();
     this.command.update();
@@ -153,9 +156,11 @@ page.addTab({
   },
 
   async work(signal) {
-    this.results.replaceChildren(element("p", { className: "soft" }, "The model listens …"));
+    const listens = element("p", { className: "soft" }, "The model listens …");
+    this.results.replaceChildren(listens);
     try {
-      this.results.replaceChildren(...await (this.transcribes ? this.transcribe(signal) : this.classify(signal)));
+      const parts = await (this.transcribes ? this.transcribe(signal) : this.classify(signal));
+      if (listens.isConnected) this.results.replaceChildren(...parts); // else another sound or model was chosen
     } catch (error) {
       this.results.replaceChildren();
       if (error instanceof ServerError) error.message = error.message.replace(/^(item 1|file|blob)\b/, shortName(this.file.name));
@@ -186,25 +191,38 @@ page.addTab({
 
   transcriptView(transcript) {
     if (!transcript.segments.length) return [element("p", {}, "The model heard no speech in this sound.")];
-    const words = [...transcript.words ?? []], spans = [];
-    const segments = transcript.segments.map((segment, index) => {
-      const isLast = index === transcript.segments.length - 1, own = [];
-      while (words.length && (isLast || words[0].start < segment.end)) own.push(words.shift());
-      const parts = own.map((word) => {
+    const spans = [], lines = this.sentences(transcript).map(({ start, text, words }) => {
+      const parts = words.map((word) => {
         const span = element("span", { title: `${word.start.toFixed(2)} to ${word.end.toFixed(2)} s` }, word.text);
         spans.push([word, span]);
         return span;
       });
-      const play = () => { this.player.currentTime = segment.start; this.player.play().catch(() => { this.silent.hidden = false; }); };
-      return element("li", {}, element("button", { type: "button", className: "plain segment", onclick: play, "aria-label": `Play from ${this.clock(segment.start)}: ${segment.text.trim()}` },
-        element("span", { className: "number soft" }, this.clock(segment.start)), element("span", {}, ...(parts.length ? parts : [segment.text]))));
+      const play = () => { this.player.currentTime = start; this.player.play().catch(() => { this.silent.hidden = false; }); };
+      return element("li", {}, element("button", { type: "button", className: "plain segment", onclick: play, "aria-label": `Play from ${this.clock(start)}: ${text.trim()}` },
+        element("span", { className: "number soft" }, this.clock(start)), element("span", {}, ...(parts.length ? parts : [text]))));
     });
     this.player.ontimeupdate = () => {
       for (const [word, span] of spans) span.classList.toggle("now", !this.player.paused && word.start <= this.player.currentTime && this.player.currentTime < word.end);
     };
     const rows = (transcript.words ?? []).map((word) => [word.word, word.start.toFixed(2), word.end.toFixed(2), percent(word.probability)]);
-    return [element("h3", {}, "What was said"), element("p", { className: "soft" }, "Select a line to play the sound from there."), element("ol", { className: "segments" }, ...segments),
+    return [element("h3", {}, "What was said"), element("p", { className: "soft" }, "Select a line to play the sound from there."), element("ol", { className: "segments" }, ...lines),
       this.saveButtons(transcript), element("details", {}, element("summary", {}, "Every word with its time"), table(["word", "from (s)", "to (s)", "certainty"], rows, "Words with times"))];
+  },
+
+  // The lines of a transcript: its segments, each divided into sentences if its words have times.
+  sentences(transcript) {
+    const words = [...transcript.words ?? []];
+    return transcript.segments.flatMap((segment, index) => {
+      const isLast = index === transcript.segments.length - 1, sentences = [[]];
+      while (words.length && (isLast || words[0].start < segment.end)) {
+        const word = words.shift();
+        sentences.at(-1).push(word);
+        if (/[.!?…。！？]["'”’»)\]]*$/.test(word.word) && !/^(Mrs?|Ms|Dr|Prof|St|[A-Z])\.$/.test(word.word)) sentences.push([]);
+      }
+      const spoken = sentences.filter((sentence) => sentence.length);
+      if (spoken.length < 2) return [{ start: segment.start, text: segment.text, words: spoken[0] ?? [] }];
+      return spoken.map((sentence) => ({ start: sentence[0].start, text: sentence.map((word) => word.text).join(""), words: sentence }));
+    });
   },
 
   // Seconds as hours (if there are digits after the point, as subtitles need them), minutes and seconds.
