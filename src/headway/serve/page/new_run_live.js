@@ -42,15 +42,15 @@ function followRun(place, name, another) {
   async function look() {
     clearTimeout(timer);
     try {
-      const { run, samples, scores } = await server.json(address);
+      const names = await others(), { run, samples, scores } = await server.json(address);
       await readPoints();
       if (isOver) return;
       const reason = ["stopped", "broken"].includes(run.state) && run.reason ? ` ${sentence(shortReason(run.reason))}` : "";
       const text = `${TRAINING_STATES[run.state]}${reason}${trainingProgress(run)}`;
       if (status.textContent !== text) status.textContent = text;
-      const isBusy = ["starting", "running"].includes(run.state), names = isBusy ? await others() : [];
-      stage.textContent = [run.state === "starting" ? startingStage(run) : "", names.length ? `At the same time, ${shortName(names[0])}${names.length > 1 ? ` and ${names.length - 1} more` : ""} is being trained, which makes both slower.` : "",
-        run.state === "stopped" && !run.has_model ? "It has no model to use yet. Finish early ends the training with a tenth of the steps so far, and then you can use the model." : ""].join(" ").trim();
+      const isBusy = isTraining(run);
+      stage.textContent = [run.state === "starting" ? startingStage(run) : "", isBusy && names.length ? `At the same time, ${shortName(names[0])}${names.length > 1 ? ` and ${names.length - 1} more` : ""} is being trained, which makes both slower.` : "",
+        run.state === "stopped" && !run.has_model ? "It has no model to use yet. Finish early trains for a tenth of the steps so far at most, and then you can use the model." : ""].join(" ").trim();
       status.className = run.state === "broken" ? "wrong" : "";
       bar.hidden = outlives.hidden = !isBusy;
       if (run.state === "running" && run.steps) bar.value = run.step / run.steps;
