@@ -32,11 +32,11 @@ _SCAN_SECONDS = 10.0  # seconds between two looks at runs that nobody trains
 _EMPTY_SECONDS = 3600.0  # seconds between two looks at the trash
 _MAX_REASON = 500  # characters
 _HEADWAY = (sys.executable, "-m", "headway")
-_STOPPED = re.compile(r"stopped at step [\d,]+ of ")  # the last line of a run that was asked to stop
 _EXPORT = " (export)"  # end of the names of jobs that export
 
 RunState = Literal["starting", "running", "stopped", "finished", "broken"]
 _FILES = ("run.json", "recipe.json", ".lease", "metrics.jsonl", "report.html", "model.safetensors")
+_STOPPED = re.compile(r"stopped at step [\d,]+ of ")  # the last line of a run that was asked to stop
 _FileState = tuple[int, int, int, int] | None
 
 
