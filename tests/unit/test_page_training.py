@@ -47,6 +47,18 @@ lines = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 2, "split"
 (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + chr(10) for line in lines))
 (folder / "run.json").write_text(json.dumps(status))
 """
+STOPPED = (  # before its first evaluation, so without a model
+    TRAINING.replace('"finished"', '"interrupted"').replace('"steps": 2, "step": 2', '"steps": 507, "step": 15')
+    + """
+(folder / "metrics.jsonl").unlink()
+sys.exit(f"headway: stopped at step 15 of 507; resume {folder} with --resume")
+"""
+)
+STARTING = """
+import sys, time
+print("headway: training for 240 steps", flush=True)
+time.sleep(60)
+"""
 
 
 class Commands:
@@ -112,6 +124,7 @@ def test_from_files_to_a_model(browser: Browser, url: str, runs: Path, commands:
     with opened(browser, url) as page:
         choose(page, "Labelled texts", named("a.csv", CSV), named("notes.docx", "x"))
         expect(page.get_by_text("1 file has arrived")).to_be_visible()
+        expect(page.get_by_text("Your own files are used: a.csv.")).to_be_visible()
         expect(page.get_by_text("1 files of other kinds are left out: notes.docx")).to_be_visible()
         expect(page.get_by_text("100 texts: 80 to learn from, 10 to check while learning")).to_be_visible()
         expect(page.get_by_text("<b>question</b>", exact=True)).to_be_visible()  # as text
@@ -128,13 +141,18 @@ def test_from_files_to_a_model(browser: Browser, url: str, runs: Path, commands:
         expect(page.get_by_label("Name of the model")).to_have_value("shop")
         page.get_by_role("button", name="Start the training").click()
         expect(page.get_by_text("Finished.")).to_be_visible()
-        expect(page.get_by_role("img", name=re.compile("from 2 to 1 after 2 steps"))).to_be_visible()
+        expect(page.get_by_role("img", name=re.compile("From 2 to 1 after 2 steps"))).to_be_visible()
         expect(page.get_by_text("<i>b</i>", exact=True)).to_be_visible()
         assert serious_violations(page) == []
         page.reload()
         expect(page.get_by_role("heading", name="The training of shop")).to_be_visible()
+        expect(page.get_by_text("how wrong the model is, so lower is better")).to_be_visible()
+        expect(page.locator(".loss text").filter(has_text="steps")).to_be_visible()
         page.get_by_role("button", name="Use it").click()
-        expect(page.get_by_role("alert")).to_contain_text("This server does not offer shop")
+        expect(page.get_by_role("alert")).to_contain_text("does not offer the models of its runs", timeout=10_000)
+        page.get_by_role("tab", name="Models").click()
+        expect(page.get_by_role("alert")).to_be_hidden()  # it stays on its tab
+        page.get_by_role("tab", name="New run").click()
         page.get_by_role("button", name="Train another").click()
         expect(page.get_by_text("1 file has arrived")).to_be_visible()
         page.get_by_role("button", name="Start the training").click()  # the name is taken
@@ -172,6 +190,7 @@ def test_a_dropped_folder_keeps_its_folders(browser: Browser, url: str, runs: Pa
             assert archive.read("shapes/circle/1.png").startswith(b"\x89PNG")
         page.get_by_role("button", name="Try it with an example").click()
         expect(page.get_by_text("72 files have arrived")).to_be_visible()
+        expect(page.get_by_text("The example is used, not files of yours: shapes/circle/1.png")).to_be_visible()
         expect(page.get_by_text("100 texts")).to_be_visible()
         folder = Path(commands.asked[0][commands.asked[0].index("--data") + 1])
         assert sorted(path.name for path in folder.iterdir()) == ["circle", "cross", "square"]
@@ -247,6 +266,65 @@ def test_a_training_that_fails_at_once_is_one_line(browser: Browser, url: str, c
         expect(page.get_by_text("It failed. A.csv: the disk is full; free space.")).to_be_visible()
         page.get_by_role("button", name="Back to the files").click()
         expect(page.get_by_label("Name of the model")).to_have_value("fails")
+
+
+def test_a_training_that_starts_shows_its_output_and_other_trainings(
+    browser: Browser, url: str, commands: Commands
+) -> None:
+    commands.training = STARTING
+    with opened(browser, url) as page:
+        choose(page, "Labelled texts", named("own.csv", CSV))
+        expect(page.get_by_text("100 texts")).to_be_visible()
+        page.get_by_role("button", name="Try it with an example").click()
+        expect(page.get_by_text("The example is used, not files of yours: messages.csv.")).to_be_visible()
+        assert page.get_by_label("Choose files").input_value() == ""
+        expect(page.get_by_text("own.csv")).to_be_hidden()
+        for name in ("slow", "slower"):
+            page.get_by_label("Name of the model").fill(name)
+            page.get_by_role("button", name="Start the training").click()
+            expect(page.get_by_text("Its last message: Training for 240 steps.")).to_be_visible()
+            expect(page.get_by_text("The first point comes after the first step")).to_be_visible()
+            if name == "slow":
+                page.evaluate("newRun.remember({ run: null })")
+                page.reload()
+        expect(page.get_by_text("At the same time, slow is being trained")).to_be_visible()
+        assert serious_violations(page) == []
+        for name in ("slow", "slower"):
+            page.evaluate("(name) => server.json(`/v1/runs/${name}/stop`, { body: {} })", name)
+        expect(page.get_by_role("button", name="Stop the training")).to_be_hidden()
+
+
+def test_a_stopped_training_without_a_model_offers_an_early_end(
+    browser: Browser, url: str, runs: Path, commands: Commands
+) -> None:
+    commands.training = STOPPED
+    with opened(browser, url, width=360) as page:
+        choose(page, "Labelled texts", named("a.csv", CSV))
+        page.get_by_label("Name of the model").fill("stopped")
+        page.get_by_role("button", name="Start the training").click()
+        state = "Stopped. It can continue from its last checkpoint. Step 15 of 507."
+        expect(page.get_by_text(state, exact=True)).to_be_visible()
+        expect(page.get_by_role("button", name="Finish early")).to_be_visible()
+        expect(page.get_by_text("It has no model to use yet.")).to_be_visible()
+        expect(page.get_by_role("button", name="Use it as it is")).to_be_hidden()
+        (runs / "stopped/model.safetensors").write_bytes(b"")
+        expect(page.get_by_role("button", name="Use it as it is")).to_be_visible()
+        expect(page.get_by_role("button", name="Finish early")).to_be_hidden()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        assert serious_violations(page) == []
+
+
+def test_times_that_are_too_short_say_why(browser: Browser, url: str, commands: Commands) -> None:
+    few = "only 200 s are left for training, and the smallest model can take only 3 steps; increase --minutes by 2.5"
+    commands.code, commands.notes = 2, f"headway: {few}\n"
+    with opened(browser, url) as page:
+        page.route("**/v1/plans", lambda route: route.continue_() if "[5]" in (route.request.post_data or "") else None)
+        choose(page, "Labelled texts", named("a.csv", CSV))
+        reason = "200 seconds are left, in which the smallest model could correct itself only 3 times"
+        expect(page.get_by_text(reason)).to_be_visible()
+        expect(page.get_by_text("about 2.5 minutes more are needed")).to_be_visible()
+        expect(page.get_by_text("as soon as the longer plans below have read the files")).to_be_visible()
+        expect(page.get_by_text("measuring this computer for the plans of 30 minutes and 2 hours")).to_be_visible()
 
 
 def test_without_runs_there_is_no_tab_and_a_key_that_may_not_train_is_told(browser: Browser, tmp_path: Path) -> None:

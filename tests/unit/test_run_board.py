@@ -279,6 +279,22 @@ def test_a_training_without_a_folder_yet(runs: Path, board: RunBoard) -> None:
     assert states(board) == {}
 
 
+def test_why_a_run_stopped_has_no_commands(runs: Path, board: RunBoard) -> None:
+    make_run(runs, "run", 40, 20)
+    for message, reason in (
+        ("stopped at step 20 of 40; resume runs/run with --resume", "it can continue from its last checkpoint"),
+        (
+            "stopped during step 21 and lost; resume runs/run after step 20 with --resume",
+            "stopped during step 21 and lost",
+        ),
+        ("the disk is full; free space", "the disk is full; free space"),
+    ):
+        start_job(runs, "run", ("sh", "-c", f"echo 'headway: {message}'; exit 2", "train"))
+        deadline = time.monotonic() + 20
+        while (row := board.changes().runs[0]).state != "stopped" or row.reason != reason:
+            assert time.monotonic() < deadline, row.reason
+
+
 def test_equal_blocks_are_stated_once() -> None:
     blocks = {"list": [{"x": 1}, {"x": 1}], "two": [{"x": 1}, {"x": None}]}
     assert settings({"a": {"b": 1, "c": [1, "x"]}, **blocks, "reasons": ["r"]}) == {

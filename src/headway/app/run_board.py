@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import stat
 import sys
 import threading
@@ -35,6 +36,7 @@ _EXPORT = " (export)"  # end of the names of jobs that export
 
 RunState = Literal["starting", "running", "stopped", "finished", "broken"]
 _FILES = ("run.json", "recipe.json", ".lease", "metrics.jsonl", "report.html", "model.safetensors")
+_STOPPED = re.compile(r"stopped at step [\d,]+ of ")  # the last line of a run that was asked to stop
 _FileState = tuple[int, int, int, int] | None
 
 
@@ -386,9 +388,9 @@ def _read_run(path: Path, entry: _Entry, job: Job | None) -> RunRow | None:
     row = replace(row, minutes_left=None, tokens_per_second=None)
     if is_starting:
         return replace(row, reason=job.message if job else "")
-    reason = "stopped; it can continue from its last checkpoint"
-    if job is not None and job.state == "failed" and job.message:
-        reason = job.message
+    reason = "it can continue from its last checkpoint"
+    if job is not None and job.state == "failed" and job.message and not _STOPPED.match(job.message):
+        reason = job.message.partition("; resume ")[0]
     elif summary["status"] == "running":
         reason = "its process ended without a message (it was killed, or the machine stopped); it can continue"
     return replace(row, state="stopped", reason=reason)

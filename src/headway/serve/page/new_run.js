@@ -77,8 +77,10 @@ page.addTab({
 
   showFiles() {
     const kind = newRun.kind, limits = newRun.limits;
-    const input = { multiple: true, limit: limits.file_bytes, dropped: droppedFiles, changed: (files) => this.take(files) };
-    const folder = fileInput({ ...input, label: "Choose a folder", folder: true }), files = fileInput({ ...input, label: "Choose files", accept: kind.kinds.join() });
+    const use = (chosen, isExample, others) => { for (const other of others) other.clear(); newRun.remember({ isExample }); this.take(chosen); };
+    const input = { multiple: true, limit: limits.file_bytes, dropped: droppedFiles };
+    const folder = fileInput({ ...input, label: "Choose a folder", folder: true, changed: (chosen) => use(chosen, false, [files]) });
+    const files = fileInput({ ...input, label: "Choose files", accept: kind.kinds.join(), changed: (chosen) => use(chosen, false, [folder]) });
     const saved = async () => {
       const made = await kind.example();
       if (made.length === 1) saveFile(made[0].name, made[0]);
@@ -86,7 +88,7 @@ page.addTab({
     };
     this.parts.files.replaceChildren(element("h3", {}, "2. Your files"), element("p", {}, kind.rule), element("pre", { tabIndex: 0 }, kind.look),
       element("div", { className: "row" },
-        element("button", { type: "button", onclick: async () => this.take(await kind.example()) }, "Try it with an example"),
+        element("button", { type: "button", onclick: async () => use(await kind.example(), true, [files, folder]) }, "Try it with an example"),
         element("button", { type: "button", onclick: saved }, "Download the example")),
       element("div", { className: "options wide" }, ...(kind.folders ? [folder.zone, files.zone] : [files.zone, folder.zone])),
       element("p", { className: "soft" }, `Kinds of files: ${kind.kinds.join(" ")}. All together at most ${integers.format(limits.files)} files and ${formatBytes(limits.upload_bytes)}.`));
@@ -140,6 +142,7 @@ page.addTab({
     this.parts.arrived.replaceChildren(
       element("p", { role: "status" }, isComplete ? `${integers.format(upload.files.length)} ${upload.files.length === 1 ? "file has" : "files have"} arrived (${formatBytes(bytes)}).`
         : `${integers.format(upload.files.length)} of ${integers.format(state.expected)} files have arrived. Choose the same files again to send the others.`),
+      element("p", {}, `${state.isExample ? "The example is used, not files of yours" : "Your own files are used"}: ${fileNames(upload.files)}.`),
       leftOut ? element("p", { className: "soft" }, leftOut) : "",
       alignedChoice(upload.files, () => this.plan()) ?? "",
       element("button", { type: "button", onclick: others }, "Choose other files"));
@@ -154,10 +157,12 @@ page.addTab({
   async plan() {
     this.clear("plans", "start");
     const ask = (place, text, minutes) => newRun.during(place, text, (signal) => server.json("/v1/plans", { body: { ...this.body, minutes }, signal }));
+    const reading = element("div");
+    this.parts.read.replaceChildren(element("h3", {}, "3. What was read"), reading);
     try {
-      const answer = await ask(this.parts.read, "Your files are being read, and this computer is measured. This takes a minute or two.", [5]).catch((error) => {
+      const answer = await ask(reading, "Reading the files, and measuring this computer for the plan of 5 minutes. This takes a minute or two.", [5]).catch((error) => {
         if (!/--minutes/.test(error.message)) throw error;
-        return { plans: [{ minutes: 5, steps: null, reasons: ["5 minutes are too short for these files"] }], data: null, notes: [] };
+        return { plans: [{ minutes: 5, steps: null, reasons: [error.message] }], data: null, notes: [] };
       });
       const waiting = element("div");
       const show = (plans, data) => {
@@ -166,7 +171,7 @@ page.addTab({
         if (!this.parts.start.childElementCount && plans.some((plan) => plan.steps !== null)) this.showStart();
       };
       show(answer.plans, answer.data);
-      const longer = await ask(waiting, "The plans of 30 minutes and 2 hours are being made.", [30, 120]);
+      const longer = await ask(waiting, `${answer.data ? "Measuring" : "Reading the files again, and measuring"} this computer for the plans of 30 minutes and 2 hours.`, [30, 120]);
       waiting.replaceChildren();
       show([...answer.plans, ...longer.plans], answer.data ?? longer.data);
     } catch (error) {
@@ -174,6 +179,7 @@ page.addTab({
       const again = element("button", { type: "button", onclick: () => this.plan() }, "Read the files again");
       if (error.code !== "plan_failed") page.fail(error, error.name === "AbortError" ? undefined : () => this.plan());
       const problem = error.code === "plan_failed" ? await planProblem(error, newRun.state.upload, () => this.plan()) : element("p", {}, error.name === "AbortError" ? "Stopped." : "The files were not read yet.");
+      this.clear("plans");
       this.parts.read.replaceChildren(element("h3", {}, "3. What was read"), problem, again);
     }
   },
@@ -259,7 +265,7 @@ function alignedChoice(files, changed) {
 
 // What was read: how many samples, the classes, the first of them, and what is left out.
 function planData({ data, notes }) {
-  if (!data) return element("div", {}, element("h3", {}, "3. What was read"), ...notes.map((note) => element("p", {}, note)));
+  if (!data) return element("div", {}, element("h3", {}, "3. What was read"), element("p", {}, "This is listed here as soon as the longer plans below have read the files."), ...notes.map((note) => element("p", {}, note)));
   const total = Object.values(data.samples).reduce((sum, count) => sum + count, 0);
   const names = { train: "to learn from", validation: "to check while learning", test: "for the final score" };
   const parts = Object.entries(data.samples).map(([split, count]) => `${integers.format(count)} ${names[split] ?? split}`);
@@ -284,13 +290,28 @@ async function planProblem(error, upload, again) {
     : await server.json(`/v1/uploads/${upload}/lines/${number}/${name.split("/").map(encodeURIComponent).join("/")}`).catch(() => null);
   const line = (text, index) => element(around.first + index === around.line ? "mark" : "span", {}, `${String(around.first + index).padStart(6)}  ${text}\n`);
   const settings = [...error.message.matchAll(/(task\.(?:text2?|label|path|time|series|value|skip_bad))=([^\s,;)]+)/g)].filter(([, , value]) => value !== "NAME");
-  return element("div", { className: "problem", role: "alert" }, element("p", { className: "wrong" }, sentence(error.message)),
+  return element("div", { className: "problem", role: "alert" }, element("p", { className: "wrong" }, sentence(shortTimeReason(error.message))),
+    /not a folder|neither a folder/.test(error.message) ? element("p", {}, newRun.kind.rule) : null,
     around && element("p", {}, `Line ${integers.format(around.line)} of ${around.name}, with the lines around it:`), around && element("pre", { tabIndex: 0 }, ...around.lines.map(line)),
     element("p", {}, `Mend the ${newRun.kind.folders ? "files" : "file"} on your computer, save, and choose again above${settings.length ? ", or:" : "."}`),
     settings.length ? element("div", { className: "row" }, ...settings.map(([, name, value]) => element("button", { type: "button",
       onclick: () => { newRun.remember({ settings: { ...newRun.state.settings, [name]: value } }); again(); } },
     name === "task.skip_bad" ? "Leave such samples out" : `Use the column ${value} as ${name.slice(5)}`))) : "");
 }
+
+const PLAN_WORDS = "Parameters are the numbers that the model learns; width and layers are its shape. A batch is what it reads before it corrects itself once, which is a step. An epoch is one pass over all samples. The loss says how wrong the model is (lower is better); validation measures it with samples kept apart from learning. The vocabulary is the list of word pieces that the model knows.";
+
+// Why a time is too short, without the words of the command line.
+function shortTimeReason(message) {
+  const few = /only ([\d,.]+) s are left for training, and (.+) can take only (\d+) steps?; increase --minutes by ([\d.,]+)/.exec(message);
+  if (few) return `too short: when the files are read, ${few[1]} seconds are left, in which ${few[2]} could correct itself only ${few[3]} times, too few to learn anything; about ${few[4]} minutes more are needed`;
+  const slow = /only ([\d,.]+) s are left for training, but a step takes (\S+) s, an evaluation (\S+) s and the final results (\S+) s/.exec(message);
+  if (slow) return `too short: ${slow[1]} seconds are left for learning, but one step of it takes ${slow[2]}, a check of the model ${slow[3]}, and the results at the end ${slow[4]} seconds`;
+  return /reading the data takes too long/.test(message) ? "too short: reading the files alone takes longer; choose more time, or fewer files" : message;
+}
+
+// The names of the first files.
+const fileNames = (files) => `${files.slice(0, 3).map((file) => shortName(file.name)).join(", ")}${files.length > 3 ? `, and ${integers.format(files.length - 3)} more` : ""}`;
 
 // How long to train: a card for each plan, with its size and reasons.
 function planChoice(plans) {
@@ -299,12 +320,13 @@ function planChoice(plans) {
   const cards = plans.map((plan) => {
     const input = element("input", { type: "radio", name: "new-run-minutes", value: plan.minutes, checked: plan === first, disabled: plan.steps === null, onchange: () => newRun.remember({ minutes: plan.minutes }) });
     const title = element("span", { className: "row" }, input, element("strong", {}, plan.minutes === 120 ? "2 hours" : `${plan.minutes} minutes`));
-    if (plan.steps === null) return element("label", { className: "option" }, title, element("span", {}, sentence(plan.reasons[0])));
+    if (plan.steps === null) return element("label", { className: "option" }, title, element("span", {}, sentence(shortTimeReason(plan.reasons[0]))));
     const epochs = plan.epochs === null ? null : element("span", {}, `sees each sample ${formatNumber(Number(plan.epochs.toPrecision(2)))} times`);
     return element("div", { className: "option" }, element("label", {}, title, element("span", {}, `a model of ${integers.format(plan.parameters)} numbers (parameters)`)), epochs,
       element("span", {}, `memory: ${formatBytes(plan.memory)} for the training`),
-      element("details", {}, element("summary", {}, `Why (${title.textContent})`), element("ul", {}, ...plan.reasons.map((reason) => element("li", {}, reason)))));
+      element("details", {}, element("summary", {}, `Details (${title.textContent})`), element("ul", {}, ...plan.reasons.map((reason) => element("li", {}, reason))), element("p", { className: "soft" }, PLAN_WORDS)));
   });
   return element("fieldset", {}, element("legend", {}, "4. How long may it train?"), element("div", { className: "options wide" }, ...cards),
+    element("p", { className: "soft" }, "These sizes are for this computer as it was just now. The size is chosen again at the start, so it can differ if the computer is busier or freer then; the time stays."),
     element("p", { className: "soft" }, "A training may end earlier, when it no longer improves. You can stop it at any time and continue later."));
 }

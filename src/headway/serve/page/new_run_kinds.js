@@ -120,6 +120,6 @@ const trainingKinds = [
     example: () => exampleLines("chats.jsonl", 200, exampleChat) },
   { id: "transcripts", recipe: "transcription", title: "Transcribed sounds", result: "The model writes down what is said in a new recording.", folders: true,
     kinds: [...SOUND_KINDS, ...TABLE_KINDS], look: "spoken/\n  1.wav, 2.wav, ...\n  transcripts.tsv\n\npath     text\n1.wav    good morning\n2.wav    see you",
-    rule: "A folder with recordings of up to 30 seconds and a table with the columns path and text: the name of a recording, and what is said in it.",
+    rule: "Training needs many recordings with their texts: a folder with recordings of up to 30 seconds and a table with the columns path and text (the name of a recording, and what is said in it). To have a single recording written down, use the tab Sounds with a speech model.",
     example: exampleTranscripts },
 ];

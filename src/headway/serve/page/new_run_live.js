@@ -1,21 +1,25 @@
 "use strict";
 // A training that goes on: its state, time left, curve, and what the model writes at its end.
 
-const FOLLOW_SECONDS = 2;
-const TRAINING_STATES = { starting: "Starting: the files are being read.", running: "Training.", stopped: "Stopped.", finished: "Finished.", broken: "It failed." };
+const FOLLOW_SECONDS = 2, USE_ATTEMPTS = 5;
+const TRAINING_STATES = { starting: "Starting: the files are being read, and this computer is measured to choose the size.", running: "Training.", stopped: "Stopped.", finished: "Finished.", broken: "It failed." };
 
 // Show a training in `place` and keep it up to date; the result ends that. `another()` is called for a new run.
 function followRun(place, name, another) {
   const address = `/v1/runs/${encodeURIComponent(name)}`, curves = { training: [], validation: [] };
-  const parts = Object.fromEntries(["state", "buttons", "chart", "samples"].map((part) => [part, element("div")]));
+  const parts = Object.fromEntries(["state", "buttons", "problem", "chart", "samples"].map((part) => [part, element("div")]));
   const status = element("p", { role: "status" }), bar = element("progress", { "aria-label": "Progress of the training" });
-  let timer = 0, position = "", last = "", isOver = false, hasFailed = false;
+  const others = otherTrainings(name);
+  let timer = 0, position = "", last = "", drawn = "", isOver = false, hasFailed = false;
   const outlives = element("p", { className: "soft" }, "The training continues if you close this page or the server stops.");
-  parts.state.append(status, bar, outlives);
+  const stage = element("p", { className: "soft" });
+  parts.problem.setAttribute("role", "alert");
+  parts.state.append(status, bar, stage, outlives);
   place.replaceChildren(element("h3", {}, `The training of ${name}`), ...Object.values(parts));
 
   const act = (action, body = {}) => async () => {
     try {
+      parts.problem.replaceChildren();
       await server.json(`${address}/${action}`, { body });
       position = "";
       curves.training = [];
@@ -26,10 +30,11 @@ function followRun(place, name, another) {
     }
   };
   const button = (text, onclick, className = "") => element("button", { type: "button", className, onclick }, text);
+  const use = (text, className) => button(text, () => useModel(name, parts.problem), className);
   const buttons = {
     running: () => [button("Stop the training", act("stop"))],
-    stopped: () => [button("Continue", act("resume"), "main"), button("Use it as it is", () => useModel(name)), button("Train another", another)],
-    finished: () => [button("Use it", () => useModel(name), "main"), button("Train 5 more minutes", act("extend", { minutes: 5 })), button("Train another", another)],
+    stopped: (run) => [button("Continue", act("resume"), "main"), run.has_model ? use("Use it as it is") : button("Finish early", act("finish")), button("Train another", another)],
+    finished: () => [use("Use it", "main"), button("Train 5 more minutes", act("extend", { minutes: 5 })), button("Train another", another)],
     broken: () => [button("Back to the files", another, "main")],
     starting: () => [button("Stop the training", act("stop"))],
   };
@@ -37,23 +42,31 @@ function followRun(place, name, another) {
   async function look() {
     clearTimeout(timer);
     try {
-      const { run, samples, scores } = await server.json(address);
+      const names = await others(), { run, samples, scores } = await server.json(address);
       await readPoints();
       if (isOver) return;
-      const reason = ["stopped", "broken"].includes(run.state) && run.reason && !run.reason.includes("--resume") ? ` ${sentence(shortReason(run.reason))}` : "";
+      const reason = ["stopped", "broken"].includes(run.state) && run.reason ? ` ${sentence(shortReason(run.reason))}` : "";
       const text = `${TRAINING_STATES[run.state]}${reason}${trainingProgress(run)}`;
       if (status.textContent !== text) status.textContent = text;
+      const isBusy = isTraining(run);
+      stage.textContent = [run.state === "starting" ? startingStage(run) : "", isBusy && names.length ? `At the same time, ${shortName(names[0])}${names.length > 1 ? ` and ${names.length - 1} more` : ""} is being trained, which makes both slower.` : "",
+        run.state === "stopped" && !run.has_model ? "It has no model to use yet. Finish early trains for a tenth of the steps so far at most, and then you can use the model." : ""].join(" ").trim();
       status.className = run.state === "broken" ? "wrong" : "";
-      bar.hidden = outlives.hidden = !["starting", "running"].includes(run.state);
+      bar.hidden = outlives.hidden = !isBusy;
       if (run.state === "running" && run.steps) bar.value = run.step / run.steps;
       else bar.removeAttribute("value");
-      parts.chart.replaceChildren(...lossChart(curves));
-      if (last !== run.state) {
-        parts.buttons.replaceChildren(element("div", { className: "row" }, ...buttons[run.state](), runsLink()));
+      const width = Math.max(280, Math.min(704, place.clientWidth)), news = [width, isBusy, position, JSON.stringify([samples, scores])].join(" ");
+      if (news !== drawn) {
+        const isOpen = parts.chart.querySelector("details")?.open ?? false;
+        parts.chart.replaceChildren(...lossChart(curves, width, isBusy, isOpen));
+        parts.samples.replaceChildren(...trainingResult(samples, scores));
+      }
+      drawn = news;
+      if (last !== `${run.state} ${run.has_model}`) {
+        parts.buttons.replaceChildren(element("div", { className: "row" }, ...buttons[run.state](run), runsLink()));
         if (run.state === "finished") server.loadModels().catch(() => {});
       }
-      last = run.state;
-      parts.samples.replaceChildren(...trainingResult(samples, scores));
+      last = `${run.state} ${run.has_model}`;
       if (hasFailed) page.fail(null);
       hasFailed = false;
     } catch (error) {
@@ -87,8 +100,30 @@ function followRun(place, name, another) {
 // A message without the server's name of an upload.
 const shortReason = (reason) => reason.replace(/(\S*\/)?\.uploads\/[0-9a-f]+\/files\/?/g, "");
 
+// How long a training has been starting, and the last line of its output.
+function startingStage(run) {
+  const seconds = Math.max(0, Math.round(Date.now() / 1000 - run.modified)), time = seconds < 90 ? `${seconds} seconds` : minutesText(seconds / 60);
+  return `So far this has taken ${time}.${run.reason ? ` Its last message: ${sentence(shortReason(run.reason))}` : ""}`;
+}
+
+// A function that reads which other runs are being trained now.
+function otherTrainings(name) {
+  const training = new Set();
+  let version = "";
+  return async () => {
+    const answer = await server.json(`/v1/runs?since=${encodeURIComponent(version)}`);
+    if (answer.is_complete) training.clear();
+    for (const run of answer.runs) training[isTraining(run) ? "add" : "delete"](run.name);
+    for (const removed of answer.removed) training.delete(removed);
+    training.delete(name);
+    version = answer.version;
+    return [...training];
+  };
+}
+
 function trainingProgress(run) {
-  const steps = run.steps ? ` Step ${integers.format(run.step)} of ${integers.format(run.steps)}.` : "";
+  const size = run.parameters && run.state === "running" ? ` The model has ${integers.format(run.parameters)} numbers (parameters).` : "";
+  const steps = run.steps ? ` Step ${integers.format(run.step)} of ${integers.format(run.steps)}.${size}` : "";
   if (run.state !== "running" || run.minutes_left === null) return steps;
   const left = run.minutes_left < 1 ? "less than a minute" : `about ${Math.round(run.minutes_left)} ${Math.round(run.minutes_left) === 1 ? "minute" : "minutes"}`;
   return `${steps} ${sentence(`${left} left`)}`;
@@ -97,33 +132,47 @@ function trainingProgress(run) {
 const runsLink = () => page.tabs.some((tab) => tab.id === "runs" && !tab.button.hidden)
   ? element("button", { type: "button", className: "plain", onclick: () => page.open("runs") }, "All runs") : null;
 
-// Open the tab that uses a model.
-async function useModel(name) {
+// Open the tab that uses a model. The server may know a new one only after a moment; a problem is shown in `place`.
+async function useModel(name, place) {
+  place.replaceChildren(element("p", { className: "soft" }, "Opening the model."));
   try {
-    await server.loadModels();
-    const model = server.models.find((entry) => entry.id === name), use = model && tryButton(model);
-    if (!use) throw new ServerError(`this server does not offer ${name}; start it with headway serve runs/${name}, or open the tab Models`, 0);
-    use.click();
+    for (let attempt = 1; attempt <= USE_ATTEMPTS; attempt++) {
+      await server.loadModels();
+      const model = server.models.find((entry) => entry.id === name);
+      if (model) {
+        const use = tryButton(model);
+        place.replaceChildren(...(use ? [] : [element("p", {}, "No tab of this page uses a model of this kind; the tab Models lists it.")]));
+        return use?.click();
+      }
+      if (attempt < USE_ATTEMPTS) await new Promise((resolve) => setTimeout(resolve, 1000));
+    }
+    place.replaceChildren(element("p", { className: "wrong" }, `This server trains ${shortName(name)}, but does not offer the models of its runs. Start headway open instead, which offers them.`));
   } catch (error) {
-    page.fail(error);
+    place.replaceChildren(element("p", { className: "wrong" }, sentence(error.message)));
   }
 }
 
-// The curve of the loss as a drawing, with its numbers as a table.
-function lossChart({ training, validation }) {
-  if (training.length < 2) return [];
-  const points = [...training, ...validation], most = Math.max(...points.map((point) => point[0]));
-  const low = Math.min(...points.map((point) => point[1])), high = Math.max(...points.map((point) => point[1]));
-  const x = (step) => 8 + 384 * step / most, y = (loss) => 8 + 104 * (high - loss) / (high - low || 1);
+// The curve of the loss as a drawing with axes, with its numbers as a table; before the first point, when that comes.
+function lossChart({ training, validation }, width, isBusy, isOpen) {
+  if (!training.length) return isBusy ? [element("p", { className: "soft" }, "A curve will show here how the model learns. The first point comes after the first step, when the files are read and the size is chosen.")] : [];
+  const points = [...training, ...validation], most = Math.max(2, ...points.map((point) => point[0])), height = 210, left = 56, right = 14, top = 12, bottom = 34;
+  const ticks = linearTicks(...[Math.min, Math.max].map((extreme) => points.reduce((value, point) => extreme(value, point[1]), points[0][1])));
+  const [low, high] = [ticks[0], ticks.at(-1)];
+  const x = (step) => left + (width - left - right) * step / most, y = (loss) => top + (height - top - bottom) * (high - loss) / (high - low || 1);
   const every = Math.ceil(training.length / 400), thinned = training.filter((_, index) => index % every === 0 || index === training.length - 1);
   const line = (curve, name) => svg("polyline", { points: curve.map(([step, loss]) => `${x(step).toFixed(1)},${y(loss).toFixed(1)}`).join(" "), class: name });
-  const title = `Loss, which falls while the model learns: from ${formatNumber(training[0][1])} to ${formatNumber(training.at(-1)[1])} after ${integers.format(most)} steps`;
-  const rows = validation.map(([step, loss]) => [step, loss]);
+  const dots = (curve, name) => curve.map(([step, loss]) => svg("circle", { cx: x(step), cy: y(loss), r: 3, class: name }));
+  const words = (content, x, y, anchor) => svg("text", { x, y, "text-anchor": anchor }, content);
+  const grid = ticks.flatMap((loss) => [svg("line", { x1: left, x2: width - right, y1: y(loss), y2: y(loss), class: "grid" }), words(formatNumber(Number(loss.toPrecision(6))), left - 6, y(loss) + 4, "end")]);
+  const axes = [svg("text", { x: 12, y: (height - bottom + top) / 2, "text-anchor": "middle", transform: `rotate(-90 12 ${(height - bottom + top) / 2})` }, "loss"),
+    words("0", left, height - 14, "middle"), words("steps", (left + width - right) / 2, height - 14, "middle"), words(integers.format(most), width - right, height - 14, "end")];
+  const title = `Loss: how wrong the model is, so lower is better. From ${formatNumber(training[0][1])} to ${formatNumber(training.at(-1)[1])} after ${integers.format(training.at(-1)[0])} steps`;
+  const seen = validation.length ? " Line: on the samples that it learns from; line with dots: on samples that it has not seen." : " The line is for the samples that it learns from.";
   return [element("figure", {},
-    svg("svg", { viewBox: "0 0 400 120", class: "loss", role: "img", "aria-label": title }, line(thinned, "training"), line(validation, "validation"),
-      ...validation.map(([step, loss]) => svg("circle", { cx: x(step), cy: y(loss), r: 3 }))),
-    element("figcaption", { className: "soft" }, `${title}. Line: on what it learns from; dots: on samples it has not seen.`)),
-  rows.length ? element("details", {}, element("summary", {}, "The numbers"), table(["step", "loss on unseen samples"], rows, "Loss by step")) : null].filter(Boolean);
+    svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, class: "loss", role: "img", "aria-label": title }, ...grid, ...axes, line(thinned, "training"), line(validation, "validation"),
+      ...(training.length === 1 ? dots(training, "training") : []), ...dots(validation, "validation")),
+    element("figcaption", { className: "soft" }, `${title}.${seen}`)),
+  ...(validation.length ? [element("details", { open: isOpen }, element("summary", {}, "The numbers"), table(["step", "loss on unseen samples"], validation, "Loss by step"))] : [])];
 }
 
 // Scores and samples at the end of a training.

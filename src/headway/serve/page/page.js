@@ -155,7 +155,8 @@ function fileInput({ label, accept = "", multiple = false, folder = false, limit
   zone.addEventListener("dragover", (event) => { event.preventDefault(); zone.classList.add("over"); });
   zone.addEventListener("dragleave", () => zone.classList.remove("over"));
   zone.addEventListener("drop", (event) => { event.preventDefault(); zone.classList.remove("over"); dropped(event.dataTransfer).then(take, (error) => page.fail(error)); });
-  return { zone, input, take };
+  const clear = () => { input.value = names.textContent = ""; };
+  return { zone, input, take, clear };
 }
 
 // A file as a data: URL, which the API takes for images and sounds.
