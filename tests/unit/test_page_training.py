@@ -240,7 +240,7 @@ def test_a_lost_connection_continues_where_it_was(
         page.get_by_label("Choose files").set_input_files(files)
         expect(page.get_by_role("alert")).to_be_visible()  # what has arrived is not given up
         page.unroute("**/v1/uploads/*")
-        page.get_by_label("Choose files").set_input_files(files)
+        page.get_by_role("button", name="Try again").click()
         expect(page.get_by_text("3 files have arrived")).to_be_visible()
         assert any("b.csv" in address for address in sent)
         assert not any("a.csv" in address for address in sent)
