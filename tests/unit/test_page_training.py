@@ -60,7 +60,7 @@ class Commands:
         self.asked: list[list[str]] = []
         self.training = TRAINING
 
-    async def run(self, command: list[str], environment: Mapping[str, str]) -> CommandResult:
+    async def run(self, command: list[str], seconds: float, environment: Mapping[str, str]) -> CommandResult:
         assert command[command.index("--data") + 1].startswith(environment["HEADWAY_DATA_ROOT"])
         self.asked.append(command)
         if self.code:
@@ -73,7 +73,7 @@ class Commands:
 @pytest.fixture
 def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
     made, original = Commands(), training._command
-    monkeypatch.setattr(training, "_run", made.run)
+    monkeypatch.setattr(training, "run_command", made.run)
 
     def command(verb: str, *rest: Any) -> list[str]:
         words = original(verb, *rest)

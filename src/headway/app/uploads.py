@@ -21,6 +21,7 @@ from headway.errors import UserError, printable
 from headway.io.outputs import check_folder
 
 FOLDER = ".uploads"
+USED = "used"  # empty file next to the files of an upload, from the start of a run on it
 _ID = re.compile(r"[0-9a-f]{20}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\\]")
 _MAX_PART, _MAX_DEPTH = 200, 16  # bytes of a file or folder name; folders above a file
@@ -82,6 +83,22 @@ def safe_name(name: str) -> str:
     return "/".join(parts)
 
 
+@contextmanager
+def storage_errors(name: str) -> Iterator[None]:
+    """Report errors of the disk while `name` is stored in an upload."""
+    shown = printable(name)
+    try:
+        yield
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"a folder of {shown} is a file of this upload; choose another name") from None
+    except FileNotFoundError:
+        raise UploadRemovedError(f"the upload was removed before {shown} was stored; send the files again") from None
+    except OSError as error:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "free space on the disk" if is_full else "check the server's folder of runs"
+        raise DiskFullError(f"{shown} cannot be stored ({error.strerror}); {remedy}") from None
+
+
 class Upload:
     """The files of one upload. Its sizes are counted once, then kept up to date; also by `refresh` if another server
     has changed it.
@@ -113,12 +130,7 @@ class Upload:
     @property
     def is_marked(self) -> bool:
         """Whether a run was started on it."""
-        return (self._folder / _USED).exists()
-
-    def mark_used(self) -> None:
-        """Record that a run is started on it."""
-        with self._storage_errors("the upload"):
-            (self._folder / _USED).touch()
+        return (self._folder / USED).exists()
 
     async def receive(
         self, name: str, chunks: AsyncIterator[bytes], size: int | None, check: Callable[[], None]
@@ -129,7 +141,7 @@ class Upload:
         path = self.files / (name := safe_name(name))
         draft = self._folder / f".{secrets.token_hex(8)}.part"
         try:
-            with self._storage_errors(name):
+            with storage_errors(name):
                 self._reserve(draft, name, size or 0)
                 self._check_disk(name, size or 0)
                 with draft.open("xb") as file:
@@ -144,22 +156,6 @@ class Upload:
         self._bytes += written - self._sizes.get(name, 0)
         self._sizes[name] = written
         return UploadedFile(name, written)
-
-    @contextmanager
-    def _storage_errors(self, name: str) -> Iterator[None]:
-        shown = printable(name)
-        try:
-            yield
-        except (FileExistsError, NotADirectoryError):
-            raise UserError(f"a folder of {shown} is a file of this upload; choose another name") from None
-        except FileNotFoundError:
-            raise UploadRemovedError(
-                f"the upload was removed before {shown} was stored; send the files again"
-            ) from None
-        except OSError as error:
-            is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            remedy = "free space on the disk" if is_full else "check the server's folder of runs"
-            raise DiskFullError(f"{shown} cannot be stored ({error.strerror}); {remedy}") from None
 
     async def _write(self, draft: Path, name: str, chunks: AsyncIterator[bytes], size: int, file: BinaryIO) -> int:
         """Write the chunks in threads, so that a slow disk does not stop the server; return the number of bytes."""
@@ -216,7 +212,6 @@ class Upload:
             )
 
 
-_USED = "used"  # file next to the files of an upload, from the start of a run on it
 _CHECK_BYTES = 1 << 26  # bytes between two checks of the free space
 _WRITE_BYTES = 1 << 20  # bytes per write
 

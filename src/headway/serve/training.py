@@ -5,11 +5,10 @@ their own.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -20,18 +19,20 @@ import msgspec
 from headway.app.jobs import check_name, jobs, start_job
 from headway.app.run_board import EXPORT_SUFFIX, EXPORTS
 from headway.app.uploads import (
+    USED,
     DiskFullError,
     Upload,
     UploadRemovedError,
     Uploads,
     UploadTooLargeError,
     UploadUsedError,
+    storage_errors,
 )
 from headway.data.input_files import File, read_lines
 from headway.errors import UserError, nearest, printable
 from headway.io.files import DATA_ROOT_VARIABLE
 from headway.io.json_files import parse_json
-from headway.serve.child_process import CommandResult, run_command
+from headway.serve.child_process import run_command
 from headway.serve.http_errors import StatusError
 from headway.serve.interfaces import BodyStream, Context, Endpoint
 from headway.serve.runs import check_may_train, open_board
@@ -242,7 +243,10 @@ async def create_plans(body: PlanBody, context: Context) -> PlanAnswer:
         raise StatusError(429, f"{_MAX_PLANS} plans are being made; wait for one of them", code="busy", retry_after=5)
     _plans_running += 1
     try:
-        code, output, notes = await _run(command, _data_root(upload))
+        code, output, notes = await run_command(command, _PLAN_SECONDS, _data_root(upload))
+    except TimeoutError:
+        message = f"the plan took longer than {_PLAN_SECONDS:g} s; try again with fewer files, or start without a plan"
+        raise StatusError(408, message, code="timeout") from None
     finally:
         _plans_running -= 1
     root = str(upload.files.absolute())  # messages name the client's files, not the server's
@@ -262,8 +266,8 @@ async def start_run(body: RunBody, context: Context) -> StartedRun:
     name = _free_name(runs, body.name.strip())
     command = _command("train", body, upload)
     command += ["--run", str(runs / name), "--minutes", f"{body.minutes:g}"]
-    with _http_statuses():
-        upload.mark_used()
+    with _http_statuses(), storage_errors(name):
+        (upload.files.parent / USED).touch()
     await asyncio.to_thread(start_job, runs, name, command, _data_root(upload))
     return StartedRun(name)
 
@@ -273,14 +277,13 @@ def _free_name(runs: Path, name: str) -> str:
     if check_name(name) == EXPORTS or name.endswith(EXPORT_SUFFIX):
         raise UserError(f"{printable(name[:60])!r} is a name for exported models; choose another name")
     running = {job.name for job in jobs(runs).values() if job.state == "running"}  # some have no folder yet
-    suffixes = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
-    numbered = (_shortened(name, suffix) + suffix for suffix in suffixes)
-    return next(free for free in numbered if free not in running and not os.path.lexists(runs / free))
-
-
-def _shortened(name: str, suffix: str) -> str:
-    start = name[: _MAX_NAME - len(suffix)].encode()[: 2 * _MAX_NAME - len(suffix)]
-    return start.decode(errors="ignore").rstrip()
+    candidate, number = name, 1
+    while candidate in running or os.path.lexists(runs / candidate):
+        number += 1
+        suffix = f"-{number}"
+        start = name[: _MAX_NAME - len(suffix)].encode()[: 2 * _MAX_NAME - len(suffix)]
+        candidate = start.decode(errors="ignore").rstrip() + suffix
+    return candidate
 
 
 def _data_root(upload: Upload) -> dict[str, str]:
@@ -322,14 +325,6 @@ def _stored_file(upload: Upload, name: str) -> Path:
     if name not in (file.name for file in upload.listing()):
         raise StatusError(404, f"the upload has no file {printable(name[:60])!r}; send it first", "files")
     return upload.files / name
-
-
-async def _run(command: list[str], environment: Mapping[str, str]) -> CommandResult:
-    try:
-        return await run_command(command, _PLAN_SECONDS, environment)
-    except TimeoutError:
-        message = f"the plan took longer than {_PLAN_SECONDS:g} s; try again with fewer files, or start without a plan"
-        raise StatusError(408, message, code="timeout") from None
 
 
 ENDPOINTS = (
