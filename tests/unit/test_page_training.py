@@ -7,7 +7,7 @@ import re
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,14 @@ from serve_models import asking
 from served import Resident
 from serving import server
 
+from headway.app.jobs import jobs, stop_job
 from headway.app.uploads import TrainingFileLimits
 from headway.serve import training
+from headway.serve.child_process import CommandResult
 from headway.serve.interfaces import ApiKey, ServerSettings
 
 CSV = "text,label\nWhere is it?,question\nIt is broken,complaint\n"
+RAW = {"Content-Type": "application/octet-stream"}
 PLAN = {"minutes": 5.0, "reasons": ["67k parameters"], "parameters": 67138, "width": 64, "layers": 1, "batch": 1024}
 PLAN |= {"steps": 240, "epochs": 240.0, "memory": 877952}
 DATA = {
@@ -69,19 +72,20 @@ class Commands:
         self.asked: list[list[str]] = []
         self.training = TRAINING
 
-    async def run(self, command: list[str]) -> tuple[int, str, str]:
+    async def run(self, command: list[str], seconds: float, environment: Mapping[str, str]) -> CommandResult:
+        assert command[command.index("--data") + 1].startswith(environment["HEADWAY_DATA_ROOT"])
         self.asked.append(command)
         if self.code:
-            return self.code, "", self.notes.format(root=command[command.index("--data") + 1])
+            return CommandResult(self.code, "", self.notes.format(root=command[command.index("--data") + 1]))
         minutes = command[command.index("--minutes") + 1].split(",")
         plans = [{**PLAN, "minutes": float(number)} for number in minutes]
-        return 0, json.dumps({"plans": plans, "data": DATA}), self.notes
+        return CommandResult(0, json.dumps({"plans": plans, "data": DATA}), self.notes)
 
 
 @pytest.fixture
 def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
     made, original = Commands(), training._command
-    monkeypatch.setattr(training, "_run", made.run)
+    monkeypatch.setattr(training, "run_command", made.run)
 
     def command(verb: str, *rest: Any) -> list[str]:
         words = original(verb, *rest)
@@ -236,20 +240,41 @@ def test_files_of_another_kind_too_many_and_too_large(
         assert commands.asked == []
 
 
-def test_a_lost_connection_continues_where_it_was(browser: Browser, url: str, commands: Commands) -> None:
+def test_a_lost_connection_continues_where_it_was(
+    browser: Browser, url: str, commands: Commands, tmp_path: Path
+) -> None:
+    files = [tmp_path / name for name in ("a.csv", "b.csv", "c.csv")]
+    for path in files:
+        path.write_text(CSV, encoding="utf-8")
     with opened(browser, url) as page:
         page.route("**/files/b.csv", lambda route: route.abort())
-        choose(page, "Labelled texts", named("a.csv", CSV), named("b.csv", CSV), named("c.csv", CSV))
+        choose(page, "Labelled texts", *files)
         expect(page.get_by_role("alert")).to_contain_text("connection was lost")
         page.unroute("**/files/b.csv")
         sent: list[str] = []
         page.on("request", lambda request: sent.append(request.url) if request.method == "PUT" else None)
         page.reload()
         expect(page.get_by_text(re.compile(r"of 3 files have arrived. Choose the same files again"))).to_be_visible()
-        choose(page, "Labelled texts", named("a.csv", CSV), named("b.csv", CSV), named("c.csv", CSV))
+        page.route("**/v1/uploads/*", lambda route: route.abort())
+        page.get_by_label("Choose files").set_input_files(files)
+        expect(page.get_by_role("alert")).to_be_visible()  # what has arrived is not given up
+        page.unroute("**/v1/uploads/*")
+        page.get_by_role("button", name="Try again").click()
         expect(page.get_by_text("3 files have arrived")).to_be_visible()
         assert any("b.csv" in address for address in sent)
         assert not any("a.csv" in address for address in sent)
+        expect(page.get_by_text("100 texts")).to_be_visible()
+        used = page.evaluate("newRun.state.upload")
+        page.get_by_role("button", name="Start the training").click()
+        expect(page.get_by_text("Finished.")).to_be_visible()
+        page.get_by_role("button", name="Train another").click()
+        edited = CSV.replace("broken", "BROKEN")  # of the same size
+        files[0].write_text(edited, encoding="utf-8")
+        page.get_by_label("Choose files").set_input_files(files)
+        expect(page.get_by_text("100 texts")).to_be_visible()
+        roots = [Path(commands.asked[index][commands.asked[index].index("--data") + 1]) for index in (0, -1)]
+        assert used in str(roots[0])
+        assert [(root / "a.csv").read_text(encoding="utf-8") for root in roots] == [CSV, edited]
 
 
 def test_a_training_that_fails_at_once_is_one_line(browser: Browser, url: str, commands: Commands) -> None:
@@ -343,8 +368,7 @@ def test_plans_and_trainings_of_real_commands(tmp_path: Path) -> None:
     """The real plan names the wrong line; the real training starts, fails at once on it, and its job has the line."""
     with asking(runs=tmp_path) as client:
         upload = client.post("/v1/uploads", json={}).json()["id"]
-        raw = {"Content-Type": "application/octet-stream"}
-        client.put(f"/v1/uploads/{upload}/files/a.csv", content=b"text,label\na,b\na,b,c\n", headers=raw)
+        client.put(f"/v1/uploads/{upload}/files/a.csv", content=b"text,label\na,b\na,b,c\n", headers=RAW)
         body = {"recipe": "classification", "upload": upload}
         answer = client.post("/v1/plans", json={**body, "minutes": [5]})
         assert answer.status_code == 400
@@ -362,3 +386,46 @@ def test_plans_and_trainings_of_real_commands(tmp_path: Path) -> None:
             time.sleep(0.2)
         assert row["state"] == "broken"
         assert "line 3 has 3 columns" in row["reason"]
+
+
+def test_a_run_reads_only_its_upload_and_gets_a_free_name(tmp_path: Path, commands: Commands) -> None:
+    commands.training = "import os, sys, time; print(os.environ['HEADWAY_DATA_ROOT']); time.sleep(60)"
+    with asking(runs=tmp_path) as client:
+        upload = client.post("/v1/uploads", json={}).json()["id"]
+        client.put(f"/v1/uploads/{upload}/files/a.csv", content=CSV.encode(), headers=RAW)
+        body = {"recipe": "classification", "upload": upload, "minutes": 5}
+        for name in ("exports", " exports ", "shop (export)"):
+            answer = client.post("/v1/runs", json={**body, "name": name})
+            assert answer.status_code == 400
+            assert "is a name for exported models; choose another name" in answer.json()["error"]["message"]
+        (tmp_path / "shop").mkdir()
+        names = ["n" * 100, "n" * 98 + "-2", "n" * 98 + "-3", "ä" * 100, "ä" * 98 + "-2", "shop-2", "shop-3"]
+        asked = [*["n" * 100] * 3, *["ä" * 100] * 2, "shop", "shop"]
+        started = [client.post("/v1/runs", json={**body, "name": name}).json().get("name") for name in asked]
+        try:
+            assert started == names
+            answer = client.put(f"/v1/uploads/{upload}/files/a.csv", content=b"x", headers=RAW)
+            assert answer.status_code == 409
+            end = time.monotonic() + 20
+            while not (message := jobs(tmp_path)["shop-2"].message):
+                assert time.monotonic() < end
+                time.sleep(0.05)
+            assert message == str(tmp_path / ".uploads" / upload / "files")
+        finally:
+            for name in jobs(tmp_path):
+                stop_job(tmp_path, name)
+
+
+def test_lines_that_are_too_far_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "_MAX_BEFORE", 30)
+    with asking(runs=tmp_path) as client:
+        upload = client.post("/v1/uploads", json={}).json()["id"]
+        client.put(f"/v1/uploads/{upload}/files/a.csv", content=b"a\n" * 100, headers=RAW)
+        answers = {
+            line: client.get(f"/v1/uploads/{upload}/lines/{line}/a.csv")
+            for line in ("9", "99", "0", "-1", "x", "9" * 9, "9" * 30, "9" * 5000)
+        }
+        assert answers.pop("9").json()["lines"] == ["a"] * 5
+        for answer in answers.values():
+            assert answer.status_code == 400
+            assert len(answer.json()["error"]["message"]) < 200

@@ -20,7 +20,17 @@ from serving import server
 from starlette.testclient import TestClient
 
 from headway.app import uploads
-from headway.app.uploads import DiskFullError, TrainingFileLimits, Uploads, UploadTooLargeError, safe_name
+from headway.app.uploads import (
+    DiskFullError,
+    TrainingFileLimits,
+    UploadRemovedError,
+    Uploads,
+    UploadTooLargeError,
+    safe_name,
+)
+from headway.data.labelled_files import read_labelled_files
+from headway.domains.audio.sound_files import read_transcripts
+from headway.domains.image_text.captioned_images import read_captions
 from headway.errors import UserError
 from headway.serve.interfaces import ApiKey, ServerSettings
 
@@ -47,7 +57,7 @@ def send(folder: Uploads, name: str, *chunks: bytes, size: int | None = None) ->
             yield chunk
 
     upload = folder.find(next(iter(folder._open)))
-    return asyncio.run(upload.receive(name, parts(), size))
+    return asyncio.run(folder.receive(upload, name, parts(), size))
 
 
 def test_files_arrive_with_their_folders_and_can_be_listed_and_removed(client: TestClient, tmp_path: Path) -> None:
@@ -141,7 +151,14 @@ def test_a_full_disk_is_one_line_and_leaves_no_draft(
     monkeypatch.setattr(os, "replace", full)
     answer = put(client, upload, "other", b"x")
     assert answer.status_code == 507
-    assert "No space left" in answer.json()["error"]["message"]
+    assert "No space left on device); free space" in answer.json()["error"]["message"]
+
+    def broken(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "replace", broken)
+    message = put(client, upload, "other", b"x").json()["error"]["message"]
+    assert "Input/output error); check the server's folder" in message
 
 
 def test_fewer_bytes_than_stated_are_refused(tmp_path: Path) -> None:
@@ -218,6 +235,95 @@ def test_unused_uploads_are_removed_after_a_day_and_used_ones_stay(tmp_path: Pat
     assert not unused.files.exists()
     with pytest.raises(UserError, match="the run run uses these files"):
         folder.remove(used)
+
+
+def test_files_that_a_run_uses_are_not_replaced(client: TestClient, tmp_path: Path) -> None:
+    upload = created(client)
+    put(client, upload, "a.csv", b"text,label\na,b\n")
+    (tmp_path / "runs/run").mkdir()
+    recipe = {"data": [str(tmp_path / "runs/.uploads" / upload / "files/a.csv")]}
+    (tmp_path / "runs/run/recipe.json").write_text(json.dumps(recipe), encoding="utf-8")
+    (tmp_path / "runs/.uploads" / upload / "used").touch()  # as the start of a run does
+    for answer in (put(client, upload, "a.csv", b"x"), put(client, upload, "b.csv", b"x")):
+        assert (answer.status_code, answer.json()["error"]["code"]) == (409, "upload_used")
+    assert client.delete(f"/v1/uploads/{upload}").status_code == 409
+    files = tmp_path / "runs/.uploads" / upload / "files"
+    assert [path.read_bytes() for path in files.iterdir()] == [b"text,label\na,b\n"]
+    shutil.rmtree(tmp_path / "runs/run")
+    assert put(client, upload, "a.csv", b"x").status_code == 200
+
+
+def test_an_upload_that_is_removed_while_a_file_arrives(tmp_path: Path) -> None:
+    folder = Uploads(tmp_path)
+    upload = folder.create()
+
+    async def parts() -> AsyncIterator[bytes]:
+        yield b"x"
+        folder.remove(upload)
+        yield b"x"
+
+    with pytest.raises(UploadRemovedError, match="was removed before a/b was stored; send the files again"):
+        asyncio.run(folder.receive(upload, "a/b", parts(), None))
+    assert list((tmp_path / uploads.FOLDER).iterdir()) == []
+
+
+def test_files_that_arrive_at_once_count_together(tmp_path: Path) -> None:
+    folder = Uploads(tmp_path, TrainingFileLimits(file_bytes=10, upload_bytes=15, files=2, reserve=0))
+    upload = folder.create()
+
+    async def parts(*pauses: float) -> AsyncIterator[bytes]:
+        for pause in pauses:
+            yield b"xxxx"
+            await asyncio.sleep(pause)
+
+    async def together() -> list[Any]:
+        stated = [folder.receive(upload, name, parts(0.01, 0), 8) for name in ("a", "b")]
+        results = await asyncio.gather(*stated, return_exceptions=True)
+        unstated = [folder.receive(upload, name, parts(0.01), None) for name in ("c", "d")]
+        return results + await asyncio.gather(*unstated, return_exceptions=True)
+
+    first, second, third, fourth = asyncio.run(together())
+    assert (first, third) == (("a", 8), ("c", 4))
+    assert "more than 15 bytes" in str(second)
+    assert "2 files" in str(fourth)
+    assert upload.listing() == [("a", 8), ("c", 4)]
+
+
+def test_two_servers_on_one_folder_see_the_same_files(tmp_path: Path) -> None:
+    first, second = Uploads(tmp_path), Uploads(tmp_path)
+    upload = first.create()
+    second.find(upload.id)
+    for folder, other, name in ((first, second, "a/b"), (second, first, "a/c"), (first, second, "a/b")):
+        send(folder, name, b"xy")
+        assert folder.find(upload.id).listing() == other.find(upload.id).listing()
+        assert (name, 2) in other.find(upload.id).listing()
+
+
+@pytest.mark.parametrize(
+    "name", ["{outside}", "../outside.png", "~/outside.png", "link.png", "~nobody-has-this-name/x"]
+)
+def test_rows_cannot_name_files_outside_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    files, outside = tmp_path / "files", tmp_path / "outside.png"
+    files.mkdir()
+    for path in (outside, files / "a.png"):
+        path.write_bytes(b"x")
+    (files / "link.png").symlink_to(outside)
+    table, name = files / "a.tsv", name.format(outside=outside)
+    table.write_text(f"path\tlabel\ttext\tcaption\na.png\tx\tx\tx\n{name}\tx\tx\tx\n", encoding="utf-8")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    readers: list[Any] = [
+        lambda: read_labelled_files([table], {".png"}, "image"),
+        lambda: read_transcripts([table]),
+        lambda: read_captions([table]),
+    ]
+    is_user = name.startswith("~n")
+    for read in readers:
+        monkeypatch.delenv("HEADWAY_DATA_ROOT", raising=False)
+        if not is_user:
+            read()  # a table of one's own may name any file
+        monkeypatch.setenv("HEADWAY_DATA_ROOT", str(files))
+        with pytest.raises(UserError, match="line 3: .*" + ("is not the name" if is_user else "is outside")):
+            read()
 
 
 def test_what_has_arrived_is_known_after_a_restart(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ _SCAN_SECONDS = 10.0  # seconds between two looks at runs that nobody trains
 _EMPTY_SECONDS = 3600.0  # seconds between two looks at the trash
 _MAX_REASON = 500  # characters
 _HEADWAY = (sys.executable, "-m", "headway")
-_EXPORT = " (export)"  # end of the names of jobs that export
+EXPORT_SUFFIX = " (export)"  # end of the names of jobs that export
 
 RunState = Literal["starting", "running", "stopped", "finished", "broken"]
 _FILES = ("run.json", "recipe.json", ".lease", "metrics.jsonl", "report.html", "model.safetensors")
@@ -147,7 +147,7 @@ class RunBoard:
             entry = self._entries.get(name)
             if entry is not None:
                 jobs = self._refresh_jobs(False)
-                self._refresh_run(name, jobs.get(name), jobs.get(name + _EXPORT), is_exact=True)
+                self._refresh_run(name, jobs.get(name), jobs.get(name + EXPORT_SUFFIX), is_exact=True)
             if entry is None or entry.row is None:
                 raise UnknownRunError(f"there is no run {short(name)!r}; it may have been deleted or renamed")
             return entry.row
@@ -195,7 +195,7 @@ class RunBoard:
         names = (f"{name}{number}{suffix}" for number in ("", *(f"-{count}" for count in range(2, 1000))))
         target = exports / next(name for name in names if not os.path.lexists(exports / name))
         command = [*_HEADWAY, "export", str(path), str(target), "--format", target_format]
-        start_job(self.folder, name + _EXPORT, command)
+        start_job(self.folder, name + EXPORT_SUFFIX, command)
         return target
 
     def _idle_path(self, name: str) -> Path:
@@ -278,7 +278,7 @@ class RunBoard:
             entry = self._entries.get(name)
             is_live = entry is None or entry.row is None or entry.row.state in ("running", "starting")
             if is_scan or is_live or name in self._changed_jobs:
-                self._refresh_run(name, jobs.get(name), jobs.get(name + _EXPORT))
+                self._refresh_run(name, jobs.get(name), jobs.get(name + EXPORT_SUFFIX))
         if now >= self._next_emptying:
             self._next_emptying = now + _EMPTY_SECONDS
             threading.Thread(target=self.empty_trash, daemon=True, name="trash").start()
@@ -311,7 +311,7 @@ class RunBoard:
                 job = read_job(folder / name)
                 self._jobs[name] = states, job
                 if known is None or known[1] != job:
-                    self._changed_jobs.add(name[:-5].removesuffix(_EXPORT))
+                    self._changed_jobs.add(name[:-5].removesuffix(EXPORT_SUFFIX))
         return {job.name: job for _, job in self._jobs.values() if job is not None}
 
     def _without_folder(self, message: str) -> str:

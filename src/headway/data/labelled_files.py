@@ -18,7 +18,7 @@ from headway.data.input_files import COMPRESSIONS, File, is_run_folder, read_blo
 from headway.data.splits import split_code, split_from_name
 from headway.data.table_files import TABLE_KINDS, read_table
 from headway.errors import UserError, logger
-from headway.io.files import check_in_memory, user_path
+from headway.io.files import check_in_memory, file_of_row, user_path
 
 _UNSIGNED_BYTE = 0x08  # the header's code for unsigned bytes
 _NAME = re.compile(r"(?P<stem>.*?)[-_.]?(?P<what>images|labels)[-_.]idx\d-ubyte$")
@@ -175,7 +175,7 @@ def _rows_of_table(path: Path, noun: str, label: str) -> Iterator[_Row]:
     columns = {"path": "path", "label": label}
     table = read_table([path], columns, remedy="name the columns path and label", target="label")
     for row, (name, target) in enumerate(zip(table.columns["path"], table.columns["label"])):
-        file = path.parent / Path(name).expanduser()
+        file = file_of_row(path, name, table.location(row))
         if not file.is_file():
             raise UserError(
                 f"{table.location(row)}: there is no file {name} in {path.parent}; correct or remove the line"

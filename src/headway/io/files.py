@@ -107,6 +107,24 @@ def user_path(name: str | Path) -> Path:
     return path
 
 
+# A folder that files named in tables may not leave. A server sets it for trainings on the files of its clients.
+DATA_ROOT_VARIABLE = "HEADWAY_DATA_ROOT"
+
+
+def file_of_row(table: Path, name: str, location: str) -> Path:
+    """The file that the row at `location` of a table names, relative to the table's folder. UserError for a name that
+    is invalid or, after links, outside the folder HEADWAY_DATA_ROOT, if this is set.
+    """
+    try:
+        path, root = table.parent / Path(name).expanduser(), os.environ.get(DATA_ROOT_VARIABLE)
+        is_allowed = not root or Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
+    except (OSError, RuntimeError, ValueError):  # an unknown user, or a character that a name cannot contain
+        raise UserError(f"{location}: {format_path(name)!r} is not the name of a file; correct the line") from None
+    if not is_allowed:
+        raise UserError(f"{location}: the file {format_path(name)!r} is outside {root}; use a path inside it")
+    return path
+
+
 def format_path(path: str | Path) -> str:
     """A path for a message: only the start of a very long one."""
     text = str(path)

@@ -5,11 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import os
-import signal
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import BoundedSemaphore
@@ -24,6 +21,7 @@ from headway.app.predictors import predictor
 from headway.environments.factory import check_environment_name
 from headway.errors import UserError, nearest
 from headway.nn.models import kinds
+from headway.serve.child_process import run_command
 from headway.serve.http_errors import StatusError
 from headway.serve.interfaces import Context, Endpoint
 from headway.serve.media import image_of, with_client_name
@@ -225,31 +223,20 @@ async def _run_command(arguments: Sequence[str]) -> Any:
     """The JSON that a command of headway prints. UserError with its message if it refuses its arguments, and for one
     that takes too long. The process ends with this coroutine.
     """
-    pipe = asyncio.subprocess.PIPE
-    command = [sys.executable, "-m", "headway", *arguments]
-    process = await asyncio.create_subprocess_exec(
-        *command, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True
-    )
     try:
-        async with asyncio.timeout(_EPISODE_SECONDS):
-            output, errors = await process.communicate()
+        result = await run_command([sys.executable, "-m", "headway", *arguments], _EPISODE_SECONDS)
     except TimeoutError:
         raise UserError(
             f"the episode took longer than {_EPISODE_SECONDS:g} s; play it with headway rollout --render"
         ) from None
-    finally:
-        if process.returncode is None:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
-    lines = errors.decode(errors="replace").strip().splitlines() or [f"exit status {process.returncode}"]
-    if process.returncode == 2:
+    lines = result.messages.strip().splitlines() or [f"exit status {result.code}"]
+    if result.code == 2:
         raise UserError(lines[-1].removeprefix("headway: ").removeprefix("error: "))
-    if process.returncode:
+    if result.code:
         raise StatusError(
             500, f"the episode failed ({lines[-1][:300]}); see the log of headway rollout", code="episode"
         )
-    return json.loads(output.splitlines()[-1])
+    return json.loads(result.output.splitlines()[-1])
 
 
 ENDPOINTS = (

@@ -7,23 +7,32 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 
 from headway.app.jobs import check_name, jobs, start_job
-from headway.app.uploads import DiskFullError, Upload, Uploads, UploadTooLargeError
+from headway.app.run_board import EXPORT_SUFFIX, EXPORTS
+from headway.app.uploads import (
+    USED,
+    DiskFullError,
+    Upload,
+    UploadRemovedError,
+    Uploads,
+    UploadTooLargeError,
+    UploadUsedError,
+    storage_errors,
+)
 from headway.data.input_files import File, read_lines
-from headway.errors import nearest, printable
+from headway.errors import UserError, nearest, printable
+from headway.io.files import DATA_ROOT_VARIABLE
 from headway.io.json_files import parse_json
-from headway.learn.run import free_directory
+from headway.serve.child_process import run_command
 from headway.serve.http_errors import StatusError
 from headway.serve.interfaces import BodyStream, Context, Endpoint
 from headway.serve.runs import check_may_train, open_board
@@ -32,6 +41,8 @@ _PLAN_SECONDS = 300.0  # seconds after which a plan is given up
 _MAX_PLANS = 2  # plans at once
 _LINES_AROUND = 2  # lines shown before and after a wrong one
 _MAX_CHARACTERS = 300  # of a line that is shown
+_MAX_BEFORE = 1 << 26  # characters that are read in order to find a line
+_MAX_NAME = 100  # characters of a run's name, as in `check_name`; at most twice as many bytes
 _LOCATION = re.compile(r"(?P<name>[^,;:]+), line (?P<line>\d{1,9})\b")
 _COLUMNS = ("text", "text2", "label", "path", "time", "series", "value")  # roles of columns that a reader may name
 _SETTINGS = (*(f"task.{column}" for column in _COLUMNS), "task.skip_bad")
@@ -159,6 +170,10 @@ def _http_statuses() -> Iterator[None]:
         raise StatusError(507, str(error), code="disk_full") from None
     except UploadTooLargeError as error:
         raise StatusError(413, str(error), code="body_too_large") from None
+    except UploadUsedError as error:
+        raise StatusError(409, str(error), "upload", "upload_used") from None
+    except UploadRemovedError as error:
+        raise StatusError(404, str(error), "upload", "no_upload") from None
 
 
 async def get_limits(body: None, context: Context) -> StatedLimits:
@@ -177,7 +192,7 @@ async def put_file(body: BodyStream, context: Context) -> FileEntry:
     """Store one file of an upload; it replaces an earlier one with this name."""
     upload = _find(context, context.path["upload"])
     with _http_statuses():
-        return FileEntry(*await upload.receive(context.path["path"], body.chunks, body.size))
+        return FileEntry(*await uploads_of(context).receive(upload, context.path["path"], body.chunks, body.size))
 
 
 async def get_upload(body: None, context: Context) -> UploadAnswer:
@@ -196,14 +211,24 @@ async def delete_upload(body: None, context: Context) -> Removed:
 async def get_lines(body: None, context: Context) -> WrongLine:
     """A line of an uploaded file, and the lines around it."""
     upload, name = _find(context, context.path["upload"]), context.path["path"]
-    path, number = _stored_file(upload, name), int(context.path["line"])
+    path, line = _stored_file(upload, name), context.path["line"]
+    if not re.fullmatch("[0-9]{1,9}", line) or int(line) == 0:
+        raise StatusError(400, f"the line is {printable(line[:40])!r}; use 1 to 999,999,999", "line")
+    return await asyncio.to_thread(_read_around, path, name, int(line))
 
-    def read() -> WrongLine:
-        first = max(1, number - _LINES_AROUND)
-        lines = islice(read_lines(File(path)), first - 1, number + _LINES_AROUND)
-        return WrongLine(name, number, first, [line[:_MAX_CHARACTERS] for line in lines])
 
-    return await asyncio.to_thread(read)
+def _read_around(path: Path, name: str, number: int) -> WrongLine:
+    first, lines, characters = max(1, number - _LINES_AROUND), [], 0
+    for current, line in enumerate(read_lines(File(path)), 1):
+        if current >= first:
+            lines.append(line[:_MAX_CHARACTERS])
+        if current == number + _LINES_AROUND:
+            break
+        characters += len(line) + 1
+        if characters > _MAX_BEFORE:
+            fact = f"line {number:,} is after the first {_MAX_BEFORE:,} characters of the file"
+            raise StatusError(400, f"{fact}; look at it in your own copy", "line")
+    return WrongLine(name, number, first, lines)
 
 
 async def create_plans(body: PlanBody, context: Context) -> PlanAnswer:
@@ -218,7 +243,10 @@ async def create_plans(body: PlanBody, context: Context) -> PlanAnswer:
         raise StatusError(429, f"{_MAX_PLANS} plans are being made; wait for one of them", code="busy", retry_after=5)
     _plans_running += 1
     try:
-        code, output, notes = await _run(command)
+        code, output, notes = await run_command(command, _PLAN_SECONDS, _data_root(upload))
+    except TimeoutError:
+        message = f"the plan took longer than {_PLAN_SECONDS:g} s; try again with fewer files, or start without a plan"
+        raise StatusError(408, message, code="timeout") from None
     finally:
         _plans_running -= 1
     root = str(upload.files.absolute())  # messages name the client's files, not the server's
@@ -235,13 +263,32 @@ async def create_plans(body: PlanBody, context: Context) -> PlanAnswer:
 async def start_run(body: RunBody, context: Context) -> StartedRun:
     """Train on an upload, in a process of its own that outlives the server."""
     upload, runs = _find(context, body.upload), open_board(context).folder
-    directory = free_directory(runs / check_name(body.name.strip()))
-    while any(job.name == directory.name and job.state == "running" for job in jobs(runs).values()):
-        directory = free_directory(directory.with_name(f"{directory.name}-2"))  # started, but without a folder yet
+    name = _free_name(runs, body.name.strip())
     command = _command("train", body, upload)
-    command += ["--run", str(directory), "--minutes", f"{body.minutes:g}"]
-    await asyncio.to_thread(start_job, runs, directory.name, command)
-    return StartedRun(directory.name)
+    command += ["--run", str(runs / name), "--minutes", f"{body.minutes:g}"]
+    with _http_statuses(), storage_errors(name):
+        (upload.files.parent / USED).touch()
+    await asyncio.to_thread(start_job, runs, name, command, _data_root(upload))
+    return StartedRun(name)
+
+
+def _free_name(runs: Path, name: str) -> str:
+    """`name`, or its start with -2, -3, ... if a run has it. UserError for a name that a run cannot have."""
+    if check_name(name) == EXPORTS or name.endswith(EXPORT_SUFFIX):
+        raise UserError(f"{printable(name[:60])!r} is a name for exported models; choose another name")
+    running = {job.name for job in jobs(runs).values() if job.state == "running"}  # some have no folder yet
+    candidate, number = name, 1
+    while candidate in running or os.path.lexists(runs / candidate):
+        number += 1
+        suffix = f"-{number}"
+        start = name[: _MAX_NAME - len(suffix)].encode()[: 2 * _MAX_NAME - len(suffix)]
+        candidate = start.decode(errors="ignore").rstrip() + suffix
+    return candidate
+
+
+def _data_root(upload: Upload) -> dict[str, str]:
+    """The environment of a command that reads an upload: tables cannot name files outside it."""
+    return {DATA_ROOT_VARIABLE: str(upload.files.absolute())}
 
 
 def _command(verb: str, body: PlanBody | RunBody, upload: Upload) -> list[str]:
@@ -280,34 +327,13 @@ def _stored_file(upload: Upload, name: str) -> Path:
     return upload.files / name
 
 
-async def _run(command: list[str]) -> tuple[int, str, str]:
-    """The exit code, output and messages of a command, which ends with the task that waits for it."""
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(
-        *command, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True
-    )
-    try:
-        async with asyncio.timeout(_PLAN_SECONDS):
-            output, messages = await process.communicate()
-    except TimeoutError:
-        message = f"the plan took longer than {_PLAN_SECONDS:g} s; try again with fewer files, or start without a plan"
-        raise StatusError(408, message, code="timeout") from None
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
-    return process.returncode or 0, output.decode(errors="replace"), messages.decode(errors="replace")
-
-
 ENDPOINTS = (
     Endpoint("GET", "/v1/uploads", get_limits, "the limits of uploads", None, StatedLimits),
     Endpoint("POST", "/v1/uploads", create_upload, "a new upload of files to train on", NoFields, UploadAnswer),
     Endpoint("GET", "/v1/uploads/{upload}", get_upload, "what has arrived of an upload", None, UploadAnswer),
     Endpoint("DELETE", "/v1/uploads/{upload}", delete_upload, "remove an upload", None, Removed),
     Endpoint("PUT", "/v1/uploads/{upload}/files/{path:path}", put_file, "store one file", BodyStream, FileEntry),
-    Endpoint(
-        "GET", "/v1/uploads/{upload}/lines/{line:int}/{path:path}", get_lines, "a line of a file", None, WrongLine
-    ),
+    Endpoint("GET", "/v1/uploads/{upload}/lines/{line}/{path:path}", get_lines, "a line of a file", None, WrongLine),
     Endpoint("POST", "/v1/plans", create_plans, "plan a training on an upload", PlanBody, PlanAnswer),
     Endpoint("POST", "/v1/runs", start_run, "start a training on an upload", RunBody, StartedRun),
 )

@@ -29,7 +29,7 @@ from headway.data.array_store import (
 from headway.data.table_files import TABLE_KINDS, read_table
 from headway.domains.audio.mel import RATE, Resampler
 from headway.errors import UserError, logger
-from headway.io.files import open_file, user_path
+from headway.io.files import file_of_row, open_file, user_path
 from headway.io.sounds import BLOCK, SoundReader, check_length, check_plausible_length, open_sound_file
 
 _LOG = logger(__name__)
@@ -320,8 +320,8 @@ def read_transcripts(paths: Sequence[Path], path: str = "path", text: str = "tex
         if source.is_dir() and not any(file.suffix.lower() in TABLE_KINDS for file in source.rglob("*")):
             raise UserError(f"{source} has no transcripts; add a .tsv with the columns path and text")
     table = read_table(folders, {"path": path, "text": text})
-    file_names = table.columns["path"]
-    files = [table.locations[row][0].path.parent / Path(file_names[row]).expanduser() for row in range(len(table))]
+    names = table.columns["path"]
+    files = [file_of_row(table.locations[row][0].path, name, table.location(row)) for row, name in enumerate(names)]
     missing = [row for row, file in enumerate(files) if not file.is_file()]
     if missing:
         row = missing[0]

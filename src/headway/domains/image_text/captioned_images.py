@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from headway.data.image_cache import DecodedImages, ImageSource, Pixels, open_im
 from headway.data.input_files import File, read_blocks
 from headway.data.token_store import fingerprint
 from headway.errors import UserError
+from headway.io.files import file_of_row
 
 
 class CaptionColumns(NamedTuple):
@@ -56,11 +56,11 @@ def read_captions(paths: Sequence[Path | str], columns: CaptionColumns = COLUMNS
     """
     table = read_table(paths, columns._asdict(), optional=("language",))
 
-    @cache
-    def path_of(table: Path, name: str) -> Path:
-        return (table.parent / Path(name).expanduser()).absolute()
-
-    files = [path_of(file.path, name) for (file, _), name in zip(table.locations, table.columns["image"])]
+    rows: dict[tuple[Path, str], int] = {}  # the first row of each image
+    for row, ((file, _), name) in enumerate(zip(table.locations, table.columns["image"])):
+        rows.setdefault((file.path, name), row)
+    paths_of = {key: file_of_row(*key, table.location(row)).absolute() for key, row in rows.items()}
+    files = [paths_of[file.path, name] for (file, _), name in zip(table.locations, table.columns["image"])]
     missing = {file for file in set(files) if not file.is_file()}
     if missing:
         missing_rows = [row for row, file in enumerate(files) if file in missing]

@@ -114,13 +114,19 @@ page.addTab({
     }
   },
 
-  // An interrupted upload continues if the same files are chosen; other files begin a new one.
+  // An interrupted upload continues if the same files are chosen; other or edited files begin a new one.
   async send(files, total, signal, progress) {
-    const state = newRun.state, names = new Set(files.map(filePath));
-    let upload = state.upload && await server.json(`/v1/uploads/${state.upload}`).catch(() => null);
-    if (upload?.files.some((file) => !names.has(file.name))) upload = null;
-    upload ??= await server.json("/v1/uploads", { body: {} });
-    newRun.remember({ upload: upload.id, expected: files.length, files: [], settings: {} });
+    const { upload: earlier, expected, choice } = newRun.state, chosen = choiceSum(files);
+    let upload = earlier && await server.json(`/v1/uploads/${earlier}`).catch((error) => {
+      if (error.status !== 404) throw error;
+      return null;
+    });
+    if (upload && (choice !== chosen || upload.files.length >= expected)) {
+      server.request(`/v1/uploads/${earlier}`, { method: "DELETE" }).catch(() => {}); // refused if a training uses it
+      upload = null;
+    }
+    upload ||= await server.json("/v1/uploads", { body: {} });
+    newRun.remember({ upload: upload.id, expected: files.length, choice: chosen, files: [], settings: {} });
     await sendFiles(upload.id, files, new Map(upload.files.map((file) => [file.name, file.size])), signal,
       (count, bytes) => progress(total ? bytes / total : 1, `${integers.format(count)} of ${integers.format(files.length)} files have arrived (${formatBytes(bytes)} of ${formatBytes(total)}).`));
   },

@@ -88,6 +88,12 @@ async function sendFiles(upload, files, arrived, signal, progress) {
   await Promise.all([work(), work(), work(), work()]);
 }
 
+// A number that changes if other files are chosen, or if one was edited.
+function choiceSum(files) {
+  const lines = files.map((file) => `${filePath(file)}\n${file.size}\n${file.lastModified}\n`);
+  return checkSum(new TextEncoder().encode(lines.sort().join("")));
+}
+
 // The check sum of a .zip file (CRC-32).
 function checkSum(bytes) {
   let sum = ~0;
