@@ -155,7 +155,6 @@ function modelChoice(name, serves, changed = () => {}, worth = (model) => model.
     },
   };
   choice.field.classList.add("model");
-  choice.field.lastChild.setAttribute("aria-live", "polite");
   choice.refresh();
   return choice;
 }
