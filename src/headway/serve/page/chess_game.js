@@ -61,7 +61,7 @@ class ChessView {
     return [
       this.status,
       element("form", { onsubmit: (event) => { event.preventDefault(); this.playTyped(); } }, element("div", { className: "row" },
-        labelled("Or type a move, such as e4, Nf3 or e2e4", this.typed, "N knight, B bishop, R rook, Q queen, K king; a pawn has no letter. O-O castles."), element("button", {}, "Play move"))),
+        labelled("Or type a move, such as e4, Nf3 or e2e4", this.typed, "N knight, B bishop, R rook, Q queen, K king; a pawn has no letter."), element("button", {}, "Play move"))),
       element("div", { className: "row" }, this.hintButton, this.backButton, button("Flip board", () => this.flip()), button("New game", () => this.restart(""))),
       element("div", { className: "row" }, labelled("You play (a change starts a new game)", this.side), labelled("Strength of the model", this.strength)),
       this.thought,

@@ -23,8 +23,13 @@ const alternatives = {
     this.box.replaceChildren(element("p", { className: "soft" }, "What the model could have written here. The percentages are the model's own, before temperature and other settings.", more), ...lists);
     this.box.hidden = false;
     token.setAttribute("aria-describedby", this.box.id);
-    const [at] = token.getClientRects(), box = this.box.getBoundingClientRect();
-    const below = at.top - box.height - 4 < 0; // above, it leaves the field and the buttons free
+    this.place();
+  },
+
+  // Next to the token: above it if there is room, which leaves the field and the buttons free.
+  place() {
+    const [at] = this.token.getClientRects(), box = this.box.getBoundingClientRect();
+    const below = at.top - box.height - 4 < 0;
     this.box.style.setProperty("left", `${Math.max(4, Math.min(at.left, innerWidth - box.width - 4))}px`);
     this.box.style.setProperty("top", `${below ? Math.max(4, Math.min(at.bottom + 4, innerHeight - box.height - 4)) : at.top - box.height - 4}px`);
   },
@@ -48,7 +53,10 @@ alternatives.box.addEventListener("pointerleave", () => alternatives.hideSoon())
 alternatives.box.addEventListener("mousedown", (event) => event.preventDefault()); // the token keeps the focus
 alternatives.box.addEventListener("focusout", (event) => { if (!alternatives.box.contains(event.relatedTarget)) alternatives.hide(); });
 alternatives.box.addEventListener("keydown", (event) => { if (event.key === "Escape") alternatives.token?.focus(); });
-window.addEventListener("scroll", () => alternatives.hide(), { capture: true, passive: true });
+window.addEventListener("scroll", () => {
+  if (alternatives.token?.matches(":focus, :hover") || alternatives.box.contains(document.activeElement)) alternatives.place(); // the arrow keys scroll, too
+  else alternatives.hide();
+}, { capture: true, passive: true });
 
 // Text that grows. Tokens are {text, logprob, top: [[text, logprob], ...]}; text without them is plain. `instead(text)`
 // goes on from another text: what is before a token, and one that could have stood there.
@@ -103,7 +111,10 @@ class TokenText {
 
   move(event) {
     if (event.key === "Escape") return alternatives.hide();
-    if (event.key === "Enter") return alternatives.box.querySelector("button")?.focus();
+    if (event.key === "Enter") {
+      event.preventDefault(); // it would press the button
+      return alternatives.box.querySelector("button")?.focus();
+    }
     const { target } = event, tokens = { ArrowRight: target.nextElementSibling, ArrowLeft: target.previousElementSibling, Home: this.root.firstElementChild, End: this.root.lastElementChild };
     if (!(event.key in tokens) || event.ctrlKey || event.altKey || event.metaKey) return;
     event.preventDefault();
