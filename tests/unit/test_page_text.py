@@ -122,7 +122,8 @@ def titles(page: Page) -> list[str]:
     return page.locator(".conversations li > button:first-child").all_text_contents()
 
 
-CONTINUED = 'data: {"choices": [{"text": "%s", "finish_reason": "stop"}], "usage": {"completion_tokens": 2}}\n\ndata: [DONE]\n\n'
+END = "data: [DONE]\n\n"
+CONTINUED = 'data: {"choices": [{"text": "%s", "finish_reason": "stop"}], "usage": {"completion_tokens": 2}}\n\n'
 
 
 def test_a_conversation_is_kept_edited_asked_again_copied_saved_and_cleared(page: Page) -> None:
@@ -269,7 +270,7 @@ def test_a_refused_setting_leaves_nothing_behind(page: Page) -> None:
 
 def test_another_text_to_continue_is_another_conversation(page: Page) -> None:
     page.get_by_label("Mode", exact=True).select_option("completion")
-    page.route("**/completions", lambda route: route.fulfill(status=200, body=CONTINUED % "an answer"))
+    page.route("**/completions", lambda route: route.fulfill(status=200, body=CONTINUED % "an answer" + END))
     for text in ("", "Hi", "Ho"):
         page.get_by_label("Text to continue").fill(text)
         page.keyboard.press("Control+Enter")
@@ -279,7 +280,7 @@ def test_another_text_to_continue_is_another_conversation(page: Page) -> None:
     assert titles(page) == ["Ho", "Hi", "an answer"]
     page.locator(".conversations li > button:first-child").nth(1).click()
     expect(page.get_by_label("Text to continue")).to_have_value("Hi")
-    page.route("**/completions", lambda route: route.fulfill(status=200, body=CONTINUED % ""))
+    page.route("**/completions", lambda route: route.fulfill(status=200, body=CONTINUED % "" + END))
     for _ in range(2):
         page.get_by_role("button", name="Continue", exact=True).click()
         expect(page.locator(".message")).to_contain_text("Continue added nothing")
