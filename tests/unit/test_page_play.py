@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
@@ -100,6 +101,10 @@ def test_a_game_by_mouse_text_and_buttons(browser: Browser, url: str) -> None:
         expect(square(page, "e4")).to_have_accessible_name("e4, white pawn")
         expect(page.get_by_text("The model thinks that")).to_be_visible()
         assert page.locator(".chess .bars li").count() == 5
+        view = page.get_by_text("The model thinks that").inner_text()
+        shares = [int(share) for share in re.findall(r"(\d+) %", view.partition("For you: ")[2])]
+        assert len(shares) == 3
+        assert sum(shares) == 100
         square(page, "d2").drag_to(square(page, "d4"))
         expect(page.locator(".moves li").nth(1)).to_contain_text("d4")
         status(page, "Your move")
@@ -123,7 +128,7 @@ def test_a_game_by_mouse_text_and_buttons(browser: Browser, url: str) -> None:
         assert page.locator(".moves").inner_text() == game
         expect(page.get_by_text("The model thinks that")).to_be_visible()
         page.get_by_role("button", name="Hint").click()
-        status(page, "The model would play")
+        status(page, "Your move. The model would play")
         assert page.locator(".board .hint").count() == 2
         page.get_by_role("button", name="Take back").click()
         expect(page.locator(".moves li")).to_have_count(2)
@@ -195,7 +200,7 @@ def test_promotion_and_the_end_of_a_game(browser: Browser, url: str) -> None:
 
 def test_bad_moves_and_positions(browser: Browser, url: str) -> None:
     cases = [
-        ("", "e5", '"e5" is not a legal move here; legal moves are '),
+        ("", "e5", '"e5" is not a legal move here; there are 20 legal moves: '),
         ("", "x" * 10_000, f'"{"x" * 20}" is not a legal move here'),
         ("", "", "Type a move first, such as "),
         ("nonsense", "", "FEN 'nonsense'"),

@@ -100,7 +100,7 @@ def page(browser: Browser, url: str) -> Iterator[Page]:
 
 
 def let_in(page: Page) -> None:
-    page.evaluate("drafts.set('write:temperature', '0')")
+    page.evaluate("drafts.set('write:temperature', '0'); drafts.set('model:write', 'echo')")
     page.get_by_label("API key").fill("a-key")
     page.get_by_role("button", name="Use key").click()
     expect(page.locator("#panel-write h2")).to_be_visible()
@@ -122,6 +122,10 @@ def titles(page: Page) -> list[str]:
     return page.locator(".conversations li > button:first-child").all_text_contents()
 
 
+END = "data: [DONE]\n\n"
+CONTINUED = 'data: {"choices": [{"text": "%s", "finish_reason": "stop"}], "usage": {"completion_tokens": 2}}\n\n'
+
+
 def test_a_conversation_is_kept_edited_asked_again_copied_saved_and_cleared(page: Page) -> None:
     send(page, "First words of it")
     answer = page.locator(".message.assistant")
@@ -141,13 +145,14 @@ def test_a_conversation_is_kept_edited_asked_again_copied_saved_and_cleared(page
     expect(page.locator(".message")).to_have_count(2)
     expect(page.locator(".message.user .versions")).to_contain_text("2 of 2")
     expect(answer).to_contain_text("The model ended its text.")
-    assert saved(page, "Save as text (Markdown)") == f"# Other words\n\n**You:** Other words\n\n**echo:** {SAID}\n"
-
-    stored = json.loads(saved(page, "Save as data (JSON)"))
+    assert saved(page, "Save the text (.md)") == f"# Other words\n\n**You:** Other words\n\n**echo:** {SAID}\n"
+    expect(page.locator("#note")).to_have_text("Saved as Other-words.md in your downloads.")
+    stored = json.loads(saved(page, "Save everything, for programs (.json)"))
     assert stored["messages"][0] == {"role": "user", "content": "Other words"}
     page.locator(".message.assistant").get_by_role("button", name="Copy").click()
     assert page.evaluate("navigator.clipboard.readText()") == SAID
     page.get_by_text("Show me the command").first.click()
+    expect(page.locator("#panel-write .command pre").first).not_to_be_empty()
     shell, python = page.locator("#panel-write .command pre").all_text_contents()
     assert "headway chat echo --temperature 0 --max-new-tokens 300 --server" in shell
     assert python.endswith(
@@ -191,11 +196,98 @@ def test_alternatives_by_pointer_and_by_keys_with_one_tab_stop(page: Page) -> No
     expect(box).to_be_hidden()
     page.keyboard.press("End")
     expect(box).to_contain_text("⏎ (written)")
+    expect(box).to_contain_text("The percentages are the model's own, before temperature and other settings.")
+    token, list = tokens.last.bounding_box(), box.bounding_box()
+    assert token
+    assert list
+    assert list["y"] + list["height"] <= token["y"]
     plain = tokens.nth(3).evaluate("(token) => getComputedStyle(token).borderBottomStyle")
     page.get_by_label("Colour tokens by surprise").check()
     assert plain == "none"
     kinds = tokens.evaluate_all("(all) => all.map((token) => getComputedStyle(token).borderBottomStyle)")
     assert "dotted" in kinds
+    spaces = tokens.filter(has_text=re.compile(r"^\s$"))
+    assert set(spaces.evaluate_all("(all) => all.map((token) => token.className)")) == {"token"}
+    page.get_by_label("Model", exact=True).select_option("slow")
+    answer = page.locator(".message.assistant")
+    page.get_by_role("button", name="Another answer").click()
+    expect(answer).to_contain_text(re.compile(r"slow.*The model ended"))
+    tokens.nth(2).focus()
+    page.keyboard.press("Enter")
+    expect(box.get_by_role("button").first).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(tokens.nth(2)).to_be_focused()
+    tokens.nth(1).hover()
+    before, word = tokens.first.inner_text(), box.get_by_role("button").first.inner_text()
+    box.get_by_role("button").first.click()
+    expect(answer.locator(".versions")).to_contain_text("3 of 3")
+    expect(answer).to_contain_text("The model ended its text.")
+    assert answer.locator(".tokens").inner_text().startswith(before + word)
+    expect(page.get_by_text("Point at a word, or tab to the text")).to_be_visible()
+    page.reload()
+    expect(page.get_by_text("tokens/s says how many")).to_be_visible()
+    expect(page.get_by_text("Point at a word, or tab to the text")).to_be_hidden()
+
+
+def test_a_refused_setting_leaves_nothing_behind(page: Page) -> None:
+    send(page, "Hi")
+    page.get_by_text("More settings").first.click()
+    daring, notice = page.get_by_label("How daring"), page.locator("#notice")
+    for remedy in ("Usual values", "New", "Texts", "0.5"):
+        page.locator("#tab-write").click()
+        page.locator(".conversations li > button:first-child").click()
+        daring.fill("-1")
+        page.get_by_role("button", name="Another answer").click()
+        expect(page.locator("#message")).to_contain_text("How daring (temperature): ")
+        if remedy == "0.5":
+            daring.fill(remedy)
+        else:
+            page.get_by_role("tab" if remedy == "Texts" else "button", name=remedy).click()
+        expect(notice).to_be_hidden()
+    expect(page.locator(".versions")).to_have_count(0)  # no answer was begun
+    daring.fill("-1")
+    page.get_by_role("button", name="Another answer").click()
+    page.get_by_role("button", name="Usual values").click()
+    page.get_by_role("button", name="New").click()
+    page.get_by_label("Your message").fill("")
+    page.get_by_role("button", name="Send", exact=True).click()
+    expect(page.locator("#message")).to_have_text("Type a message first.")
+    page.get_by_label("Your message").fill("again")
+    expect(notice).to_be_hidden()
+    page.route("**/chat/completions", lambda route: route.abort())
+    page.keyboard.press("Enter")
+    expect(page.locator("#message")).to_contain_text("The server does not respond")
+    page.unroute("**/chat/completions")
+    # A message whose question the storage lost is no question.
+    page.evaluate("settings.set('chat/lost/b-1', {role: 'assistant', parent: 'a-1', content: 'orphan', state: 'done'})")
+    page.evaluate("drafts.set('conversation', 'lost')")
+    page.evaluate("drafts.set('write:temperature', '0')")
+    page.reload()
+    expect(page.get_by_label("Your message")).to_be_visible()
+    send(page, "Hi")
+    assert page.evaluate("page.tabs[0].conversation.path().map(({ content }) => content)") == ["Hi", SAID]
+
+
+def test_another_text_to_continue_is_another_conversation(page: Page) -> None:
+    page.get_by_label("Mode", exact=True).select_option("completion")
+    page.route("**/completions", lambda route: route.fulfill(status=200, body=CONTINUED % "an answer" + END))
+    for text in ("", "Hi", "Ho"):
+        page.get_by_label("Text to continue").fill(text)
+        page.keyboard.press("Control+Enter")
+        expect(page.locator(".message")).to_contain_text("The model ended its text.")
+        expect(page.locator(".versions")).to_have_count(0)
+        expect(page.get_by_label("Text to continue")).to_have_value(text)
+    assert titles(page) == ["Ho", "Hi", "an answer"]
+    page.locator(".conversations li > button:first-child").nth(1).click()
+    expect(page.get_by_label("Text to continue")).to_have_value("Hi")
+    page.route("**/completions", lambda route: route.fulfill(status=200, body=CONTINUED % "" + END))
+    for _ in range(2):
+        page.get_by_role("button", name="Continue", exact=True).click()
+        expect(page.locator(".message")).to_contain_text("Continue added nothing")
+        line = page.locator(".message > p.soft").last.inner_text()
+        assert line.startswith("The model ended its text. ")
+        assert " tokens in " in line
+        assert line.count("Continue added nothing") == 1
 
 
 def test_sampling_in_plain_words_and_a_text_that_is_continued(page: Page) -> None:
@@ -217,6 +309,7 @@ def test_sampling_in_plain_words_and_a_text_that_is_continued(page: Page) -> Non
     page.get_by_role("button", name="Continue", exact=True).click()
     expect(page.locator(".tokens .token")).to_have_count(10)
     page.get_by_text("Show me the command").first.click()
+    expect(page.locator("#panel-write .command pre").first).not_to_be_empty()
     shell, python = page.locator("#panel-write .command pre").all_text_contents()
     assert (
         f"headway generate echo --prompt Once --temperature 1 --max-new-tokens 5 --seed 4 --server {page.url[:21]}"
@@ -340,7 +433,14 @@ def test_a_revoked_key_a_long_message_and_other_models(
         patch.setattr(registry, "_models", {"thinks": registry._models["thinks"]})
         page.get_by_role("button", name="Send again").click()
         expect(page.locator("#message")).to_contain_text("There is no model 'echo'")
-        expect(page.locator("#panel-write").get_by_label("Model", exact=True)).to_have_value("thinks")
+        choice = page.locator("#panel-write").get_by_label("Model", exact=True)
+        expect(choice).to_have_value("echo")
+        expect(page.locator("#panel-write .model")).to_contain_text(
+            "echo is gone from the server. Choose another model"
+        )
+        assert choice.locator("option").all_text_contents() == ["echo", "thinks"]
+        choice.select_option("thinks")
+        expect(page.locator("#notice")).to_be_hidden()
         page.locator(".message").get_by_role("button", name="Try again").click()
         expect(page.locator(".message.assistant").last).to_contain_text("thinks")
         expect(page.locator(".message.assistant").last).to_contain_text("The model ended its text.")

@@ -34,6 +34,8 @@ function answerStatistics({ asked, first, last, usage, reason, limit }) {
   return `${end} ${formatNumber(written)} tokens in ${seconds.toFixed(2)} s, the first after ${((first - asked) / 1000).toFixed(2)} s${rate}.`;
 }
 
+const NOTHING_MORE = "Continue added nothing: for the model, the text ends here. Ask for another answer, or change the text.";
+
 // A button that acts at its second press; `name` is read aloud instead of a sign.
 function twiceButton(label, question, act, className = "", name = label) {
   const show = (text) => { button.textContent = text; button.setAttribute("aria-label", text === label ? name : text); };
@@ -54,12 +56,14 @@ page.addTab({
   show(panel) {
     this.views = new Map(); // of messages: {stamp, root, text}
     this.choice = modelChoice("write", canWrite, () => this.modelChanged());
-    this.mode = element("select", { onchange: () => { drafts.set("write:mode", this.mode.value); this.openNew(); } }, new Option("Chat", "chat"), new Option("Continue a text", "completion"));
+    this.mode = element("select", { onchange: () => { page.fail(null); drafts.set("write:mode", this.mode.value); this.openNew(); } }, new Option("Chat", "chat"), new Option("Continue a text", "completion"));
     this.modeField = labelled("Mode", this.mode);
     this.list = element("ul", { className: "conversations" });
     this.summary = element("summary");
     this.clearAll = twiceButton("Clear all", "Really clear all?", () => this.cleared(Conversation.listed().map(({ id }) => id)));
     this.messages = element("div", { className: "messages", role: "region", "aria-label": "Conversation", tabIndex: 0 });
+    this.pointing = element("span", {}, "Point at a word, or tab to the text and use the arrow keys, to see what else could have stood there. ");
+    this.reading = element("p", { className: "soft" }, this.pointing, "A token is a word or a part of one; tokens/s says how many the model writes in a second.");
     this.status = element("p", { className: "unseen", role: "status" });
     this.text = element("textarea", { rows: 3, onkeydown: (event) => this.keyPressed(event) });
     this.textField = labelled("Your message", this.text, "Enter sends it, Shift + Enter starts a new line.");
@@ -68,9 +72,9 @@ page.addTab({
     this.command = commandView(() => this.commands());
     panel.append(element("h2", {}, "Write with a model"), element("div", { className: "row" }, this.choice.field, this.modeField),
       element("div", { className: "sidebar" },
-        element("details", { open: innerWidth >= 900 }, this.summary, element("button", { type: "button", onclick: () => { this.openNew(); this.text.focus(); } }, "New"),
+        element("details", { open: innerWidth >= 900 }, this.summary, element("button", { type: "button", onclick: () => { page.fail(null); this.openNew(); this.text.focus(); } }, "New"),
           this.list, element("p", { className: "soft" }, "They are stored in this browser only."), this.clearAll),
-        element("div", {}, this.messages, this.status, this.form, ...this.settings(), this.command)));
+        element("div", {}, this.messages, this.reading, this.status, this.form, ...this.settings(), this.command)));
     this.messages.addEventListener("scroll", () => { this.isAtEnd = this.messages.scrollHeight - this.messages.scrollTop - this.messages.clientHeight < 40; });
     window.addEventListener("storage", (event) => this.stored(event));
     window.addEventListener("pagehide", () => this.left());
@@ -82,7 +86,7 @@ page.addTab({
   settings() {
     const fields = SAMPLING.map(([name, label, properties, more]) => labelled(label, keepDraft(element("input", { type: "number", ...properties }), `write:${name}`, properties.value ?? ""), more));
     this.sampling = Object.fromEntries(SAMPLING.map(([name], index) => [name, fields[index].querySelector("input")]));
-    const reset = () => { for (const [name, , { value = "" }] of SAMPLING) { this.sampling[name].value = value; drafts.set(`write:${name}`, null); } };
+    const reset = () => { page.fail(null); for (const [name, , { value = "" }] of SAMPLING) { this.sampling[name].value = value; drafts.set(`write:${name}`, null); } };
     this.more = element("details", {}, element("summary", {}, "More settings"), element("div", { className: "settings" }, ...fields),
       element("button", { type: "button", onclick: reset }, "Usual values"));
     this.system = element("textarea", { rows: 2, oninput: () => this.keep(this.conversation.saveAbout({ system: this.system.value })) });
@@ -96,10 +100,10 @@ page.addTab({
     surprise.checked = settings.get("surprise", false);
     colour();
     const save = (name, type, content) => () => saveFile(`${this.conversation.title().replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 40) || "conversation"}.${name}`, content(), type);
-    return [element("div", { className: "row" }, element("label", {}, surprise, " Colour tokens by surprise"), legend), this.systemView, this.more,
+    return [element("div", { className: "row" }, element("label", {}, surprise, " Colour tokens by surprise (a token is a word or a part of one)"), legend), this.systemView, this.more,
       element("div", { className: "row" }, copyButton(() => this.conversation.markdown(), "Copy the conversation"),
-        element("button", { type: "button", onclick: save("md", "text/markdown;charset=utf-8", () => this.conversation.markdown()) }, "Save as text (Markdown)"),
-        element("button", { type: "button", onclick: save("json", "application/json", () => this.conversation.json()) }, "Save as data (JSON)"))];
+        element("button", { type: "button", onclick: save("md", "text/markdown;charset=utf-8", () => this.conversation.markdown()) }, "Save the text (.md)"),
+        element("button", { type: "button", onclick: save("json", "application/json", () => this.conversation.json()) }, "Save everything, for programs (.json)"))];
   },
 
   refresh() {
@@ -130,7 +134,7 @@ page.addTab({
     this.textField.firstChild.textContent = this.isChat ? "Your message" : "Text to continue";
     this.textField.lastChild.textContent = this.isChat ? "Enter sends it, Shift + Enter starts a new line." : "The model writes what could come next. Ctrl + Enter sends it.";
     this.systemView.hidden = !this.isChat;
-    const draft = `write:${this.conversation.id}`, isNew = !this.conversation.messages.size;
+    const draft = `write:${this.conversation.id}`, isNew = !this.conversation.path().length;
     this.text.value = drafts.get(draft) ?? (isNew ? examples[0] : this.isChat ? "" : this.conversation.path()[0].content);
     this.text.oninput = () => drafts.set(draft, this.text.value);
     this.examples.hidden = examples.length < 2 || (this.isChat && !isNew);
@@ -167,11 +171,12 @@ page.addTab({
     this.summary.textContent = `Conversations (${stored.length})`;
     this.clearAll.hidden = stored.length < 2;
     this.list.replaceChildren(...stored.map(({ id, title }) => element("li", {},
-      element("button", { type: "button", className: "plain", "aria-current": id === this.conversation.id ? "true" : undefined, onclick: () => this.open(new Conversation(id)) }, title),
+      element("button", { type: "button", className: "plain", "aria-current": id === this.conversation.id ? "true" : undefined, onclick: () => { page.fail(null); this.open(new Conversation(id)); } }, title),
       twiceButton("×", "Clear?", () => this.cleared([id]), "plain", `Clear “${title}”`))));
   },
 
   cleared(ids) {
+    page.fail(null);
     for (const id of ids) Conversation.clear(id);
     if (ids.includes(this.writing?.conversation.id)) this.writing.conversation.isCleared = true;
     if (ids.includes(this.conversation.id)) this.openNew(drafts.get(`write:${this.conversation.id}`));
@@ -212,8 +217,8 @@ page.addTab({
     this.listing = setTimeout(() => this.listConversations(), 200);
     if (id !== this.conversation.id || !message) return;
     const mine = this.conversation.messages.get(message);
-    if (event.newValue === null && this.writing?.conversation === this.conversation) this.conversation.save(mine); // the answer needs it
-    else if (event.newValue === null && !Conversation.listed().some((entry) => entry.id === id)) this.openNew(drafts.get(`write:${id}`));
+    const isNeeded = this.writing?.conversation === this.conversation; // for the answer
+    if (event.newValue === null && isNeeded) { if (mine) this.conversation.save(mine); } else if (event.newValue === null && !Conversation.listed().some((entry) => entry.id === id)) this.openNew(drafts.get(`write:${id}`));
     else if (event.newValue !== null && !(mine && this.writing?.message === mine)) this.conversation.read(message);
     this.render();
   },
@@ -227,34 +232,40 @@ page.addTab({
     conversation.save(message);
   },
 
-  // Ask for an answer, which exists already: empty, or to be continued. One is written at a time.
+  // Ask for an answer that `makeAnswer` returns: empty, or to be continued. One is written at a time.
   start(makeAnswer) {
     if (this.writing) {
       page.fail(new ServerError("an answer is being written; wait for its end, or stop it first", 409));
       return;
     }
-    this.next = makeAnswer();
+    this.next = makeAnswer;
     this.messages.focus({ preventScroll: true });
     this.form.requestSubmit();
   },
 
   async work(signal) {
+    const makeAnswer = this.next ?? (() => this.ask());
+    this.next = null; // also if a setting is refused, and before there is an answer
     const wrong = Object.values(this.sampling).find((field) => !field.checkValidity());
     if (wrong) {
       this.more.open = true;
       wrong.focus();
-      throw new ServerError(`${wrong.labels[0].textContent}: ${wrong.validationMessage}`, 400);
+      throw Object.assign(new ServerError(`${wrong.labels[0].textContent}: ${wrong.validationMessage}`, 400), { field: wrong });
     }
-    const answer = this.next ?? this.ask();
-    this.next = null;
-    await this.write(answer, signal);
+    await this.write(makeAnswer(), signal);
   },
 
   // An empty answer to what is typed.
   ask() {
     const text = this.text.value, { conversation } = this, path = conversation.path();
-    if (this.isChat && !text.trim()) throw new ServerError("type a message first", 400);
-    const last = path.at(-1), isUnanswered = last && !last.content && !Conversation.isBeingWritten(last); // then this is another version of the question
+    if (this.isChat && !text.trim()) throw Object.assign(new ServerError("type a message first", 400), { field: this.text });
+    if (!this.isChat && path.length && path[0].content !== text) { // another text is another conversation
+      drafts.set(`write:${conversation.id}`, null);
+      this.openNew();
+      this.text.value = text;
+      return this.ask();
+    }
+    const last = path.at(-1), isUnanswered = last?.role === "assistant" && path.length > 1 && !last.content && !Conversation.isBeingWritten(last); // then this is another version of the question
     const isSame = !this.isChat && path[0]?.content === text, parent = isUnanswered ? path.at(-2).parent : last?.id ?? "";
     const question = isSame ? path[0] : this.question(this.isChat ? parent : "", text);
     if (this.isChat) this.text.value = "";
@@ -279,7 +290,9 @@ page.addTab({
   },
 
   async write(message, signal) {
-    const { conversation } = this, [path, body] = this.request(message), answer = { asked: performance.now(), kept: 0, limit: body.max_tokens };
+    const { conversation } = this;
+    if (!conversation.before(message).length) throw new ServerError("the question of this answer is gone, perhaps cleared in another browser tab; type it again", 400);
+    const [path, body] = this.request(message), before = { content: message.content, line: message.line }, answer = { asked: performance.now(), kept: 0, limit: body.max_tokens };
     const keep = () => { answer.kept = performance.now(); if (!conversation.isCleared) this.keep(conversation.save(message)); };
     Object.assign(message, { state: "writing", writer: thisTab, model: body.model, line: "" });
     this.writing = { conversation, message };
@@ -294,16 +307,22 @@ page.addTab({
         this.take(message, readPart(part), answer);
         if (performance.now() - answer.kept > 1000) keep();
       }
-      Object.assign(message, { state: answer.reason === "length" ? "cut" : "done", line: answerStatistics(answer) });
+      const isLonger = !before.content || message.content !== before.content || answer.reason === "length";
+      const line = isLonger ? answerStatistics(answer) : `${(before.line || answerStatistics(answer)).replace(NOTHING_MORE, "").trim()} ${NOTHING_MORE}`;
+      Object.assign(message, { state: answer.reason === "length" ? "cut" : "done", line });
     } catch (error) {
       if (this.writing.wasLeft) return;
       const isStopped = error.name === "AbortError", failed = message.content ? "Incomplete: the server's answer broke off." : "There is no answer yet.";
       Object.assign(message, { state: isStopped ? "stopped" : "incomplete", line: isStopped ? "Stopped by you." : failed });
-      page.fail(error, message.content ? undefined : () => this.start(() => message));
+      page.fail(error, message.content ? undefined : () => {
+        if (this.conversation !== conversation) this.open(conversation);
+        this.start(() => message);
+      });
     } finally {
       this.writing = null;
       keep();
       this.render();
+      this.listConversations(); // an answer is the title where the question is empty
       this.status.textContent = `${message.content.slice(0, 2000)} ${message.line}`;
     }
   },
@@ -328,8 +347,9 @@ page.addTab({
 
   render() {
     const path = this.conversation.path(), shown = path.filter(({ role }) => this.isChat || role === "assistant").map((message) => this.view(message).root);
-    this.messages.hidden = !shown.length;
+    this.messages.hidden = this.reading.hidden = !shown.length;
     if (shown.length !== this.messages.children.length || shown.some((root, index) => root !== this.messages.children[index])) this.messages.replaceChildren(...shown);
+    this.pointing.hidden = !this.messages.querySelector(".token"); // after a reload there are none
     clearTimeout(this.waiting);
     if (path.some((message) => message.writer !== thisTab && Conversation.isBeingWritten(message))) this.waiting = setTimeout(() => this.render(), 1000 * WRITING_SECONDS);
   },
@@ -340,7 +360,7 @@ page.addTab({
     const all = this.isChat ? this.conversation.versions(message.parent) : [...this.conversation.messages.values()].filter(({ role }) => role === "assistant").sort((a, b) => a.id < b.id ? -1 : 1);
     const stamp = [all.length, all.indexOf(message), message.state, isWritten, message.line, this.editing === message.id, isMine || message.content.length].join();
     if (before?.stamp === stamp) return before;
-    const text = before && isMine ? before.text : new TokenText(message.content);
+    const text = before && isMine ? before.text : new TokenText(message.content, (content) => this.start(() => this.conversation.add(message.parent, "assistant", content)));
     const thinking = before?.thinking ?? element("details", { className: "thinking", hidden: !message.thinking }, element("summary", {}, "Thinking"), element("div", {}, message.thinking ?? ""));
     const given = this.isChat ? null : element("span", { className: "soft-ink" }, this.conversation.before(message)[0]?.content ?? "");
     const name = message.role === "user" ? "You" : firstWords(message.model ?? "Model"), line = isWritten ? isMine ? "Writing…" : "Being written in another browser tab." : message.line;

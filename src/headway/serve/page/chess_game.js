@@ -16,6 +16,17 @@ const chessEnds = {
 const chessWords = (score) => score > 0.9 ? "it is winning" : score > 0.65 ? "it is better" : score > 0.55 ? "it is slightly better"
   : score >= 0.45 ? "the game is about even" : score >= 0.35 ? "it is slightly worse" : score >= 0.1 ? "it is worse" : "it is losing";
 
+// Shares that add up to 1 as whole percentages that add up to 100: those that lose most by rounding are rounded up.
+function wholePercentages(shares) {
+  const whole = shares.map((share) => Math.floor(100 * share)), lost = shares.map((share, index) => 100 * share - whole[index]);
+  for (let missing = 100 - whole.reduce((sum, value) => sum + value, 0); missing > 0; missing--) {
+    const most = lost.indexOf(Math.max(...lost));
+    whole[most] += 1;
+    lost[most] = -1;
+  }
+  return whole;
+}
+
 // The legal move, as UCI, that somebody typed as e4, Nf3, O-O or e2e4; undefined if there is none.
 function typedMove(text, legal) {
   const plain = (move) => move.replace(/[+#!?=\s]/g, "").replaceAll("0", "O");
@@ -50,7 +61,7 @@ class ChessView {
     return [
       this.status,
       element("form", { onsubmit: (event) => { event.preventDefault(); this.playTyped(); } }, element("div", { className: "row" },
-        labelled("Or type a move, such as e4, Nf3 or e2e4", this.typed), element("button", {}, "Play move"))),
+        labelled("Or type a move, such as e4, Nf3 or e2e4", this.typed, "N knight, B bishop, R rook, Q queen, K king; a pawn has no letter."), element("button", {}, "Play move"))),
       element("div", { className: "row" }, this.hintButton, this.backButton, button("Flip board", () => this.flip()), button("New game", () => this.restart(""))),
       element("div", { className: "row" }, labelled("You play (a change starts a new game)", this.side), labelled("Strength of the model", this.strength)),
       this.thought,
@@ -143,8 +154,8 @@ class ChessView {
   showThought() {
     const { thought } = this.game;
     if (!thought) return this.thought.replaceChildren();
-    const [win, draw, loss] = thought.outcome ?? [];
-    const view = thought.outcome && `The model thinks that ${chessWords(win + draw / 2)}: win ${percent(win)}, draw ${percent(draw)}, loss ${percent(loss)}.`;
+    const [win, draw] = thought.outcome ?? [], [yours, even, lost] = thought.outcome ? wholePercentages([...thought.outcome].reverse()) : []; // the outcome is the model's
+    const view = thought.outcome && `The model thinks that ${chessWords(win + draw / 2)}. For you: win ${yours} %, draw ${even} %, loss ${lost} %.`;
     this.thought.replaceChildren(element("h3", {}, "What the model thought"), view ? element("p", {}, view) : "",
       element("p", { className: "soft" }, "How likely it was to play each move:"), bars(thought.candidates.map(({ san, probability }) => [san, probability])));
   }
@@ -161,8 +172,8 @@ class ChessView {
     const problem = this.state?.end ? "the game is over; start a new one, or take back a move"
       : this.state?.turn !== this.game.side ? "it is the model's turn; wait for its move"
       : !text ? `type a move first, such as ${legal[0]}`
-      : !move && `"${text.slice(0, 20)}" is not a legal move here; legal moves are ${legal.slice(0, 12).join(", ")}${legal.length > 12 ? ", ..." : ""}`;
-    if (problem) page.fail(new ServerError(problem, 400));
+      : !move && `"${text.slice(0, 20)}" is not a legal move here; there ${legal.length === 1 ? "is 1 legal move" : `are ${legal.length} legal moves`}: ${legal.slice(0, 5).join(", ")}${legal.length > 5 ? ", ..." : ""}`;
+    if (problem) page.fail(Object.assign(new ServerError(problem, 400), { field: this.typed }));
     else this.play(move);
     this.typed.focus();
   }
@@ -173,7 +184,7 @@ class ChessView {
     try {
       const { move } = await this.ask({ ...this.thinking, temperature: 0 });
       this.show(move.uci);
-      this.status.textContent = `The model would play ${move.san}.`;
+      this.status.textContent += ` The model would play ${move.san}.`;
     } catch (error) {
       this.hintButton.disabled = false;
       page.fail(error, error.status === 400 ? undefined : () => this.hint());

@@ -75,7 +75,7 @@ class Conversation {
   }
 
   title() {
-    return firstWords(this.path()[0]?.content ?? "");
+    return firstWords(this.path().find(({ content }) => content.trim())?.content ?? "");
   }
 
   static isBeingWritten(message) {
@@ -87,10 +87,11 @@ class Conversation {
     const found = new Map();
     for (const name of settings.names().filter((entry) => entry.startsWith(CONVERSATIONS) && !entry.endsWith("/about")).sort()) {
       const [, id, message] = name.split("/");
-      found.set(id, { id, first: found.get(id)?.first ?? name, last: message });
+      found.set(id, { id, names: [...found.get(id)?.names ?? [], name], last: message });
     }
     const newest = [...found.values()].sort((a, b) => a.last < b.last ? 1 : -1);
-    return newest.map(({ id, first }) => ({ id, title: firstWords(String(settings.get(first)?.content ?? "")) || "(no text)" }));
+    const title = (name) => firstWords(String(settings.get(name)?.content ?? ""));
+    return newest.map(({ id, names }) => ({ id, title: title(names.find(title) ?? "") || "(no text)" }));
   }
 
   static clear(id) {

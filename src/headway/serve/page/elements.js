@@ -62,6 +62,12 @@ function formatNumber(value) {
   return Math.abs(value) >= 0.001 && Math.abs(value) < 1e6 ? String(Number(value.toPrecision(4))) : value.toExponential(2);
 }
 
+// A number in words: 1.1 million.
+function roundNumber(value) {
+  const unit = [["billion", 1e9], ["million", 1e6], ["thousand", 1e3]].find(([, size]) => value >= size);
+  return unit ? `${integers.format(Number((value / unit[1]).toPrecision(2)))} ${unit[0]}` : integers.format(value);
+}
+
 function formatBytes(count) {
   const unit = count < 1e6 ? ["kB", 1e3] : count < 1e9 ? ["MB", 1e6] : ["GB", 1e9];
   return `${Number((count / unit[1]).toPrecision(3))} ${unit[0]}`;
@@ -73,6 +79,7 @@ function copyButton(text, label = "Copy") {
     try {
       await navigator.clipboard.writeText(text());
       button.textContent = "Copied";
+      page.note("Copied. You can paste it elsewhere now.");
     } catch {
       button.textContent = "The browser refused; select the text instead";
     }
@@ -87,11 +94,12 @@ function csvText(rows) {
   return rows.map((row) => `${row.map(field).join(",")}\n`).join("");
 }
 
-// Save a file from the browser.
+// Save a file from the browser, and say so.
 function saveFile(name, content, type = "text/plain;charset=utf-8") {
   const url = URL.createObjectURL(content instanceof Blob ? content : new Blob([content], { type }));
   element("a", { href: url, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(url), 10000);
+  page.note(`Saved as ${shortName(name)} in your downloads.`);
 }
 
 // "Show me the command": the same as a shell line and as Python. `lines` returns {shell, python} when it is opened.

@@ -76,5 +76,5 @@ function episodeView(chosen) {
     }
   }
 
-  return { element: element("div", {}, element("h2", {}, "Watch an episode"), form, result, command), modelChanged };
+  return { element: element("div", {}, form, result, command), modelChanged };
 }

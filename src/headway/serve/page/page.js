@@ -22,6 +22,7 @@ const page = {
     const shown = this.tabs.filter((tab) => !tab.button.hidden);
     const tab = shown.find((entry) => entry.id === id) ?? shown[0];
     if (!tab) return;
+    if (this.current && this.current !== tab && !this.current.button.hidden) this.fail(null);
     this.current = tab;
     for (const other of this.tabs) {
       other.panel.hidden = other !== tab;
@@ -47,7 +48,8 @@ const page = {
     if (!this.current || this.current.button.hidden) this.open(first, false);
   },
 
-  // One line for the reader, with a way on: `retry` is called by the button "Try again".
+  // One line for the reader, with a way on: `retry` is called by the button "Try again". It stays until the reader goes
+  // on, such as by new input in the error's `field`.
   fail(error, retry) {
     if (error?.name === "AbortError") return;
     if (error && !(error instanceof ServerError)) console.error(error);
@@ -56,6 +58,16 @@ const page = {
     notice.hidden = !error;
     again.hidden = !retry;
     again.onclick = () => { this.fail(null); retry(); };
+    this.error = error;
+    error?.field?.addEventListener("input", () => { if (this.error === error) this.fail(null); }, { once: true });
+  },
+
+  // A short confirmation, which disappears by itself.
+  note(text) {
+    const place = document.getElementById("note");
+    clearTimeout(this.noted);
+    place.textContent = text;
+    this.noted = setTimeout(() => { place.textContent = ""; }, 5000);
   },
 
   // Without a key, or with one that ended. A server of `headway open` has no keys to type in.
@@ -115,20 +127,34 @@ function keepDraft(field, name, example = "") {
   return field;
 }
 
-// A selection of the models that a tab can use; it keeps its choice while the models change.
-function modelChoice(name, serves, changed = () => {}) {
-  const select = element("select", { onchange: () => { drafts.set(`model:${name}`, select.value); changed(); } });
+// A model in plain words, to tell it from others.
+function modelInWords(model) {
+  const kind = sentence(model.kind.replace(/ \(heads: .*\)/, "")).slice(0, -1);
+  return `${kind} with ${roundNumber(model.parameters)} parameters, the numbers it learned; ${model.is_run ? "trained with headway" : "published, or from a file"}.`;
+}
+
+// A selection of the models that a tab can use: at first the largest, or the one for which `worth` is highest. It keeps
+// its choice while the models change, also one that is gone.
+function modelChoice(name, serves, changed = () => {}, worth = (model) => model.parameters) {
+  const select = element("select", { onchange: () => { drafts.set(`model:${name}`, select.value); page.fail(null); choice.refresh(); changed(); } });
+  let last; // what was known about the chosen model
   const choice = {
-    field: labelled("Model", select),
-    get model() { return server.models.find((model) => model.id === select.value); },
+    field: labelled("Model", select, " "),
+    isGone: false, // the chosen model is not on the server any more
+    get model() { return server.models.find((model) => model.id === select.value) ?? (select.value ? last : undefined); },
     refresh() {
-      const before = select.value || drafts.get(`model:${name}`), usable = server.models.filter(serves);
-      select.replaceChildren(...usable.map((model) => new Option(model.id, model.id)));
-      if (usable.some((model) => model.id === before)) select.value = before;
-      choice.field.hidden = usable.length < 2;
+      const before = select.value || drafts.get(`model:${name}`), usable = server.models.filter(serves), isKnown = usable.some((model) => model.id === before);
+      choice.isGone = Boolean(select.value) && !isKnown && last?.id === before;
+      select.replaceChildren(...(choice.isGone ? [last, ...usable] : usable).map((model) => new Option(model.id, model.id)));
+      const best = usable.reduce((one, other) => one && worth(one) >= worth(other) ? one : other, undefined);
+      select.value = isKnown || choice.isGone ? before : best?.id ?? "";
+      last = choice.model;
+      choice.field.lastChild.textContent = choice.isGone ? `${shortName(before)} is gone from the server.${usable.length ? " Choose another model to go on." : ""}` : last ? modelInWords(last) : "";
+      choice.field.hidden = select.options.length < 2;
       if (select.value !== before) changed();
     },
   };
+  choice.field.classList.add("model");
   choice.refresh();
   return choice;
 }

@@ -12,8 +12,9 @@ page.addTab({
     const chosen = () => this.choice?.model;
     this.chess = new ChessView();
     this.episode = episodeView(chosen);
-    this.choice = modelChoice("play", this.serves, () => this.update());
-    panel.append(this.choice.field, this.chess.element, this.episode.element);
+    this.choice = modelChoice("play", this.serves, () => this.update(), (model) => model.parameters + 1e15 * playsChess(model)); // chess first
+    this.heading = element("h2");
+    panel.append(this.heading, this.choice.field, this.chess.element, this.episode.element);
     this.update();
   },
   refresh() {
@@ -22,7 +23,8 @@ page.addTab({
   },
   update() {
     const model = this.choice?.model;
-    if (!model) return;
+    if (!model || this.choice.isGone) return;
+    this.heading.textContent = playsChess(model) ? "Play chess against a model" : "Watch a model play an episode";
     this.chess.element.hidden = !playsChess(model);
     this.episode.element.hidden = !playsEpisodes(model);
     if (playsChess(model)) this.chess.modelChanged(model.id);

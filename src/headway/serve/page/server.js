@@ -24,6 +24,7 @@ const server = {
     if (this.key) headers = { ...headers, Authorization: `Bearer ${this.key}` };
     if (body !== undefined) headers = { ...headers, "Content-Type": "application/json" };
     const content = body === undefined ? form : JSON.stringify(body);
+    const asked = body?.model ?? form?.get?.("model"), isListed = !asked || this.models.some((model) => model.id === asked);
     let answer;
     try {
       answer = await fetch(path, { method: method ?? (content === undefined ? "GET" : "POST"), headers, body: content, signal, cache: "no-store" });
@@ -31,10 +32,11 @@ const server = {
       if (error.name === "AbortError") throw error;
       throw new ServerError("the server does not respond; check that it is running, and try again", 0);
     }
+    if (answer.ok && !isListed) this.loadModels().catch(() => {}); // a model that was gone is there again
     if (answer.ok) return answer;
     const details = await answer.json().catch(() => null);
     if (answer.status === 401) page.askForKey(details?.error?.code);
-    if (details?.error?.code === "model_not_found") this.loadModels().catch(() => {}); // the server came back with other models
+    if (details?.error?.code === "model_not_found" && isListed) this.loadModels().catch(() => {}); // the server came back with other models
     throw new ServerError(details?.error?.message ?? `the server returned HTTP status ${answer.status}`, answer.status, details?.error?.code, details?.error?.param);
   },
 
