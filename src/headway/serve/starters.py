@@ -35,7 +35,7 @@ class StarterModel(msgspec.Struct):
     """A model to start with. It has trained for `seconds` of the `planned_seconds`, and a `share` of its steps.
     "starting" means that data are fetched or the training is planned, "stopping" that the last checkpoint is written.
     `message` is the last line of a job that is running or failed, or why the run cannot be read; only for clients that
-    may make models. `score` is that of a run of ours; a finished model has its `own_score`, the name under which this
+    may make models. `score` is the one to expect; a finished model has its `own_score`, the name under which this
     server has it (`served`), and perhaps a report.
     """
 

@@ -97,7 +97,7 @@ page.addTab({
     const sources = model.data.map((entry) => element("p", { className: "soft" }, `${sentence(entry.what)} Licence: ${entry.licence}. Source: ${entry.source}`));
     return element("li", {}, element("h4", {}, model.name), element("p", {}, model.purpose),
       ...(isMade ? own : facts).map((text) => element("p", { className: "soft" }, text)),
-      other && element("p", { className: "soft" }, `${other.is_run ? "A run of yours" : "Another model"} is called ${model.name}, too. ${isMade ? "It is a different model." : "Making this one does not replace it."}`),
+      other && element("p", { className: "soft" }, `${other.is_run ? "Your own run" : "Another model"} ${model.name} has the same name. ${isMade ? "It is a different model." : "Making this one does not replace it."}`),
       element("details", { open: isOpen }, element("summary", { "data-starter": model.name }, "Its data"), ...sources),
       progressOf(model), model.message ? element("p", { className: model.state === "starting" ? "soft" : "wrong" }, sentence(model.message)) : null,
       element("div", { className: "row" }, ...this.buttons(model, mayMake, served)));
