@@ -16,6 +16,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from serve_models import ready
 from served import Resident
 from serving import server
+from tiny_runs import train
 
 from headway.app.starters import STARTERS, models_folder
 from headway.learn.run import RunDirectory
@@ -126,9 +127,8 @@ def test_a_model_is_made_stopped_and_continued(browser: Browser, url: str, maker
 def test_the_model_that_was_made_is_the_one_to_try(browser: Browser, tmp_path: Path, maker: Maker) -> None:
     """Next to a run of the same name, and while the list changes."""
     runs, folder = tmp_path / "runs", models_folder()
-    older = Maker()
-    older.run = RunDirectory(echo_model(runs / "digits"))
-    older.write("finished")
+    (tmp_path / "fox.txt").write_text("One day a fox named Tom lost a red ball at the pond.\n" * 200)
+    train(runs / "digits", tmp_path / "fox.txt")
     models = ServedModels([], [runs, folder], LoadOptions("cpu"), lambda model, name: None, may_be_empty=True)
     with server(models, ServerSettings(runs=runs, log=False)) as url, opened(browser, url) as page:
         page.get_by_role("tab", name="Models", exact=True).click()
@@ -140,8 +140,8 @@ def test_the_model_that_was_made_is_the_one_to_try(browser: Browser, tmp_path: P
         )
         page.get_by_role("paragraph").get_by_role("button", name="Make one").click()
         expect(page.get_by_role("heading", name="Make one")).to_be_focused()
+        shutil.copytree(runs / "digits", folder / "digits")
         maker.start(folder, "digits", [])
-        echo_model(folder / "digits")
         expect(rows.nth(1)).to_contain_text("models/digits")  # by itself
         expect(rows.nth(1)).to_contain_text("still being made")
         expect(page.get_by_role("button", name="Try models/digits")).to_have_count(0)
