@@ -125,6 +125,8 @@ STARTERS: dict[str, Starter] = {
             minutes=8,
             use="classify {run} seven.wav",
             packages={"soundfile": "audio"},
+            megabytes=26,
+            score="accuracy 99.0 % (97.1 to 99.7 %)",
         ),
         Starter(
             "stories",

@@ -7,7 +7,7 @@ page.addTab({
   show(panel) {
     const heading = element("h2", { tabIndex: -1 }, "Make one");
     const jump = element("button", { type: "button", className: "plain", onclick: () => { heading.scrollIntoView(); heading.focus(); } }, "Make one");
-    this.some = element("p", {}, "These are the models of this server. You can also make a small one here in minutes: ", jump);
+    this.some = element("p", {}, "These are the models of this server. You can also make one: ", jump);
     this.none = element("p", {}, "There is no model yet. Make one here: most take a few minutes.");
     this.list = element("div");
     this.making = element("div", { "aria-live": "polite" });
