@@ -70,10 +70,7 @@ async def list_starters(body: None, context: Context) -> StarterList:
     may_make = _refusal(context) is None
     await context.served.refresh()
     names = {summary.path: name for name, summary in context.served.listed().items()}
-    models = await asyncio.to_thread(_list, names)
-    for model in models:
-        model.has_report = model.has_report and context.settings.runs is not None
-        model.message = model.message if may_make else ""  # may name folders of this machine
+    models = await asyncio.to_thread(_list, names, may_make, context.settings.runs is not None)
     return StarterList(models, may_make)
 
 
@@ -139,12 +136,14 @@ def _refusal(context: Context) -> StatusError | None:
     return None
 
 
-def _list(names: Mapping[Path | None, str]) -> list[StarterModel]:
-    """All models; `names` are those under which the server has models, by path."""
+def _list(names: Mapping[Path | None, str], may_make: bool, shows_runs: bool) -> list[StarterModel]:
+    """All models, as a client may see them; `names` are those under which the server has models, by path."""
     made = jobs(models_folder())
     models = [_starter_model(name, made.get(name)) for name in STARTERS]
     for model in models:
         model.served = names.get(Path(os.path.abspath(STARTERS[model.name].directory)))
+        model.has_report = model.has_report and shows_runs
+        model.message = model.message if may_make else ""  # may name folders of this machine
     return models
 
 
