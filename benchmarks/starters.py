@@ -17,13 +17,9 @@ import sys
 import time
 from typing import Any
 
-from headway.app.starters import starter
-from headway.learn.report.charts import format_interval
+from headway.app.starters import score_text, starter
 from headway.learn.run import RunDirectory
-from headway.learn.run_report import format_metric, is_rate, title
 from measure import RESULTS, data_folder, write
-
-SCORES = ("success_rate", "bleu", "wer", "next_accuracy", "accuracy", "perplexity")  # the first that a model has
 
 
 def make(name: str, minutes: float | None) -> dict[str, Any]:
@@ -34,15 +30,11 @@ def make(name: str, minutes: float | None) -> dict[str, Any]:
     seconds, directory = time.perf_counter() - started, starter(name).directory
     summary = RunDirectory(directory).read_status()
     scores = summary["scores"]
-    metric = next(metric for metric in SCORES if metric in scores)
-    score = f"{title(metric)} {format_metric(metric, scores[metric])}"
-    if interval := scores.get(f"{metric}_interval"):
-        score += f" ({format_interval(*interval, share=is_rate(metric))})"
     size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
     return {
         "minutes": starter(name).minutes if minutes is None else minutes,
         "megabytes": float(f"{size / 1e6:.2g}"),
-        "score": score,
+        "score": score_text(scores),
         "wall_seconds": round(seconds, 1),
         "bytes": size,
         "load_average": round(load, 1),

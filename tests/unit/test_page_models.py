@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,11 +16,13 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from serve_models import ready
 from served import Resident
 from serving import server
+from tiny_runs import train
 
 from headway.app.starters import STARTERS, models_folder
 from headway.learn.run import RunDirectory
 from headway.serve import starters as endpoints
 from headway.serve.interfaces import ApiKey, ServerSettings
+from headway.serve.models import LoadOptions, ServedModels
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +57,8 @@ class Maker:
         self.write("finished", scores={"split": "test", "accuracy": 0.9})
         self.lock.close()
 
-    def write(self, status: str, **more: Any) -> None:
-        counts = {"parameters": 1, "steps": 4, "step": 1, "tokens": 1, "seconds": 30.0, "minutes": 2.0}
+    def write(self, status: str, step: int = 1, **more: Any) -> None:
+        counts = {"parameters": 1, "steps": 4, "step": step, "tokens": 1, "seconds": 30.0, "minutes": 2.0}
         self.run.path.mkdir(parents=True, exist_ok=True)
         self.run.status.write_text(json.dumps({"format": 1, "status": status, **counts, **more}))
 
@@ -106,12 +109,53 @@ def test_a_model_is_made_stopped_and_continued(browser: Browser, url: str, maker
         expect(digits).to_contain_text("25 %, about 2 minutes left")
         digits.get_by_role("button", name="Stop digits").click()
         expect(digits).to_contain_text("Stopped at 25 %")
+        expect(page.get_by_text("digits is being made.")).to_have_count(0)
+        expect(page.get_by_text("digits: stopped.")).to_be_visible()
         page.reload()  # another visit finds it so
         digits.get_by_role("button", name="Continue digits").click()
         expect(digits.get_by_role("button", name="Stop digits")).to_be_visible()
+        maker.write("running", step=4)
+        expect(digits).to_contain_text("Evaluating")
+        expect(digits).not_to_contain_text("seconds left")
         maker.finish()
         expect(page.get_by_text("digits: made.")).to_be_visible()
         expect(digits).to_contain_text("Made")
+        expect(digits).to_contain_text("It trained for 0.5 minutes.")
+        expect(digits).to_contain_text("did not train on: accuracy 90.0 %.")
+
+
+def test_the_model_that_was_made_is_the_one_to_try(browser: Browser, tmp_path: Path, maker: Maker) -> None:
+    """Next to a run of the same name, and while the list changes."""
+    runs, folder = tmp_path / "runs", models_folder()
+    (tmp_path / "fox.txt").write_text("One day a fox named Tom lost a red ball at the pond.\n" * 200)
+    train(runs / "digits", tmp_path / "fox.txt")
+    models = ServedModels([], [runs, folder], LoadOptions("cpu"), lambda model, name: None, may_be_empty=True)
+    with server(models, ServerSettings(runs=runs, log=False)) as url, opened(browser, url) as page:
+        page.get_by_role("tab", name="Models", exact=True).click()
+        rows = page.get_by_role("region", name="Models of this server").locator("tbody tr")
+        expect(rows).to_have_count(1)
+        expect(rows).to_contain_text("continues text")
+        expect(entry(page, "digits")).to_contain_text(
+            "Your own run digits has the same name. Making this one does not replace it."
+        )
+        page.get_by_role("paragraph").get_by_role("button", name="Make one").click()
+        expect(page.get_by_role("heading", name="Make one")).to_be_focused()
+        shutil.copytree(runs / "digits", folder / "digits")
+        maker.start(folder, "digits", [])
+        expect(rows.nth(1)).to_contain_text("models/digits")  # by itself
+        expect(rows.nth(1)).to_contain_text("still being made")
+        expect(page.get_by_role("button", name="Try models/digits")).to_have_count(0)
+        (folder / "digits/report.html").write_text("<h1>The report</h1>")
+        maker.finish()
+        expect(entry(page, "digits")).to_contain_text("Its name here is models/digits.")
+        with page.context.expect_page() as report:
+            page.get_by_role("button", name="Report of digits").click()
+        expect(report.value.get_by_role("heading", name="The report")).to_be_visible()
+        entry(page, "digits").get_by_role("button", name="Try models/digits").click()
+        expect(page.get_by_role("tabpanel").get_by_label("Model")).to_have_value("models/digits")
+        page.get_by_role("tab", name="Models", exact=True).click()
+        shutil.rmtree(runs / "digits")
+        expect(rows).to_have_count(1)
 
 
 def test_what_cannot_be_made_is_said(browser: Browser, url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -230,7 +230,7 @@ def test_the_end_waits_for_those_who_use_and_takes_no_others(zoo: Path) -> None:
 def test_a_quantized_model_is_known_too(zoo: Path, tmp_path: Path) -> None:
     hw.quantize(zoo / "stories.bin", tmp_path / "small", "int8")
     assert served(None, [tmp_path / "small"]).listed()["small"] == served(zoo).listed()["stories"]._replace(
-        modified=int((tmp_path / "small").stat().st_mtime)
+        modified=int((tmp_path / "small").stat().st_mtime), path=tmp_path / "small"
     )
 
 

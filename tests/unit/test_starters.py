@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import urllib.error
 from dataclasses import replace
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 from serve_models import asking
+from starlette.testclient import TestClient
 from tiny_runs import SETTINGS
 
 from headway.app import api, starters
@@ -24,7 +26,9 @@ from headway.domains.text.task import NextToken
 from headway.errors import UserError
 from headway.learn.run import RunDirectory
 from headway.serve import starters as endpoints
-from headway.serve.interfaces import ApiKey
+from headway.serve.app import create_app
+from headway.serve.interfaces import ApiKey, ServerSettings
+from headway.serve.models import LoadOptions, ServedModels
 
 ROOT = Path(__file__).parents[2]
 TINY = {**SETTINGS, "model.width": 32, "model.depth": 1, "model.heads": 2, "task.size": 300}
@@ -136,8 +140,14 @@ def test_a_killed_model_continues(tiny: str, capsys: pytest.CaptureFixture[str])
 def test_two_do_not_make_one_model(tiny: str) -> None:
     starters.make(tiny)
     directory = RunDirectory(starters.STARTERS[tiny].directory)
+    made = starters.progress(starters.STARTERS[tiny])
+    assert (made["state"], made["share"], made["own_score"][:11]) == ("finished", 1, "perplexity ")
     with directory.locked():
-        assert starters.progress(starters.STARTERS[tiny])["state"] == "running"
+        assert starters.progress(starters.STARTERS[tiny])["state"] == "evaluating"  # after the last step
+        directory.write_status({**directory.read_status(), "status": "running", "step": 1, "steps": 4})
+        directory.metrics.write_text('{"step": 2, "seconds": 1.5}\n{"step": 3, "sec')
+        shown = starters.progress(starters.STARTERS[tiny])
+        assert (shown["state"], shown["share"], shown["own_score"]) == ("running", 0.5, "")
         with pytest.raises(UserError, match=rf"stories is being made by another process \({os.getpid()}\)"):
             starters.make(tiny, minutes=1)
 
@@ -218,15 +228,41 @@ def test_a_job_is_a_model_before_its_run_exists(monkeypatch: pytest.MonkeyPatch)
 
     job = Job("digits", (), 1, 0.0, "running", "downloading digits", Path("log"))
     monkeypatch.setattr(endpoints, "jobs", lambda folder: {"digits": job})
-    shown = {model.name: model for model in endpoints._list()}
+    shown = {model.name: model for model in endpoints._list({}, True, True)}
     assert (shown["digits"].state, shown["digits"].message) == ("starting", "downloading digits")
     job = job._replace(message="Stopped at step 5 of 9; continue with: headway models make digits")
-    shown = {model.name: model for model in endpoints._list()}
+    shown = {model.name: model for model in endpoints._list({}, True, True)}
     assert (shown["digits"].state, shown["digits"].message) == ("stopping", "")
     job = job._replace(state="failed", message="the disk is full")
-    shown = {model.name: model for model in endpoints._list()}
+    shown = {model.name: model for model in endpoints._list({}, True, True)}
     assert (shown["digits"].state, shown["digits"].message) == ("failed", "the disk is full")
     assert shown["stories"].state == "missing"
+
+
+def test_a_made_model_has_its_own_report_and_name(tiny: str, tmp_path: Path) -> None:
+    starters.make(tiny)
+    directory = starters.STARTERS[tiny].directory
+    (directory / "report.html").write_text("<h1>The report</h1>")
+    older = RunDirectory(tmp_path / "runs" / tiny)
+    shutil.copytree(directory, older.path)
+    models = ServedModels([], [older.path.parent, directory.parent], LoadOptions("cpu"), lambda model, name: None)
+    with TestClient(create_app(models, ServerSettings(runs=tmp_path)), base_url="http://localhost") as client:
+
+        def training() -> dict[str, bool]:
+            return {entry["id"]: entry["is_training"] for entry in client.get("/v1/models").json()["data"]}
+
+        row = next(row for row in client.get("/v1/starters").json()["data"] if row["name"] == tiny)
+        assert (row["state"], row["served"], row["has_report"]) == ("finished", f"models/{tiny}", True)
+        assert training() == {tiny: False, f"models/{tiny}": False}
+        with older.locked():
+            assert training() == {tiny: True, f"models/{tiny}": False}
+        path = client.post(f"/v1/starters/{tiny}/report").json()["path"]
+        assert (client.get(path).text, path.partition("?")[0]) == ("<h1>The report</h1>", f"/v1/starters/{tiny}/report")
+        assert client.post("/v1/starters/digit/report").status_code == 404
+        assert client.get("/v1/starters/digits/report").status_code == 400
+    with asking() as client:  # a server that shows no runs shows no reports
+        assert not any(row["has_report"] for row in client.get("/v1/starters").json()["data"])
+        assert client.get(f"/v1/starters/{tiny}/report").status_code == 404
 
 
 def test_a_damaged_run_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

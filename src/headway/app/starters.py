@@ -17,9 +17,11 @@ from headway.errors import UserError, nearest
 from headway.io.files import open_file
 from headway.io.json_files import parse_json
 from headway.learn import Run
+from headway.learn.report.charts import format_interval
 from headway.learn.run import RunDirectory
+from headway.learn.run_report import format_metric, is_rate, title
 
-State = Literal["missing", "running", "stopped", "finished"]
+State = Literal["missing", "running", "evaluating", "stopped", "finished"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ STARTERS: dict[str, Starter] = {
             recipe="pronounce",
             minutes=5,
             use="translate {run} headway",
+            megabytes=19,
+            score="word error rate 45.1 % (43.9 to 46.3 %)",
         ),
         Starter(
             "translation",
@@ -121,6 +125,8 @@ STARTERS: dict[str, Starter] = {
             minutes=8,
             use="classify {run} seven.wav",
             packages={"soundfile": "audio"},
+            megabytes=26,
+            score="accuracy 99.0 % (97.1 to 99.7 %)",
         ),
         Starter(
             "stories",
@@ -130,6 +136,8 @@ STARTERS: dict[str, Starter] = {
             use='generate {run} --prompt "Once upon a time"',
             sets=("stories",),
             settings={**_STORY_SETTINGS, "model.depth": 4, "model.heads": 4},
+            megabytes=33,
+            score="perplexity 1.454",
         ),
         Starter(
             "stories-lstm",
@@ -139,6 +147,8 @@ STARTERS: dict[str, Starter] = {
             use='generate {run} --prompt "Once upon a time"',
             sets=("stories",),
             settings={**_STORY_SETTINGS, "model.depth": 2, "model.mixer": "lstm"},
+            megabytes=25,
+            score="perplexity 1.503",
         ),
         Starter(
             "chess",
@@ -158,6 +168,8 @@ STARTERS: dict[str, Starter] = {
             use="rollout {run}",
             packages={"metaworld": "robotics"},
             demonstrations="metaworld/reach-v3",
+            megabytes=32,
+            score="success rate 92.0 % (81 to 97 %)",
         ),
         Starter(
             "intents",
@@ -165,11 +177,14 @@ STARTERS: dict[str, Starter] = {
             recipe="banking77",
             minutes=3,
             use='classify {run} "My card has not arrived."',
+            megabytes=19,
+            score="accuracy 88.4 % (87.2 to 89.5 %)",
         ),
     )
 }
 _DEMONSTRATIONS = 50  # episodes
 _TAIL_BYTES = 4096  # of metrics.jsonl, enough for two lines
+_SCORES = ("success_rate", "bleu", "wer", "next_accuracy", "accuracy", "perplexity")  # the first that a model has
 
 
 def models_folder() -> Path:
@@ -185,35 +200,54 @@ def starter(name: str) -> Starter:
 
 
 def progress(chosen: Starter) -> dict[str, Any]:
-    """How far a model is: `state`, the `seconds` that it has trained, the `planned_seconds` in all, and the `problem`
-    of a run that cannot be read.
+    """How far a model is: `state`, the `share` of its steps, the `seconds` that it has trained, the `planned_seconds`
+    in all, a finished model's `own_score`, whether it `has_report`, and the `problem` of a run that cannot be read.
     """
     directory = RunDirectory(chosen.directory)
     state: State = "missing"
-    seconds, planned, problem = 0.0, 60 * chosen.minutes, None
+    share, seconds, planned, own_score, problem = 0.0, 0.0, 60 * chosen.minutes, "", None
     if directory.exists():
-        state, is_running = "stopped", directory.trainer() is not None
+        is_running = directory.trainer() is not None
+        state = "running" if is_running else "stopped"
         try:
             status = directory.read_status()
+            line = _last_line(directory.metrics) if is_running else {}
             planned = 60 * (status.get("minutes") or chosen.minutes)
-            seconds = max(status["seconds"], _last_seconds(directory.metrics) if is_running else 0.0)
-            if status["status"] == "finished" and status.get("scores"):
-                state = "finished"
+            seconds = max(status["seconds"], line.get("seconds", 0.0))
+            share = min(1.0, max(status["step"], line.get("step", 0)) / max(1, status["steps"]))
+            if is_running and (share == 1 or status["status"] == "finished"):
+                state = "evaluating"
+            elif not is_running and status["status"] == "finished" and status.get("scores"):
+                state, own_score = "finished", score_text(status["scores"])
         except UserError as error:
             problem = str(error)
-        if is_running:
-            state = "running"
-    return {"state": state, "seconds": round(seconds, 1), "planned_seconds": round(planned, 1), "problem": problem}
+    return {
+        **{"state": state, "share": round(share, 4), "seconds": round(seconds, 1)},
+        **{"planned_seconds": round(planned, 1), "own_score": own_score},
+        "has_report": state == "finished" and (directory.path / "report.html").is_file(),
+        "problem": problem,
+    }
 
 
-def _last_seconds(metrics: Path) -> float:
-    """The seconds of training in the last complete line of a metrics.jsonl."""
+def score_text(scores: Mapping[str, Any]) -> str:
+    """A model's main score with its interval, for people; empty if it has none that the list states."""
+    metric = next((metric for metric in _SCORES if scores.get(metric) is not None), None)
+    if metric is None:
+        return ""
+    interval = scores.get(f"{metric}_interval")
+    text = f" ({format_interval(*interval, share=is_rate(metric))})" if interval else ""
+    return f"{title(metric)} {format_metric(metric, scores[metric])}{text}"
+
+
+def _last_line(metrics: Path) -> dict[str, float]:
+    """The step and the seconds of training in the last complete line of a metrics.jsonl."""
     try:
         with open_file(metrics) as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
-            return float(parse_json(file.read().splitlines(keepends=True)[-2])["seconds"])
+            line = parse_json(file.read().splitlines(keepends=True)[-2])
+            return {name: float(line[name]) for name in ("step", "seconds") if name in line}
     except (UserError, LookupError, ValueError, TypeError):  # it has just started
-        return 0.0
+        return {}
 
 
 def make(

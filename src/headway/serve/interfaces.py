@@ -70,6 +70,7 @@ class ModelSummary(NamedTuple):
     is_run: bool = False  # whether headway trained it
     examples: tuple[str, ...] = ()  # text inputs to try it with, from the held-out samples of its run
     languages: Sequence[str] = ()  # codes of the languages of a multilingual speech model
+    path: Path | None = None  # of the model, absolute; clients do not need to know it
 
 
 class ReadyModel(NamedTuple):

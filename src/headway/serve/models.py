@@ -454,6 +454,7 @@ def summarize_model(path: Path, options: LoadOptions) -> ModelSummary:
         run,
         _example_inputs(path, "chat" in tasks) if run and inputs == ["texts"] else (),
         sorted(name.strip("<|>") for name in languages) if isinstance(languages, dict) else (),
+        path,
     )
 
 

@@ -186,19 +186,18 @@ async def issue_report(body: None, context: Context) -> ReportAddress:
 
 
 async def get_report(body: None, context: Context) -> Response:
-    return HTMLResponse(
-        await _work(context, lambda board: _report(board, context.path["name"])), headers=_REPORT_HEADERS
-    )
+    return await _work(context, lambda board: report_answer(board.path(context.path["name"])))
 
 
-def _report(board: RunBoard, name: str) -> bytes:
-    path = board.path(name) / "report.html"
+def report_answer(folder: Path) -> Response:
+    """The report in a run's folder, as a page without scripts. UserError if it cannot be read."""
+    path = folder / "report.html"
     try:
         status = os.lstat(path)
         check_kind(path, status)
         if status.st_size > _MAX_REPORT:
             raise UserError(f"the report has {status.st_size:,} bytes; open it from the run's folder")
-        return path.read_bytes()
+        return HTMLResponse(path.read_bytes(), headers=_REPORT_HEADERS)
     except OSError as error:
         raise UserError(f"the report cannot be read ({error.strerror}); it is written when the run ends") from None
 

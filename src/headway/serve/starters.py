@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Literal
 
 import msgspec
+from starlette.responses import Response
 
 from headway.app.jobs import Job, jobs, signal_process, start_job, stop_job
-from headway.app.starters import STARTERS, missing_extra_error, models_folder, starter
+from headway.app.starters import STARTERS, Starter, missing_extra_error, models_folder, starter
 from headway.errors import UserError
 from headway.learn.run import RunDirectory
 from headway.serve.http_errors import StatusError
 from headway.serve.interfaces import Context, Endpoint
+from headway.serve.runs import ReportAddress, open_board, report_answer
 
 _CONTINUE = "continue with:"  # in the message of a job that somebody stopped
 
@@ -28,9 +32,11 @@ class StarterData(msgspec.Struct):
 
 
 class StarterModel(msgspec.Struct):
-    """A model to start with. It has trained for `seconds` of the `planned_seconds`; "starting" means that data are
-    fetched or the training is planned, "stopping" that the last checkpoint is written. `message` is the last line of a
-    job that is running or failed, or why the run cannot be read; only for clients that may make models.
+    """A model to start with. It has trained for `seconds` of the `planned_seconds`, and a `share` of its steps.
+    "starting" means that data are fetched or the training is planned, "stopping" that the last checkpoint is written.
+    `message` is the last line of a job that is running or failed, or why the run cannot be read; only for clients that
+    may make models. `score` is the one to expect; a finished model has its `own_score`, the name under which this
+    server has it (`served`), and perhaps a report.
     """
 
     name: str
@@ -41,9 +47,13 @@ class StarterModel(msgspec.Struct):
     data: list[StarterData]
     needs_network: bool
     missing_extra: str | None
-    state: Literal["missing", "starting", "running", "stopping", "stopped", "finished", "failed"]
+    state: Literal["missing", "starting", "running", "evaluating", "stopping", "stopped", "finished", "failed"]
     seconds: float
     planned_seconds: float
+    share: float
+    own_score: str
+    has_report: bool
+    served: str | None = None
     message: str = ""
 
 
@@ -58,10 +68,9 @@ class StarterList(msgspec.Struct):
 async def list_starters(body: None, context: Context) -> StarterList:
     """All models to start with, and how far each is."""
     may_make = _refusal(context) is None
-    models = await asyncio.to_thread(_list)
-    if not may_make:
-        for model in models:
-            model.message = ""  # may name folders of this machine
+    await context.served.refresh()
+    names = {summary.path: name for name, summary in context.served.listed().items()}
+    models = await asyncio.to_thread(_list, names, may_make, context.settings.runs is not None)
     return StarterList(models, may_make)
 
 
@@ -76,15 +85,31 @@ async def stop_starter(body: None, context: Context) -> StarterModel:
 
 
 async def _change(context: Context, change: Callable[[str], None]) -> StarterModel:
-    name = context.path["name"]
     if (refusal := _refusal(context)) is not None:
         raise refusal
+    name = _requested(context).name
+    await asyncio.to_thread(change, name)
+    return next(model for model in (await list_starters(None, context)).data if model.name == name)
+
+
+def _requested(context: Context) -> Starter:
+    """The model that a path names. StatusError 404 if there is none."""
     try:
-        starter(name)
+        return starter(context.path["name"])
     except UserError as error:
         raise StatusError(404, str(error), code="unknown_starter") from None
-    await asyncio.to_thread(change, name)
-    return next(model for model in await asyncio.to_thread(_list) if model.name == name)
+
+
+async def issue_starter_report(body: None, context: Context) -> ReportAddress:
+    """An address of the report of a model that was made, for servers that show runs."""
+    open_board(context)
+    path = f"/v1/starters/{_requested(context).name}/report"
+    return ReportAddress(f"{path}?ticket={context.settings.tickets.issue(path, context.owner)}")
+
+
+async def get_starter_report(body: None, context: Context) -> Response:
+    open_board(context)
+    return await asyncio.to_thread(report_answer, _requested(context).directory)
 
 
 def _start(name: str) -> None:
@@ -111,16 +136,22 @@ def _refusal(context: Context) -> StatusError | None:
     return None
 
 
-def _list() -> list[StarterModel]:
+def _list(names: Mapping[Path | None, str], may_make: bool, shows_runs: bool) -> list[StarterModel]:
+    """All models, as a client may see them; `names` are those under which the server has models, by path."""
     made = jobs(models_folder())
-    return [_starter_model(name, made.get(name)) for name in STARTERS]
+    models = [_starter_model(name, made.get(name)) for name in STARTERS]
+    for model in models:
+        model.served = names.get(Path(os.path.abspath(STARTERS[model.name].directory)))
+        model.has_report = model.has_report and shows_runs
+        model.message = model.message if may_make else ""  # may name folders of this machine
+    return models
 
 
 def _starter_model(name: str, job: Job | None) -> StarterModel:
     """A model with the state of its run, or of its job where that knows more."""
     description = STARTERS[name].description()
     model = msgspec.convert({**description, "message": description["problem"] or ""}, StarterModel)
-    if job is not None and job.state == "running" and model.state != "running":
+    if job is not None and job.state == "running" and model.state in ("missing", "stopped"):
         model.state, model.message = ("stopping", "") if _CONTINUE in job.message else ("starting", job.message)
     elif job is not None and job.state in ("failed", "ended") and model.state == "missing":
         model.state, model.message = "failed", job.message
@@ -133,4 +164,8 @@ ENDPOINTS = (
     Endpoint("GET", "/v1/starters", list_starters, "models to start with", None, StarterList),
     Endpoint("POST", "/v1/starters/{name}/make", make_starter, "make one, or continue to", None, StarterModel),
     Endpoint("POST", "/v1/starters/{name}/stop", stop_starter, "stop making one", None, StarterModel),
+    Endpoint(
+        "POST", "/v1/starters/{name}/report", issue_starter_report, "an address of its report", None, ReportAddress
+    ),
+    Endpoint("GET", "/v1/starters/{name}/report", get_starter_report, "the report of one", query=("ticket",)),
 )

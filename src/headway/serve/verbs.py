@@ -23,6 +23,7 @@ from headway.app.predictors import predictor, signature
 from headway.app.verb_table import REMOTE_VERBS
 from headway.domains.forecast.predictors import continue_history, read_history
 from headway.errors import UserError
+from headway.learn.run import RunDirectory
 from headway.nn.models import kinds
 from headway.serve.body_reader import check_count
 from headway.serve.generation import text_codec
@@ -131,8 +132,8 @@ class ClassifyAnswer(VerbAnswer, kw_only=True):
 
 class ServedModel(msgspec.Struct):
     """A model, its tasks (`verbs`), its kinds of input (`reads`), and its context length in tokens. `is_run`: headway
-    trained it. `examples` are text inputs from the held-out samples of its run, `languages` the codes of those that it
-    transcribes, if there are several.
+    trained it; `is_training`: a process of this machine still does. `examples` are text inputs from the held-out
+    samples of its run, `languages` the codes of those that it transcribes, if there are several.
     """
 
     id: str
@@ -143,6 +144,7 @@ class ServedModel(msgspec.Struct):
     context: int | None
     parameters: int
     is_run: bool
+    is_training: bool
     examples: list[str]
     languages: Sequence[str]
     object: str = "model"
@@ -166,7 +168,9 @@ async def list_models(body: None, context: Context) -> ModelList:
     """All models, loaded or not, also those that are new in the folders."""
     await context.served.refresh()
     limits = BodyLimits(context.settings.body_bytes, context.settings.form_bytes)
-    return ModelList([_served_model(name, known) for name, known in context.served.listed().items()], limits)
+    listed = dict(context.served.listed())
+    models = await asyncio.to_thread(lambda: [_served_model(name, known) for name, known in listed.items()])
+    return ModelList(models, limits)
 
 
 async def get_model(body: None, context: Context) -> ServedModel:
@@ -177,7 +181,8 @@ async def get_model(body: None, context: Context) -> ServedModel:
 def _served_model(name: str, summary: ModelSummary) -> ServedModel:
     tasks = [verb for verb in summary.verbs if verb in REMOTE_VERBS or verb == "transcribe"]
     facts = name, summary.modified, summary.kind, tasks, summary.inputs, summary.context, summary.parameters
-    return ServedModel(*facts, summary.is_run, list(summary.examples), summary.languages)
+    is_training = summary.is_run and summary.path is not None and RunDirectory(summary.path).trainer() is not None
+    return ServedModel(*facts, summary.is_run, is_training, list(summary.examples), summary.languages)
 
 
 def _body_type(verb: str) -> type[msgspec.Struct]:

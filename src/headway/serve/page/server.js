@@ -69,11 +69,20 @@ const server = {
     }
   },
 
-  // Read the list of models again, and tell the page about it.
-  async loadModels() {
-    const answer = await this.json("/v1/models");
-    this.models = answer.data;
-    this.limits = answer.limits;
-    page.modelsChanged();
+  // Read the list of models again, and tell the page about it: always, or only if it has changed.
+  async loadModels(always = true) {
+    const { data, limits } = await this.json("/v1/models"), isSame = JSON.stringify(data) === JSON.stringify(this.models);
+    this.models = data;
+    this.limits = limits;
+    if (always || !isSame) page.modelsChanged();
+  },
+
+  // Open a report in a window of its own; POST to the path returns its address, which opens once.
+  async openReport(path) {
+    try {
+      window.open((await this.json(path, { method: "POST" })).path, "_blank", "noopener");
+    } catch (error) {
+      page.fail(error);
+    }
   },
 };
