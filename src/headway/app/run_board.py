@@ -204,24 +204,35 @@ class RunBoard:
             raise UserError(f"{short(name)} is {state}")
         return self.folder / name
 
-    def delete(self, name: str) -> None:
-        """Move a run to the trash. UserError if it is being trained."""
-        row, path, trash = self.row(name), self.folder / name, self.folder / TRASH
-        if row.state in ("running", "starting"):
+    def delete(self, name: str) -> bool:
+        """Move a run to the trash, and remove what its jobs left; return whether it can be restored: of a link only the
+        link is removed, and a start that failed has no folder. UserError while it is being trained or exported.
+        """
+        row, path, trash, jobs = self.row(name), self.folder / name, self.folder / TRASH, self.folder / JOBS_FOLDER
+        training, export = (read_job(jobs / f"{job}.json") for job in (name, name + _EXPORT))
+        if row.state in ("running", "starting") or (training is not None and training.state == "running"):
             raise UserError(f"{short(name)} is being trained; stop it first")
+        if export is not None and export.state == "running":
+            raise UserError(f"{short(name)} is being exported; delete it when the export has ended")
         moments = itertools.count(int(time.time()))  # two runs of one name may be deleted in a second
         target = next(path for path in (trash / f"{moment}-{name}" for moment in moments) if not os.path.lexists(path))
         try:
             check_folder(trash)
             trash.mkdir(exist_ok=True)
-            if path.is_dir() and not path.is_symlink():
+            if path.is_symlink():
+                path.unlink()
+            elif path.is_dir():
                 # The lock keeps a training from starting now; a folder without run.json cannot be locked.
                 with RunDirectory(path).locked() if (path / "run.json").exists() else nullcontext():
                     os.rename(path, target)
                 (target / ".lease").unlink(missing_ok=True)
-            (self.folder / JOBS_FOLDER / f"{name}.json").unlink(missing_ok=True)
+            for job, end in itertools.product((name, name + _EXPORT), (".json", ".log", ".lock")):
+                (jobs / f"{job}{end}").unlink(missing_ok=True)
+                with self._lock:
+                    self._jobs.pop(f"{job}{end}", None)
         except OSError as error:
             raise UserError(f"{short(name)} cannot be deleted: {error.strerror}; try again") from error
+        return target.is_dir()
 
     def restore(self, name: str) -> None:
         """Take the run of this name that was deleted last out of the trash."""
