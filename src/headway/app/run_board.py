@@ -23,6 +23,7 @@ from headway.io.durable import read_json, remove
 from headway.io.lease import exclusive_lock, holder
 from headway.io.outputs import check_folder
 from headway.learn.run import FORMAT, RunDirectory
+from headway.learn.run_report import LOWER_IS_BETTER, format_metric, title
 
 EXPORTS = "exports"  # folder of exported models, next to the runs
 TRASH = ".trash"
@@ -42,7 +43,8 @@ _FileState = tuple[int, int, int, int] | None
 class RunRow:
     """A run in a list. `reason` explains in one line who trains it, or why it stopped or is broken.
 
-    value: of the metric `goal`: of the best model or, while the run trains, of the last evaluation.
+    value: of the metric `goal`: of the best model or, while the run trains, of the last evaluation. `goal_title` and
+        `value_text` are both for people, such as accuracy and 98.1 %.
     minutes: of training so far; minutes_left: until its last step, without evaluations.
     modified: in seconds since 1970.
     can_stop: whether a process of this machine trains it.
@@ -55,7 +57,10 @@ class RunRow:
     reason: str = ""
     recipe: str = ""
     goal: str = "loss"
+    goal_title: str = "loss"
+    better: Literal["lower", "higher"] = "lower"
     value: float | None = None
+    value_text: str = ""
     loss: float | None = None
     step: int | None = None
     steps: int | None = None
@@ -338,7 +343,8 @@ class RunBoard:
         entry.states = key
         row = _read_run(path, entry, job)
         if row is not None:
-            row = replace(row, reason=self._without_folder(row.reason))
+            text = "" if row.value is None else format_metric(row.goal, row.value)
+            row = replace(row, reason=self._without_folder(row.reason), value_text=text)
         if row is not None and export is not None:
             target = next((word for word in export.command if Path(word).parent == self.folder / EXPORTS), None)
             message = self._without_folder(export.message)
@@ -425,6 +431,8 @@ def _with_summary(row: RunRow, summary: Mapping[str, Any]) -> RunRow:
         row,
         recipe=short(str(summary.get("recipe", ""))),
         goal=short(goal),
+        goal_title=short(title(goal)),
+        better="lower" if goal in LOWER_IS_BETTER else "higher",
         value=finite(best.get(goal)),
         loss=finite(best.get("loss")),
         step=summary["step"],
