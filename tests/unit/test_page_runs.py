@@ -56,7 +56,7 @@ def names(page: Page) -> list[str]:
 
 
 def look(page: Page) -> None:
-    """Have the page ask for what is new, as when its window comes to the front: while nothing trains, it asks rarely."""
+    """Have the page ask for what is new, as when its window comes to the front; while nothing trains it asks rarely."""
     page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
 
 

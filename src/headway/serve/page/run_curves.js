@@ -81,7 +81,11 @@ class RunCurves {
     this.view = element("section", { "aria-label": "Curves" }, element("h3", {}, "Curves"),
       element("div", { className: "row" }, metricField, axisField, smoothingField, labelled("From step", this.from), labelled("To step", this.to), this.whole),
       this.legend, this.chart, labelled("Read the values at a step (or point at the chart; drag over it to enlarge a part)", this.at), this.values, this.note, this.details);
-    new ResizeObserver(() => { if (this.chart.clientWidth !== this.width) this.draw(); }).observe(this.chart);
+    this.width = 0;
+    new ResizeObserver(([entry]) => {
+      const width = Math.floor(entry.contentRect.width);
+      if (width !== this.width) Object.assign(this, { width }).draw();
+    }).observe(this.chart);
   }
 
   // Show these runs; each keeps its lines, its colour and its dash as long as it is shown.
@@ -138,13 +142,12 @@ class RunCurves {
 
   draw() {
     this.updateMetrics();
-    this.width = this.chart.clientWidth;
     const isLog = this.axis.value === "log", limit = (field, otherwise) => field.value === "" ? otherwise : Number(field.value);
     const from = limit(this.from, 0), to = limit(this.to, Infinity);
     this.lines = this.runs.map((run) => [run, this.metric.value ? run.points(this.metric.value, Number(this.smoothing.value)).filter(([step, value]) => step >= from && step <= to && (!isLog || value > 0)) : []]);
     const all = this.lines.flatMap(([, points]) => points), text = this.metric.selectedOptions[0]?.text ?? "";
     const every = Math.max(1, ...this.runs.map((run) => run.every));
-    this.note.textContent = [every > 1 ? `Of the longest run, every ${every}th line is shown.` : "", isLog ? "A logarithmic scale shows values above 0 only." : ""].join(" ").trim();
+    setText(this.note, "textContent", [every > 1 ? `Of the longest run, every ${every}th line is shown.` : "", isLog ? "A logarithmic scale shows values above 0 only." : ""].join(" ").trim());
     this.at.disabled = !all.length;
     if (!all.length) {
       this.drawn = "";
@@ -157,7 +160,8 @@ class RunCurves {
     const range = (numbers) => numbers.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
     [this.first, this.last] = range(steps);
     this.drawChart(range(values), isLog, text);
-    [this.at.min, this.at.max] = [this.first, this.last];
+    setText(this.at, "min", this.first);
+    setText(this.at, "max", this.last);
     this.readOut(this.pointed ?? this.last);
     this.drawNumbers();
   }
@@ -177,7 +181,7 @@ class RunCurves {
       curve.setAttribute("points", places.join(" "));
       if (points.length <= 40 || dots.firstChild) dots.replaceChildren(...(points.length <= 40 ? places.map(([cx, cy]) => svg("circle", { cx, cy, r: 2.5, class: curve.getAttribute("class") })) : []));
     });
-    this.lastLabel.textContent = integers.format(this.last);
+    setText(this.lastLabel, "textContent", integers.format(this.last));
     const name = `${text}, steps ${integers.format(this.first)} to ${integers.format(this.last)}, of ${this.lines.length === 1 ? shortName(this.lines[0][0].name) : `${this.lines.length} runs`}`;
     this.drawing.setAttribute("aria-label", name);
     this.drawing.firstChild.textContent = name;
@@ -225,16 +229,16 @@ class RunCurves {
   // The values of all runs at the point that is nearest to a step.
   readOut(step, isPointed = false) {
     if (isPointed) this.pointed = step;
-    this.at.value = step;
-    this.cursor.setAttribute("x1", this.x(step));
-    this.cursor.setAttribute("x2", this.x(step));
+    setText(this.at, "value", step);
+    const x = String(this.x(step));
+    if (this.cursor.getAttribute("x1") !== x) for (const end of ["x1", "x2"]) this.cursor.setAttribute(end, x);
     const shown = this.lines.filter(([, points]) => points.length), key = JSON.stringify(shown.map(([run]) => [run.index, run.name]));
     if (key !== this.valuesKey) this.values.replaceChildren(...shown.map(([run]) => element("span", {}, seriesSwatch(run.index), ` ${shortName(run.name)}: `, element("strong"), element("span"))));
     this.valuesKey = key;
     shown.forEach(([, points], index) => {
       const [at, value] = points[nearestPoint(points, step)], [number, place] = [...this.values.children[index].children].slice(1);
-      number.textContent = formatNumber(value);
-      place.textContent = ` at step ${integers.format(at)}`;
+      setText(number, "textContent", formatNumber(value));
+      setText(place, "textContent", ` at step ${integers.format(at)}`);
     });
     this.at.setAttribute("aria-valuetext", [...this.values.children].map((value) => value.textContent).join("; "));
   }

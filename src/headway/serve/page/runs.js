@@ -1,7 +1,7 @@
 "use strict";
 // The tab of runs: a table of all runs, the curves of some of them together, what differs between them, and what can be done with each.
 
-const POLL_SECONDS = 1.8, IDLE_SECONDS = 10, FIRST_ROWS = 100, MAX_DIFFERENCES = 40;
+const POLL_SECONDS = 1.85, IDLE_SECONDS = 10, FIRST_ROWS = 100, MAX_DIFFERENCES = 40;
 const RUN_STATES = { starting: "◌ starting", running: "▶ running", stopped: "⏸ stopped", finished: "✓ finished", broken: "✕ broken" };
 const RUN_COLUMNS = [["name", "name"], ["state", "status"], ["recipe", "recipe"], ["value", "best value"], ["step", "steps"], ["minutes", "minutes"], ["parameters", "parameters"], ["device", "device"], ["modified", "when"]];
 
@@ -301,7 +301,7 @@ class RunCard {
     else this.bar.removeAttribute("value");
     const place = run.export_path ? ` to ${run.export_path}` : "", why = run.export_message ? `: ${run.export_message}` : "";
     const exported = run.export === "running" ? `Export${place} is running${why}` : run.export === "finished" ? `Exported${place}` : run.export ? `The export failed${why}` : "";
-    if (this.export.textContent !== exported) this.export.textContent = exported;
+    setText(this.export, "textContent", exported);
     this.export.className = run.export === "failed" || run.export === "ended" ? "wrong" : "";
     const key = `${run.state} ${run.can_stop} ${run.has_report} ${run.export === "running"} ${this.tab.mayTrain}`;
     if (key !== this.key) this.drawActions();
