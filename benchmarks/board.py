@@ -118,7 +118,8 @@ def follow(page: Page, metrics: Path, seconds: int, groups: dict[str, list[int]]
             file.write(line(step))
             file.flush()
             written = time.perf_counter()
-            page.locator("#panel-runs .card p").filter(has_text=f"step {step:,} of").first.wait_for()
+            shown = "step => document.querySelector('#panel-runs .card p').textContent.includes(step)"
+            page.wait_for_function(shown, arg=f"step {step:,} of", polling=20)  # milliseconds
             points.append(time.perf_counter() - written)
             time.sleep(max(0.0, due - time.perf_counter()))
     elapsed = time.perf_counter() - started

@@ -119,3 +119,40 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(module, "open_run_file", full)
     with pytest.raises(UserError, match="No space left on device; "):
         start_job(tmp_path, "x", ("true",))
+
+
+def test_an_exit_code_is_recorded_when_the_disk_has_space_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, tries = module.write_json, []
+
+    def full(path: Path, record: dict[str, object]) -> None:
+        if record["exit_code"] is not None and len(tries) < 3:
+            tries.append(jobs(tmp_path)["x"].state)
+            raise UserError("no space")
+        write(path, record)
+
+    monkeypatch.setattr(module, "write_json", full)
+    for name in ("_RETRY_SECONDS", "_LATER_SECONDS"):
+        monkeypatch.setattr(module, name, 0.2)
+    monkeypatch.setattr(module, "_FIRST_TRIES", 2)
+    start_job(tmp_path, "x", ("sh", "-c", "sleep 0.2; exit 3"))
+    assert until(tmp_path, "x", "ended").message == "", "nobody waits for a full disk"
+    until(tmp_path, "x", "failed")
+    assert tries == ["running", "running", "ended"]
+    start_job(tmp_path, "x", ("sh", "-c", "kill -9 $$"))
+    until(tmp_path, "x", "failed")
+    assert json.loads((tmp_path / FOLDER / "x.json").read_text())["exit_code"] == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("error", [AttributeError(), OSError(38, "ENOSYS"), PermissionError(1, "EPERM")])
+def test_a_job_is_stopped_without_handles_of_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(_: int) -> int:
+        raise error
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    start_job(tmp_path, "long", SLEEP)
+    stop_job(tmp_path, "long")
+    until(tmp_path, "long", "failed")

@@ -55,6 +55,11 @@ def names(page: Page) -> list[str]:
     return page.locator("table.runs tbody tr td:nth-child(2)").all_inner_texts()
 
 
+def look(page: Page) -> None:
+    """Have the page ask for what is new, as when its window comes to the front; while nothing trains it asks rarely."""
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+
+
 def test_the_table_is_filtered_and_sorted(browser: Browser, some: str) -> None:
     with opened(browser, some) as page:
         expect(page.locator("table.runs tbody tr")).to_have_count(4)
@@ -73,7 +78,8 @@ def test_the_table_is_filtered_and_sorted(browser: Browser, some: str) -> None:
         page.get_by_label("Status").select_option("")
         page.get_by_label("Recipe").select_option("tiny")
         assert sorted(names(page)) == ["first", "second-run"]
-        expect(page.get_by_text("2 of 4 runs")).to_be_visible()
+        expect(page.get_by_text("2 of 4 runs. Best value: ↑ higher is better")).to_be_visible()
+        assert page.locator("table.runs tbody td:nth-child(5)").all_inner_texts() == ["30 BLEU ↑", "30 BLEU ↑"]
 
 
 def test_several_runs_are_compared(browser: Browser, some: str) -> None:
@@ -117,15 +123,22 @@ def test_several_runs_are_compared(browser: Browser, some: str) -> None:
 
 
 def test_a_run_is_followed_while_it_trains_and_stopped(browser: Browser, some: str, runs: Path) -> None:
-    path = make_run(runs, "live", 40, 10, status="running")
+    path = make_run(runs, "live", 40, 10, status="running", goal="accuracy", best={"step": 10, "accuracy": 0.01839})
     with trained(path) as process, opened(browser, some) as page:
         page.get_by_role("button", name="live", exact=True).click()
         card = page.get_by_role("region", name="Run live")
         expect(card).to_contain_text("step 10 of 40, less than a minute left, 100 tokens per second")
+        expect(page.locator("table.runs tbody tr").filter(has_text="live")).to_contain_text("1.8 % accuracy ↑")
+        page.get_by_label("Curve of").select_option("training:lr")  # its scale stays
+        curve = page.locator(".chart polyline").element_handle()
+        last_x = "node => node.getAttribute('points').split(' ').at(-1).split(',')[0]"
+        edge = curve.evaluate(last_x)
         with (path / "metrics.jsonl").open("a") as file:
             file.write("".join(lines(11, 21)))
         expect(card).to_contain_text("step 20 of 40", timeout=2500)
         expect(page.locator(".values")).to_contain_text("at step 20")
+        assert curve.evaluate("node => node.isConnected"), "the curve grows, and is not drawn anew"
+        assert curve.evaluate(last_x) == edge
         assert not card.get_by_role("button", name="Delete").is_visible()
         card.get_by_role("button", name="Stop").click()
         expect(page.get_by_text("Stopping after this step")).to_be_visible()
@@ -160,6 +173,17 @@ def test_a_deleted_run_comes_back(browser: Browser, some: str, runs: Path) -> No
         assert (runs / "first" / "run.json").exists()
 
 
+def test_a_deleted_link_cannot_come_back(browser: Browser, some: str, runs: Path, tmp_path: Path) -> None:
+    (runs / "linked").symlink_to(make_run(tmp_path, "elsewhere"))
+    with opened(browser, some) as page:
+        page.get_by_role("button", name="linked", exact=True).click()
+        page.get_by_role("button", name="Delete", exact=True).click()
+        expect(page.get_by_text("Delete linked?")).to_be_visible()
+        page.get_by_role("button", name="Delete it").click()
+        expect(page.get_by_text("linked: removed from the list.")).to_be_visible()
+        assert page.get_by_role("button", name="Undo").count() == 0
+
+
 def test_what_is_done_with_a_run(browser: Browser, some: str, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failing = ("sh", "-c", "echo 'headway: no <b>space</b>; free space'; exit 2")
     monkeypatch.setattr("headway.app.run_board._HEADWAY", failing)
@@ -190,9 +214,11 @@ def test_what_goes_wrong_is_one_line(browser: Browser, some: str, runs: Path) ->
         page.get_by_role("button", name="first", exact=True).click()
         expect(page.locator(".chart polyline")).to_have_count(1)
         shutil.rmtree(runs / "first")
+        look(page)
         expect(page.locator("table.runs tbody tr")).to_have_count(3, timeout=4000)
         expect(page.get_by_role("region", name="Run first")).to_have_count(0)
         page.route("**/v1/runs*", lambda route: route.abort())
+        look(page)
         expect(page.locator("#message")).to_contain_text("does not respond", timeout=4000)
         page.unroute("**/v1/runs*")
         expect(page.locator("#notice")).to_be_hidden(timeout=4000)
@@ -208,6 +234,8 @@ def test_a_key_without_train_only_looks_and_no_runs_no_tab(browser: Browser, tmp
         page.get_by_role("button", name="first", exact=True).click()
         expect(page.get_by_text("Your key may look at runs, but not change them.")).to_be_visible()
         assert page.get_by_role("button", name="Delete").count() == 0
+        page.locator("#panel-runs .command summary").click()
+        expect(page.locator("#panel-runs .command pre").first).to_contain_text("headway board runs\n")
     with server(Resident([]), ServerSettings(log=False)) as url, opened(browser, url + "/#runs") as page:
         expect(page.get_by_role("tab", name="Models")).to_be_visible()
         assert not page.get_by_role("tab", name="Runs").is_visible()

@@ -18,10 +18,12 @@ from starlette.testclient import TestClient
 from headway.app import jobs as job_module
 from headway.app import run_board, run_points
 from headway.app.cli.main import main
-from headway.app.jobs import jobs, start_job
+from headway.app.jobs import jobs, start_job, stop_job
 from headway.app.run_board import EXPORTS, TRASH, RunBoard, settings
 from headway.errors import UserError
+from headway.serve.app import ENDPOINTS
 from headway.serve.interfaces import ApiKey
+from headway.serve.tickets import Tickets
 
 
 @pytest.fixture
@@ -178,8 +180,11 @@ def test_broken_runs_are_named_and_explained(runs: Path, board: RunBoard, tmp_pa
         assert "\n" not in rows[name].reason
     with pytest.raises(UserError, match="is broken"):
         board.resume("half")
-    board.delete("half")
+    assert board.delete("half")
     assert "half" not in states(board)
+    assert not board.delete("link")
+    assert not os.path.lexists(runs / "link")
+    assert (tmp_path / "elsewhere" / "run.json").exists()
 
 
 def test_names_with_paths_and_strange_text(runs: Path, board: RunBoard) -> None:
@@ -264,6 +269,17 @@ def test_commands_of_their_own_go_on_with_runs_and_export_them(
     target.touch()
     assert board.export("run", "gguf").name == "run-2.gguf"
     until_ended("run (export)")
+    monkeypatch.setattr(run_board, "_HEADWAY", ("sh", "-c", "exec sleep 30"))
+    board.export("run", "hf")
+    with pytest.raises(UserError, match="run is being exported; delete it when"):
+        board.delete("run")
+    stop_job(runs, "run (export)")
+    while jobs(runs)["run (export)"].state == "running":
+        time.sleep(0.01)
+    board.delete("run")
+    assert os.listdir(runs / ".jobs") == []
+    make_run(runs, "run")
+    assert board.row("run").export is None
 
 
 def test_a_training_without_a_folder_yet(runs: Path, board: RunBoard) -> None:
@@ -275,8 +291,9 @@ def test_a_training_without_a_folder_yet(runs: Path, board: RunBoard) -> None:
     board.stop("new")
     while states(board) != {"new": "broken"}:
         assert time.monotonic() < deadline
-    board.delete("new")
+    assert not board.delete("new"), "there is nothing to restore"
     assert states(board) == {}
+    assert os.listdir(runs / ".jobs") == []
 
 
 def test_why_a_run_stopped_has_no_commands(runs: Path, board: RunBoard) -> None:
@@ -354,6 +371,26 @@ def test_a_key_that_may_not_train_only_looks(client: TestClient, runs: Path) -> 
     assert client.post("/v1/runs/run/restore", json={}, headers=headers("trainer")).status_code == 200
 
 
+def test_a_key_that_may_not_train_sees_no_path(client: TestClient, runs: Path) -> None:
+    recipe = json.loads((runs / "run" / "recipe.json").read_text())
+    settings = {"data": ["texts"], "start": "/srv/start", "task": {"file": "../x", "codec": "bytes"}}
+    (runs / "run" / "recipe.json").write_text(json.dumps({**recipe, **settings}))
+    start_job(runs, "run (export)", ("sh", "-c", "echo /srv/model; exit 2", "export", "x", str(runs / EXPORTS / "out")))
+    deadline = time.monotonic() + 20
+    while jobs(runs)["run (export)"].state == "running":
+        assert time.monotonic() < deadline
+    for key, is_shown in (("reader", False), ("trainer", True)):
+        row = client.get("/v1/runs", headers=headers(key)).json()["runs"][0]
+        details = client.get("/v1/runs/run", headers=headers(key)).json()
+        assert (details["run"]["export"], details["settings"]["task.codec"]) == ("failed", "bytes")
+        for shown in (row, details["run"]):
+            assert bool(shown["export_path"]) == bool(shown["export_message"]) == is_shown
+        assert bool(details["folder"]) == is_shown
+        for name in ("data", "start", "task.file"):
+            assert (name in details["settings"]) == is_shown
+        assert ("/srv" in json.dumps([row, details])) == (str(runs) in json.dumps([row, details])) == is_shown
+
+
 def test_a_report_opens_once_and_runs_nothing(client: TestClient, runs: Path) -> None:
     assert client.get("/v1/runs/run/report").status_code == 401
     path = client.post("/v1/runs/run/report", headers=headers("reader")).json()["path"]
@@ -371,6 +408,22 @@ def test_a_report_opens_once_and_runs_nothing(client: TestClient, runs: Path) ->
     assert refused.status_code == 400
     assert "is a link" in refused.json()["error"]["message"]
     assert str(runs) not in refused.json()["error"]["message"]
+
+
+def test_the_tickets_of_a_key_leave_those_of_others() -> None:
+    tickets = Tickets()
+    other = tickets.issue("/x", "other")
+    issued = [tickets.issue("/x", "one") for _ in range(150)]
+    assert tickets.redeem("/x", other) == "other"
+    assert [tickets.redeem("/x", ticket) for ticket in issued] == [None] * 50 + ["one"] * 100
+
+
+def test_a_page_of_another_origin_may_use_every_method(runs: Path) -> None:
+    with asking(origins=("https://page.example",), runs=runs, log=False) as client:
+        asked = {"Origin": "https://page.example", "Access-Control-Request-Method": "DELETE"}
+        answer = client.options("/v1/uploads/x", headers=asked)
+    methods = {endpoint.method for endpoint in ENDPOINTS}
+    assert methods <= set(answer.headers["Access-Control-Allow-Methods"].split(", "))
 
 
 def test_what_is_not_there(client: TestClient) -> None:

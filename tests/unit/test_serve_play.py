@@ -19,6 +19,8 @@ from starlette.testclient import TestClient
 from tiny_models import stirred
 
 import headway as hw
+from headway.app.cli import rollout
+from headway.app.cli.options import Parser, add_common
 from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.errors import UserError
@@ -106,6 +108,9 @@ def test_methods_of_a_connected_model(served: Resident, models: dict[str, hw.Mod
         ("chess/move", {"play": False, "moves": ["e" * 10_000]}, "move 1 has 10,000 characters"),
         ("act", {"model": "chess", "observation": []}, "is a chess model, which cannot choose an action"),
         ("act", {"model": "agent", "observation": [1, [2], 3]}, "is not lists of numbers"),
+        ("act", {"model": "agent", "observation": [0] * 4, "history": [[[0] * 4, [1, [2]], 0]]}, "is not lists of"),
+        ("act", {"model": "robot", "observation": {"state": [0, [1]]}}, "is not lists of numbers"),
+        ("act", {"model": "robot", "observation": {"state": [0] * 4, "cameras": 5}}, "is not lists of numbers"),
         ("act", {"model": "agent", "observation": {"a": 1}}, "but this agent takes 4 numbers"),
         ("act", {"model": "agent", "observation": [0] * 4, "history": [[[0] * 4, 1]]}, "Expected `array` of length 3"),
         ("act", {"model": "agent", "observation": [0] * 4, "history": [[0, 0, 0]] * 10_001}, "has 10,001 steps"),
@@ -122,6 +127,32 @@ def test_bad_requests(client: TestClient, path: str, body: dict[str, Any], messa
     answer = client.post(f"/v1/{path}", json=body)
     assert answer.status_code == 400
     assert message in answer.json()["error"]["message"]
+
+
+def test_an_error_inside_is_not_the_observations(
+    client: TestClient, models: dict[str, hw.Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("inside")
+
+    monkeypatch.setattr(type(models["agent"]), "act", fail, raising=False)
+    answer = client.post("/v1/act", json={"model": "agent", "observation": [0] * 4})
+    assert answer.status_code == 500
+    assert "observation" not in answer.json()["error"]["message"]
+
+
+def test_a_negative_target_return_is_the_commands(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def record(arguments: Any) -> Any:
+        command.extend(arguments)
+        raise UserError("recorded")
+
+    command: list[str] = []
+    monkeypatch.setattr(play, "_run_command", record)
+    client.post("/v1/episodes", json={"model": "agent", "target_return": -5})
+    parser = Parser("rollout", "play", "")
+    rollout.arguments(parser)
+    add_common(parser)
+    assert parser.parse_args(command[1:]).target_return == [-5.0]
 
 
 def test_environments(client: TestClient) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from headway.errors import UserError, printable
-from headway.io.durable import machine_id, process_start, read_json, write_json
+from headway.io.durable import is_running, machine_id, process_start, read_json, write_json
 from headway.io.lease import exclusive_lock
 from headway.io.outputs import check_folder, open_run_file
 
@@ -25,6 +25,9 @@ FOLDER = ".jobs"
 _NAME = re.compile(r"(?![.\s])[^/\\\x00-\x1f\x7f]{1,100}(?<!\s)")
 _TAIL = 4096  # bytes at the end of a log, which contain its last line
 _MAX_LINE = 500  # characters of a log's line in a message
+_RETRY_SECONDS = 1.0  # between the first tries to record an exit code, for instance on a full disk
+_FIRST_TRIES = 4  # while these last, an ended job counts as running
+_LATER_SECONDS = 10.0  # between later tries
 
 
 class Job(NamedTuple):
@@ -114,10 +117,12 @@ def read_job(state: Path) -> Job | None:
     kind = "ended" if code is None else "failed" if code else "finished"
     is_here = record["machine"] == machine_id() and began is not None
     if code is None and is_here:
-        # The program that started a job records its exit code a moment after its end.
+        # The program that started a job records its exit code a moment after its end; until then it is a zombie.
         starter, starter_began = record.get("starter"), record.get("starter_began")
         is_awaited = isinstance(starter, int) and process_start(starter) == starter_began and starter_began is not None
-        kind = "running" if is_awaited or process_start(record["process"]) == began else kind
+        start = process_start(record["process"])
+        is_zombie = start is None and os.name == "posix" and is_running(record["process"])
+        kind = "running" if start == began or (is_awaited and is_zombie) else kind
     lines = []
     with suppress(OSError), log.open("rb") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
@@ -143,7 +148,7 @@ def signal_process(process: int, began: str | None = None) -> bool:
     """
     handle = None
     try:
-        with suppress(AttributeError):  # systems without handles
+        with suppress(AttributeError, OSError):  # systems without handles, or a filter of system calls
             handle = os.pidfd_open(process)
         if began is not None and process_start(process) != began:
             return False
@@ -162,12 +167,31 @@ def signal_process(process: int, began: str | None = None) -> bool:
 
 
 def _wait(process: subprocess.Popen[bytes], state: Path, record: dict[str, Any]) -> None:
-    """Wait for the end of a job, so that it does not stay as a zombie, and record its exit code."""
-    code = process.wait()
-    with suppress(UserError, OSError):  # a full disk, or a folder that was removed
-        current = _read(state)
-        if current is None or current["process"] == record["process"]:
-            write_json(state, {**record, "exit_code": code, "ended": time.time()})
+    """Record the exit code of a job at its end, and wait for it, so that it does not stay as a zombie."""
+    code = None
+    with suppress(AttributeError, ChildProcessError):  # systems that cannot tell it without removing the zombie
+        ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert ended is not None  # which it is only with WNOHANG
+        code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+    code = process.wait() if code is None else code
+    tries = 0
+    while not _is_recorded(state, {**record, "exit_code": code, "ended": time.time()}):
+        tries += 1
+        if tries == _FIRST_TRIES:
+            process.wait()
+        time.sleep(_RETRY_SECONDS if tries < _FIRST_TRIES else _LATER_SECONDS)
+    process.wait()
+
+
+def _is_recorded(state: Path, record: dict[str, Any]) -> bool:
+    """Write a job's last record, unless its state was removed or is another job's by now; whether that is done."""
+    current = _read(state)
+    if not state.exists() or (current is not None and current["process"] != record["process"]):
+        return True
+    with suppress(UserError, OSError):  # a full disk
+        write_json(state, record)
+        return True
+    return False
 
 
 def _read(state: Path) -> dict[str, Any] | None:

@@ -24,6 +24,7 @@ from headway.io.durable import read_json, remove
 from headway.io.lease import exclusive_lock, holder
 from headway.io.outputs import check_folder
 from headway.learn.run import FORMAT, RunDirectory
+from headway.learn.run_report import LOWER_IS_BETTER, format_metric, title
 
 EXPORTS = "exports"  # folder of exported models, next to the runs
 TRASH = ".trash"
@@ -44,7 +45,8 @@ _FileState = tuple[int, int, int, int] | None
 class RunRow:
     """A run in a list. `reason` explains in one line who trains it, or why it stopped or is broken.
 
-    value: of the metric `goal`: of the best model or, while the run trains, of the last evaluation.
+    value: of the metric `goal`: of the best model or, while the run trains, of the last evaluation. `goal_title` and
+        `value_text` are both for people, such as accuracy and 98.1 %.
     minutes: of training so far; minutes_left: until its last step, without evaluations.
     modified: in seconds since 1970.
     can_stop: whether a process of this machine trains it.
@@ -57,7 +59,10 @@ class RunRow:
     reason: str = ""
     recipe: str = ""
     goal: str = "loss"
+    goal_title: str = "loss"
+    better: Literal["lower", "higher"] = "lower"
     value: float | None = None
+    value_text: str = ""
     loss: float | None = None
     step: int | None = None
     steps: int | None = None
@@ -206,24 +211,35 @@ class RunBoard:
             raise UserError(f"{short(name)} is {state}")
         return self.folder / name
 
-    def delete(self, name: str) -> None:
-        """Move a run to the trash. UserError if it is being trained."""
-        row, path, trash = self.row(name), self.folder / name, self.folder / TRASH
-        if row.state in ("running", "starting"):
+    def delete(self, name: str) -> bool:
+        """Move a run to the trash, and remove what its jobs left; return whether it can be restored: of a link only the
+        link is removed, and a start that failed has no folder. UserError while it is being trained or exported.
+        """
+        row, path, trash, jobs = self.row(name), self.folder / name, self.folder / TRASH, self.folder / JOBS_FOLDER
+        training, export = (read_job(jobs / f"{job}.json") for job in (name, name + _EXPORT))
+        if row.state in ("running", "starting") or (training is not None and training.state == "running"):
             raise UserError(f"{short(name)} is being trained; stop it first")
+        if export is not None and export.state == "running":
+            raise UserError(f"{short(name)} is being exported; delete it when the export has ended")
         moments = itertools.count(int(time.time()))  # two runs of one name may be deleted in a second
         target = next(path for path in (trash / f"{moment}-{name}" for moment in moments) if not os.path.lexists(path))
         try:
             check_folder(trash)
             trash.mkdir(exist_ok=True)
-            if path.is_dir() and not path.is_symlink():
+            if path.is_symlink():
+                path.unlink()
+            elif path.is_dir():
                 # The lock keeps a training from starting now; a folder without run.json cannot be locked.
                 with RunDirectory(path).locked() if (path / "run.json").exists() else nullcontext():
                     os.rename(path, target)
                 (target / ".lease").unlink(missing_ok=True)
-            (self.folder / JOBS_FOLDER / f"{name}.json").unlink(missing_ok=True)
+            for job, end in itertools.product((name, name + _EXPORT), (".json", ".log", ".lock")):
+                (jobs / f"{job}{end}").unlink(missing_ok=True)
+                with self._lock:
+                    self._jobs.pop(f"{job}{end}", None)
         except OSError as error:
             raise UserError(f"{short(name)} cannot be deleted: {error.strerror}; try again") from error
+        return target.is_dir()
 
     def restore(self, name: str) -> None:
         """Take the run of this name that was deleted last out of the trash."""
@@ -329,7 +345,8 @@ class RunBoard:
         entry.states = key
         row = _read_run(path, entry, job)
         if row is not None:
-            row = replace(row, reason=self._without_folder(row.reason))
+            text = "" if row.value is None else format_metric(row.goal, row.value)
+            row = replace(row, reason=self._without_folder(row.reason), value_text=text)
         if row is not None and export is not None:
             target = next((word for word in export.command if Path(word).parent == self.folder / EXPORTS), None)
             message = self._without_folder(export.message)
@@ -416,6 +433,8 @@ def _with_summary(row: RunRow, summary: Mapping[str, Any]) -> RunRow:
         row,
         recipe=short(str(summary.get("recipe", ""))),
         goal=short(goal),
+        goal_title=short(title(goal)),
+        better="lower" if goal in LOWER_IS_BETTER else "higher",
         value=finite(best.get(goal)),
         loss=finite(best.get("loss")),
         step=summary["step"],

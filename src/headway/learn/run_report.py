@@ -75,6 +75,7 @@ RATE_METRICS = (
     "puzzle_accuracy",
     "legal_rate",
 )
+LOWER_IS_BETTER = ("loss", "wer", "per", "mean_absolute_error")  # of the scores that select the best model
 _AT_K = re.compile(r"_at_\d+(_|$)")  # recall, chance and neighbours at K
 # Fields in metrics.jsonl that are not metrics.
 _NON_METRICS = (

@@ -138,24 +138,33 @@ async def act(body: ActBody, context: Context) -> ActAnswer:
         def decide() -> Any:
             try:
                 observations = [_observation(part) for part in (body.observation, *(step[0] for step in body.history))]
-                history = [(seen, *step[1:]) for seen, step in zip(observations[1:], body.history)]
-                return ready.model.act(observations[0], history, body.target_return, body.task, body.seed)
-            except (TypeError, ValueError):  # of numpy, for lists of unequal lengths
+                for _, action, _ in body.history:
+                    np.asarray(action)
+            except (TypeError, ValueError, OverflowError):  # of numpy, for lists of unequal lengths
                 raise UserError("the observation or the history is not lists of numbers; correct it") from None
+            history = [(seen, *step[1:]) for seen, step in zip(observations[1:], body.history)]
+            return ready.model.act(observations[0], history, body.target_return, body.task, body.seed)
 
         return ActAnswer(plain(await ready.batcher.run(decide)), ready.name)
 
 
 def _observation(value: Any) -> Any:
-    """An observation from JSON; the cameras of a robot are pixels, or images as data: URLs."""
-    cameras = value.get("cameras") if isinstance(value, dict) else None
-    if not isinstance(cameras, dict):
+    """An observation from JSON; the cameras of a robot are pixels, or images as data: URLs. TypeError, ValueError or
+    OverflowError for anything but numbers.
+    """
+    if not isinstance(value, dict):
+        np.asarray(value)  # which a policy does later
         return value
+    cameras, task = value.get("cameras") or {}, value.get("task") or ""
+    if not isinstance(cameras, dict) or not isinstance(task, str):
+        raise TypeError
+    for name in value.keys() - {"cameras", "task"}:
+        np.asarray(value[name], np.float32 if name.endswith("state") else None)
     images = {
         name: image_of(image, f"the image of camera {name!r}") if isinstance(image, str) else np.array(image, np.uint8)
         for name, image in cameras.items()
     }
-    return {**value, "cameras": images}
+    return {**value, "cameras": images} if "cameras" in value else value
 
 
 async def list_environments(body: None, context: Context) -> EnvironmentList:
@@ -198,7 +207,7 @@ async def play_episode(body: EpisodeBody, context: Context) -> EpisodeAnswer:
             command = ["rollout", str(directory), "--env", environment, "--seed", str(body.seed), "--episodes", "1"]
             command += ["--render", str(film), "--json"]
             if body.target_return is not None:
-                command += ["--target-return", repr(body.target_return)]
+                command += [f"--target-return={body.target_return!r}"]
             with with_client_name(directory, name):
                 report = await _run_command(command)
             if film.stat().st_size > _MAX_FILM:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -27,6 +29,7 @@ T = TypeVar("T")
 _MAX_SAMPLES, _MAX_SAMPLE = 20, 4000  # samples per run, and characters per sample
 _MAX_REPORT = 1 << 28  # bytes
 _MAX_CURVES = 8  # curves in an answer with the list
+_PATH = re.compile(r"""(^|["'\s=:])(~|\.{0,2}/|[A-Za-z]:[\\/])""")  # a path in the value of a setting
 _REPORT_HEADERS = {
     # A report contains text of models and data. It has no scripts, and no access to this page's keys.
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:; "
@@ -51,8 +54,8 @@ class RunLines(msgspec.Struct):
 
 class RunList(msgspec.Struct):
     """The runs that changed `since` a version, or all runs if `is_complete`. `removed`: names of runs that are gone;
-    `deleted`: runs that can be restored for a day; `may_train`: whether this key may change runs; `points`: new
-    lines of the requested curves, by run.
+    `deleted`: runs that can be restored for a day; `may_train`: whether this key may change runs, without which
+    reasons, messages and paths are blank; `points`: new lines of the requested curves, by run.
     """
 
     version: str
@@ -66,7 +69,7 @@ class RunList(msgspec.Struct):
 
 class RunDetails(msgspec.Struct):
     """A run: its row in the list, its folder, settings by path, samples, scores with intervals, what its results depend
-    on, and remarks about its training.
+    on, and remarks about its training. Folder, remarks and settings with paths are blank for keys that may not train.
     """
 
     run: RunRow
@@ -92,9 +95,10 @@ class RunChange(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class RunChanged(msgspec.Struct):
-    """What happens now, in one sentence."""
+    """What happens now, in one sentence, and after a deletion whether the run can be restored."""
 
     message: str
+    can_restore: bool = False
 
 
 @cache
@@ -144,13 +148,25 @@ async def list_runs(body: None, context: Context) -> RunList:
         for name, after in list(positions.items())[:_MAX_CURVES]:
             with suppress(UnknownRunError):  # it is deleted, as `changes` states
                 points[name] = RunLines(*board.points(name, after))
+        changes = changes._replace(runs=[_visible(row, context) for row in changes.runs])
         return RunList(*changes, context.may_train, points)
 
     return await _work(context, look)
 
 
 async def get_run(body: None, context: Context) -> RunDetails:
-    return await _work(context, lambda board: _details(board, context.path["name"]))
+    details = await _work(context, lambda board: _details(board, context.path["name"]))
+    if not context.may_train:
+        shown = {name: value for name, value in details.settings.items() if not _PATH.search(value) and name != "data"}
+        details = msgspec.structs.replace(
+            details, run=_visible(details.run, context), folder="", settings=shown, notes=[]
+        )
+    return details
+
+
+def _visible(row: RunRow, context: Context) -> RunRow:
+    """A run's row without this machine's paths, processes and output, unless the key may train."""
+    return row if context.may_train else replace(row, reason="", export_message="", export_path=None)
 
 
 def _details(board: RunBoard, name: str) -> RunDetails:
@@ -218,8 +234,7 @@ async def change_run(action: str, body: RunChange, context: Context) -> RunChang
         if action == "export":
             return f"the model is being converted to {board.export(name, body.format)}"
         if action == "delete":
-            board.delete(name)
-            return "deleted; it can be restored for a day"
+            return "deleted; it can be restored for a day" if board.delete(name) else "removed from the list"
         if action == "restore":
             board.restore(name)
             return "restored"
@@ -230,7 +245,8 @@ async def change_run(action: str, body: RunChange, context: Context) -> RunChang
             else "finishing within a tenth of the steps so far"
         )
 
-    return RunChanged(await _work(context, change))
+    message = await _work(context, change)
+    return RunChanged(message, message.startswith("deleted"))
 
 
 _ACTIONS = {

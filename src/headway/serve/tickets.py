@@ -6,7 +6,7 @@ import secrets
 import time
 
 _SECONDS = 60.0
-_MAX_TICKETS = 1000  # tickets that nobody has used yet
+_MAX_TICKETS = 100  # of an owner, that nobody has used yet
 
 
 class Tickets:
@@ -19,7 +19,10 @@ class Tickets:
         """A new ticket for a path."""
         now = time.monotonic()
         valid = {ticket: entry for ticket, entry in self._tickets.items() if entry[2] > now}
-        self._tickets = dict(list(valid.items())[-_MAX_TICKETS + 1 :])
+        own = [ticket for ticket, entry in valid.items() if entry[1] == owner]
+        for oldest in own[: -_MAX_TICKETS + 1]:
+            del valid[oldest]
+        self._tickets = valid
         ticket = secrets.token_urlsafe(24)
         self._tickets[ticket] = path, owner, now + _SECONDS
         return ticket

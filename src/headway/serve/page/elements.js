@@ -16,6 +16,11 @@ function element(tag, properties = {}, ...children) {
   return node;
 }
 
+// Set a property of an element, unless it has this text or number: an equal one would be drawn again, too.
+function setText(node, property, value) {
+  if (node[property] !== String(value)) node[property] = value;
+}
+
 // A new element of a drawing (SVG), with its attributes and its children.
 function svg(tag, attributes = {}, ...children) {
   const node = document.createElementNS("http://www.w3.org/2000/svg", tag);

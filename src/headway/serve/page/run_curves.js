@@ -81,7 +81,11 @@ class RunCurves {
     this.view = element("section", { "aria-label": "Curves" }, element("h3", {}, "Curves"),
       element("div", { className: "row" }, metricField, axisField, smoothingField, labelled("From step", this.from), labelled("To step", this.to), this.whole),
       this.legend, this.chart, labelled("Read the values at a step (or point at the chart; drag over it to enlarge a part)", this.at), this.values, this.note, this.details);
-    new ResizeObserver(() => { if (this.chart.clientWidth !== this.width) this.draw(); }).observe(this.chart);
+    this.width = 0;
+    new ResizeObserver(([entry]) => {
+      const width = Math.floor(entry.contentRect.width);
+      if (width !== this.width) Object.assign(this, { width }).draw();
+    }).observe(this.chart);
   }
 
   // Show these runs; each keeps its lines, its colour and its dash as long as it is shown.
@@ -138,17 +142,17 @@ class RunCurves {
 
   draw() {
     this.updateMetrics();
-    this.width = this.chart.clientWidth;
     const isLog = this.axis.value === "log", limit = (field, otherwise) => field.value === "" ? otherwise : Number(field.value);
     const from = limit(this.from, 0), to = limit(this.to, Infinity);
     this.lines = this.runs.map((run) => [run, this.metric.value ? run.points(this.metric.value, Number(this.smoothing.value)).filter(([step, value]) => step >= from && step <= to && (!isLog || value > 0)) : []]);
     const all = this.lines.flatMap(([, points]) => points), text = this.metric.selectedOptions[0]?.text ?? "";
     const every = Math.max(1, ...this.runs.map((run) => run.every));
-    this.note.textContent = [every > 1 ? `Of the longest run, every ${every}th line is shown.` : "", isLog ? "A logarithmic scale shows values above 0 only." : ""].join(" ").trim();
+    setText(this.note, "textContent", [every > 1 ? `Of the longest run, every ${every}th line is shown.` : "", isLog ? "A logarithmic scale shows values above 0 only." : ""].join(" ").trim());
     this.at.disabled = !all.length;
     if (!all.length) {
+      this.drawn = "";
       this.chart.replaceChildren(element("p", { className: "soft" }, this.runs.some((run) => run.parts.training.length) ? "There is no point in this range." : "There is no point yet; the first appears with the first steps."));
-      this.values.textContent = "";
+      this.values.textContent = this.valuesKey = "";
       this.drawNumbers();
       return;
     }
@@ -156,7 +160,8 @@ class RunCurves {
     const range = (numbers) => numbers.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
     [this.first, this.last] = range(steps);
     this.drawChart(range(values), isLog, text);
-    [this.at.min, this.at.max] = [this.first, this.last];
+    setText(this.at, "min", this.first);
+    setText(this.at, "max", this.last);
     this.readOut(this.pointed ?? this.last);
     this.drawNumbers();
   }
@@ -167,19 +172,31 @@ class RunCurves {
     const low = Math.min(scale(lowest), scale(ticks[0])), high = Math.max(scale(highest), scale(ticks.at(-1)), low + 1e-9);
     this.x = (step) => left + (width - left - right) * (step - this.first) / (this.last - this.first || 1);
     const y = (value) => top + (height - top - bottom) * (high - scale(value)) / (high - low);
+    // While a run is followed, only the points of the elements change.
+    const drawn = JSON.stringify([width, low, high, ticks, isLog, this.first, this.lines.map(([run]) => [run.index, run.name])]);
+    if (drawn !== this.drawn) this.makeChart({ width, height, left, right, top, bottom }, ticks, y);
+    this.drawn = drawn;
+    this.lines.forEach(([, points], index) => {
+      const places = points.map(([step, value]) => [this.x(step).toFixed(1), y(value).toFixed(1)]), [curve, dots] = this.shapes[index];
+      curve.setAttribute("points", places.join(" "));
+      if (points.length <= 40 || dots.firstChild) dots.replaceChildren(...(points.length <= 40 ? places.map(([cx, cy]) => svg("circle", { cx, cy, r: 2.5, class: curve.getAttribute("class") })) : []));
+    });
+    setText(this.lastLabel, "textContent", integers.format(this.last));
+    const name = `${text}, steps ${integers.format(this.first)} to ${integers.format(this.last)}, of ${this.lines.length === 1 ? shortName(this.lines[0][0].name) : `${this.lines.length} runs`}`;
+    this.drawing.setAttribute("aria-label", name);
+    this.drawing.firstChild.textContent = name;
+  }
+
+  // The elements of the chart: grid, words, and for each run a line and dots without points.
+  makeChart({ width, height, left, right, top, bottom }, ticks, y) {
     const words = (content, x, y, anchor) => svg("text", { x, y, "text-anchor": anchor }, content);
     const grid = ticks.flatMap((value) => [svg("line", { x1: left, x2: width - right, y1: y(value), y2: y(value), class: "grid" }), words(formatNumber(Number(value.toPrecision(6))), left - 8, y(value) + 4, "end")]);
-    const curves = this.lines.flatMap(([run, points]) => {
-      const shape = { class: `series-${run.index}`, "stroke-dasharray": CURVE_DASHES[run.index] };
-      const dots = points.length <= 40 ? points.map(([step, value]) => svg("circle", { cx: this.x(step).toFixed(1), cy: y(value).toFixed(1), r: 2.5, class: `series-${run.index}` })) : [];
-      return [svg("polyline", { ...shape, points: points.map(([step, value]) => `${this.x(step).toFixed(1)},${y(value).toFixed(1)}`).join(" ") }), ...dots];
-    });
+    this.shapes = this.lines.map(([run]) => [svg("polyline", { class: `series-${run.index}`, "stroke-dasharray": CURVE_DASHES[run.index] }), svg("g")]);
     this.cursor = svg("line", { y1: top, y2: height - bottom, class: "cursor" });
     this.chosen = svg("rect", { y: top, height: height - top - bottom, class: "chosen", width: 0 });
-    const name = `${text}, steps ${integers.format(this.first)} to ${integers.format(this.last)}, of ${this.lines.length === 1 ? shortName(this.lines[0][0].name) : `${this.lines.length} runs`}`;
-    const drawing = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": name }, svg("title", {}, name), ...grid, this.chosen, ...curves, this.cursor,
-      words(integers.format(this.first), left, height - 12, "start"), words("step", (left + width - right) / 2, height - 12, "middle"), words(integers.format(this.last), width - right, height - 12, "end"));
-    drawing.querySelector("title").textContent = name;
+    this.lastLabel = words("", width - right, height - 12, "end");
+    const drawing = this.drawing = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img" }, svg("title"), ...grid, this.chosen, ...this.shapes.flat(), this.cursor,
+      words(integers.format(this.first), left, height - 12, "start"), words("step", (left + width - right) / 2, height - 12, "middle"), this.lastLabel);
     this.followPointer(drawing, (event) => {
       const share = ((event.clientX - drawing.getBoundingClientRect().left) * width / drawing.getBoundingClientRect().width - left) / (width - left - right);
       return Math.round(this.first + Math.max(0, Math.min(1, share)) * (this.last - this.first));
@@ -202,6 +219,7 @@ class RunCurves {
       const [low, high] = [start ?? 0, stepAt(event)].sort((one, other) => one - other);
       const isRange = start !== null && this.x(high) - this.x(low) > 8;
       start = null;
+      this.chosen.setAttribute("width", 0);
       if (isRange) [this.from.value, this.to.value] = [low, high];
       this.draw();
     });
@@ -211,15 +229,18 @@ class RunCurves {
   // The values of all runs at the point that is nearest to a step.
   readOut(step, isPointed = false) {
     if (isPointed) this.pointed = step;
-    this.at.value = step;
-    this.cursor.setAttribute("x1", this.x(step));
-    this.cursor.setAttribute("x2", this.x(step));
-    const values = this.lines.filter(([, points]) => points.length).map(([run, points]) => {
-      const [at, value] = points[nearestPoint(points, step)];
-      return element("span", {}, seriesSwatch(run.index), ` ${shortName(run.name)}: `, element("strong", {}, formatNumber(value)), ` at step ${integers.format(at)}`);
+    setText(this.at, "value", step);
+    const x = String(this.x(step));
+    if (this.cursor.getAttribute("x1") !== x) for (const end of ["x1", "x2"]) this.cursor.setAttribute(end, x);
+    const shown = this.lines.filter(([, points]) => points.length), key = JSON.stringify(shown.map(([run]) => [run.index, run.name]));
+    if (key !== this.valuesKey) this.values.replaceChildren(...shown.map(([run]) => element("span", {}, seriesSwatch(run.index), ` ${shortName(run.name)}: `, element("strong"), element("span"))));
+    this.valuesKey = key;
+    shown.forEach(([, points], index) => {
+      const [at, value] = points[nearestPoint(points, step)], [number, place] = [...this.values.children[index].children].slice(1);
+      setText(number, "textContent", formatNumber(value));
+      setText(place, "textContent", ` at step ${integers.format(at)}`);
     });
-    this.values.replaceChildren(...values);
-    this.at.setAttribute("aria-valuetext", values.map((value) => value.textContent).join("; "));
+    this.at.setAttribute("aria-valuetext", [...this.values.children].map((value) => value.textContent).join("; "));
   }
 
   // A table of at most 100 steps, which is made when it is opened.

@@ -1,7 +1,7 @@
 "use strict";
 // The tab of runs: a table of all runs, the curves of some of them together, what differs between them, and what can be done with each.
 
-const POLL_SECONDS = 1.5, FIRST_ROWS = 100, MAX_DIFFERENCES = 40;
+const POLL_SECONDS = 1.85, IDLE_SECONDS = 10, FIRST_ROWS = 100, MAX_DIFFERENCES = 40;
 const RUN_STATES = { starting: "◌ starting", running: "▶ running", stopped: "■ stopped", finished: "✓ finished", broken: "✕ broken" };
 const RUN_COLUMNS = [["name", "name"], ["state", "status"], ["recipe", "recipe"], ["value", "best value"], ["step", "steps"], ["minutes", "minutes"], ["parameters", "parameters"], ["device", "device"], ["modified", "when"]];
 
@@ -56,7 +56,7 @@ page.addTab({
     this.command = commandView(() => this.commandLines());
     this.table = element("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": "Runs" }, element("table", { className: "runs" }, element("thead", {}, this.head), this.body));
     panel.append(element("h2", {}, "Runs"),
-      element("p", {}, `Each training is a run. Tick up to ${MAX_CURVES} of them to see their curves, samples and settings next to each other.`),
+      element("p", {}, `A run is one training together with the model that it made. Tick up to ${MAX_CURVES} of them to see their curves, samples and settings next to each other.`),
       element("div", { className: "row" }, labelled("Search", this.text), labelled("Status", this.state), labelled("Recipe", this.recipe)),
       this.count, this.table, this.all, this.done, this.trash, this.curves.view, this.cards, this.comparison, this.command);
     document.addEventListener("visibilitychange", () => this.follow());
@@ -74,7 +74,7 @@ page.addTab({
     this.follow();
   },
 
-  // Read what changed, again and again while somebody sees the tab.
+  // Read what changed, again and again while somebody sees the tab: a new point is shown within two seconds.
   async follow() {
     clearTimeout(this.timer);
     if (document.visibilityState !== "visible" || page.current !== this) return;
@@ -92,7 +92,8 @@ page.addTab({
       this.isLost = true; // one line, until the server is there again
     }
     clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.follow(), 1000 * POLL_SECONDS);
+    const isBusy = [...this.runs.values()].some((run) => isTraining(run) || run.export === "running");
+    this.timer = setTimeout(() => this.follow(), 1000 * (isBusy || this.isLost ? POLL_SECONDS : IDLE_SECONDS));
   },
 
   // Take a list of changes; the names that changed.
@@ -117,7 +118,7 @@ page.addTab({
   shown() {
     const words = this.text.value.toLowerCase().split(/\s+/).filter(Boolean), { key, down } = this.sort;
     const runs = [...this.runs.values()].filter((run) => (!this.state.value || run.state === this.state.value) && (!this.recipe.value || run.recipe === this.recipe.value)
-      && words.every((word) => `${run.name} ${run.recipe} ${run.goal} ${run.device} ${run.reason}`.toLowerCase().includes(word)));
+      && words.every((word) => `${run.name} ${run.recipe} ${run.goal} ${run.goal_title} ${run.device} ${run.reason}`.toLowerCase().includes(word)));
     const compare = (one, other) => one === other ? 0 : one === null ? 1 : other === null ? -1 : (typeof one === "string" ? one.localeCompare(other, "en", { numeric: true }) : one - other) * (down ? -1 : 1);
     return runs.sort((one, other) => compare(one[key], other[key]) || one.name.localeCompare(other.name));
   },
@@ -137,7 +138,7 @@ page.addTab({
     this.all.hidden = visible.length === runs.length;
     this.all.textContent = `Show all ${integers.format(runs.length)} runs`;
     const training = runs.filter(isTraining).length, total = this.runs.size;
-    this.count.textContent = !total ? "There is no run in this folder yet." : `${integers.format(runs.length)} of ${integers.format(total)} runs${training ? `, ${training} of them training now` : ""}`;
+    this.count.textContent = !total ? "There is no run in this folder yet." : `${integers.format(runs.length)} of ${integers.format(total)} runs${training ? `, ${training} of them training now` : ""}. Best value: ↑ higher is better, ↓ lower is better.`;
     this.table.hidden = !runs.length;
   },
 
@@ -145,7 +146,7 @@ page.addTab({
     const box = element("input", { type: "checkbox", checked: this.chosen.includes(run.name), "aria-label": `Show ${shortName(run.name)}`, onchange: () => this.tick(run.name, box) });
     const name = element("button", { type: "button", className: "plain", onclick: () => { this.choose([run.name]); this.cards.scrollIntoView({ block: "nearest" }); } }, shortName(run.name));
     const steps = run.steps === null ? "" : run.step === run.steps ? formatNumber(run.step) : `${formatNumber(run.step)} of ${formatNumber(run.steps)}`;
-    const value = run.value === null ? "" : element("span", {}, formatNumber(run.value), element("span", { className: "soft" }, ` ${run.goal.replaceAll("_", " ")}`));
+    const value = run.value === null ? "" : element("span", { title: `${run.better} is better` }, run.value_text, element("span", { className: "soft" }, ` ${run.goal_title} ${run.better === "lower" ? "↓" : "↑"}`));
     const cells = [value, steps, run.minutes ?? "", run.parameters ?? "", shortName(run.device), run.modified ? localTime(run.modified) : ""];
     return element("tr", {}, element("td", {}, box), element("td", { className: "name" }, name), element("td", { className: run.state === "broken" ? "wrong state" : "state", title: run.reason }, RUN_STATES[run.state]),
       element("td", { className: "name" }, shortName(run.recipe)), ...cells.map((cell, index) => element("td", { className: index < 4 ? "number" : "" }, typeof cell === "number" ? formatNumber(cell) : cell)));
@@ -215,7 +216,7 @@ page.addTab({
     page.fail(null);
     try {
       const answer = await server.json(`${runPath(name)}/${action}`, { body });
-      const undo = action === "delete" ? element("button", { type: "button", onclick: () => this.act(name, "restore") }, "Undo") : null;
+      const undo = answer.can_restore ? element("button", { type: "button", onclick: () => this.act(name, "restore") }, "Undo") : null;
       this.done.replaceChildren(element("div", { className: "row done" }, element("span", {}, `${shortName(name)}: ${answer.message}.`), ...(undo ? [undo] : [])));
       undo?.focus();
       await this.follow();
@@ -231,7 +232,7 @@ page.addTab({
   },
 
   commandLines() {
-    const card = this.shownCards?.values().next().value, folder = card?.details?.folder ?? "runs/NAME";
+    const card = this.shownCards?.values().next().value, folder = card?.details?.folder || "runs/NAME";
     return {
       shell: `headway board ${shellWord(folder.replace(/\/[^/]*$/, ""))}\nheadway train ${shellWord(`${folder}/recipe.json`)} --run ${shellWord(folder)} --resume --minutes 5`,
       python: `import headway as hw\nrun = hw.train(${pythonString(`${folder}/recipe.json`)}, run=${pythonString(folder)}, resume=True, minutes=5)\nprint(run.summary["scores"])`,
@@ -285,7 +286,7 @@ class RunCard {
       part("More samples", false, samples.length > 3 ? sampleTable(samples.slice(3)) : null),
       part("What happened", false, notes.length ? element("ul", {}, ...notes.map((note) => element("li", {}, note))) : null),
       part("Settings", false, Object.keys(settings).length ? table(["setting", "value"], Object.entries(settings), "Settings") : null),
-      part("Machine and versions", false, Object.keys(environment).length ? table(["what", "value"], [["folder", folder], ...Object.entries(environment)], "Machine and versions") : null),
+      part("Machine and versions", false, Object.keys(environment).length ? table(["what", "value"], [...(folder ? [["folder", folder]] : []), ...Object.entries(environment)], "Machine and versions") : null),
     ].filter(Boolean));
   }
 
@@ -299,8 +300,9 @@ class RunCard {
     this.bar.hidden = !isTraining(run);
     if (run.state === "running" && run.steps) this.bar.value = run.step / run.steps;
     else this.bar.removeAttribute("value");
-    const place = run.export_path ?? "";
-    this.export.textContent = run.export === "running" ? `Export to ${place} is running. ${run.export_message}` : run.export === "finished" ? `Exported to ${place}` : run.export ? `The export failed: ${run.export_message}` : "";
+    const place = run.export_path ? ` to ${run.export_path}` : "", why = run.export_message ? `: ${run.export_message}` : "";
+    const exported = run.export === "running" ? `Export${place} is running${why}` : run.export === "finished" ? `Exported${place}` : run.export ? `The export failed${why}` : "";
+    setText(this.export, "textContent", exported);
     this.export.className = run.export === "failed" || run.export === "ended" ? "wrong" : "";
     const key = `${run.state} ${run.can_stop} ${run.has_report} ${run.export === "running"} ${this.tab.mayTrain}`;
     if (key !== this.key) this.drawActions();
@@ -326,7 +328,7 @@ class RunCard {
 
   askDelete() {
     const keep = element("button", { type: "button", onclick: () => { this.drawActions(); this.actions.querySelector("button")?.focus(); } }, "Keep it");
-    this.actions.replaceChildren(element("span", {}, `Delete ${shortName(this.run.name)} with its model? You can restore it for a day.`),
+    this.actions.replaceChildren(element("span", {}, this.run.steps === null ? `Delete ${shortName(this.run.name)}?` : `Delete ${shortName(this.run.name)} with its model? You can restore it for a day.`),
       element("button", { type: "button", className: "main", onclick: () => { this.drawActions(); this.tab.act(this.run.name, "delete"); } }, "Delete it"), keep);
     keep.focus();
   }
