@@ -200,6 +200,9 @@ def test_what_is_done_with_a_run(browser: Browser, some: str, runs: Path, monkey
         expect(page.get_by_text("The model is being converted")).to_be_visible()
         expect(card).to_contain_text("The export failed: no <b>space</b>; free space")
         assert json.loads((runs / ".jobs" / "first (export).json").read_text())["command"][-1] == "gguf"
+        expect(card).to_contain_text("It was too short to be trained on")
+        (runs / "first" / "trunk").mkdir()
+        (runs / "first" / "run.json").touch()
         card.get_by_label("More minutes").fill("-1")
         card.get_by_role("button", name="Train on").click()
         expect(page.locator("#message")).to_contain_text("minutes")

@@ -50,6 +50,7 @@ class RunRow:
     minutes: of training so far; minutes_left: until its last step, without evaluations.
     modified: in seconds since 1970.
     can_stop: whether a process of this machine trains it.
+    can_extend: whether it can train for more minutes after it has finished.
     export: the state of its last export; export_message: the last line of its output; export_path: where it is.
     """
 
@@ -74,6 +75,7 @@ class RunRow:
     parameters: int | None = None
     device: str = ""
     has_model: bool = False
+    can_extend: bool = False
     has_report: bool = False
     can_stop: bool = False
     export: str | None = None
@@ -373,6 +375,7 @@ def _read_run(path: Path, entry: _Entry, job: Job | None) -> RunRow | None:
         "starting",
         modified or (job.started if job is not None else 0.0),
         has_model=states["model.safetensors"] is not None,
+        can_extend=(path / "trunk").is_dir(),  # the checkpoint from before the learning rate fell
         has_report=states["report.html"] is not None,
         can_stop=is_starting or (trainer is not None and trainer.began is not None),
     )

@@ -34,7 +34,7 @@ function followRun(place, name, another) {
   const buttons = {
     running: () => [button("Stop the training", act("stop"))],
     stopped: (run) => [button("Continue", act("resume"), "main"), run.has_model ? use("Use it as it is") : button("Finish early", act("finish")), button("Train another", another)],
-    finished: () => [use("Use it", "main"), button("Train 5 more minutes", act("extend", { minutes: 5 })), button("Train another", another)],
+    finished: (run) => [use("Use it", "main"), run.can_extend ? button("Train 5 more minutes", act("extend", { minutes: 5 })) : null, button("Train another", another)],
     broken: () => [button("Back to the files", another, "main")],
     starting: () => [button("Stop the training", act("stop"))],
   };

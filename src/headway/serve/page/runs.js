@@ -316,7 +316,8 @@ class RunCard {
       if (isTraining(run) && run.can_stop) shown.push(act("Stop", "stop"));
       if (run.state === "stopped") shown.push(act("Continue", "resume", "main"), act("Finish early", "finish"));
       if (run.state === "stopped" || run.state === "finished") {
-        shown.push(element("div", { className: "pair" }, labelled("More minutes", this.minutes), button("Train on", () => tab.act(run.name, "extend", { minutes: Number(this.minutes.value) }))));
+        if (run.can_extend || run.state === "stopped") shown.push(element("div", { className: "pair" }, labelled("More minutes", this.minutes), button("Train on", () => tab.act(run.name, "extend", { minutes: Number(this.minutes.value) }))));
+        else shown.push(element("p", { className: "soft" }, "It was too short to be trained on: a new run with more minutes starts again."));
         if (run.has_model && run.export !== "running") shown.push(element("div", { className: "pair" }, labelled("Export as", this.format), button("Export", () => tab.act(run.name, "export", { format: this.format.value }))));
       }
     }
