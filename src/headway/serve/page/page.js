@@ -115,14 +115,15 @@ function keepDraft(field, name, example = "") {
   return field;
 }
 
-// A selection of the models that a tab can use; it keeps its choice while the models change.
-function modelChoice(name, serves, changed = () => {}) {
+// A selection of the models that a tab can use, the first of `order` at first; it keeps its choice while the models
+// change, except with refresh(true).
+function modelChoice(name, serves, changed = () => {}, order = () => 0) {
   const select = element("select", { onchange: () => { drafts.set(`model:${name}`, select.value); changed(); } });
   const choice = {
     field: labelled("Model", select),
     get model() { return server.models.find((model) => model.id === select.value); },
-    refresh() {
-      const before = select.value || drafts.get(`model:${name}`), usable = server.models.filter(serves);
+    refresh(again = false) {
+      const before = (!again && select.value) || drafts.get(`model:${name}`), usable = server.models.filter(serves).sort(order);
       select.replaceChildren(...usable.map((model) => new Option(model.id, model.id)));
       if (usable.some((model) => model.id === before)) select.value = before;
       choice.field.hidden = usable.length < 2;
