@@ -36,7 +36,7 @@ page.addTab({
   title: "Inside a transformer",
   serves: (model) => model.verbs.includes("lens") || attends(model),
   show(panel) {
-    this.text = element("textarea", { rows: 2, required: true });
+    this.text = element("textarea", { rows: 3, required: true });
     const anyAttends = () => server.models.some(attends);
     this.choice = modelChoice("inside", (model) => attends(model) || (isRecurrent(model) && !anyAttends()), () => this.modelChanged(), byAttention);
     this.other = modelChoice("inside-recurrent", isRecurrent, () => this.look(), (one, other) => byLikeness(this.choice.model?.id ?? "")(one, other));
@@ -156,7 +156,7 @@ function neighboursPart({ lens, model, text }) {
   draw();
   return insidePart("Tokens as lists of numbers", [
     "Inside the model, each token is a list of numbers: its row in the embedding table. Training moves tokens that are used alike to similar rows.",
-    `Choose a token to see those with the most similar rows. 100 % means the same direction, 0 % nothing in common (the cosine of the angle between both lists). Only tokens above ${unbroken(lens.chance)} are shown: so much is reached by chance.`,
+    `Choose a token to see those with the most similar rows. 100 % means the same direction, 0 % nothing in common (the cosine of the angle between both lists). Only tokens above ${unbroken(lens.chance)} are shown, because unrelated tokens reach up to that by chance.`,
   ], labelled("Token", select), list);
 }
 

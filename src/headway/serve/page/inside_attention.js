@@ -122,11 +122,11 @@ function attentionPart(answer) {
   const cross = maps.findIndex((entry) => entry.kind === "cross"), kept = drafts.get("inside-head");
   // At first, the head whose rule is the clearest, and the token that follows it most.
   const all = maps.flatMap((entry, index) => entry.weights.map((weights, number) => ({ ...headHint(weights, entry), place: [index, number] })));
-  const anyClear = all.some(({ strength }) => strength > 0), rests = all.some(({ label }) => /^first/.test(label));
+  const anyClear = all.some(({ strength }) => strength > 0), rests = all.some(({ label }) => /first/.test(label));
   const clearest = all.filter(({ place }) => cross < 0 || maps[place[0]].kind === "cross").reduce((one, other) => other.strength > one.strength ? other : one);
-  const place = kept?.of === answer.model.id ? kept.head : clearest.place;
+  const { place, reader } = kept?.of === answer.model.id ? { place: kept.head } : clearest.strength > 0 ? clearest : strongestLook(maps, cross);
   const opening = all.find((entry) => String(entry.place) === String(place));
-  state.reader = opening?.clearest ?? Math.max(0, maps.at(-1).rows.findLastIndex(isWord)); // a word, not a full stop
+  state.reader = reader ?? opening?.clearest ?? Math.max(0, maps.at(-1).rows.findLastIndex(isWord)); // a word, not a full stop
   choose(...place);
   return insidePart("Attention: which words a word looks at", [
     `In each layer, every token looks at ${answer.lens && !answer.lens.masked && !isPair ? "itself and the tokens before it, never at those that come later" : "other tokens"}, and takes over information from them. How strongly is a share; the shares of a token add up to 100 %.`,
@@ -138,6 +138,21 @@ function attentionPart(answer) {
   element("h4", {}, "The same for all tokens"),
   element("p", { className: "soft" }, "A row is the token that looks, a column the token that it looks at. The darker a square, the stronger. Point at a square, or use the arrow keys."),
   picture, numbers, element("h4", {}, "What each head does with this sentence"), anyClear ? overview : element("p", {}, "In this small model no head has one clear habit; larger models have such heads."));
+}
+
+// The head and the word that looks most at one other word which is not its neighbour: {place, reader}.
+function strongestLook(maps, cross) {
+  let best = { place: [Math.max(0, cross), 0], share: 0 };
+  for (const [index, { weights, rows, columns, kind }] of maps.entries()) {
+    if (cross >= 0 && kind !== "cross") continue;
+    for (const [number, head] of weights.entries()) {
+      for (const [t, row] of head.entries()) {
+        const share = !isWord(rows[t]) || isMark(rows[t]) ? 0 : Math.max(...row.filter((_, s) => isWord(columns[s]) && !isMark(columns[s]) && (kind === "cross" || Math.abs(s - t) > 1)));
+        if (share > best.share) best = { place: [index, number], reader: t, share };
+      }
+    }
+  }
+  return best;
 }
 
 // A table of layers and heads with what each does; a head is chosen by its button.

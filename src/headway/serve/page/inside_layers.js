@@ -78,7 +78,7 @@ function lensGrid(lens, chosen = () => {}) {
   choose(lens.layers.length - 1, opening);
   requestAnimationFrame(() => { // to the chosen square
     const button = buttons.at(-1)?.[opening];
-    if (button) grid.scrollLeft = button.offsetLeft - grid.offsetLeft - grid.clientWidth / 2;
+    if (button) grid.scrollLeft += button.getBoundingClientRect().left - grid.getBoundingClientRect().left - grid.clientWidth / 2;
   });
   return element("div", {}, grid, details);
 }

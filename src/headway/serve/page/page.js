@@ -45,6 +45,14 @@ const page = {
     for (const tab of this.tabs) if (tab.wasShown) tab.refresh?.();
     const first = location.hash.slice(1) || (server.models.length ? "" : "models");
     if (!this.current || this.current.button.hidden) this.open(first, false);
+    this.revealTab();
+  },
+
+  // Scroll the row of tabs, where it is too narrow for all, to the open one.
+  revealTab() {
+    if (!this.current) return;
+    const tabs = document.getElementById("tabs"), row = tabs.getBoundingClientRect(), own = this.current.button.getBoundingClientRect();
+    tabs.scrollLeft += Math.max(0, own.right - row.right) + Math.min(0, own.left - row.left);
   },
 
   // One line for the reader, with a way on: `retry` is called by the button "Try again".
