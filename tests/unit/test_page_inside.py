@@ -161,9 +161,10 @@ def test_a_clear_head_is_shown_first(browser: Browser, url: str) -> None:
     """In maps made for it: a head that looks everywhere, one that looks at the token before, and no clear one."""
     maps = """([clear]) => {
       const even = [[1, 0, 0], [.5, .5, 0], [.3, .3, .4]], before = [[1, 0, 0], [.7, .3, 0], [.05, .9, .05]];
-      const attention = { maps: { one: [even], two: [clear ? before : even] }, symbols: ["a", "b", "c"], source: [], across: [] };
+      const maps = { one: [even], two: [clear ? before : even] }, symbols = ["a", "b", "c"];
+      const attention = { maps, symbols, source: [], across: [] }, tokens = symbols.map((text) => ({ text }));
       sessionStorage.clear();
-      const part = attentionPart({ model: { id: "x" }, attention, lens: null, tokens: ["a", "b", "c"].map((text) => ({ text })) });
+      const part = attentionPart({ model: { id: "x" }, attention, lens: null, tokens });
       document.getElementById("panel-inside").replaceChildren(part);
     }"""
     with opened(browser, f"{url}/#inside") as page:
@@ -181,7 +182,9 @@ def test_a_clear_head_is_shown_first(browser: Browser, url: str) -> None:
         page.set_viewport_size({"width": 360, "height": 800})  # the open tab stays in sight
         page.wait_for_timeout(100)
         box = page.locator("#tab-inside").bounding_box()
-        assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= 360
+        assert box is not None
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 360
 
 
 def test_it_opens_with_the_language_model(browser: Browser, url: str) -> None:

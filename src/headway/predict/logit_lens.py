@@ -24,6 +24,7 @@ TEMPERATURES = tuple(step / 20 for step in range(1, 41))  # 0.05 to 2
 _MAX_TOKENS, _MAX_TOP = 256, 100  # tokens of a text, and predictions or neighbours of each
 _MAX_LOGITS = 50  # most probable next tokens whose logits are returned
 _MAX_LOGITS_EACH = 10  # and those of each position
+_MAX_LOGITS_IN_ALL = 2**22  # positions times vocabulary up to which each position has its distribution
 
 
 class LensToken(NamedTuple):
@@ -78,7 +79,7 @@ class Lens(NamedTuple):
     tokens: T tokens of the text; for an encoder-decoder those of the target.
     layers: L layers, from the first to the last, whose predictions are the model's own.
     next: the distribution after the last token, or at a masked model's first mask.
-    each: the distributions at all T positions.
+    each: the distributions at all T positions; empty if T times the vocabulary is more than 4,194,304.
     neighbours: of each token, those with the nearest vectors in the embedding table, with their cosines.
     chance: cosine that the nearest of as many random vectors would reach; 0 without neighbours.
     masked: whether position t predicts token t, as in a masked language model, and not token t + 1.
@@ -150,8 +151,7 @@ def read_lens(
                 layers.append(LensLayer(scored(logits.softmax(-1), top), changes))
             else:
                 layers.append(LensLayer([], changes))
-        following = _distributions(logits[[position]], scored, _MAX_LOGITS)[0]._replace(position=position)
-        each = _distributions(logits, scored, _MAX_LOGITS_EACH)
+        following, each = _distributions(logits, position, scored)
         table = embed.table[:num_tokens] if neighbours else None  # type: ignore[union-attr]
         nearest, chance = ([], 0.0) if table is None else _neighbours(table, row[0], neighbours, scored)
     tokens = [LensToken(pieces(token), token) for token in ids]
@@ -159,14 +159,20 @@ def read_lens(
 
 
 def _distributions(
-    logits: Float[Tensor, "T C"], scored: Callable[[Tensor, int], list[list[ScoredToken]]], count: int
-) -> list[NextLogits]:
-    """The distribution of each row, with its `count` most probable tokens."""
-    exact = logits.double()
-    totals = torch.stack([(exact / temperature).logsumexp(-1) for temperature in TEMPERATURES], -1).tolist()
-    entropies = torch.special.entr(exact.softmax(-1)).sum(-1).tolist()
-    rows = enumerate(zip(scored(logits, count), totals, entropies))
-    return [NextLogits(t, best, list(TEMPERATURES), total, entropy) for t, (best, total, entropy) in rows]
+    logits: Float[Tensor, "T C"], position: int, scored: Callable[[Tensor, int], list[list[ScoredToken]]]
+) -> tuple[NextLogits, list[NextLogits]]:
+    """The distribution at a position, with more candidates, and those at all positions, unless these are too many."""
+
+    def distributions(rows: Tensor, count: int) -> list[NextLogits]:
+        totals = torch.stack([(rows / temperature).logsumexp(-1) for temperature in TEMPERATURES], -1).tolist()
+        entropies = torch.special.entr(rows.softmax(-1)).sum(-1).tolist()
+        facts = enumerate(zip(scored(rows, count), totals, entropies))
+        return [NextLogits(t, best, list(TEMPERATURES), total, entropy) for t, (best, total, entropy) in facts]
+
+    [following] = distributions(logits[[position]].double(), _MAX_LOGITS)
+    is_small = logits.numel() <= _MAX_LOGITS_IN_ALL
+    each = distributions(logits.float(), _MAX_LOGITS_EACH) if is_small else []
+    return following._replace(position=position), each
 
 
 def _layers(stack: Stack, run: Callable[[], Any]) -> list[tuple[Float[Tensor, "1 T D"], list[float]]]:

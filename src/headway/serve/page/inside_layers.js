@@ -103,11 +103,12 @@ function temperaturePart(lens) {
         : temperature > 1.05 ? "Above 1 improbable tokens gain: the text is more varied, and has more mistakes."
           : "At 1 each token is chosen with the probability that the model gives it.";
   };
-  const follow = (position) => {
-    state.next = lens.each[position];
+  const follow = (chosen) => { // a long text in a large vocabulary has only one distribution
+    state.next = lens.each[chosen] ?? lens.next;
+    const { position } = state.next;
     list.replaceChildren(bars([...state.next.candidates.slice(0, shown).map((token) => [tokenLabel(token.text), 0]), ["all others together", 0]]));
-    const sure = position === opening && !lens.masked ? " Of all tokens of the sentence, this is where the model is least sure what comes next." : "";
-    where.textContent = `Here are the most probable ones ${lens.masked ? `in the place of token ${position + 1}, “${shortToken(lens.tokens[position].text)}”` : `after “${textUpTo(lens, position)}”`}.${sure} Choose a square of the step above to see those of another token.`;
+    const sure = lens.each.length && position === opening && !lens.masked ? " Of all tokens of the sentence, this is where the model is least sure what comes next." : "";
+    where.textContent = `Here are the most probable ones ${lens.masked ? `in the place of token ${position + 1}, “${shortToken(lens.tokens[position].text)}”` : `after “${textUpTo(lens, position)}”`}.${sure} ${lens.each.length ? "Choose a square of the step above to see those of another token." : "Shorten the text to see those of other tokens."}`;
     update();
   };
   slider.addEventListener("input", update);
