@@ -175,7 +175,7 @@ function headTable(maps, chosenMap, chosenHead, choose) {
 // A map of weights: a square for each pair of tokens. Pointing at one, or an arrow key, reads it out.
 function attentionMap(weights, { rows, columns, title, causal }, read) {
   const cell = 22, left = 110, top = 96, cursor = { t: 0, s: 0 };
-  const width = left + cell * columns.length + 8, height = cell * rows.length + 4;
+  const width = left + cell * columns.length + 48, height = cell * rows.length + 4;
   const label = (text, x, y, more = {}) => svg("text", { x, y, ...more }, text);
   const band = svg("rect", { class: "band", x: 0, y: 0, width, height: cell }), frame = svg("rect", { class: "frame", width: cell, height: cell });
   const squares = weights.flatMap((row, t) => row.flatMap((weight, s) => weight < 0.005 ? []
