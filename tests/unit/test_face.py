@@ -129,8 +129,10 @@ def shown() -> dict[str, tuple[Any, str, str]]:
             hw.Lens(
                 [LensToken("<a>", 1)],
                 [LensLayer([[ScoredToken(" b", 2, 0.5)]], [])],
-                NextLogits(0, [], [], []),
+                NextLogits(0, [], [], [], 0.0),
                 [],
+                [],
+                0.0,
                 False,
             ),
             "Lens: tokens 1, layers 1",

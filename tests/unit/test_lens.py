@@ -50,8 +50,25 @@ def test_the_next_token_at_another_temperature(folder: Path, temperature: float)
     log_total = lens.next.log_totals[lens.next.temperatures.index(temperature)]
     probabilities = [math.exp(token.score / temperature - log_total) for token in lens.next.candidates]
     wanted = (logits / temperature).softmax(-1)
+    each = lens.each[3]
+    here = model.logits([[token.id for token in lens.tokens]])[0, 3].double()
+    assert each.entropy == pytest.approx(float(torch.distributions.Categorical(logits=here).entropy()), rel=1e-5)
+    assert each.log_totals[each.temperatures.index(temperature)] == pytest.approx(
+        float((here / temperature).logsumexp(-1)), rel=1e-5
+    )
+    assert [one.position for one in lens.each] == list(range(6))
     assert lens.next.position == 5
+    assert lens.next.entropy == pytest.approx(lens.each[5].entropy, rel=1e-5)
     assert probabilities == pytest.approx([float(wanted[token.id]) for token in lens.next.candidates], abs=1e-6)
+
+
+def test_a_long_text_has_one_distribution(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(folder, "decoder")
+    lens = model.lens(TEXT)
+    monkeypatch.setattr("headway.predict.logit_lens._MAX_LOGITS_IN_ALL", 10)
+    longer = model.lens(TEXT)
+    assert longer.each == []
+    assert longer.next == lens.next
 
 
 def test_neighbours_are_those_of_the_largest_cosine(folder: Path) -> None:
@@ -63,6 +80,13 @@ def test_neighbours_are_those_of_the_largest_cosine(folder: Path) -> None:
         assert [near.id for near in nearest] == order
         assert [near.score for near in nearest] == pytest.approx(cosines[order].tolist(), abs=1e-6)
     assert lens.neighbours[0] == lens.neighbours[4]  # of one word
+    ids = sorted({token.id for token in lens.tokens})
+    vectors = torch.nn.functional.normalize(table, dim=-1)
+    pairs = torch.cat([(vectors @ vectors[token])[torch.arange(len(table)) != token] for token in ids])
+    assert lens.chance == pytest.approx(
+        float(pairs.mean() + pairs.std(correction=0) * math.sqrt(2 * math.log(len(pairs)))), abs=1e-5
+    )
+    assert model.lens(TEXT).chance == 0
     assert len(model.lens(TEXT, neighbours=100).neighbours[0]) == model.module.config.vocab_size - 1
 
 

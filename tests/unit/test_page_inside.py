@@ -66,6 +66,10 @@ def test_a_sentence_is_followed_through_a_model(browser: Browser, url: str, fold
         strongest = int(weights.argmax())
         drawing = page.get_by_role("application", name="Attention map of Layer 2")
         told = page.locator(".told")
+        page.locator("section.part").nth(2).locator(".strip button").nth(5).click()
+        expect(page.locator(".finding").nth(1)).to_contain_text(
+            f"“mat” looks at “{lens.tokens[strongest].text.strip()}” with"
+        )
         expect(told).to_contain_text(
             f"(token 6) looks at “{lens.tokens[strongest].text.strip()}” (token {strongest + 1})"
         )
@@ -74,13 +78,15 @@ def test_a_sentence_is_followed_through_a_model(browser: Browser, url: str, fold
             page.keyboard.press(key)
         share = round(100 * float(attention.maps["stack.blocks.1.mixer"][0][3][0]))
         expect(told).to_contain_text(re.compile(r"“on” \(token 4\) looks at “the” \(token 1\) with"))
-        assert abs(float(re.search(r"with ([\d.]+) %", told.inner_text())[1]) - share) <= 1  # type: ignore[index]
+        assert abs(float(re.search(r"with ([\d.]+)\s%", told.inner_text())[1]) - share) <= 1  # type: ignore[index]
         box = drawing.bounding_box()
         assert box is not None
-        drawing.hover(position={"x": 110 + 30, "y": 96 + 70})
+        drawing.hover(position={"x": 110 + 30, "y": 70})
         expect(told).to_contain_text("(token 4) looks at “cat” (token 2)")
-        page.get_by_role("button", name="Layer 1, head 2:").click()
-        assert page.get_by_label("Head", exact=True).input_value() == "1"
+        drawing.hover(position={"x": 110 + 22 * 5 + 10, "y": 70})
+        expect(told).to_contain_text("“on” (token 4) cannot look at “mat” (token 6), which is not yet written.")
+        strip = page.locator("section.part").nth(2).locator(".strip").first
+        assert strip.locator(".number").all_inner_texts()[4:] == ["not yet"] * 2
         page.get_by_text("The numbers of this picture as a table").click()
         expect(page.get_by_role("region", name="Attention weights").locator("tbody tr")).to_have_count(6)
         square = page.get_by_role("button", name="Layer 2, token 6, mat:").first
@@ -92,18 +98,24 @@ def test_a_sentence_is_followed_through_a_model(browser: Browser, url: str, fold
         assert details == [token.text.replace(" ", "␣") for token in best]
 
 
-def test_temperature_moves_the_bars(browser: Browser, url: str, folder: Path) -> None:
+def test_temperature_moves_the_bars_of_the_chosen_token(browser: Browser, url: str, folder: Path) -> None:
     lens = hw.load(folder / "decoder", backend="torch").lens(TEXT, top=5)
+    unsure = max(lens.each, key=lambda one: one.entropy).position
     with opened(browser, f"{url}/#inside") as page:
         look(page, TEXT, "decoder")
-        slider, section = page.get_by_label("Temperature, 0 to 2"), part(page, "5. Temperature")
+        slider, section = page.get_by_label("Temperature, 0 to 2"), part(page, "6. Temperature")
         numbers = section.locator(".bars .number")  # type: ignore[attr-defined]
-        first = 100 * lens.layers[-1].predictions[5][0].score
-        assert float(numbers.first.inner_text().removesuffix(" %")) == pytest.approx(first, abs=0.51)
-        slider.fill("0")
-        assert numbers.all_inner_texts() == ["100 %", *["0 %"] * (numbers.count() - 1)]
-        slider.fill("2")
-        assert float(numbers.first.inner_text().removesuffix(" %")) < first
+        expect(section.get_by_text("this is where the model is least sure")).to_be_visible()  # type: ignore[attr-defined]
+        for position in (unsure, 2):
+            page.get_by_role("button", name=f"Layer 2, token {position + 1},").first.click()
+            slider.fill("1")
+            first = 100 * lens.layers[-1].predictions[position][0].score
+            assert float(numbers.first.inner_text().removesuffix(" %")) == pytest.approx(first, abs=0.51)
+            slider.fill("0")
+            assert numbers.all_inner_texts() == ["100 %", *["0 %"] * (numbers.count() - 1)]
+            slider.fill("2")
+            assert float(numbers.first.inner_text().removesuffix(" %")) < first
+        expect(section.get_by_text("after “the cat sat”")).to_be_visible()  # type: ignore[attr-defined]
         page.reload()
         assert page.get_by_label("Temperature, 0 to 2").input_value() == "2"
         assert page.get_by_label("Sentence").input_value() == TEXT
@@ -112,33 +124,98 @@ def test_temperature_moves_the_bars(browser: Browser, url: str, folder: Path) ->
 def test_two_words_are_swapped(browser: Browser, url: str) -> None:
     with opened(browser, f"{url}/#inside") as page:
         look(page, TEXT, "decoder")
+        section = part(page, "4. Why the order matters")
+        strips = section.locator(".strip")  # type: ignore[attr-defined]
+        assert page.get_by_label("First word").input_value() == "1"  # cat and sat, not "the" and "on"
+        assert page.get_by_label("Second word").input_value() == "2"
+        page.get_by_label("First word").select_option("0")
+        page.get_by_label("Second word").select_option("4")
+        page.get_by_role("button", name="Swap both words").click()
+        expect(page.locator("#message")).to_contain_text("“the” and “the” are the same word")
         page.get_by_label("First word").select_option("1")
         page.get_by_label("Second word").select_option("5")
         page.get_by_role("button", name="Swap both words").click()
-        section = part(page, "Why the order matters")
         expect(section.get_by_text("The same words, another order")).to_be_visible()  # type: ignore[attr-defined]
         expect(section.get_by_text("the mat sat on the cat")).to_be_visible()  # type: ignore[attr-defined]
-        assert section.locator(".strip").count() == 2  # type: ignore[attr-defined]
+        expect(section.get_by_text("where “mat” looks, as token 6")).to_be_visible()  # type: ignore[attr-defined]
+        expect(section.get_by_text("where “mat” looks, as token 2")).to_be_visible()  # type: ignore[attr-defined]
+        for layer in ("0", "1"):
+            page.get_by_label("Layer", exact=True).select_option(layer)
+            expect(strips).to_have_count(2)
+            expect(section.get_by_text(f"(layer {int(layer) + 1}, head")).to_have_count(2)  # type: ignore[attr-defined]
+
+
+def test_only_neighbours_above_chance_are_shown(browser: Browser, url: str, folder: Path) -> None:
+    lens = hw.load(folder / "decoder", backend="torch").lens(TEXT, neighbours=8)
+    with opened(browser, f"{url}/#inside") as page:
+        look(page, TEXT, "decoder")
+        section = part(page, "2. Tokens as lists of numbers")
+        for index, nearest in enumerate(lens.neighbours):
+            page.get_by_label("Token", exact=True).select_option(str(index))
+            near = [one for one in nearest if one.score > lens.chance]
+            expect(section.locator(".bars li")).to_have_count(len(near))  # type: ignore[attr-defined]
+            expect(section.get_by_text("has not learned any neighbour of")).to_have_count(0 if near else 1)  # type: ignore[attr-defined]
+
+
+def test_a_clear_head_is_shown_first(browser: Browser, url: str) -> None:
+    """In maps made for it: a head that looks everywhere, one that looks at the token before, and no clear one."""
+    maps = """([clear]) => {
+      const even = [[1, 0, 0], [.5, .5, 0], [.3, .3, .4]], before = [[1, 0, 0], [.7, .3, 0], [.05, .9, .05]];
+      const maps = { one: [even], two: [clear ? before : even] }, symbols = ["a", "b", "c"];
+      const attention = { maps, symbols, source: [], across: [] }, tokens = symbols.map((text) => ({ text }));
+      sessionStorage.clear();
+      const part = attentionPart({ model: { id: "x" }, attention, lens: null, tokens });
+      document.getElementById("panel-inside").replaceChildren(part);
+    }"""
+    with opened(browser, f"{url}/#inside") as page:
+        expect(page.locator(".part").first).to_be_visible()
+        page.evaluate(maps, [True])
+        finding = page.locator(".finding").first
+        expect(finding).to_contain_text("“c” looks at “b” with 90 %. Over the whole sentence, head 1 of layer 2 mostly")
+        expect(page.get_by_role("button", name="Layer 2, head 1: before 80 %")).to_have_attribute(
+            "aria-pressed", "true"
+        )
+        page.get_by_role("button", name="Layer 1, head 1: even").click()
+        assert page.get_by_label("Layer", exact=True).input_value() == "0"
+        page.evaluate(maps, [False])
+        expect(page.get_by_text("In this small model no head has one clear habit")).to_be_visible()
+        page.set_viewport_size({"width": 360, "height": 800})  # the open tab stays in sight
+        page.wait_for_timeout(100)
+        box = page.locator("#tab-inside").bounding_box()
+        assert box is not None
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 360
+
+
+def test_it_opens_with_the_language_model(browser: Browser, url: str) -> None:
+    with opened(browser, f"{url}/#inside") as page:
+        expect(page.locator(".part").first).to_be_visible()
+        assert page.get_by_label("Model", exact=True).input_value() == "decoder"
+        names = ["tales", "stories-gru", "stories-lstm"]
+        order = "names => names.map((id) => ({ id, parameters: 1 })).sort(byLikeness('stories')).map(({ id }) => id)"
+        assert page.evaluate(order, names) == ["stories-lstm", "stories-gru", "tales"]
 
 
 def test_an_lstm_reads_the_same_sentence(browser: Browser, url: str, folder: Path) -> None:
     lens = hw.load(folder / "lstm", backend="torch").lens(TEXT)
     with opened(browser, f"{url}/#inside") as page:
         look(page, TEXT, "decoder")
-        section = part(page, "6. The same sentence in an LSTM")
+        section = part(page, "7. The same sentence in an LSTM")
         shares = section.locator(".strip").nth(1).locator(".number").all_inner_texts()  # type: ignore[attr-defined]
         assert [float(share.removesuffix(" %")) for share in shares] == pytest.approx(
             [100 * change for change in lens.layers[1].changes], abs=0.51
         )
         page.get_by_text("Show me the command").click()
         expect(page.locator("pre").first).to_contain_text(f"headway lens decoder --text '{TEXT}' --server {url}")
+        look(page, "the cat sat")
+        expect(page.locator("pre").first).to_contain_text("headway lens decoder --text 'the cat sat' --server")
 
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_other_models_and_bad_input(browser: Browser, url: str, dark: bool) -> None:
     with opened(browser, f"{url}/#inside", dark, 360) as page:
         look(page, "the cat [MASK] on the mat", "masked")
-        expect(page.get_by_text("in the place of token 3, “[MASK]”")).to_be_visible()
+        expect(page.get_by_text("Here are the most probable ones in the place of token 3, “[MASK]”")).to_be_visible()
         assert serious_violations(page) == []
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
         look(page, TEXT, "classes")
@@ -146,6 +223,7 @@ def test_other_models_and_bad_input(browser: Browser, url: str, dark: bool) -> N
         expect(page.get_by_role("application")).to_have_count(1)
         look(page, "cat " * 300, "decoder")
         expect(page.locator("#message")).to_contain_text("the limit is 256; shorten it.")
+        expect(page.locator(".inside .part")).to_have_count(0)  # the answer before is not that of this text
         look(page, " ")
         expect(page.locator("#message")).to_have_text("The text is empty; pass at least one word.")
         assert page.get_by_label("Sentence").input_value() == " "

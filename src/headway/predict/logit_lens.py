@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -22,6 +23,8 @@ from headway.nn.models import Stack, evaluation_mode
 TEMPERATURES = tuple(step / 20 for step in range(1, 41))  # 0.05 to 2
 _MAX_TOKENS, _MAX_TOP = 256, 100  # tokens of a text, and predictions or neighbours of each
 _MAX_LOGITS = 50  # most probable next tokens whose logits are returned
+_MAX_LOGITS_EACH = 10  # and those of each position
+_MAX_LOGITS_IN_ALL = 1 << 20  # tokens times vocabulary, for which each position has its distribution
 
 
 class LensToken(NamedTuple):
@@ -59,12 +62,14 @@ class NextLogits(NamedTuple):
     position: index of the token after which, or for a masked model at which, the model predicts.
     candidates: the most probable tokens with their logits.
     log_totals: log of the sum of exp(l / temperature) over the whole vocabulary.
+    entropy: of the distribution at temperature 1, in nats.
     """
 
     position: int
     candidates: list[ScoredToken]
     temperatures: list[float]
     log_totals: list[float]
+    entropy: float
 
 
 @summary_repr
@@ -74,14 +79,18 @@ class Lens(NamedTuple):
     tokens: T tokens of the text; for an encoder-decoder those of the target.
     layers: L layers, from the first to the last, whose predictions are the model's own.
     next: the distribution after the last token, or at a masked model's first mask.
+    each: the distributions at all T positions; empty if T times the vocabulary is more than 4,194,304.
     neighbours: of each token, those with the nearest vectors in the embedding table, with their cosines.
+    chance: cosine that the nearest of as many random vectors would reach; 0 without neighbours.
     masked: whether position t predicts token t, as in a masked language model, and not token t + 1.
     """
 
     tokens: list[LensToken]
     layers: list[LensLayer]
     next: NextLogits
+    each: list[NextLogits]
     neighbours: list[list[ScoredToken]]
+    chance: float
     masked: bool
 
     def card(self) -> SummaryCard:
@@ -142,12 +151,28 @@ def read_lens(
                 layers.append(LensLayer(scored(logits.softmax(-1), top), changes))
             else:
                 layers.append(LensLayer([], changes))
-        last = logits[position]
-        scaled = last.double() / torch.tensor(TEMPERATURES, dtype=torch.float64, device=last.device)[:, None]
-        candidates = scored(last[None], _MAX_LOGITS)[0]
-        following = NextLogits(position, candidates, list(TEMPERATURES), scaled.logsumexp(-1).tolist())
-        nearest = _neighbours(embed.table[:num_tokens], row[0], neighbours, scored) if neighbours else []  # type: ignore[union-attr]
-    return Lens([LensToken(pieces(token), token) for token in ids], layers, following, nearest, mask is not None)
+        following, each = _distributions(logits, position, scored)
+        table = embed.table[:num_tokens] if neighbours else None  # type: ignore[union-attr]
+        nearest, chance = ([], 0.0) if table is None else _neighbours(table, row[0], neighbours, scored)
+    tokens = [LensToken(pieces(token), token) for token in ids]
+    return Lens(tokens, layers, following, each, nearest, chance, mask is not None)
+
+
+def _distributions(
+    logits: Float[Tensor, "T C"], position: int, scored: Callable[[Tensor, int], list[list[ScoredToken]]]
+) -> tuple[NextLogits, list[NextLogits]]:
+    """The distribution at a position, with more candidates, and those at all positions, unless these are too many."""
+
+    def distributions(rows: Tensor, count: int) -> list[NextLogits]:
+        totals = torch.stack([(rows / temperature).logsumexp(-1) for temperature in TEMPERATURES], -1).tolist()
+        entropies = torch.special.entr(rows.softmax(-1)).sum(-1).tolist()
+        facts = enumerate(zip(scored(rows, count), totals, entropies))
+        return [NextLogits(t, best, list(TEMPERATURES), total, entropy) for t, (best, total, entropy) in facts]
+
+    [following] = distributions(logits[[position]].double(), _MAX_LOGITS)
+    is_small = logits.numel() <= _MAX_LOGITS_IN_ALL
+    each = distributions(logits.float(), _MAX_LOGITS_EACH) if is_small else []
+    return following._replace(position=position), each
 
 
 def _layers(stack: Stack, run: Callable[[], Any]) -> list[tuple[Float[Tensor, "1 T D"], list[float]]]:
@@ -186,11 +211,17 @@ def _neighbours(
     ids: Tensor,
     count: int,
     scored: Callable[[Tensor, int], list[list[ScoredToken]]],
-) -> list[list[ScoredToken]]:
-    """The nearest other tokens of each token, by the cosine of their vectors."""
+) -> tuple[list[list[ScoredToken]], float]:
+    """The nearest other tokens of each token, by the cosine of their vectors, and the cosine that chance would reach:
+    the largest of n normal numbers is about sqrt(2 ln n) standard deviations above their mean.
+    """
     vectors = nn.functional.normalize(table, dim=-1)
     tokens, index = ids.unique(return_inverse=True)
     cosines = vectors[tokens] @ vectors.T
-    cosines[torch.arange(len(tokens)), tokens] = -torch.inf  # not the token itself
+    others = torch.ones_like(cosines, dtype=torch.bool)
+    others[torch.arange(len(tokens)), tokens] = False  # not the token itself
+    pairs = cosines[others].float()
+    chance = float(pairs.mean() + pairs.std(correction=0) * math.sqrt(2 * math.log(max(2, len(pairs)))))
+    cosines[~others] = -torch.inf
     rows = scored(cosines, min(count, len(table) - 1))
-    return [rows[number] for number in index.tolist()]
+    return [rows[number] for number in index.tolist()], chance

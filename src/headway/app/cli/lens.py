@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from headway.app.cli.options import add_server, add_verb, load, torch_options, verb_options
 from headway.app.cli.terminal import Terminal
+from headway.predict.logit_lens import NextLogits
 
 EXAMPLE = """
 headway lens runs/shakespeare --text "To be, or not to be"
@@ -55,8 +57,14 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
                 }
                 for layer in lens.layers
             ],
-            "next": {**lens.next._asdict(), "candidates": [token._asdict() for token in lens.next.candidates]},
+            "next": _distribution(lens.next),
+            "each": [_distribution(one) for one in lens.each],
             "neighbours": [[token._asdict() for token in nearest] for nearest in lens.neighbours],
+            "chance": lens.chance,
             "masked": lens.masked,
         }
     )
+
+
+def _distribution(next_token: NextLogits) -> dict[str, Any]:
+    return {**next_token._asdict(), "candidates": [token._asdict() for token in next_token.candidates]}

@@ -1,5 +1,5 @@
 "use strict";
-// The tab "Inside a transformer": a sentence on its way through a model, in six steps.
+// The tab "Inside a transformer": a sentence on its way through a model, in seven steps.
 
 const INSIDE_EXAMPLES = {
   "a masked language model": "The capital of France is [MASK].",
@@ -9,6 +9,20 @@ const INSIDE_SENTENCE = "Once upon a time there was a fox named Tom. His friend 
 
 const attends = (model) => model.verbs.includes("attention");
 const isRecurrent = (model) => model.verbs.includes("lens") && !attends(model);
+
+const isWord = (token) => /\p{L}/u.test(token.text);
+const isMark = (token) => /^<.+>$|^\[(CLS|SEP|PAD)\]$/.test(token.text); // a token that nobody types
+
+// Models with attention: the largest language model comes first, translators and others after it.
+const byAttention = (one, other) => (other.kind === "a language model") - (one.kind === "a language model") || other.parameters - one.parameters;
+
+// Recurrent models: the one whose name begins as the transformer's comes first, an LSTM before a GRU.
+const byLikeness = (id) => (one, other) => {
+  const likeness = ({ id: name }) => [...name].findIndex((letter, index) => letter !== id[index]);
+  const alike = (model) => { const count = likeness(model); return (count < 0 ? model.id.length : count) > 2 ? 1 : 0; };
+  const isLstm = (model) => /lstm/i.test(model.id) ? 2 : /gru/i.test(model.id) ? 0 : 1;
+  return alike(other) - alike(one) || isLstm(other) - isLstm(one) || byAttention(one, other);
+};
 
 // The beginning of a token, without the spaces around it.
 const shortToken = (text) => tokenLabel(text.trim() || text).slice(0, 14);
@@ -22,10 +36,11 @@ page.addTab({
   title: "Inside a transformer",
   serves: (model) => model.verbs.includes("lens") || attends(model),
   show(panel) {
-    this.text = element("textarea", { rows: 2, required: true });
+    this.text = element("textarea", { rows: 3, required: true });
     const anyAttends = () => server.models.some(attends);
-    this.choice = modelChoice("inside", (model) => attends(model) || (isRecurrent(model) && !anyAttends()), () => this.modelChanged());
-    this.other = modelChoice("inside-recurrent", isRecurrent, () => this.look());
+    this.choice = modelChoice("inside", (model) => attends(model) || (isRecurrent(model) && !anyAttends()), () => this.modelChanged(), byAttention);
+    this.other = modelChoice("inside-recurrent", isRecurrent, () => this.look(), (one, other) => byLikeness(this.choice.model?.id ?? "")(one, other));
+    this.other.field.querySelector("label").textContent = "Recurrent model";
     keepDraft(this.text, "inside", this.example());
     this.form = workForm([
       this.choice.field,
@@ -35,7 +50,7 @@ page.addTab({
     this.status = element("p", { className: "soft", role: "status" });
     this.command = commandView(() => this.commandLines());
     panel.append(element("h2", {}, "Inside a transformer"),
-      element("p", {}, "A language model reads a text and guesses how it goes on. Follow one sentence through a model, step by step: everything below is computed by the model that you choose, from its own weights. Change the sentence and look again."),
+      element("p", {}, "A language model reads a text and guesses how it goes on. A transformer is the kind of network that most of them are today: its tokens exchange information by attention, in several layers, which are stages that every token passes one after the other. Follow one sentence, step by step: everything below is computed by the model that you choose, from its own weights, the numbers that it learned. Change the sentence and look again."),
       this.form, this.status, this.results, insideQuestions(), this.command);
     this.look();
   },
@@ -55,7 +70,7 @@ page.addTab({
   modelChanged() {
     if (!this.form) return;
     if (drafts.get("inside") === null) this.text.value = this.example();
-    this.command.update();
+    if (drafts.get("model:inside-recurrent") === null) this.other.refresh(true);
     this.look();
   },
   look() {
@@ -83,28 +98,34 @@ page.addTab({
   async work(signal) {
     const model = this.choice.model;
     this.status.textContent = "The model reads the sentence ...";
+    this.command.update();
     try {
       const answer = await this.ask(model, this.text.value, signal);
       const other = isRecurrent(model) ? answer : this.other.model ? await this.ask(this.other.model, this.text.value.split(/\[MASK\]|<mask>/)[0].trim() || this.text.value, signal) : null;
       this.answer = answer;
-      this.status.textContent = `${model.id} read ${answer.tokens.length} tokens. It has ${integers.format(model.parameters)} parameters: the numbers that it learned.`;
+      this.status.textContent = `${model.id} read ${answer.tokens.length} tokens. It has ${integers.format(model.parameters)} parameters, the numbers that it learned.`;
       this.results.replaceChildren(...this.parts(answer, other));
-    } catch (error) {
+    } catch (error) { // an earlier answer is not that of this sentence
       this.status.textContent = "";
+      this.answer = null;
+      this.results.replaceChildren();
       throw error;
     }
   },
   parts(answer, other) {
     const { lens, attention } = answer, hasMaps = attention && Object.keys(attention.maps).length > 0;
-    return [
+    const temperature = lens && temperaturePart(lens);
+    const parts = [
       tokensPart(answer),
-      lens?.neighbours.length ? neighboursPart(lens) : null,
-      hasMaps ? attentionPart(answer) : insidePart("3. Attention", [`${answer.model.id} has no attention. Choose a transformer to see some; step 6 explains what this model does instead.`]),
+      lens?.neighbours.length ? neighboursPart(answer) : null,
+      hasMaps ? attentionPart(answer) : insidePart("Attention", [`${answer.model.id} has no attention. Choose a transformer to see some; the last step explains what this model does instead.`]),
       hasMaps && attention.source.length === 0 ? orderPart(answer, (text) => this.ask(answer.model, text)) : null,
-      lens ? layersPart(lens) : insidePart("4. What each layer would predict", [`${answer.model.id} has no vocabulary to predict words from: it was trained for another task.`]),
-      lens ? temperaturePart(lens) : null,
+      lens ? layersPart(lens, temperature.follow) : insidePart("What each layer would predict", [`${answer.model.id} has no vocabulary to predict words from: it was trained for another task.`]),
+      temperature?.part,
       recurrentPart(other, answer, this.other.field),
     ].filter(Boolean);
+    parts.forEach((part, index) => part.querySelector("h3").prepend(`${index + 1}. `));
+    return parts;
   },
 });
 
@@ -112,26 +133,30 @@ function tokensPart({ tokens, lens, attention }) {
   const chips = (list) => element("ul", { className: "chips" }, ...list.map((token) => element("li", {},
     element("span", { className: "token-text" }, tokenLabel(token.text)), token.id === null ? null : element("span", { className: "soft" }, String(token.id)))));
   const isPair = attention?.source.length > 0;
-  return insidePart("1. Tokens", [
+  return insidePart("Tokens", [
     "A model does not read letters or words but tokens: pieces that occur often in its training texts. A frequent word is one token; a rare one is made of several. ␣ stands for a space.",
+    tokens.some((token) => token.text.startsWith(" ")) ? "A word can therefore be split in two ways: at the beginning of a text it has no space before it, after another word it has, and these are different tokens." : null,
     lens ? "The number below a piece is its id: its place in the vocabulary, the list of all tokens that the model knows." : null,
-    tokens.some((token) => /^<.+>$|^\[(CLS|SEP)\]$/.test(token.text)) ? "Tokens in brackets, such as the first one, are marks that nobody types: they tell the model where a text begins or ends." : null,
+    tokens.some((token) => token.text === "<|endoftext|>") ? "<|endoftext|> is a mark that nobody types: it marks the border between two texts."
+      : tokens.some(isMark) ? "Tokens in brackets, such as the first one, are marks that nobody types: they tell the model where a text begins or ends." : null,
     isPair ? "This model reads a source sentence and writes a target. These are the tokens of the target, its own translation; below are those of the source." : null,
   ].filter(Boolean), chips(tokens), isPair ? element("p", { className: "soft" }, `Source: ${attention.source.map(tokenLabel).join(" | ")}`) : null);
 }
 
-function neighboursPart(lens) {
-  const select = element("select", { onchange: () => { drafts.set("inside-neighbour", Number(select.value)); draw(); } }), list = element("div", { "aria-live": "polite" });
+function neighboursPart({ lens, model, text }) {
+  const of = `${model.id}: ${text}`, kept = drafts.get("inside-neighbour");
+  const select = element("select", { onchange: () => { drafts.set("inside-neighbour", { of, token: select.value }); draw(); } }), list = element("div", { "aria-live": "polite" });
   select.append(...lens.tokens.map((token, index) => new Option(`${index + 1}: ${tokenLabel(token.text)}`, index)));
-  const longest = lens.tokens.reduce((best, token, index) => /^\s*\p{L}+$/u.test(token.text) && token.text.length > lens.tokens[best].text.length ? index : best, lens.tokens.length - 1);
-  select.value = Math.min(lens.tokens.length - 1, drafts.get("inside-neighbour", longest));
-  const draw = () => {
-    list.replaceChildren(bars(lens.neighbours[select.value].map((near) => [tokenLabel(near.text), near.score])));
-  };
+  const near = lens.neighbours.map((tokens) => tokens.filter(({ score }) => score > lens.chance));
+  const clarity = (index) => (near[index][0]?.score ?? 0) + (isWord(lens.tokens[index]) && !isMark(lens.tokens[index]) ? 1 : 0);
+  const clearest = near.reduce((best, _, index) => clarity(index) > clarity(best) ? index : best, 0);
+  select.value = kept?.of === of ? kept.token : clearest;
+  const draw = () => list.replaceChildren(near[select.value].length ? bars(near[select.value].map(({ text, score }) => [tokenLabel(text), score]))
+    : element("p", { className: "finding" }, `This model has not learned any neighbour of “${shortToken(lens.tokens[select.value].text)}”.${near.some((tokens) => tokens.length) ? "" : " Nor has it of any other token of this sentence: models that trained longer on more texts do."}`));
   draw();
-  return insidePart("2. Tokens as lists of numbers", [
+  return insidePart("Tokens as lists of numbers", [
     "Inside the model, each token is a list of numbers: its row in the embedding table. Training moves tokens that are used alike to similar rows.",
-    "Choose a token to see those with the most similar rows. 100 % means the same direction, 0 % nothing in common (the cosine of the angle between both lists). Among a thousand random lists, the nearest would also reach about 30 %, so only higher values mean something. A model that trained for minutes has found only some similarities.",
+    `Choose a token to see those with the most similar rows. 100 % means the same direction, 0 % nothing in common (the cosine of the angle between both lists). Only tokens above ${unbroken(lens.chance)} are shown, because unrelated tokens reach up to that by chance.`,
   ], labelled("Token", select), list);
 }
 
@@ -140,7 +165,7 @@ function insideQuestions() {
   const questions = [
     ["What does attention look at?", "At the other tokens that this one may see: in a language model those before it and itself, in a masked model those on both sides. Each gets a share, and the shares add up to 100 %. The token takes over information from each in proportion to its share."],
     ["What does a head do?", "It is one of several attentions that work side by side in a layer, each with its own learned rule for whom to look at: one looks at the token before, another at the same word earlier in the text. The layer joins what they found."],
-    ["Why does the order matter?", "Because the same words in another order mean something else. Attention alone would not notice, so a transformer is also told where each token stands. Swap two words in step 3, and attention and prediction change."],
+    ["Why does the order matter?", "Because the same words in another order mean something else. Attention alone would not notice, so a transformer is also told where each token stands. Swap two words above, and attention and prediction change."],
     ["What does the temperature do?", "It changes how boldly the next token is chosen, not what the model knows. At 0 the most probable token is always taken; at 1 each has the model's own probability; above 1 improbable tokens come up more often."],
     ["How does an LSTM differ?", "It has no attention. It reads one token after the other and carries a single list of numbers, its state, from token to token; what it needs later has to be in there. A transformer can look back at any earlier token directly, and reads all tokens of a text at once."],
   ];

@@ -3,7 +3,11 @@
 
 const MEAN_OF_HEADS = -1;
 
-// The maps of an answer, with names for people: {name, title, weights [H][T][S], rows, columns}.
+// A share in a sentence: its sign is not separated from the number.
+const unbroken = (share) => percent(share).replace(" ", "\u00a0");
+
+// The maps of an answer, with names for people: {name, title, weights [H][T][S], rows, columns}; causal: no token looks
+// at a later one.
 function attentionMaps({ attention, tokens }) {
   const counts = { encoder: 0, cross: 0, own: 0 };
   const source = attention.source.map((text) => ({ text }));
@@ -12,7 +16,8 @@ function attentionMaps({ attention, tokens }) {
     const kind = attention.across.includes(name) ? "cross" : source.length && name.startsWith("encoder") ? "encoder" : "own";
     const number = ++counts[kind];
     const title = { own: `Layer ${number}`, encoder: `Source, layer ${number}`, cross: `Target looks at source, layer ${number}` }[kind];
-    return { name, kind, title, weights, rows: kind === "encoder" ? source : target, columns: kind === "own" ? target : source };
+    const causal = kind !== "cross" && weights.every((head) => head.every((row, t) => row.every((weight, s) => s <= t || weight === 0)));
+    return { name, kind, title, weights, causal, rows: kind === "encoder" ? source : target, columns: kind === "own" ? target : source };
   });
 }
 
@@ -20,45 +25,52 @@ const headWeights = (map, head) => head === MEAN_OF_HEADS
   ? map.weights[0].map((row, t) => row.map((_, s) => map.weights.reduce((sum, weights) => sum + weights[t][s], 0) / map.weights.length))
   : map.weights[head];
 
-// What a head mostly does, found in its weights: {label, text, strength}. Shares are means over the tokens that a rule
-// applies to, next to the shares that these would have if attention were even.
-function headHint(weights, { rows, columns, kind }) {
-  const across = kind === "cross", causal = !across && weights.every((row, t) => row.every((weight, s) => s <= t || weight === 0));
-  const share = (where, least = 1) => {
-    const found = weights.map((row, t) => [where(t).filter((s) => s >= 0 && s < row.length), row, t]).filter(([places]) => places.length);
-    const mean = (value) => found.length < least ? 0 : found.reduce((sum, entry) => sum + value(...entry), 0) / found.length;
-    return [mean((places, row) => places.reduce((sum, s) => sum + row[s], 0)), mean((places, row, t) => places.length / (causal ? t + 1 : row.length))];
+// What a head mostly does, found in its weights: {label, text, strength, clearest}. Shares are means over the tokens that
+// a rule applies to, next to the shares that these would have if attention were even; `clearest` is the token that
+// follows the rule most.
+function headHint(weights, { rows, columns, kind, causal }) {
+  const across = kind === "cross", none = { share: 0, byChance: 0 };
+  const follows = (where, least = 1) => {
+    const found = weights.map((row, t) => [where(t).filter((s) => s >= 0 && s < row.length), row, t]).filter(([places]) => places.length)
+      .map(([places, row, t]) => ({ t, share: places.reduce((sum, s) => sum + row[s], 0), byChance: places.length / (causal ? t + 1 : row.length) }));
+    if (found.length < least) return none;
+    const mean = (key) => found.reduce((sum, entry) => sum + entry[key], 0) / found.length, gain = ({ t, share, byChance }) => share - byChance + (isWord(rows[t]) ? 0.1 : 0);
+    return { share: mean("share"), byChance: mean("byChance"), clearest: found.reduce((one, other) => gain(other) > gain(one) ? other : one).t };
   };
   const sameAs = (t, step) => across ? [] : columns.flatMap((token, s) => s !== t && token.text === rows[t].text && (!causal || s + step < t) && s + step !== t ? [s + step] : []);
   const rules = [
-    ["before", "looks at the token before", across ? [0, 0] : share((t) => [t - 1])],
-    ["first", `looks at the first token${across ? " of the source" : ""}`, share((t) => t > 1 || across ? [0] : [])],
-    ["itself", "looks at the token itself", across ? [0, 0] : share((t) => t ? [t] : [])],
-    ["after", "looks at the token after", causal || across ? [0, 0] : share((t) => [t + 1])],
-    ["same word", "looks at the same token elsewhere in the text", share((t) => sameAs(t, 0), 2)],
-    ["what followed", "looks at what followed the same token earlier", share((t) => sameAs(t, 1), 2)],
-    ["last", "looks at the last token of the source", across ? share(() => [columns.length - 1]) : [0, 0]],
+    ["before", "looks at the token before", across ? none : follows((t) => [t - 1])],
+    ["first", `looks at the first token${across ? " of the source" : ""}`, follows((t) => t > 1 || across ? [0] : [])],
+    ["itself", "looks at the token itself", across ? none : follows((t) => t ? [t] : [])],
+    ["after", "looks at the token after", causal || across ? none : follows((t) => [t + 1])],
+    ["same word", "looks at the same token elsewhere in the text", follows((t) => sameAs(t, 0), 2)],
+    ["what followed", "looks at what followed the same token earlier", follows((t) => sameAs(t, 1), 2)],
+    ["last", "looks at the last token of the source", across ? follows(() => [columns.length - 1]) : none],
   ];
   const evenness = weights.map((row, t) => {
     const seen = causal ? t + 1 : row.length;
     return seen < 2 ? null : -row.reduce((sum, weight) => sum + (weight > 0 ? weight * Math.log(weight) : 0), 0) / Math.log(seen);
   }).filter((value) => value !== null);
   const even = evenness.reduce((sum, value) => sum + value, 0) / Math.max(1, evenness.length);
-  const [label, text, [best, byChance]] = rules.reduce((one, other) => other[2][0] > one[2][0] ? other : one);
-  const figures = `${percent(best)} of its attention on average, and ${percent(byChance)} if it looked everywhere alike`;
+  const [label, text, { share, byChance, clearest }] = rules.reduce((one, other) => other[2].share > one[2].share ? other : one);
+  const figures = `${unbroken(share)} of its attention on average, and ${unbroken(byChance)} if it looked everywhere alike`;
   if (evenness.length && even > 0.92) return { label: "even", text: "spreads its attention nearly evenly over all tokens that it sees", strength: 0 };
-  if (best >= 0.4 && best > 1.5 * byChance) return { label: `${label} ${percent(best)}`, text: `mostly ${text}: ${figures}`, strength: label === "first" ? best / 2 : best };
-  if (best >= 0.2 && best > 2 * byChance) return { label: `partly ${label} ${percent(best)}`, text: `partly ${text}: ${figures}`, strength: best / 2 };
+  // The first token is where heads rest, so another habit is shown first.
+  if (share >= 0.4 && share > 1.5 * byChance) return { label: `${label} ${percent(share)}`, text: `mostly ${text}: ${figures}`, strength: label === "first" ? share / 2 : share, clearest };
+  if (share >= 0.2 && share > 2 * byChance) return { label: `partly ${label} ${percent(share)}`, text: `partly ${text}: ${figures}`, strength: 0 };
   return { label: "mixed", text: "follows no simple rule here: where it looks depends on the words", strength: 0 };
 }
 
-// A row of tokens, coloured by how strongly one of them looks at each; `choose(index)` makes the tokens buttons.
-function attentionStrip(tokens, weights, reader, choose) {
+// A row of tokens, coloured by how strongly one of them looks at each; `choose(index)` makes the tokens buttons. Tokens
+// after the reader of a causal model are not yet written when it looks.
+function attentionStrip(tokens, weights, reader, { choose, causal = false, shade = Math.sqrt } = {}) {
   return element("div", { className: "strip", role: "group", "aria-label": "Tokens with their shares" }, ...tokens.map((token, index) => {
-    const parts = [element("span", {}, shortToken(token.text)), element("span", { className: "number" }, weights[index] === undefined ? "" : percent(weights[index]))];
+    const isLater = causal && index > reader, share = weights[index];
+    const parts = [element("span", {}, shortToken(token.text)), element("span", { className: "number" }, isLater ? "not yet" : share === undefined ? "" : percent(share))];
     const node = choose ? element("button", { type: "button", "aria-pressed": String(index === reader), onclick: () => choose(index) }, ...parts) : element("span", { className: "still" }, ...parts);
     if (index === reader) node.classList.add("reader");
-    node.style.setProperty("--share", `${Math.round(55 * Math.sqrt(weights[index] ?? 0))}%`);
+    node.classList.toggle("later", isLater);
+    node.style.setProperty("--share", `${Math.round(55 * shade(share ?? 0))}%`);
     return node;
   }));
 }
@@ -83,42 +95,64 @@ function attentionPart(answer) {
     const line = weights[state.reader], again = strip.contains(document.activeElement);
     const own = kind !== "cross";
     strip.replaceChildren(...(own ? [] : [element("p", { className: "soft" }, "Target: choose a token")]),
-      own ? attentionStrip(rows, line, state.reader, read) : attentionStrip(rows, [], state.reader, read),
+      attentionStrip(rows, own ? line : [], state.reader, { choose: read, causal: map().causal }),
       ...(own ? [] : [element("p", { className: "soft" }, "Source: where it looks"), attentionStrip(columns, line, -1)]));
     if (again) strip.querySelector("[aria-pressed=true]")?.focus();
     state.picture.choose(state.reader);
+    const name = chosen() === MEAN_OF_HEADS ? "the mean of all heads" : `head ${chosen() + 1}`, strongest = line.indexOf(Math.max(...line));
+    const target = own && strongest === state.reader ? "itself" : `“${shortToken(columns[strongest].text)}”`;
+    hint.textContent = `“${shortToken(rows[state.reader].text)}” looks at ${target} with ${unbroken(line[strongest])}. Over the whole sentence, ${name} of ${map().title.toLowerCase()} ${headHint(weights, map()).text}.`;
   };
   const draw = () => {
     answer.head = [Number(layer.value), chosen()];
     const current = map(), weights = headWeights(current, chosen());
-    const name = chosen() === MEAN_OF_HEADS ? "The mean of all heads" : `Head ${chosen() + 1}`;
-    hint.textContent = `${name} of ${current.title.toLowerCase()} ${headHint(weights, current).text}.`;
     state.picture = attentionMap(weights, current, read);
     picture.replaceChildren(state.picture.node);
-    overview.replaceChildren(headTable(maps, Number(layer.value), chosen(), (...place) => { choose(...place); keep(); }));
+    if (anyClear) overview.replaceChildren(headTable(maps, Number(layer.value), chosen(), (...place) => { choose(...place); keep(); }));
     numbers.ontoggle = () => numbers.open && numbers.children.length < 2 && numbers.append(table(["token", ...current.columns.map((token) => shortToken(token.text))],
       weights.map((row, t) => [shortToken(current.rows[t].text), ...row.map((weight) => percent(weight))]), "Attention weights"));
     numbers.open = false;
     numbers.replaceChildren(element("summary", {}, "The numbers of this picture as a table"));
     read(Math.min(state.reader, current.rows.length - 1));
+    answer.headChanged?.();
   };
-  const keep = () => drafts.set("inside-head", answer.head);
+  const keep = () => drafts.set("inside-head", { of: answer.model.id, head: answer.head });
   layer.addEventListener("change", () => { choose(Number(layer.value), chosen()); keep(); });
   head.addEventListener("change", () => { draw(); keep(); });
-  state.reader = Math.max(0, maps.at(-1).rows.findLastIndex((token) => /\p{L}/u.test(token.text))); // a word, not a full stop
-  const cross = maps.findIndex((entry) => entry.kind === "cross");
-  // At first, the head whose rule is the clearest.
-  const all = maps.flatMap((entry, index) => entry.weights.map((weights, number) => [headHint(weights, entry).strength, index, number]));
-  const [, clearest, number] = all.filter(([, index]) => cross < 0 || maps[index].kind === "cross").reduce((one, other) => other[0] > one[0] ? other : one);
-  choose(...drafts.get("inside-head", [clearest, number]));
-  return insidePart("3. Attention: which words a word looks at", [
+  const cross = maps.findIndex((entry) => entry.kind === "cross"), kept = drafts.get("inside-head");
+  // At first, the head whose rule is the clearest, and the token that follows it most.
+  const all = maps.flatMap((entry, index) => entry.weights.map((weights, number) => ({ ...headHint(weights, entry), place: [index, number] })));
+  const anyClear = all.some(({ strength }) => strength > 0), rests = all.some(({ label }) => /first/.test(label));
+  const clearest = all.filter(({ place }) => cross < 0 || maps[place[0]].kind === "cross").reduce((one, other) => other.strength > one.strength ? other : one);
+  const { place, reader } = kept?.of === answer.model.id ? { place: kept.head } : clearest.strength > 0 ? clearest : strongestLook(maps, cross);
+  const opening = all.find((entry) => String(entry.place) === String(place));
+  state.reader = reader ?? opening?.clearest ?? Math.max(0, maps.at(-1).rows.findLastIndex(isWord)); // a word, not a full stop
+  choose(...place);
+  return insidePart("Attention: which words a word looks at", [
     `In each layer, every token looks at ${answer.lens && !answer.lens.masked && !isPair ? "itself and the tokens before it, never at those that come later" : "other tokens"}, and takes over information from them. How strongly is a share; the shares of a token add up to 100 %.`,
     "A layer has several heads that look at different things at the same time. Nobody told a head what to look at: it learned that in training. Choose a layer and a head, and then a token.",
-  ], element("div", { className: "row" }, labelled("Layer", layer), labelled("Head", head)), hint,
+    rests ? "Many heads look at the first token: it is a resting place for when nothing else fits." : null,
+  ].filter(Boolean), element("div", { className: "row" }, labelled("Layer", layer), labelled("Head", head)), hint,
   element("h4", {}, "Choose a token: where does it look?"), strip,
+  maps.some(({ causal }) => causal) ? element("p", { className: "soft" }, "Hatched: not yet written when this token is read, so it cannot look there. 0 %: it could look there, and does not.") : null,
   element("h4", {}, "The same for all tokens"),
   element("p", { className: "soft" }, "A row is the token that looks, a column the token that it looks at. The darker a square, the stronger. Point at a square, or use the arrow keys."),
-  picture, numbers, element("h4", {}, "What each head does with this sentence"), overview);
+  picture, numbers, element("h4", {}, "What each head does with this sentence"), anyClear ? overview : element("p", {}, "In this small model no head has one clear habit; larger models have such heads."));
+}
+
+// The head and the word that looks most at one other word which is not its neighbour: {place, reader}.
+function strongestLook(maps, cross) {
+  let best = { place: [Math.max(0, cross), 0], share: 0 };
+  for (const [index, { weights, rows, columns, kind }] of maps.entries()) {
+    if (cross >= 0 && kind !== "cross") continue;
+    for (const [number, head] of weights.entries()) {
+      for (const [t, row] of head.entries()) {
+        const share = !isWord(rows[t]) || isMark(rows[t]) ? 0 : Math.max(...row.filter((_, s) => isWord(columns[s]) && !isMark(columns[s]) && (kind === "cross" || Math.abs(s - t) > 1)));
+        if (share > best.share) best = { place: [index, number], reader: t, share };
+      }
+    }
+  }
+  return best;
 }
 
 // A table of layers and heads with what each does; a head is chosen by its button.
@@ -139,30 +173,34 @@ function headTable(maps, chosenMap, chosenHead, choose) {
 }
 
 // A map of weights: a square for each pair of tokens. Pointing at one, or an arrow key, reads it out.
-function attentionMap(weights, { rows, columns, title }, read) {
+function attentionMap(weights, { rows, columns, title, causal }, read) {
   const cell = 22, left = 110, top = 96, cursor = { t: 0, s: 0 };
-  const width = left + cell * columns.length + 8, height = top + cell * rows.length + 4;
+  const width = left + cell * columns.length + 48, height = cell * rows.length + 4;
   const label = (text, x, y, more = {}) => svg("text", { x, y, ...more }, text);
-  const band = svg("rect", { class: "band", x: 0, y: top, width, height: cell }), frame = svg("rect", { class: "frame", width: cell, height: cell });
+  const band = svg("rect", { class: "band", x: 0, y: 0, width, height: cell }), frame = svg("rect", { class: "frame", width: cell, height: cell });
   const squares = weights.flatMap((row, t) => row.flatMap((weight, s) => weight < 0.005 ? []
-    : [svg("rect", { class: "square", x: left + s * cell + 1, y: top + t * cell + 1, width: cell - 2, height: cell - 2, "fill-opacity": Math.min(1, 0.03 + 0.97 * weight ** 0.7).toFixed(3) })]));
+    : [svg("rect", { class: "square", x: left + s * cell + 1, y: t * cell + 1, width: cell - 2, height: cell - 2, "fill-opacity": Math.min(1, 0.03 + 0.97 * weight ** 0.7).toFixed(3) })]));
+  const later = causal ? rows.flatMap((_, t) => columns.flatMap((_, s) => s <= t ? [] : [`M${left + s * cell + 4} ${(t + 1) * cell - 4}l${cell - 8} ${8 - cell}`])) : [];
+  const names = svg("svg", { class: "names", viewBox: `0 0 ${width} ${top}`, width, height: top, "aria-hidden": "true" },
+    ...columns.map((token, s) => label(shortToken(token.text), 0, 0, { transform: `translate(${left + (s + 0.7) * cell} ${top - 6}) rotate(-60)` })));
   const drawing = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "application", tabindex: 0, "aria-label": `Attention map of ${title}. Arrow keys move.` },
     svg("title", {}, `Attention weights of ${title}: a row looks at a column`), band,
-    svg("rect", { class: "outline", x: left, y: top, width: cell * columns.length, height: cell * rows.length }), ...squares, frame,
-    ...rows.map((token, t) => label(shortToken(token.text), left - 6, top + (t + 0.7) * cell, { "text-anchor": "end" })),
-    ...columns.map((token, s) => label(shortToken(token.text), 0, 0, { transform: `translate(${left + (s + 0.7) * cell} ${top - 6}) rotate(-60)` })));
+    svg("rect", { class: "outline", x: left, y: 0, width: cell * columns.length, height: cell * rows.length }), svg("path", { class: "later", d: later.join("") }), ...squares, frame,
+    ...rows.map((token, t) => label(shortToken(token.text), left - 6, (t + 0.7) * cell, { "text-anchor": "end" })));
   const told = element("p", { className: "told", "aria-live": "polite" });
   const show = (t, s) => {
     cursor.t = Math.max(0, Math.min(rows.length - 1, t));
     cursor.s = Math.max(0, Math.min(columns.length - 1, s));
     frame.setAttribute("x", left + cursor.s * cell);
-    frame.setAttribute("y", top + cursor.t * cell);
-    band.setAttribute("y", top + cursor.t * cell);
-    told.textContent = `“${shortToken(rows[cursor.t].text)}” (token ${cursor.t + 1}) looks at “${shortToken(columns[cursor.s].text)}” (token ${cursor.s + 1}) with ${percent(weights[cursor.t][cursor.s])} of its attention.`;
+    frame.setAttribute("y", cursor.t * cell);
+    band.setAttribute("y", cursor.t * cell);
+    const pair = [rows[cursor.t], columns[cursor.s]].map((token, index) => `“${shortToken(token.text)}” (token ${(index ? cursor.s : cursor.t) + 1})`);
+    told.textContent = causal && cursor.s > cursor.t ? `${pair[0]} cannot look at ${pair[1]}, which is not yet written.`
+      : `${pair[0]} looks at ${pair[1]} with ${unbroken(weights[cursor.t][cursor.s])} of its attention.`;
   };
   const at = (event) => {
     const box = drawing.getBoundingClientRect(), scale = width / box.width;
-    return [Math.floor(((event.clientY - box.top) * scale - top) / cell), Math.floor(((event.clientX - box.left) * scale - left) / cell)];
+    return [Math.floor(((event.clientY - box.top) * scale) / cell), Math.floor(((event.clientX - box.left) * scale - left) / cell)];
   };
   drawing.addEventListener("pointermove", (event) => show(...at(event)));
   drawing.addEventListener("click", (event) => { show(...at(event)); read(cursor.t); });
@@ -173,33 +211,61 @@ function attentionMap(weights, { rows, columns, title }, read) {
     const s = cursor.s + step[1];
     if (step[0]) read(cursor.t + step[0]);
     show(cursor.t, s);
+    frame.scrollIntoView({ block: "nearest", inline: "nearest" });
   });
   const strongest = (t) => weights[t].indexOf(Math.max(...weights[t]));
-  return { node: element("div", {}, element("div", { className: "map" }, drawing), told), choose: (t) => show(t, strongest(t)) };
+  return { node: element("div", {}, told, element("div", { className: "map" }, names, drawing)), choose: (t) => show(t, strongest(t)) };
 }
+
+// The tokens of each word at its place in the text: [start, end] of a token, or null for a mark that nobody typed.
+function tokenSpans({ text, tokens }) {
+  let end = 0, wasFound = true;
+  return tokens.map((token) => {
+    const piece = token.text.trim().replace(/^##/, ""), start = piece ? text.toLowerCase().indexOf(piece.toLowerCase(), end) : -1;
+    if (start < 0 || (wasFound && text.slice(end, start).trim())) return null;
+    end = start + piece.length;
+    return [start, end];
+  });
+}
+
+// The words of a text that can be swapped, {text, index}, without marks such as [MASK].
+const wordsOf = (text) => [...text.matchAll(/\[[^\]]*\]|<[^>]*>|[\p{L}\p{N}'’]+/gu)].filter(([word]) => /^[^[<]/.test(word)).map((match) => ({ text: match[0], index: match.index }));
+
+const SMALL_WORDS = /^(the|an?|and|or|but|of|to|in|on|at|by|for|from|with|as|is|was|were|are|be|been|had|has|have|there|then|that|this|his|her|he|she|it|they|who|which|upon|not|once)$/i;
 
 // Why the order matters: two words are swapped, and attention and prediction are compared.
 function orderPart(answer, ask) {
-  const matches = [...answer.text.matchAll(/(?<!\[)[\p{L}\p{N}'’]+(?!\])/gu)], words = matches.map((match) => match[0]), result = element("div", { "aria-live": "polite" });
+  const words = wordsOf(answer.text), spans = tokenSpans(answer), result = element("div", { "aria-live": "polite" });
   const pick = (index) => {
-    const select = element("select", {}, ...words.map((word, place) => new Option(`${place + 1}: ${word}`, place)));
+    const select = element("select", {}, ...words.map((word, place) => new Option(`${place + 1}: ${word.text}`, place)));
     select.value = String(index);
     return select;
   };
-  const inSentence = matches.map((match) => /^\p{Lu}/u.test(match[0]) && /[\p{L},]\s+$/u.test(answer.text.slice(0, match.index))); // names, mostly
-  const weight = (index) => (inSentence[index] ? 100 : 0) + words[index].length;
-  const order = words.map((_, index) => index).sort((one, other) => weight(other) - weight(one));
-  const other = order.find((index) => words[index] !== words[order[0]]) ?? 0;
-  const [one, two] = [Math.min(order[0], other), Math.max(order[0], other)].map(pick);
+  const weight = ({ text, index }) => {
+    const isName = /^\p{Lu}/u.test(text) && /[\p{L},]\s+$/u.test(answer.text.slice(0, index)), isOneToken = spans.some((span) => span?.[0] === index && span[1] === index + text.length);
+    return (SMALL_WORDS.test(text) ? -100 : 0) + (isName ? 50 : 0) + (isOneToken ? 20 : 0) + text.length;
+  };
+  const isEqual = (one, other) => words[one].text.toLowerCase() === words[other].text.toLowerCase();
+  const order = words.map((_, index) => index).sort((one, other) => weight(words[other]) - weight(words[one]));
+  const partner = order.find((index) => !isEqual(index, order[0])) ?? 0;
+  const [one, two] = [Math.min(order[0], partner), Math.max(order[0], partner)].map(pick);
+  const state = {};
+  const draw = () => state.changed && result.replaceChildren(...orderComparison(answer, state.changed, ...state.places));
+  answer.headChanged = draw;
   const swap = element("button", { type: "button", onclick: async () => {
-    const places = [Number(one.value), Number(two.value)];
-    const swapped = matches.reduceRight((text, match, index) => places.includes(index)
-      ? text.slice(0, match.index) + words[places[1 - places.indexOf(index)]] + text.slice(match.index + match[0].length) : text, answer.text);
+    const [first, second] = [Number(one.value), Number(two.value)].sort((a, b) => a - b);
+    if (isEqual(first, second)) {
+      page.fail(new ServerError(`“${words[first].text}” and “${words[second].text}” are the same word; choose two different ones`, 400));
+      return;
+    }
+    const [a, b] = [words[first], words[second]], between = answer.text.slice(a.index + a.text.length, b.index);
+    const swapped = answer.text.slice(0, a.index) + b.text + between + a.text + answer.text.slice(b.index + b.text.length);
     swap.disabled = true;
     page.fail(null);
     try {
-      const changed = await ask(swapped);
-      result.replaceChildren(...orderComparison(answer, changed));
+      state.changed = await ask(swapped);
+      state.places = [b.index + b.text.length, a.index + b.text.length]; // where the second word ended, and ends now
+      draw();
     } catch (error) {
       page.fail(error, error.status === 0 || error.status >= 500 ? () => swap.click() : undefined);
     } finally {
@@ -211,22 +277,25 @@ function orderPart(answer, ask) {
   ], words.length < 2 ? element("p", {}, "Write at least two words to swap some.") : element("div", { className: "row" }, labelled("First word", one), labelled("Second word", two), swap), result);
 }
 
-function orderComparison(before, after) {
+// The text before and after a swap; the word that is compared ends at the characters `ends` of both.
+function orderComparison(before, after, ...ends) {
   const [layer, head] = before.head;
-  const strips = [["Before", before], ["After", after]].flatMap(([name, answer]) => {
-    const map = attentionMaps(answer)[layer], last = answer.lens ? answer.lens.next.position : map.rows.length - 1;
-    const line = headWeights(map, head)[last];
-    return [element("p", { className: "soft" }, `${name}: where “${shortToken(map.rows[last].text)}” looks (${map.title.toLowerCase()}, ${head === MEAN_OF_HEADS ? "mean of all heads" : `head ${head + 1}`})`),
-      attentionStrip(map.rows, line, last)];
+  const strips = [["Before", before], ["After", after]].flatMap(([name, answer], index) => {
+    const map = attentionMaps(answer)[layer], place = tokenSpans(answer).findLastIndex((span) => span && span[1] <= ends[index]);
+    const reader = place < 0 ? map.rows.length - 1 : place;
+    return [element("p", { className: "soft" }, `${name}: where “${shortToken(map.rows[reader].text)}” looks, as token ${reader + 1} (${map.title.toLowerCase()}, ${head === MEAN_OF_HEADS ? "mean of all heads" : `head ${head + 1}`})`),
+      attentionStrip(map.rows, headWeights(map, head)[reader], reader, { causal: map.causal })];
   });
   if (!before.lens) return strips;
-  const both = [before, after].map((answer) => new Map(nextAt(answer.lens, 1).map(([token, share]) => [token.id, { token, share }])));
-  const best = both.map((next) => [...next.values()].slice(0, 5)), [first, then] = best.map((list) => list[0].token);
+  const both = [before, after].map((answer) => new Map(nextAt(answer.lens.next, 1).map(([token, share]) => [token.id, { token, share }])));
+  const best = both.map((next) => [...next.values()].slice(0, 5)), [first, then] = best.map((list) => list[0]);
   const ids = [...new Set(best.flat().map(({ token }) => token.id))];
   const names = [before, after].map(({ lens }) => firstGuess(lens));
   const cell = (next, id) => next.has(id) ? percent(next.get(id).share) : "below the first 50";
+  const change = first.token.id !== then.token.id ? `changes from ${names[0]} to ${names[1]}`
+    : Math.abs(first.share - then.share) < 0.01 ? `stays the same, ${names[1]}` : `is the same token, but its probability goes from ${names[0]} to ${names[1]}`;
   return [
-    element("p", { className: "soft" }, after.text), element("p", { className: "finding" }, `The same words, another order: the model's first guess ${first.id === then.id ? `stays the same, but its probability goes from ${names[0]} to ${names[1]}` : `changes from ${names[0]} to ${names[1]}`}.`),
+    element("p", { className: "soft" }, after.text), element("p", { className: "finding" }, `The same words, another order: the model's first guess ${before.lens.masked ? "" : "for the token after the last one "}${change}.`),
     table(["predicted token", "before", "after"], ids.map((id) => [tokenLabel((both[0].get(id) ?? both[1].get(id)).token.text), ...both.map((next) => cell(next, id))]), "Predictions before and after the swap"),
     ...strips,
   ];

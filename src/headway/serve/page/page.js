@@ -46,6 +46,14 @@ const page = {
     for (const tab of this.tabs) if (tab.wasShown) tab.refresh?.();
     const first = location.hash.slice(1) || (server.models.length ? "" : "models");
     if (!this.current || this.current.button.hidden) this.open(first, false);
+    this.revealTab();
+  },
+
+  // Scroll the row of tabs, where it is too narrow for all, to the open one.
+  revealTab() {
+    if (!this.current) return;
+    const tabs = document.getElementById("tabs"), row = tabs.getBoundingClientRect(), own = this.current.button.getBoundingClientRect();
+    tabs.scrollLeft += Math.max(0, own.right - row.right) + Math.min(0, own.left - row.left);
   },
 
   // One line for the reader, with a way on: `retry` is called by the button "Try again". It stays until the reader goes
@@ -127,6 +135,7 @@ function keepDraft(field, name, example = "") {
   return field;
 }
 
+<<<<<<< HEAD
 // A model in plain words, to tell it from others.
 function modelInWords(model) {
   const kind = sentence(model.kind.replace(/ \(heads: .*\)/, "")).slice(0, -1);
@@ -151,6 +160,20 @@ function modelChoice(name, serves, changed = () => {}, worth = (model) => model.
       last = choice.model;
       choice.field.lastChild.textContent = choice.isGone ? `${shortName(before)} is gone from the server.${usable.length ? " Choose another model to go on." : ""}` : last ? modelInWords(last) : "";
       choice.field.hidden = select.options.length < 2;
+=======
+// A selection of the models that a tab can use, the first of `order` at first; it keeps its choice while the models
+// change, except with refresh(true).
+function modelChoice(name, serves, changed = () => {}, order = () => 0) {
+  const select = element("select", { onchange: () => { drafts.set(`model:${name}`, select.value); changed(); } });
+  const choice = {
+    field: labelled("Model", select),
+    get model() { return server.models.find((model) => model.id === select.value); },
+    refresh(again = false) {
+      const before = (!again && select.value) || drafts.get(`model:${name}`), usable = server.models.filter(serves).sort(order);
+      select.replaceChildren(...usable.map((model) => new Option(model.id, model.id)));
+      if (usable.some((model) => model.id === before)) select.value = before;
+      choice.field.hidden = usable.length < 2;
+>>>>>>> room-inside
       if (select.value !== before) changed();
     },
   };

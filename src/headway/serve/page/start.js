@@ -46,6 +46,7 @@ document.getElementById("tabs").addEventListener("keydown", (event) => {
   tab.button.focus();
 });
 window.addEventListener("popstate", () => location.hash.startsWith("#key=") ? start() : page.open(location.hash.slice(1), false));
+window.addEventListener("resize", () => page.revealTab());
 window.addEventListener("dragover", (event) => event.preventDefault()); // a file dropped next to a form must not replace the page
 window.addEventListener("drop", (event) => event.preventDefault());
 start();
