@@ -135,45 +135,29 @@ function keepDraft(field, name, example = "") {
   return field;
 }
 
-<<<<<<< HEAD
 // A model in plain words, to tell it from others.
 function modelInWords(model) {
   const kind = sentence(model.kind.replace(/ \(heads: .*\)/, "")).slice(0, -1);
   return `${kind} with ${roundNumber(model.parameters)} parameters, the numbers it learned; ${model.is_run ? "trained with headway" : "published, or from a file"}.`;
 }
 
-// A selection of the models that a tab can use: at first the largest, or the one for which `worth` is highest. It keeps
-// its choice while the models change, also one that is gone.
-function modelChoice(name, serves, changed = () => {}, worth = (model) => model.parameters) {
+// A selection of the models that a tab can use: at first the largest, or the first of `order`. It keeps its choice while
+// the models change, also one that is gone, except with refresh(true).
+function modelChoice(name, serves, changed = () => {}, order = (one, other) => other.parameters - one.parameters) {
   const select = element("select", { onchange: () => { drafts.set(`model:${name}`, select.value); page.fail(null); choice.refresh(); changed(); } });
   let last; // what was known about the chosen model
   const choice = {
     field: labelled("Model", select, " "),
     isGone: false, // the chosen model is not on the server any more
     get model() { return server.models.find((model) => model.id === select.value) ?? (select.value ? last : undefined); },
-    refresh() {
-      const before = select.value || drafts.get(`model:${name}`), usable = server.models.filter(serves), isKnown = usable.some((model) => model.id === before);
-      choice.isGone = Boolean(select.value) && !isKnown && last?.id === before;
+    refresh(again = false) {
+      const before = (!again && select.value) || drafts.get(`model:${name}`), usable = server.models.filter(serves), isKnown = usable.some((model) => model.id === before);
+      choice.isGone = !again && Boolean(select.value) && !isKnown && last?.id === before;
       select.replaceChildren(...(choice.isGone ? [last, ...usable] : usable).map((model) => new Option(model.id, model.id)));
-      const best = usable.reduce((one, other) => one && worth(one) >= worth(other) ? one : other, undefined);
-      select.value = isKnown || choice.isGone ? before : best?.id ?? "";
+      select.value = isKnown || choice.isGone ? before : usable.toSorted(order)[0]?.id ?? "";
       last = choice.model;
       choice.field.lastChild.textContent = choice.isGone ? `${shortName(before)} is gone from the server.${usable.length ? " Choose another model to go on." : ""}` : last ? modelInWords(last) : "";
       choice.field.hidden = select.options.length < 2;
-=======
-// A selection of the models that a tab can use, the first of `order` at first; it keeps its choice while the models
-// change, except with refresh(true).
-function modelChoice(name, serves, changed = () => {}, order = () => 0) {
-  const select = element("select", { onchange: () => { drafts.set(`model:${name}`, select.value); changed(); } });
-  const choice = {
-    field: labelled("Model", select),
-    get model() { return server.models.find((model) => model.id === select.value); },
-    refresh(again = false) {
-      const before = (!again && select.value) || drafts.get(`model:${name}`), usable = server.models.filter(serves).sort(order);
-      select.replaceChildren(...usable.map((model) => new Option(model.id, model.id)));
-      if (usable.some((model) => model.id === before)) select.value = before;
-      choice.field.hidden = usable.length < 2;
->>>>>>> room-inside
       if (select.value !== before) changed();
     },
   };

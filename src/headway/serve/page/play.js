@@ -12,7 +12,7 @@ page.addTab({
     const chosen = () => this.choice?.model;
     this.chess = new ChessView();
     this.episode = episodeView(chosen);
-    this.choice = modelChoice("play", this.serves, () => this.update(), (model) => model.parameters + 1e15 * playsChess(model)); // chess first
+    this.choice = modelChoice("play", this.serves, () => this.update(), (one, other) => playsChess(other) - playsChess(one) || other.parameters - one.parameters); // chess first
     this.heading = element("h2");
     panel.append(this.heading, this.choice.field, this.chess.element, this.episode.element);
     this.update();
