@@ -218,7 +218,7 @@ class RunBoard:
         link is removed, and a start that failed has no folder. UserError while it is being trained or exported.
         """
         row, path, trash, jobs = self.row(name), self.folder / name, self.folder / TRASH, self.folder / JOBS_FOLDER
-        training, export = (read_job(jobs / f"{job}.json") for job in (name, name + _EXPORT))
+        training, export = (read_job(jobs / f"{job}.json") for job in (name, name + EXPORT_SUFFIX))
         if row.state in ("running", "starting") or (training is not None and training.state == "running"):
             raise UserError(f"{short(name)} is being trained; stop it first")
         if export is not None and export.state == "running":
@@ -235,7 +235,7 @@ class RunBoard:
                 with RunDirectory(path).locked() if (path / "run.json").exists() else nullcontext():
                     os.rename(path, target)
                 (target / ".lease").unlink(missing_ok=True)
-            for job, end in itertools.product((name, name + _EXPORT), (".json", ".log", ".lock")):
+            for job, end in itertools.product((name, name + EXPORT_SUFFIX), (".json", ".log", ".lock")):
                 (jobs / f"{job}{end}").unlink(missing_ok=True)
                 with self._lock:
                     self._jobs.pop(f"{job}{end}", None)
