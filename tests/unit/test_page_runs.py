@@ -149,6 +149,7 @@ def test_a_run_is_followed_while_it_trains_and_stopped(browser: Browser, some: s
 def test_a_deleted_run_comes_back(browser: Browser, some: str, runs: Path) -> None:
     with opened(browser, some) as page:
         page.get_by_role("button", name="first", exact=True).click()
+        expect(page.get_by_text("It was too short to be trained on")).to_be_visible()
         page.get_by_role("button", name="Delete", exact=True).click()
         expect(page.get_by_role("button", name="Keep it")).to_be_focused()
         page.keyboard.press("Enter")
@@ -188,6 +189,7 @@ def test_what_is_done_with_a_run(browser: Browser, some: str, runs: Path, monkey
     failing = ("sh", "-c", "echo 'headway: no <b>space</b>; free space'; exit 2")
     monkeypatch.setattr("headway.app.run_board._HEADWAY", failing)
     (runs / "first" / "model.safetensors").touch()
+    (runs / "first" / "trunk").mkdir()
     with opened(browser, some) as page:
         page.get_by_role("button", name="first", exact=True).click()
         with page.context.expect_page() as report:
@@ -200,9 +202,6 @@ def test_what_is_done_with_a_run(browser: Browser, some: str, runs: Path, monkey
         expect(page.get_by_text("The model is being converted")).to_be_visible()
         expect(card).to_contain_text("The export failed: no <b>space</b>; free space")
         assert json.loads((runs / ".jobs" / "first (export).json").read_text())["command"][-1] == "gguf"
-        expect(card).to_contain_text("It was too short to be trained on")
-        (runs / "first" / "trunk").mkdir()
-        (runs / "first" / "run.json").touch()
         card.get_by_label("More minutes").fill("-1")
         card.get_by_role("button", name="Train on").click()
         expect(page.locator("#message")).to_contain_text("minutes")

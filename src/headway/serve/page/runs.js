@@ -304,7 +304,7 @@ class RunCard {
     const exported = run.export === "running" ? `Export${place} is running${why}` : run.export === "finished" ? `Exported${place}` : run.export ? `The export failed${why}` : "";
     setText(this.export, "textContent", exported);
     this.export.className = run.export === "failed" || run.export === "ended" ? "wrong" : "";
-    const key = `${run.state} ${run.can_stop} ${run.has_report} ${run.export === "running"} ${this.tab.mayTrain}`;
+    const key = `${run.state} ${run.can_extend} ${run.can_stop} ${run.has_report} ${run.export === "running"} ${this.tab.mayTrain}`;
     if (key !== this.key) this.drawActions();
     this.key = key;
   }
