@@ -77,10 +77,14 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
 
 
 def _all_checks(terminal: Terminal) -> Iterator[Check]:
+    from headway import __version__
+
     command = [sys.executable, "-c", _IMPORTS]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
-            yield _versions()
+            python = f"Python {platform.python_version()}"
+            system = f"{platform.system()} {platform.release()} ({platform.machine()})"
+            yield Check("headway", "good", f"{__version__}, {python}, {system}")
             for check in (_processor, _cores, _memory, _compiled_code):
                 yield _guarded(check)
             yield from _extras()
@@ -104,13 +108,6 @@ def _guarded(check: Callable[[], Check]) -> Check:
         return Check(
             name, "wrong", f"{error.name or error} cannot be imported", "pip install --force-reinstall headway"
         )
-
-
-def _versions() -> Check:
-    from headway import __version__
-
-    system = f"Python {platform.python_version()}, {platform.system()} {platform.release()} ({platform.machine()})"
-    return Check("headway", "good", f"{__version__}, {system}")
 
 
 def _processor() -> Check:
