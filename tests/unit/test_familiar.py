@@ -238,4 +238,4 @@ def test_an_empty_text_has_no_attention(translator: Path, tmp_path: Path, capsys
     capsys.readouterr()
     for run in (translator, tmp_path / "run"):
         assert cli.main(["attention", str(run), str(tmp_path / "a.png"), "--text", " "]) == cli.USER_ERROR
-        assert capsys.readouterr().err.strip() == "headway: cannot plot attention of empty text; pass at least one word"
+        assert capsys.readouterr().err.strip() == "headway: the text is empty; pass at least one word"

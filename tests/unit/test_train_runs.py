@@ -228,7 +228,7 @@ def test_what_is_asked_beside_the_recipe_is_as_it_was(tmp_path: Path) -> None:
     with deterministic():
         run = train(tmp_path / "same", counting_recipe(steps=4))
     assert run.summary["deterministic"] is True
-    assert repeat_command(run).endswith(" --deterministic")
+    assert repeat_command(run.directory, run.summary).endswith(" --deterministic")
     with pytest.raises(UserError, match="was started with --deterministic; resume it with it"):
         train(tmp_path / "same", counting_recipe(steps=4), resume=True)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from headway.app.cli.options import add_server, add_verb, load, torch_options, verb_options
 from headway.app.cli.terminal import Terminal
-from headway.predict.logit_lens import NextLogits
+
+if TYPE_CHECKING:
+    from headway.predict.logit_lens import NextLogits
 
 EXAMPLE = """
 headway lens runs/shakespeare --text "To be, or not to be"
