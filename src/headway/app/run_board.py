@@ -105,7 +105,7 @@ class UnknownRunError(UserError):
     """There is no run of this name."""
 
 
-class _Entry:
+class _RunEntry:
     """What is known about a run: its row, the version in which it changed, the states of its files when they were read,
     and how far its metrics.jsonl was read.
     """
@@ -124,7 +124,7 @@ class RunBoard:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, _RunEntry] = {}
         self._removed: dict[str, int] = {}  # version in which a run vanished
         self._jobs: dict[str, tuple[Any, Job | None]] = {}  # by file name, with the states of their files
         self._version, self._epoch = 0, f"{time.time_ns():x}"
@@ -337,7 +337,7 @@ class RunBoard:
 
     def _refresh_run(self, name: str, job: Job | None, export: Job | None, is_exact: bool = False) -> None:
         path = self.folder / name
-        entry = self._entries.setdefault(name, _Entry())
+        entry = self._entries.setdefault(name, _RunEntry())
         # A run's files are replaced, which changes its folder. While it trains, metrics.jsonl grows. A lease may stay
         # when its process is killed.
         key = (_state(path), _state(path / "run.json") if is_exact else None, job, export)
@@ -362,7 +362,7 @@ class RunBoard:
             entry.row, entry.version = row, self._version
 
 
-def _read_run(path: Path, entry: _Entry, job: Job | None) -> RunRow | None:
+def _read_run(path: Path, entry: _RunEntry, job: Job | None) -> RunRow | None:
     """A run's row; None for a folder without a run."""
     if path.is_symlink():
         return RunRow(path.name, "broken", 0.0, "it is a link to another folder; pass that folder to headway board")
@@ -450,7 +450,7 @@ def _with_summary(row: RunRow, summary: Mapping[str, Any]) -> RunRow:
     )
 
 
-def _with_progress(row: RunRow, entry: _Entry, path: Path, summary: Mapping[str, Any]) -> RunRow:
+def _with_progress(row: RunRow, entry: _RunEntry, path: Path, summary: Mapping[str, Any]) -> RunRow:
     """The row of a run that is not finished: its metrics are newer than its run.json."""
     line, steps = entry.training, row.steps or 0
     with suppress(UserError, LookupError, TypeError):  # the plan may have changed since run.json was written
@@ -474,7 +474,7 @@ def _with_progress(row: RunRow, entry: _Entry, path: Path, summary: Mapping[str,
     )
 
 
-def _follow(path: Path, entry: _Entry) -> None:
+def _follow(path: Path, entry: _RunEntry) -> None:
     """Read what was added to a metrics.jsonl, at first only its end, for its last lines."""
     if not entry.position:
         with suppress(OSError):
