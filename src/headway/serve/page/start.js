@@ -16,6 +16,8 @@ async function start() {
   const address = new URLSearchParams(location.hash.slice(1)), oneTimeKey = address.get("key"), tab = address.get("tab");
   if (oneTimeKey === null) return load();
   history.replaceState(null, "", tab ? `#${tab}` : location.pathname);
+  // A tab that is let in already keeps its key: using a one-time key twice would end its session.
+  if (server.key && await server.json("/v1/models").then(() => true, () => false)) return load();
   const exchange = async () => {
     try {
       useKey((await server.json("/v1/session", { body: { one_time_key: oneTimeKey } })).key);
