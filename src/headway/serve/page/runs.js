@@ -321,7 +321,7 @@ class RunCard {
         if (run.has_model && run.export !== "running") shown.push(element("div", { className: "pair" }, labelled("Export as", this.format), button("Export", () => tab.act(run.name, "export", { format: this.format.value }))));
       }
     }
-    if (run.has_report) shown.push(button("Report", () => this.openReport()));
+    if (run.has_report) shown.push(button("Report", () => server.openReport(`${runPath(run.name)}/report`)));
     if (tab.mayTrain && !isTraining(run)) shown.push(button("Delete", () => this.askDelete()));
     if (!tab.mayTrain) shown.push(element("p", { className: "soft" }, "Your key may look at runs, but not change them."));
     this.actions.replaceChildren(...shown);
@@ -332,14 +332,5 @@ class RunCard {
     this.actions.replaceChildren(element("span", {}, this.run.steps === null ? `Delete ${shortName(this.run.name)}?` : `Delete ${shortName(this.run.name)} with its model? You can restore it for a day.`),
       element("button", { type: "button", className: "main", onclick: () => { this.drawActions(); this.tab.act(this.run.name, "delete"); } }, "Delete it"), keep);
     keep.focus();
-  }
-
-  async openReport() {
-    try {
-      const { path } = await server.json(`${runPath(this.run.name)}/report`, { method: "POST" });
-      window.open(path, "_blank", "noopener");
-    } catch (error) {
-      page.fail(error);
-    }
   }
 }
