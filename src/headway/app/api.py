@@ -16,6 +16,7 @@ import torch
 
 from headway.app.loading import find_device, load
 from headway.app.model import Model
+from headway.app.pretraining import FirstStage, check_pretrain, check_pretrained
 from headway.app.recipes import configure_recipe, load_recipe, load_recorded_recipe
 from headway.codecs import published_codec
 from headway.config import override
@@ -64,6 +65,7 @@ def train(
     lora: int | None = None,
     *,
     from_: str | Path | None = None,
+    pretrain: str | Path | Sequence[str | Path] | None = None,
     device: str = "auto",
     threads: int | None = None,
     seed: int | None = None,
@@ -88,6 +90,8 @@ def train(
     start, from_: a run or a published model to fine-tune (two names for one argument). The run takes over its
     configuration, tokenizer and weights, with new heads where the task needs them.
     lora: train a low-rank adapter of this rank instead of all weights.
+    pretrain: unlabelled data to train the model on first, in the run directory's `pretraining`; both stages share the
+    minutes.
     samples: how many outputs of the trained model to store in the summary and the report.
 
     Raises UserError before any work starts if the arguments or the data cannot be used, and KeyboardInterrupt after
@@ -105,17 +109,29 @@ def train(
         if threads is not None:
             torch.set_num_threads(threads)
         base = load_recipe(recipe)
+        if pretrain is not None:
+            check_pretrain(base.name, minutes, start)
         run_directory = RunDirectory(Path("runs") / base.name if run is None else Path(run))
         directory, resuming = run_directory.path, run_directory.claim(resume)
         lock = run_directory.locked() if process_rank() == 0 else nullcontext()
         with lock, data_paths(data, base.domain, directory) as paths:
             if resuming:
+                if pretrain is not None:
+                    check_pretrained(directory)
                 chosen = load_recorded_recipe(directory, base.name, paths, set, seed, start, lora)
                 setup = TrainingSetup(chosen, open_task(chosen, directory))
             else:
+                reasons: tuple[str, ...] = ()
+                if pretrain is not None and minutes is not None:
+                    configured = configure_recipe(recipe, paths, set, seed)
+                    first = FirstStage(configured, pretrain, set or {}, minutes, directory)
+                    options = {"device": device, "threads": threads, "seed": seed, "progress": progress}
+                    start, set, clock, reasons = first.train(train, clock, resume, options)
                 chosen = configure_recipe(recipe, paths, set, seed, start, lora)
                 scale = scale_of(chosen.name) if recipe == chosen.name else None  # scaled only if requested by name
                 setup = plan_run(chosen, scale, set or {}, minutes, clock, torch_device, directory)
+                chosen = replace(setup.recipe, reasons=(*reasons, *setup.recipe.reasons))
+                setup = setup._replace(recipe=chosen)
             scale = scale_of(setup.recipe.name)
             trainer = Trainer(
                 *(setup.recipe, setup.task, run_directory),

@@ -1,0 +1,157 @@
+"""Pre-training: the unlabelled texts, the expected gain, both stages in one run, and the auxiliary loss of GPT."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from understanding_data import opened, small, write_questions
+
+import headway as hw
+from headway.app.pretraining import FirstStage, check_pretrain, check_pretrained
+from headway.app.recipes import configure_recipe
+from headway.config import override
+from headway.domains.text.recipes import modern_decoder
+from headway.domains.understanding.recipes import classification
+from headway.domains.understanding.task import TextDataset
+from headway.domains.understanding.unlabelled import read_unlabelled
+from headway.errors import ConfigError, UserError
+from headway.learn.interrupts import UserInterrupt
+from headway.learn.plan.budget import Clock
+from headway.learn.pretraining import UnlabelledData, describe_stages
+from headway.learn.run import RunDirectory
+from headway.nn.models import build
+
+OPTIONS = {"device": "cpu", "threads": None, "seed": 3, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def questions(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_questions(data_dir, tmp_path_factory.mktemp("questions"))
+
+
+@pytest.fixture(scope="module")
+def unlabelled(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The last 300 questions of the training part, one per line."""
+    with open(data_dir / "textcls/banking77/train.csv", newline="", encoding="utf-8") as file:
+        lines = [" ".join(row["text"].split()) for row in csv.DictReader(file)][-300:]
+    path = tmp_path_factory.mktemp("unlabelled") / "questions.txt"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_texts_of_every_kind_without_the_held_out_ones(questions: Path, tmp_path: Path) -> None:
+    recipe = small(classification())
+    task = opened(recipe, questions, tmp_path)
+    held_out = task.examples.texts_of("validation")[0]
+    (tmp_path / "lines.txt").write_text(f"{held_out}\nWhere is my money?\n\n".strip() + "\nWhere is my money?\n")
+    (tmp_path / "wrapped.txt").write_text("A paragraph on\ntwo lines.\n\nAnother one.\n")
+    (tmp_path / "table.csv").write_text('text,other\n"A row, of a table",1\n')
+    paths = [tmp_path / name for name in ("lines.txt", "wrapped.txt", "table.csv")]
+    data = read_unlabelled(recipe, task, paths)
+    assert [row["text"] for row in data.rows[: data.unlabelled]] == [
+        "Where is my money?",
+        "A paragraph on two lines.",
+        "Another one.",
+        "A row, of a table",
+    ]
+    assert {row["text"] for row in data.rows[data.unlabelled :]} == set(task.examples.texts_of("train"))
+    with pytest.raises(UserError, match=r"all 1 texts are also in the labelled data"):
+        (tmp_path / "lines.txt").write_text(held_out)
+        read_unlabelled(recipe, task, [tmp_path / "lines.txt"])
+
+
+def test_another_language_or_few_texts_leave_no_gain(questions: Path, unlabelled: Path, tmp_path: Path) -> None:
+    recipe = small(classification())
+    task = opened(recipe, questions, tmp_path)
+    data = read_unlabelled(recipe, task, [unlabelled])
+    assert data.coverage > 0.8
+    assert "gain from pre-training is expected" in describe_stages("masked", data._replace(unlabelled=9000), 20)[1]
+    (tmp_path / "german.txt").write_text(
+        "Ein Mann mit einem Hut steht auf der Straße.\nZwei Hunde spielen im Schnee.\n"
+    )
+    german = read_unlabelled(recipe, task, [tmp_path / "german.txt"])
+    assert german.coverage < 0.2
+    assert "another language" in describe_stages("masked", german, 20)[1]
+    few = UnlabelledData([], 100, 100, "texts", 1.0)
+    assert few.doubt is not None
+    assert "few compared with 100 labelled" in few.doubt
+
+
+def brief(stage: str, data: Any, *, minutes: float, set: dict[str, Any], **arguments: Any) -> Any:
+    """hw.train with a tiny model for two steps instead of minutes."""
+    tiny = {"model.width": 32, "model.depth": 1, "model.heads": 2, "task.size": 300, "train.batch_tokens": 512}
+    return hw.train(stage, data, set={**set, **tiny, "train.steps": 2, "train.precision": "fp32"}, **arguments)
+
+
+def test_both_stages_are_one_run_that_resumes(questions: Path, unlabelled: Path, tmp_path: Path) -> None:
+    settings, folder = {"task.lowercase": False, "task.smoothing": 0.1}, tmp_path / "run"
+    stage = FirstStage(configure_recipe("classification", questions, settings, 3), unlabelled, settings, 20, folder)
+
+    def stopped(*_: Any, **__: Any) -> None:
+        raise UserInterrupt("stopped at step 1 of 2", "resume elsewhere", 2)
+
+    with RunDirectory(folder).locked():
+        with pytest.raises(UserInterrupt, match=rf"pre-training stopped at step 1 of 2; resume {folder} with --resume"):
+            stage.train(stopped, Clock(), False, OPTIONS)
+        pretrained = stage.train(brief, Clock(), True, OPTIONS)
+        first = hw.load(pretrained.start)
+        assert first.fill("Where is my [MASK]?")
+        again = stage.train(stopped, Clock(), True, OPTIONS)  # a finished stage is not trained again
+        assert again.start == pretrained.start == folder / "pretraining"
+        assert 0 < again.clock.elapsed() < 30 * (14 + 20)
+        with pytest.raises(UserError, match="already contains a run"):
+            stage.train(brief, Clock(), False, OPTIONS)
+    assert pretrained.settings == {**settings, "task.pool": "mean"}
+    chosen = {**pretrained.settings, "train.steps": 2, "train.batch_tokens": 512}
+    run = hw.train("classification", questions, set=chosen, start=pretrained.start, run=folder, progress=False)
+    assert run.summary["fresh"] == ["heads.classes.project.weight", "heads.classes.project.bias"]
+    assert (run.recipe.model.width, run.recipe.model.vocab_size) == (32, first.codec.vocab_size)
+
+
+@pytest.mark.parametrize(
+    ("name", "minutes", "start", "message"),
+    [
+        ("chess", 5, None, "recipe 'chess' has no pre-training; remove --pretrain, or use one of classification"),
+        ("classification", None, None, "none are set; add --minutes"),
+        ("pairs", 5, "runs/other", "--pretrain and --from runs/other both set the initial weights"),
+    ],
+)
+def test_what_cannot_be_pretrained(name: str, minutes: float | None, start: str | None, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_pretrain(name, minutes, start)
+
+
+def test_a_run_without_pretraining_does_not_resume_with_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="was started without --pretrain"):
+        check_pretrained(tmp_path)
+
+
+def test_auxiliary_loss_is_that_of_the_next_tokens(questions: Path, tmp_path: Path) -> None:
+    """Radford et al. 2018, equation 5."""
+    decoder = modern_decoder(width=32, depth=1, heads=2, window=64, vocab_size=1)
+    recipe = override(small(classification()), {"task.language_weight": 0.5})
+    with pytest.raises(ConfigError, match=r"language_weight=0.5 needs a causal model"):
+        opened(recipe, questions, tmp_path).adapt(recipe.model)
+    task = opened(override(recipe, {"model": decoder}), questions, tmp_path)
+    assert isinstance(task.examples, TextDataset)
+    model = build(task.adapt(decoder), 0)
+    with torch.no_grad():
+        for parameter in model.parameters():  # the heads start at zero
+            parameter.normal_(0, 0.1)
+    batch = next(task.batches("train"))
+    losses, counts = task.loss(model, batch), task.objective.counts(batch)
+    ids, layout = batch.inputs.tokens.ids, batch.inputs.layout
+    logits, nats, count = model.logits(ids, layout), 0.0, 0
+    for row, length in enumerate(layout.lengths.tolist()):
+        nats += F.cross_entropy(logits[row, : length - 1], ids[row, 1:length], reduction="sum").item()
+        count += length - 1
+    assert counts == {"loss": len(ids), "language": count}
+    assert losses["language"].count == count
+    assert losses["language"].total.item() == pytest.approx(0.5 * nats, rel=1e-4)
+    classes = F.cross_entropy(model.output("classes", *batch.inputs), batch.targets, reduction="sum")
+    assert losses["loss"].total.item() == pytest.approx(classes.item(), rel=1e-5)
