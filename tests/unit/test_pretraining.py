@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import headway as hw
 from headway.app.pretraining import FirstStage, check_pretrain, check_pretrained
 from headway.app.recipes import configure_recipe
 from headway.config import override
+from headway.domains.masked.recipes import masked, modern_encoder
 from headway.domains.text.recipes import modern_decoder
 from headway.domains.understanding.recipes import classification
 from headway.domains.understanding.task import TextDataset
@@ -23,6 +26,7 @@ from headway.errors import ConfigError, UserError
 from headway.learn.interrupts import UserInterrupt
 from headway.learn.plan.budget import Clock
 from headway.learn.pretraining import UnlabelledData, describe_stages
+from headway.learn.recipe import open_task
 from headway.learn.run import RunDirectory
 from headway.nn.models import build
 
@@ -60,8 +64,8 @@ def test_texts_of_every_kind_without_the_held_out_ones(questions: Path, tmp_path
         "A row, of a table",
     ]
     assert {row["text"] for row in data.rows[data.unlabelled :]} == set(task.examples.texts_of("train"))
+    (tmp_path / "lines.txt").write_text(held_out)
     with pytest.raises(UserError, match=r"all 1 texts are also in the labelled data"):
-        (tmp_path / "lines.txt").write_text(held_out)
         read_unlabelled(recipe, task, [tmp_path / "lines.txt"])
 
 
@@ -70,7 +74,9 @@ def test_another_language_or_few_texts_leave_no_gain(questions: Path, unlabelled
     task = opened(recipe, questions, tmp_path)
     data = read_unlabelled(recipe, task, [unlabelled])
     assert data.coverage > 0.8
-    assert "gain from pre-training is expected" in describe_stages("masked", data._replace(unlabelled=9000), 20)[1]
+    plan, expectation = describe_stages("masked", data._replace(unlabelled=9000), 20)
+    assert "takes 14 of 20 minutes on 9,000 unlabelled and 118 labelled texts" in plan
+    assert expectation.startswith("a gain from pre-training is expected: 76 times as many")
     (tmp_path / "german.txt").write_text(
         "Ein Mann mit einem Hut steht auf der Straße.\nZwei Hunde spielen im Schnee.\n"
     )
@@ -129,6 +135,35 @@ def test_what_cannot_be_pretrained(name: str, minutes: float | None, start: str 
 def test_a_run_without_pretraining_does_not_resume_with_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="was started without --pretrain"):
         check_pretrained(tmp_path)
+
+
+def test_contrast_is_between_two_maskings_of_each_document(unlabelled: Path, tmp_path: Path) -> None:
+    """Gao et al. 2021, equation 1, in both directions, also for documents that share a row."""
+    lines = (json.dumps({"text": line}) for line in unlabelled.read_text().splitlines())
+    (tmp_path / "texts.jsonl").write_text("\n".join(lines))
+    model = modern_encoder(width=32, depth=1, heads=2, vocab_size=1, context=64)
+    settings = {"task.contrast": 0.5, "task.size": 300, "train.batch_tokens": 256, "task.split.validation": 0.2}
+    recipe = override(replace(masked(), model=model), settings)
+    task = open_task(recipe, tmp_path, tmp_path / "texts.jsonl")
+    encoder = build(task.adapt(model), 0).eval()
+    batch = next(task.batches("train"))
+    ids, layout = batch.inputs[0].ids, batch.inputs[1]
+    assert len(ids) == 256 // 64
+    x, means = encoder(*batch.inputs).x, []
+    for row in range(len(ids)):
+        for number in range(1, int(layout.segments[row].max()) + 1):
+            means.append(x[row][(layout.segments[row] == number) & layout.mask[row]].mean(0))
+    first, second = F.normalize(torch.stack(means), dim=-1).chunk(2)
+    assert not torch.equal(ids[: len(ids) // 2], ids[len(ids) // 2 :])
+    assert torch.equal(layout.positions[: len(ids) // 2], layout.positions[len(ids) // 2 :])
+    scores, target = first @ second.T / 0.05, torch.arange(len(first))
+    expected = 0.5 * (F.cross_entropy(scores, target) + F.cross_entropy(scores.T, target)) / 2
+    losses, counts = task.loss(encoder, batch), task.objective.counts(batch)
+    assert counts == {"masked": batch.tokens, "contrast": len(first)}
+    assert losses["contrast"].total.item() / len(first) == pytest.approx(expected.item(), rel=1e-4)
+    assert len(next(task.batches("validation")).inputs[0].ids) > 0
+    with pytest.raises(ConfigError, match=r"task.contrast=0.5 with task.next=true is not valid"):
+        open_task(override(recipe, {"task.next": True}), tmp_path, tmp_path / "texts.jsonl")
 
 
 def test_auxiliary_loss_is_that_of_the_next_tokens(questions: Path, tmp_path: Path) -> None:
