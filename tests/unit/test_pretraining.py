@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,7 @@ import torch.nn.functional as F
 from understanding_data import opened, small, write_questions
 
 import headway as hw
-from headway.app.pretraining import FirstStage, check_pretrain, check_pretrained
-from headway.app.recipes import configure_recipe
+from headway.app.pretraining import Pretrained, check_pretrain, train_first_stage
 from headway.config import override
 from headway.domains.masked.recipes import masked, modern_encoder
 from headway.domains.text.recipes import modern_decoder
@@ -29,8 +29,6 @@ from headway.learn.pretraining import UnlabelledData, describe_stages
 from headway.learn.recipe import open_task
 from headway.learn.run import RunDirectory
 from headway.nn.models import build
-
-OPTIONS = {"device": "cpu", "threads": None, "seed": 3, "progress": False}
 
 
 @pytest.fixture(scope="module")
@@ -88,30 +86,35 @@ def test_another_language_or_few_texts_leave_no_gain(questions: Path, unlabelled
     assert "few compared with 100 labelled" in few.doubt
 
 
-def brief(stage: str, data: Any, *, minutes: float, set: dict[str, Any], **arguments: Any) -> Any:
+def brief(stage: str, data: Any, set: dict[str, Any], minutes: float, run: Path, **arguments: Any) -> Any:
     """hw.train with a tiny model for two steps instead of minutes."""
+    assert (stage, minutes) == ("masked", 14)
     tiny = {"model.width": 32, "model.depth": 1, "model.heads": 2, "task.size": 300, "train.batch_tokens": 512}
-    return hw.train(stage, data, set={**set, **tiny, "train.steps": 2, "train.precision": "fp32"}, **arguments)
+    return hw.train(stage, data, set={**set, **tiny, "train.steps": 2, "train.precision": "fp32"}, run=run, **arguments)
 
 
 def test_both_stages_are_one_run_that_resumes(questions: Path, unlabelled: Path, tmp_path: Path) -> None:
     settings, folder = {"task.lowercase": False, "task.smoothing": 0.1}, tmp_path / "run"
-    stage = FirstStage(configure_recipe("classification", questions, settings, 3), unlabelled, settings, 20, folder)
+
+    def first_stage(train: Callable[..., Any], resume: bool) -> Pretrained:
+        options = {"progress": False, "resume": resume}
+        arguments = unlabelled, "classification", questions, settings, 3, 20, folder, Clock(), options
+        return train_first_stage(train, *arguments)
 
     def stopped(*_: Any, **__: Any) -> None:
         raise UserInterrupt("stopped at step 1 of 2", "resume elsewhere", 2)
 
     with RunDirectory(folder).locked():
         with pytest.raises(UserInterrupt, match=rf"pre-training stopped at step 1 of 2; resume {folder} with --resume"):
-            stage.train(stopped, Clock(), False, OPTIONS)
-        pretrained = stage.train(brief, Clock(), True, OPTIONS)
+            first_stage(stopped, False)
+        pretrained = first_stage(brief, True)
         first = hw.load(pretrained.start)
         assert first.fill("Where is my [MASK]?")
-        again = stage.train(stopped, Clock(), True, OPTIONS)  # a finished stage is not trained again
+        again = first_stage(stopped, True)  # a finished stage is not trained again
         assert again.start == pretrained.start == folder / "pretraining"
         assert 0 < again.clock.elapsed() < 30 * (14 + 20)
         with pytest.raises(UserError, match="already contains a run"):
-            stage.train(brief, Clock(), False, OPTIONS)
+            first_stage(brief, False)
     assert pretrained.settings == {**settings, "task.pool": "mean"}
     chosen = {**pretrained.settings, "train.steps": 2, "train.batch_tokens": 512}
     run = hw.train("classification", questions, set=chosen, start=pretrained.start, run=folder, progress=False)
@@ -120,21 +123,25 @@ def test_both_stages_are_one_run_that_resumes(questions: Path, unlabelled: Path,
 
 
 @pytest.mark.parametrize(
-    ("name", "minutes", "start", "message"),
+    ("name", "minutes", "start", "resuming", "message"),
     [
-        ("chess", 5, None, "recipe 'chess' has no pre-training; remove --pretrain, or use one of classification"),
-        ("classification", None, None, "none are set; add --minutes"),
-        ("pairs", 5, "runs/other", "--pretrain and --from runs/other both set the initial weights"),
+        (
+            "chess",
+            5,
+            None,
+            False,
+            "recipe 'chess' has no pre-training; remove --pretrain, or use one of classification",
+        ),
+        ("classification", None, None, False, "none are set; add --minutes"),
+        ("classification", None, None, True, "started without --pretrain"),
+        ("pairs", 5, "runs/other", False, "--pretrain and --from runs/other both set the initial weights"),
     ],
 )
-def test_what_cannot_be_pretrained(name: str, minutes: float | None, start: str | None, message: str) -> None:
+def test_what_cannot_be_pretrained(
+    tmp_path: Path, name: str, minutes: float | None, start: str | None, resuming: bool, message: str
+) -> None:
     with pytest.raises(UserError, match=message):
-        check_pretrain(name, minutes, start)
-
-
-def test_a_run_without_pretraining_does_not_resume_with_it(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="was started without --pretrain"):
-        check_pretrained(tmp_path)
+        check_pretrain(name, minutes, start, tmp_path, resuming)
 
 
 def test_contrast_is_between_two_maskings_of_each_document(unlabelled: Path, tmp_path: Path) -> None:

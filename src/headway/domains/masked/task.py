@@ -85,14 +85,12 @@ class Masking:
         self.config, self.tables = config, tables
         self._text = np.flatnonzero(tables.text)
 
-    def __call__(
-        self, ids: np.ndarray, positions: np.ndarray, indices: np.ndarray, seed: int, is_reversed: bool = False
-    ) -> MaskedRows:
+    def __call__(self, ids: np.ndarray, positions: np.ndarray, indices: np.ndarray, seed: int) -> MaskedRows:
         """Mask rows, int [B, T], with random numbers determined by their indices [B]. A row with text has at least one
-        label. If `is_reversed`, the tokens that would be masked last are masked first: at a rate of 0.5, all others.
+        label.
         """
         units = self._units(ids, positions, indices, seed)
-        order = noise(seed, indices, _ORDER_STREAM, ids.shape[1]) * (-1 if is_reversed else 1)
+        order = noise(seed, indices, _ORDER_STREAM, ids.shape[1])
         is_target = np.stack([_choose_masked(row, keys, self.config.rate) for row, keys in zip(units, order)])
         uniform = noise(seed, indices, _ACTION_STREAM, ids.shape[1])
         if self.config.unit == "spans":  # one replacement per span
@@ -440,7 +438,7 @@ class MaskedDataset(SplitExamples):
         With contrast, the second half of a training batch are the same rows with other masks.
         """
         if self.config.contrast and is_training:
-            views = (self.masking(rows.ids, rows.positions, indices, seed, is_second) for is_second in (False, True))
+            views = (self.masking(rows.ids, rows.positions, indices, view_seed) for view_seed in (seed, ~seed))
             masked = MaskedRows(*map(np.concatenate, zip(*views)))
             rows = rows._replace(positions=np.concatenate([rows.positions] * 2))
         else:

@@ -36,6 +36,7 @@ from headway.learn.examples import (
 )
 from headway.learn.objectives.classes import Classification
 from headway.learn.objectives.contrastive import Contrastive, check_splits, contrastive_batch_size, encode_chunks
+from headway.learn.objectives.language import LanguageClassification
 from headway.learn.objectives.targets import ChosenTarget, TargetConfig, TargetSamples, choose_target, target_task
 from headway.learn.recipe import batch_tokens_of
 from headway.learn.token_rows import (
@@ -182,8 +183,6 @@ class ClassificationConfig(PooledTaskConfig, TargetConfig):
                 f"task.language_weight is {self.language_weight:g} with target {chosen.target.kind!r}; use a number "
                 "above 0 with task.target=class, or 0"
             )
-        from headway.domains.understanding.auxiliary import LanguageClassification  # it needs this module
-
         return partial(LanguageClassification, self.language_weight)
 
 

@@ -10,18 +10,24 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from headway.data import IGNORE_INDEX
-from headway.domains.understanding.task import TextDataset, check_encoder
 from headway.errors import ConfigError
 from headway.learn.examples import Batch
-from headway.learn.objectives.classes import Classification
+from headway.learn.objectives.classes import Classification, ClassifiedSamples
 from headway.learn.objectives.predictions import HEAD
 from headway.learn.token_rows import Inputs
-from headway.nn.models import Loss, ModelConfig, Transformer, VocabularyHead, VocabularyHeadConfig
+from headway.nn.models import (
+    Loss,
+    ModelConfig,
+    Transformer,
+    TransformerConfig,
+    VocabularyHead,
+    VocabularyHeadConfig,
+)
 
 _VOCABULARY = "vocabulary"  # the head of a language model
 
 
-class LanguageClassification(Classification[TextDataset]):
+class LanguageClassification(Classification[ClassifiedSamples]):
     """Cross-entropy of the classes plus `language_weight` times the cross-entropy of each text's next tokens (Radford
     et al. 2018, "Improving language understanding by generative pre-training", equation 5).
     """
@@ -30,16 +36,15 @@ class LanguageClassification(Classification[TextDataset]):
         super().__init__(*args)
         self.language_weight = language_weight
 
-    def adapt(self, model: ModelConfig, examples: TextDataset) -> ModelConfig:
+    def adapt(self, model: ModelConfig, examples: ClassifiedSamples) -> ModelConfig:
         """`model` with both heads; keeps its own vocabulary head. ConfigError for a model that is not causal."""
-        encoder = check_encoder(model)
-        if not encoder.stack.causal:
+        if not isinstance(model, TransformerConfig) or not model.stack.causal:
             raise ConfigError(
                 f"task.language_weight={self.language_weight:g} needs a causal model, which predicts next tokens; set "
                 "it to 0, or start from a run of the recipe text"
             )
-        adapted = check_encoder(super().adapt(encoder, examples))
-        vocabulary = encoder.heads.get(_VOCABULARY) or VocabularyHeadConfig()
+        adapted = cast(TransformerConfig, super().adapt(model, examples))
+        vocabulary = model.heads.get(_VOCABULARY) or VocabularyHeadConfig()
         return replace(adapted, heads={**adapted.heads, _VOCABULARY: vocabulary})
 
     def counts(self, batch: Batch) -> dict[str, int]:
