@@ -35,10 +35,11 @@ from headway.bench.benchmark import machine
 from measure import RESULTS, child, data_folder, report, spread, timeline, write
 
 CASES = ("banking77", "banking77-debian", "debian", "banking77-gpt")
+BEGINS = ("pretrained", "scratch")
 EACH, VALIDATION, TEST = 10, 1000, 2000  # labelled texts per class; texts of the other parts at most
 MIN_DESCRIPTIONS = 150  # of a section of Debian
 MAX_CHARACTERS = 12_000_000  # of Debian's documentation
-STEPS = 4000
+STEPS = 1600
 STAGE = {
     "task.context": 64,
     "task.size": 2000,
@@ -51,7 +52,7 @@ STAGE = {
     "model.context": None,
 }
 MASKED = {"task.lowercase": True, "task.masking.rate": 0.3, "task.contrast": 0.3}
-TUNING = {"task.smoothing": 0.1, "train.batch_tokens": 512, "train.steps": 700, "train.evaluate_every": 100}
+TUNING = {"task.smoothing": 0.1, "train.batch_tokens": 512, "train.steps": 700, "train.evaluate_every": 140}
 RATES = (1e-3, 3e-3)
 Rows = list[tuple[str, str]]
 
@@ -129,7 +130,7 @@ def pretrain(case: str, runs: Path, steps: int) -> dict[str, Any]:
     import headway as hw
 
     texts, is_gpt = unlabelled(case), case.endswith("-gpt")
-    settings = {**STAGE, **({} if is_gpt else MASKED), "train.steps": steps}
+    settings = {**STAGE, **({} if is_gpt else MASKED), "train.steps": steps, "train.evaluate_every": max(1, steps // 8)}
     run = hw.train(
         "text" if is_gpt else "masked",
         data=[{"text": text} for text in texts],
@@ -211,20 +212,22 @@ def finetune(case: str, run: Path, begin: str, seed: int) -> dict[str, Any]:
     }
 
 
-def score(case: str, runs: Path, seeds: list[int]) -> None:
+def score(case: str, runs: Path, begins: list[str], seeds: list[int]) -> None:
+    """The rows that are missing. Another process may add rows of its own."""
     path = RESULTS / "pretraining.json"
-    cases = json.loads(path.read_text())["cases"] if path.is_file() else {}
-    result = cases.setdefault(case, {"rows": []})
-    result["pretraining"] = json.loads((runs / f"{case}.json").read_text())
-    done = {(row["begin"], row["seed"]) for row in result["rows"]}
     for seed in seeds:
-        for begin in ("pretrained", "scratch"):
-            if (begin, seed) in done:
+        for begin in begins:
+            cases = json.loads(path.read_text())["cases"] if path.is_file() else {}
+            if (begin, seed) in {(row["begin"], row["seed"]) for row in cases.get(case, {}).get("rows", ())}:
                 continue
-            options = ("--case", case, "--runs", str(runs), "--begin", begin, "--seed", str(seed))
-            row = child("pretraining.py", "finetune", *options)
-            result["rows"].append({**row, "machine": machine()["processor"]})
-            for start in ("pretrained", "scratch"):
+            options = ("--case", case, "--runs", str(runs), "--begins", begin, "--seeds", str(seed))
+            row = {**child("pretraining.py", "finetune", *options), "machine": machine()["processor"]}
+            cases = json.loads(path.read_text())["cases"] if path.is_file() else {}
+            result = cases.setdefault(case, {"rows": []})
+            result["rows"].append(row)
+            if (runs / f"{case}.json").is_file():
+                result["pretraining"] = json.loads((runs / f"{case}.json").read_text())
+            for start in BEGINS:
                 values = [row["chosen"]["test_accuracy"] for row in result["rows"] if row["begin"] == start]
                 result[start] = spread(values) if values else None
             write("pretraining", {"tuning": {**TUNING, "rates": RATES, "each": EACH}, "cases": cases})
@@ -237,8 +240,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/pretraining"))
     parser.add_argument("--steps", type=int, default=STEPS, help="of the first stage")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5])
-    parser.add_argument("--begin", choices=("pretrained", "scratch"), default="pretrained")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--begins", nargs="+", choices=BEGINS, default=list(BEGINS))
     args = parser.parse_args()
     runs = args.runs.resolve()
     if args.action == "pretrain":
@@ -246,9 +248,9 @@ def main() -> None:
         (runs / f"{args.case}.json").write_text(json.dumps(notes))
         report(notes)
     elif args.action == "finetune":
-        report(finetune(args.case, runs / args.case, args.begin, args.seed))
+        report(finetune(args.case, runs / args.case, args.begins[0], args.seeds[0]))
     else:
-        score(args.case, runs, args.seeds)
+        score(args.case, runs, args.begins, args.seeds)
 
 
 if __name__ == "__main__":

@@ -242,7 +242,8 @@ def _first_stage_settings(recipe: Recipe) -> Settings:
     settings = {"model.context": None, "task.context": 128, "task.split": {"validation": 0.05, "test": 0.0}}
     if _first_stage(recipe) == "text":
         return settings
-    return {**settings, "task.lowercase": task.lowercase, "task.masking.rate": 0.3}
+    contrast = 0.0 if isinstance(task, TaggingConfig) else 0.3  # tags need the vectors of words, not of texts
+    return {**settings, "task.lowercase": task.lowercase, "task.masking.rate": 0.3, "task.contrast": contrast}
 
 
 def _tuning(recipe: Recipe) -> Settings:
