@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from headway.config import applicable
 from headway.data.array_store import build_deadline
 from headway.errors import ConfigError, UserError
 from headway.learn.formatting import format_count, format_number
@@ -63,7 +64,8 @@ class SizePlan(NamedTuple):
 
 class ScaledRecipe(NamedTuple):
     """A recipe scaled to the data and the time, the plan of its size, its task if that was left open, the number of
-    unique training targets, and a summary of the data.
+    unique training targets, a summary of the data, and the chosen settings: with them as the user's, a run has the same
+    size.
     """
 
     recipe: Recipe
@@ -71,6 +73,7 @@ class ScaledRecipe(NamedTuple):
     task: Task | None
     unique_targets: int
     data: DataSummary
+    settings: Settings
 
 
 def ladder(recipe: Recipe, scale: Scale, user: Settings) -> list[LadderSize]:
@@ -141,17 +144,16 @@ def choose_size(
     return best, plans
 
 
-def with_size(recipe: Recipe, plan: SizePlan, scale: Scale, unique: int, user: Settings) -> Recipe:
-    """The recipe for a planned size, with its batch size, learning rates and regularisation."""
+def size_settings(recipe: Recipe, plan: SizePlan, scale: Scale, unique: int, user: Settings) -> Settings:
+    """The settings of a planned size, with its batch size, learning rates and regularisation."""
     sized_recipe = with_user_settings(recipe, plan.settings, user)
     width, depth = shape_of(sized_recipe.model)
-    settings = {
+    return {
         **plan.settings,
         scale.batch_setting: plan.batch,
         **scale.regularise(sized_recipe, plan.targets / max(1, unique), plan.parameters / max(1, unique)),
         **scale.learning_rates(recipe, width, depth),
     }
-    return with_user_settings(recipe, settings, user)
 
 
 def active_parameters(model: nn.Module | ModelConfig) -> int:
@@ -208,7 +210,9 @@ def scale_recipe(
                 longer = processes.broadcast_object(TRAINING_SHARE * 60 * (_LONGER_FACTOR * minutes) - clock.elapsed())
                 larger = choose_size(recipe, scale, user, unique, longer, extrapolated_pace)[0].size
             reasons = _reasons(best, plans, scale, data_settings.reason, larger)
-            chosen = replace(with_size(recipe, best, scale, unique, user), reasons=reasons)
+            sized = size_settings(recipe, best, scale, unique, user)
+            chosen = replace(with_user_settings(recipe, sized, user), reasons=reasons)
+            settings = without_user_settings({**data_settings.settings, **sized}, user)
             if opens_task:
                 batches = (chosen.train.batch_tokens, chosen.train.batch_size)
                 is_same = chosen.task == recipe.task and batches == (recipe.train.batch_tokens, recipe.train.batch_size)
@@ -216,7 +220,7 @@ def scale_recipe(
         finally:
             if task is not kept_task:
                 task.close()
-    return ScaledRecipe(chosen, best, kept_task, unique, data)
+    return ScaledRecipe(chosen, best, kept_task, unique, data, applicable(recipe, settings, user))
 
 
 def _reasons(
