@@ -45,7 +45,7 @@ function followRun(place, name, another) {
       const names = await others(), { run, samples, scores } = await server.json(address);
       await readPoints();
       if (isOver) return;
-      const reason = ["stopped", "broken"].includes(run.state) && run.reason ? ` ${sentence(shortReason(run.reason))}` : "";
+      const reason = ["stopped", "broken"].includes(run.state) && run.reason ? ` ${sentence(shortTimeReason(shortReason(run.reason)))}` : "";
       const text = `${TRAINING_STATES[run.state]}${reason}${trainingProgress(run)}`;
       if (status.textContent !== text) status.textContent = text;
       const isBusy = isTraining(run);
