@@ -130,7 +130,7 @@ def test_from_files_to_a_model(browser: Browser, url: str, runs: Path, commands:
         choose(page, "Labelled texts", named("a.csv", CSV), named("notes.docx", "x"))
         expect(page.get_by_text("1 file has arrived")).to_be_visible()
         expect(page.get_by_text("Your own files are used: a.csv.")).to_be_visible()
-        expect(page.get_by_text("1 files of other kinds are left out: notes.docx")).to_be_visible()
+        expect(page.get_by_text("1 file is left out, because it is empty or of another kind: notes.docx")).to_be_visible()
         expect(page.get_by_text("100 texts: 80 to learn from, 10 to check while learning")).to_be_visible()
         expect(page.get_by_text("<b>question</b>", exact=True)).to_be_visible()  # as text
         expect(page.get_by_text("2 of 102 texts have no label")).to_be_visible()

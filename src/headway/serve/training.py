@@ -269,7 +269,9 @@ async def create_plans(body: PlanBody, context: Context) -> PlanAnswer:
     finally:
         _plans_running -= 1
     root = str(upload.files.absolute())  # messages name the client's files, not the server's
-    lines = [line for line in notes.replace(f"{root}/", "").replace(root, "the upload").splitlines() if line.strip()]
+    for path, name in {f"{root}/": "", f"folder {root}": "the upload", root: "the upload"}.items():
+        notes = notes.replace(path, name)
+    lines = [line for line in notes.splitlines() if line.strip()]
     if code:
         message = (lines[-1] if lines else "the plan failed without a message; try again").removeprefix("headway: ")
         match, names = _LOCATION.search(message), {file.name for file in upload.listing()}

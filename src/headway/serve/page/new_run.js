@@ -100,7 +100,10 @@ page.addTab({
   async take(files) {
     const { usable, others } = sortFiles(files, newRun.kind.kinds), limits = newRun.limits, total = totalBytes(usable);
     const problem = !files.length ? "there are no files in it; choose others"
+      : !usable.length && !files.some((file) => file.size) ? `${filePath(files[0]).slice(0, 100)} is empty; choose a file with content`
       : !usable.length ? `${filePath(files[0]).slice(0, 100)} is not of a kind that is read here; choose ${newRun.kind.kinds.slice(0, 4).join(", ")}`
+        : isClasses() && classFolders(usable.map(filePath)).size < 2 ? `${filePath(usable[0]).includes("/") ? "there is only one folder in it" : "these files are in no folders"}; choose a folder that contains two folders or more, one for each kind`
+        : newRun.kind.id === "pairs" && usable.length !== 2 && usable.every((file) => /\.txt$/i.test(file.name)) ? `${usable.length === 1 ? "this is one text file" : `these are ${usable.length} text files`}; choose two, whose lines belong together, or a table`
         : usable.length > limits.files ? `these are ${integers.format(usable.length)} files, and the limit is ${integers.format(limits.files)}; choose fewer` : "";
     if (problem) return page.fail(new ServerError(problem, 413));
     this.clear("read", "plans", "start");
@@ -174,17 +177,17 @@ page.addTab({
       return this.parts.arrived.replaceChildren(element("p", {}, "Your files were removed, because no training used them for a day. Choose them again."));
     }
     const isComplete = upload.files.length >= (state.expected ?? 0), bytes = upload.files.reduce((sum, file) => sum + file.size, 0);
-    const leftOut = state.leftOutCount ? `${integers.format(state.leftOutCount)} files of other kinds are left out: ${state.leftOut.join(", ")}${state.leftOutCount > state.leftOut.length ? ", ..." : ""}.` : null;
+    const leftOut = state.leftOutCount ? `${state.leftOutCount === 1 ? "1 file is" : `${integers.format(state.leftOutCount)} files are`} left out, because ${state.leftOutCount === 1 ? "it is" : "they are"} empty or of another kind: ${state.leftOut.join(", ")}${state.leftOutCount > state.leftOut.length ? ", ..." : ""}.` : null;
     const tooLarge = state.tooLargeCount ? `${integers.format(state.tooLargeCount)} ${state.tooLargeCount === 1 ? "file is" : "files are"} larger than ${formatBytes(newRun.limits.file_bytes)} and left out: ${state.tooLarge.join(", ")}${state.tooLargeCount > state.tooLarge.length ? ", ..." : ""}. You can go on without them, or save smaller copies and choose the files again.` : null;
     const shrunk = state.shrunk ? `${integers.format(state.shrunk)} large ${state.shrunk === 1 ? "photo was" : "photos were"} sent with ${integers.format(PHOTO_SIDE)} pixels on the longest side, which is enough for every model here. Your own copies stay as they are.` : null;
-    const isClasses = ["images", "sounds"].includes(newRun.kind.id), uploaded = upload.files.map((file) => file.name);
+    const uploaded = upload.files.map((file) => file.name);
     const others = () => { newRun.work?.abort(); server.request(`/v1/uploads/${upload.id}`, { method: "DELETE" }).catch(() => {}); this.chosen(); };
     this.parts.arrived.replaceChildren(
       element("p", { role: "status" }, isComplete ? `${integers.format(upload.files.length)} ${upload.files.length === 1 ? "file has" : "files have"} arrived (${formatBytes(bytes)}).`
         : `${integers.format(upload.files.length)} of ${integers.format(state.expected)} files have arrived. Choose the same files again to send the others.`),
       element("p", {}, `${state.isExample ? "The example is used, not files of yours" : "Your own files are used"}: ${fileNames(upload.files)}.`),
       ...[leftOut, tooLarge, shrunk].filter(Boolean).map((text) => element("p", { className: text === tooLarge ? "wrong" : "soft" }, text)),
-      (isComplete && isClasses && classChoice(uploaded, state.without ?? [], newRun.files, newRun.kind.id.slice(0, -1),
+      (isComplete && isClasses() && classChoice(uploaded, state.without ?? [], newRun.files, newRun.kind.id.slice(0, -1),
         () => { newRun.work?.abort(); this.clear("read", "plans", "start"); }, (without) => this.useClasses(without, uploaded))) || "",
       alignedChoice(upload.files, () => this.plan()) ?? "",
       element("button", { type: "button", onclick: others }, "Choose other files"));
@@ -221,7 +224,7 @@ page.addTab({
       if (this.parts.start.childElementCount) return this.parts.plans.lastChild.replaceChildren(element("p", { className: "soft" }, "The plans of longer trainings were not made."));
       const again = element("button", { type: "button", onclick: () => this.plan() }, "Read the files again");
       if (error.code !== "plan_failed") page.fail(error, error.name === "AbortError" ? undefined : () => this.plan());
-      const problem = error.code === "plan_failed" ? await planProblem(error, newRun.state.upload, () => this.plan()) : element("p", {}, error.name === "AbortError" ? "Stopped." : "The files were not read yet.");
+      const problem = error.code === "plan_failed" ? await planProblem(error, newRun.state.upload, () => this.plan(), async () => this.take(await convertTexts(newRun.files))) : element("p", {}, error.name === "AbortError" ? "Stopped." : "The files were not read yet.");
       this.clear("plans");
       this.parts.read.replaceChildren(element("h3", {}, "3. What was read"), problem, again);
     }
@@ -232,7 +235,8 @@ page.addTab({
     const minutes = () => Number(this.parts.plans.querySelector("input:checked")?.value ?? 5);
     const plan = () => this.plans.find((entry) => entry.minutes === minutes());
     const command = commandView(() => {
-      const run = `runs/${name.value}`, recipe = newRun.kind.recipe, chosen = { ...plan()?.settings, ...this.body.settings };
+      const run = `runs/${name.value}`, recipe = newRun.kind.recipe, { settings: named } = this.body;
+      const chosen = { ...plan()?.settings, ...named, ...(named["task.skip_bad"] ? { "task.skip_bad": true } : {}) };
       const settings = Object.entries(chosen).map(([setting, value]) => shellWord(`${setting}=${typeof value === "string" ? value : JSON.stringify(value)}`)).join(" ");
       return {
         shell: `headway train ${recipe} --data YOUR-FILES --run ${shellWord(run)} --minutes ${minutes()}${settings ? ` --set ${settings}` : ""}`,
@@ -269,6 +273,9 @@ page.addTab({
     });
   },
 });
+
+// Whether each folder is a class.
+const isClasses = () => ["images", "sounds"].includes(newRun.kind.id);
 
 // The question "What do you have?": a card for each kind of data.
 function kindChoice(changed) {
@@ -333,20 +340,28 @@ function planData({ data, notes }) {
 
 // Why the files cannot be used, with the wrong line and those around it, and buttons for the settings that the message
 // names: other columns, and samples to leave out.
-async function planProblem(error, upload, again) {
+async function planProblem(error, upload, again, convert) {
   const [, name, number] = /^(.*):(\d+)$/s.exec(error.param ?? "") ?? [];
   const around = name === undefined ? null
     : await server.json(`/v1/uploads/${upload}/lines/${number}/${name.split("/").map(encodeURIComponent).join("/")}`).catch(() => null);
   const line = (text, index) => element(around.first + index === around.line ? "mark" : "span", {}, `${String(around.first + index).padStart(6)}  ${text}\n`);
-  const settings = [...error.message.matchAll(/(task\.(?:text2?|label|path|time|series|value|skip_bad))=([^\s,;)]+)/g)].filter(([, , value]) => value !== "NAME");
-  return element("div", { className: "problem", role: "alert" }, element("p", { className: "wrong" }, sentence(shortTimeReason(error.message))),
+  const columns = [...error.message.matchAll(/no column '.*?' \(choose from: ([^)]*)\)/g)].map(([, names]) => names.split(", "));
+  const settings = [...error.message.matchAll(/(task\.(?:text2?|label|path|time|series|value|skip_bad))=([^\s,;)]+)/g)]
+    .flatMap(([, name, value]) => (value === "NAME" ? (columns.shift() ?? []).slice(0, 12) : [value]).map((column) => [name, column]));
+  const isEncoding = /is not UTF-8.*cp1252/.test(error.message) && newRun.files;
+  return element("div", { className: "problem", role: "alert" }, element("p", { className: "wrong" }, sentence(pageMessage(error.message))),
     /not a folder|neither a folder/.test(error.message) ? element("p", {}, newRun.kind.rule) : null,
     around && element("p", {}, `Line ${integers.format(around.line)} of ${around.name}, with the lines around it:`), around && element("pre", { tabIndex: 0 }, ...around.lines.map(line)),
-    element("p", {}, `Mend the ${newRun.kind.folders ? "files" : "file"} on your computer, save, and choose again above${settings.length ? ", or:" : "."}`),
-    settings.length ? element("div", { className: "row" }, ...settings.map(([, name, value]) => element("button", { type: "button",
+    element("p", {}, `Mend the ${newRun.kind.folders ? "files" : "file"} on your computer, save, and choose again above${settings.length || isEncoding ? ", or:" : "."}`),
+    isEncoding ? element("button", { type: "button", onclick: convert }, "Convert the text of an older program") : "",
+    settings.length ? element("div", { className: "row" }, ...settings.map(([name, value]) => element("button", { type: "button",
       onclick: () => { newRun.remember({ settings: { ...newRun.state.settings, [name]: value } }); again(); } },
     name === "task.skip_bad" ? "Leave such samples out" : `Use the column ${value} as ${name.slice(5)}`))) : "");
 }
+
+// A message without the words of the command line; the page has buttons for what they do.
+const pageMessage = (message) => shortTimeReason(message).replace(/[;,:]? or (?:skip such \w+|set)\W[^;]*?task\.skip_bad=true.*$/s, "").replace(/; add --set task\..*$/s, "; rename the columns, or choose some below")
+  .replace(/has no key '(?:source|target)'; choose from: (.*)$/s, "has the columns $1; rename the two that belong together to source and target").replace(/, or set a larger share.*$/s, "").replace(/; convert it: iconv .*$/s, "; open it with a text editor, and save it as UTF-8");
 
 const PLAN_WORDS = "Parameters are the numbers that the model learns; width and layers are its shape. A batch is what it reads before it corrects itself once, which is a step. An epoch is one pass over all samples. The loss says how wrong the model is (lower is better); validation measures it with samples kept apart from learning. The vocabulary is the list of word pieces that the model knows.";
 

@@ -29,12 +29,12 @@ async function droppedFiles(transfer) {
   return files;
 }
 
-// Divide files into those to upload and those to leave out: hidden ones, and those of other kinds.
+// Divide files into those to upload and those to leave out: hidden and empty ones, and those of other kinds.
 function sortFiles(files, kinds) {
   const usable = [], others = [];
   for (const file of files) {
     const path = filePath(file).toLowerCase();
-    if (IGNORED_FILES.test(path)) others.push(file);
+    if (IGNORED_FILES.test(path) || !file.size) others.push(file);
     else (kinds.some((kind) => path.endsWith(kind)) ? usable : others).push(file);
   }
   return { usable, others };
@@ -64,6 +64,22 @@ async function shrinkPhotos(files, limit, signal, progress) {
     if (made.size < file.size) smaller.set(file, made);
   }
   return { files: files.map((file) => smaller.get(file) ?? file), shrunk: smaller.size };
+}
+
+// Text files that are not UTF-8, read as older programs for Windows write them (code page 1252), as UTF-8.
+async function convertTexts(files) {
+  return Promise.all(files.map(async (file) => {
+    if (!/\.(txt|csv|tsv|jsonl)$/i.test(file.name)) return file;
+    const content = new Uint8Array(await file.arrayBuffer());
+    try {
+      new TextDecoder("utf-8", { fatal: true }).decode(content);
+      return file;
+    } catch {
+      const made = new File([new TextDecoder("windows-1252").decode(content)], file.name, { type: file.type, lastModified: file.lastModified });
+      made.path = filePath(file);
+      return made;
+    }
+  }));
 }
 
 // Send one file; `progress(bytes)` follows it. fetch() cannot report the progress of an upload.
