@@ -130,7 +130,9 @@ def test_from_files_to_a_model(browser: Browser, url: str, runs: Path, commands:
         choose(page, "Labelled texts", named("a.csv", CSV), named("notes.docx", "x"))
         expect(page.get_by_text("1 file has arrived")).to_be_visible()
         expect(page.get_by_text("Your own files are used: a.csv.")).to_be_visible()
-        expect(page.get_by_text("1 file is left out, because it is empty or of another kind: notes.docx")).to_be_visible()
+        expect(
+            page.get_by_text("1 file is left out, because it is empty or of another kind: notes.docx")
+        ).to_be_visible()
         expect(page.get_by_text("100 texts: 80 to learn from, 10 to check while learning")).to_be_visible()
         expect(page.get_by_text("<b>question</b>", exact=True)).to_be_visible()  # as text
         expect(page.get_by_text("2 of 102 texts have no label")).to_be_visible()
@@ -177,14 +179,27 @@ def test_a_wrong_line_is_shown_with_those_around_it(browser: Browser, url: str, 
         expect(page.locator("mark")).to_have_text(re.compile(r"3\s+<b>no</b>, never,bad"))
         assert serious_violations(page) == []
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
-        commands.notes = "headway: {root} has no column 'label'; add --set task.text=NAME task.label=kind\n"
+        hints = "no column 'text' (did you mean 'body'?) and no column 'label' (choose from: id, kind)"
+        commands.notes = f"headway: {{root}} has {hints}; add --set task.text=body task.label=NAME\n"
         page.get_by_role("button", name="Read the files again").click()
+        expect(page.get_by_text("; rename the columns, or choose some below.")).to_be_visible()
+        expect(page.get_by_role("button", name="Use the column id as label")).to_be_visible()
+        expect(page.get_by_role("button", name="Use the column body as text")).to_be_visible()
         column = page.get_by_role("button", name="Use the column kind as label")
         expect(column).to_be_visible()
         commands.code, commands.notes = 0, ""
         column.click()
         expect(page.get_by_text("100 texts")).to_be_visible()
         assert commands.asked[-1][-5:-2] == ["--set", "task.label=kind", "--minutes"]
+        encoding = "is not UTF-8 at byte 14 (0xe9), but perhaps Windows' cp1252; convert it: iconv -f CP1252"
+        commands.code, commands.notes = 2, f"headway: {{root}} {encoding}\n"
+        choose(page, "Labelled texts", named("b.csv", "text,label\ncafé €,good\n".encode("cp1252")))
+        expect(page.get_by_text("cp1252; open it with a text editor, and save it as UTF-8.")).to_be_visible()
+        commands.code, commands.notes = 0, ""
+        page.get_by_role("button", name="Convert the text of an older program").click()
+        expect(page.get_by_text("100 texts")).to_be_visible()
+        path = commands.asked[-1][commands.asked[-1].index("--data") + 1]
+        assert Path(path).read_text(encoding="utf-8") == "text,label\ncafé €,good\n"
 
 
 def test_a_dropped_folder_keeps_its_folders(browser: Browser, url: str, runs: Path, commands: Commands) -> None:
@@ -275,6 +290,14 @@ def test_files_of_another_kind_too_many_and_too_large(
         for kind, name in KINDS.items():
             choose(page, kind, named(name, "x"))
             expect(page.get_by_role("alert")).to_contain_text(re.compile(f"{name} is not of a kind that is read", re.I))
+        choose(page, "Pairs of texts", named("a.txt", "x"))
+        expect(page.get_by_role("alert")).to_contain_text("This is one text file; choose two, whose lines belong")
+        choose(page, "Images in folders", named("a.png", "x"))
+        expect(page.get_by_role("alert")).to_contain_text(
+            "These files are in no folders; choose a folder that contains two"
+        )
+        choose(page, "Texts", named("leer.txt", ""))
+        expect(page.get_by_role("alert")).to_contain_text("leer.txt is empty; choose a file with content")
         page.get_by_role("radio", name="Labelled texts").check()
         page.evaluate("page.current.take(Array(100001).fill(new File(['x'], 'a.csv')))")
         expect(page.get_by_role("alert")).to_contain_text("100,001 files, and the limit is 100,000")

@@ -46,7 +46,7 @@ _MAX_BEFORE = 1 << 26  # characters that are read in order to find a line
 _MAX_NAME = 100  # characters of a run's name, as in `check_name`; at most twice as many bytes
 _LOCATION = re.compile(r"(?P<name>[^,;:]+), line (?P<line>\d{1,9})\b")
 _COLUMNS = ("text", "text2", "label", "path", "time", "series", "value")  # roles of columns that a reader may name
-_SETTINGS = (*(f"task.{column}" for column in _COLUMNS), "task.skip_bad")
+_SETTINGS = (*(f"task.{column}" for column in _COLUMNS), "task.skip_bad", "task.fill")
 _plans_running = 0
 
 
@@ -89,7 +89,7 @@ _Minutes = Annotated[float, msgspec.Meta(gt=0, le=100_000)]
 class PlanBody(msgspec.Struct, forbid_unknown_fields=True):
     """Plan a training of `recipe` on an upload for each number of minutes. `files` are the names of the data files, in
     the order that the recipe takes them; by default the complete upload. `settings` name columns, such as task.label,
-    or skip samples that cannot be used (task.skip_bad).
+    skip samples that cannot be used (task.skip_bad), or fill gaps of a series (task.fill).
     """
 
     recipe: str

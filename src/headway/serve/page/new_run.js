@@ -236,7 +236,7 @@ page.addTab({
     const plan = () => this.plans.find((entry) => entry.minutes === minutes());
     const command = commandView(() => {
       const run = `runs/${name.value}`, recipe = newRun.kind.recipe, { settings: named } = this.body;
-      const chosen = { ...plan()?.settings, ...named, ...(named["task.skip_bad"] ? { "task.skip_bad": true } : {}) };
+      const chosen = { ...plan()?.settings, ...named, ...Object.fromEntries(["task.skip_bad", "task.fill"].filter((setting) => named[setting]).map((setting) => [setting, true])) };
       const settings = Object.entries(chosen).map(([setting, value]) => shellWord(`${setting}=${typeof value === "string" ? value : JSON.stringify(value)}`)).join(" ");
       return {
         shell: `headway train ${recipe} --data YOUR-FILES --run ${shellWord(run)} --minutes ${minutes()}${settings ? ` --set ${settings}` : ""}`,
@@ -345,8 +345,8 @@ async function planProblem(error, upload, again, convert) {
   const around = name === undefined ? null
     : await server.json(`/v1/uploads/${upload}/lines/${number}/${name.split("/").map(encodeURIComponent).join("/")}`).catch(() => null);
   const line = (text, index) => element(around.first + index === around.line ? "mark" : "span", {}, `${String(around.first + index).padStart(6)}  ${text}\n`);
-  const columns = [...error.message.matchAll(/no column '.*?' \(choose from: ([^)]*)\)/g)].map(([, names]) => names.split(", "));
-  const settings = [...error.message.matchAll(/(task\.(?:text2?|label|path|time|series|value|skip_bad))=([^\s,;)]+)/g)]
+  const columns = [...error.message.matchAll(/no column '.*?' \(choose from: ([^)]*)\)|which of (.*?) is the/g)].map(([, names, others]) => (names ?? others).split(", "));
+  const settings = [...error.message.matchAll(/(task\.(?:text2?|label|path|time|series|value|skip_bad|fill))=([^\s,;)]+)/g)]
     .flatMap(([, name, value]) => (value === "NAME" ? (columns.shift() ?? []).slice(0, 12) : [value]).map((column) => [name, column]));
   const isEncoding = /is not UTF-8.*cp1252/.test(error.message) && newRun.files;
   return element("div", { className: "problem", role: "alert" }, element("p", { className: "wrong" }, sentence(pageMessage(error.message))),
@@ -356,12 +356,14 @@ async function planProblem(error, upload, again, convert) {
     isEncoding ? element("button", { type: "button", onclick: convert }, "Convert the text of an older program") : "",
     settings.length ? element("div", { className: "row" }, ...settings.map(([name, value]) => element("button", { type: "button",
       onclick: () => { newRun.remember({ settings: { ...newRun.state.settings, [name]: value } }); again(); } },
-    name === "task.skip_bad" ? "Leave such samples out" : `Use the column ${value} as ${name.slice(5)}`))) : "");
+    { "task.skip_bad": "Leave such samples out", "task.fill": "Fill in what is missing" }[name] ?? `Use the column ${value} as ${name.slice(5)}`))) : "");
 }
 
 // A message without the words of the command line; the page has buttons for what they do.
-const pageMessage = (message) => shortTimeReason(message).replace(/[;,:]? or (?:skip such \w+|set)\W[^;]*?task\.skip_bad=true.*$/s, "").replace(/; add --set task\..*$/s, "; rename the columns, or choose some below")
-  .replace(/has no key '(?:source|target)'; choose from: (.*)$/s, "has the columns $1; rename the two that belong together to source and target").replace(/, or set a larger share.*$/s, "").replace(/; convert it: iconv .*$/s, "; open it with a text editor, and save it as UTF-8");
+const pageMessage = (message) => shortTimeReason(message).replace(/[;,:]? or (?:skip such \w+|set)\W[^;]*?task\.(?:skip_bad|fill)=true.*$/s, "").replace(/; add --set task\..*$/s, "; rename the columns, or choose some below").replace(/, or set task\.\w+=NAME.*$/s, ", or choose it below")
+  .replace(/is binary \(.*?\); pass a UTF-8 text file/, "is not a text file, but perhaps a document of another program; save it there as plain text (UTF-8)")
+  .replace(/has no key '(?:source|target)'; choose from: (.*)$/s, "has the columns $1; rename the two that belong together to source and target").replace(/has no key ('\w+'); (?:choose from: |did you mean )(.*?)\??$/s, "has no key $1, but $2; write it as in the example above")
+  .replace(/, or set a larger share.*$/s, "").replace(/; convert it: iconv .*$/s, "; open it with a text editor, and save it as UTF-8");
 
 const PLAN_WORDS = "Parameters are the numbers that the model learns; width and layers are its shape. A batch is what it reads before it corrects itself once, which is a step. An epoch is one pass over all samples. The loss says how wrong the model is (lower is better); validation measures it with samples kept apart from learning. The vocabulary is the list of word pieces that the model knows.";
 

@@ -182,7 +182,8 @@ function lossChart({ training, validation }, width, isBusy, isOpen) {
 
 // Scores and samples at the end of a training.
 function trainingResult(samples, scores) {
-  const shown = scores.length ? [element("details", { open: true }, element("summary", {}, "How good it is"), table(Object.keys(scores[0]), scores.map((row) => Object.values(row)), "Scores"))] : [];
+  const accuracy = scores.find((row) => row.metric === "accuracy")?.test;
+  const shown = scores.length ? [accuracy ? element("p", {}, `Of samples that it has not seen, ${accuracy} of its answers are right.`) : "", element("details", { open: true }, element("summary", {}, "How good it is"), table(Object.keys(scores[0]), scores.map((row) => Object.values(row)), "Scores"))] : [];
   if (samples.length) {
     const names = { "": "right?", source: "input", prompt: "input", output: "the model's answer", reference: "right answer" };
     const keys = Object.keys(samples[0]).sort((one, other) => (one === "") - (other === ""));
