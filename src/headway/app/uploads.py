@@ -12,14 +12,13 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from headway.app.jobs import jobs
 from headway.errors import UserError, printable
-from headway.io.durable import read_json, write_json
 from headway.io.outputs import check_folder
 
 FOLDER = ".uploads"
@@ -137,20 +136,6 @@ class Upload:
                 status = (self.files / name).stat()
                 total.update(f"{name}\n{status.st_size}\n{status.st_mtime_ns}\n".encode())
         return total.hexdigest()
-
-    def store_plan(self, plan: Mapping[str, Any]) -> str:
-        """Write a plan next to the files; return the id by which `find_plan` finds it."""
-        plan_id = secrets.token_hex(10)
-        with storage_errors("the plan"):
-            write_json(self._folder / f"plan-{plan_id}.json", plan)
-        return plan_id
-
-    def find_plan(self, plan_id: str) -> Any:
-        """A stored plan. KeyError if there is none."""
-        path = self._folder / f"plan-{plan_id}.json"
-        if not _ID.fullmatch(plan_id) or not path.is_file():
-            raise KeyError(plan_id)
-        return read_json(path)
 
     def remove(self, name: str) -> None:
         """Remove a file or a folder with its files. KeyError if there is none."""

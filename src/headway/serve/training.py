@@ -8,6 +8,7 @@ import asyncio
 import json
 import os
 import re
+import secrets
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from headway.app.uploads import (
 )
 from headway.data.input_files import File, read_lines
 from headway.errors import UserError, nearest, printable
+from headway.io.durable import read_json, write_json
 from headway.io.files import DATA_ROOT_VARIABLE
 from headway.io.json_files import parse_json
 from headway.serve.child_process import run_command
@@ -278,11 +280,12 @@ async def create_plans(body: PlanBody, context: Context) -> PlanAnswer:
         location = f"{match['name']}:{match['line']}" if match is not None and match["name"] in names else None
         raise StatusError(400 if code == 2 else 500, message, location, "plan_failed")
     result: Any = parse_json(output)
-    with _http_statuses():
+    with _http_statuses(), storage_errors("the plan"):
         for plan in result["plans"]:
             if plan["steps"] is not None:
+                plan["id"] = secrets.token_hex(10)
                 planned = {"request": _request(body, plan["minutes"]), "settings": plan["settings"], "digest": digest}
-                plan["id"] = upload.store_plan(planned)
+                write_json(upload.files.parent / f"plan-{plan['id']}.json", planned)
     return PlanAnswer(result["plans"], result["data"], [line for line in lines if not line.startswith("headway: ")])
 
 
@@ -305,12 +308,10 @@ def _request(body: PlanBody | RunBody, minutes: float) -> dict[str, Any]:
 
 def _planned_settings(body: RunBody, upload: Upload) -> dict[str, Any]:
     """The settings that a run's plan chose. StatusError for a plan of something else, or of files that have changed."""
-    shown = printable(body.plan[:40])
-    try:
-        plan = upload.find_plan(body.plan)
-    except KeyError:
-        message = f"there is no plan {shown!r} of this upload; plan again"
-        raise StatusError(404, message, "plan", "no_plan") from None
+    shown, path = printable(body.plan[:40]), upload.files.parent / f"plan-{body.plan}.json"
+    if not re.fullmatch("[0-9a-f]{20}", body.plan) or not path.is_file():
+        raise StatusError(404, f"there is no plan {shown!r} of this upload; plan again", "plan", "no_plan")
+    plan = read_json(path)
     if plan["request"] != _request(body, body.minutes):
         raise StatusError(400, f"the plan {shown!r} is for other minutes, files or settings; plan again", "plan")
     if plan["digest"] != upload.digest():
