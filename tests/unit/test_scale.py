@@ -24,7 +24,14 @@ from headway.learn import AdamWConfig, MuonConfig, Recipe
 from headway.learn.formatting import format_count, format_number, format_seconds
 from headway.learn.plan import choose
 from headway.learn.plan.budget import Clock, Throughput
-from headway.learn.plan.choose import SizePlan, active_parameters, choose_size, scale_recipe, size_settings
+from headway.learn.plan.choose import (
+    ScaledRecipe,
+    SizePlan,
+    active_parameters,
+    choose_size,
+    scale_recipe,
+    size_settings,
+)
 from headway.learn.plan.scale import ScalingLaw, held_out_shares, shape_of, with_user_settings, without_user_settings
 from headway.nn.mixers import MixerConfig
 
@@ -155,17 +162,23 @@ def test_minutes_choose_and_the_recipe_repeats_the_bits(
 def test_with_the_settings_of_a_plan_a_slower_machine_trains_as_planned(
     book: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = replace(named("text"), data=(str(book),))
-    rates = {"planned": 1e10, "chosen again": 2e8, "as planned": 2e8}
-    recipes: dict[str, Recipe] = {}
-    settings: dict[str, Any] = {}
-    for name, rate in rates.items():
-        monkeypatch.setattr(choose, "measure_throughput", lambda sized, *_, rate=rate: paced(rate)(sized))
-        user = parse_settings(f"{key}={json.dumps(value)}" for key, value in settings.items()) if name[0] == "a" else {}
-        scaled = scale_recipe(recipe, TEXT, user, 5, Clock(), torch.device("cpu"))  # type: ignore[arg-type]
-        recipes[name], settings = replace(scaled.recipe, reasons=()), settings or dict(scaled.settings)
-    assert recipes["chosen again"] != recipes["planned"]
-    assert recipes["as planned"] == recipes["planned"]
+    recipe, rate = replace(named("text"), data=(str(book),)), 1e10
+
+    def planned(user: dict[str, Any]) -> ScaledRecipe:
+        return scale_recipe(recipe, TEXT, user, 5, Clock(), torch.device("cpu"))  # type: ignore[arg-type]
+
+    def pace(sized: Recipe, *_: object) -> Throughput:
+        return paced(rate)(sized)._replace(step=float(sized.train.batch_tokens))
+
+    monkeypatch.setattr(choose, "measure_throughput", pace)
+    plan = planned({})
+    settings = parse_settings(f"{key}={json.dumps(value)}" for key, value in plan.settings.items())
+    rate = 6e7
+    with pytest.raises(UserError, match="the smallest model can take only"):
+        planned({})
+    slow = planned(settings)
+    assert slow.plan.steps < TEXT.min_steps < plan.plan.steps  # type: ignore[union-attr]
+    assert replace(slow.recipe, reasons=()) == replace(plan.recipe, reasons=())
 
 
 def test_bad_minutes_and_sizes_are_one_line(book: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

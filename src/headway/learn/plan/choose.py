@@ -28,6 +28,7 @@ _BATCH_SETTINGS = ("train.batch_tokens", "train.batch_size", "train.accumulate")
 _MAX_REPEATS = 6  # maximum epochs, in multiples of `ScalingLaw.repeats`
 _MIN_STEPS_FACTOR = 4  # minimum steps in a plan limited by the data, in multiples of `Scale.min_steps`
 _MIN_READ_SECONDS = 10.0  # minimum seconds for reading data, so that an error can name enough minutes
+_BUSY_FACTOR = 4  # how much slower than planned a machine may be
 _LONGER_FACTOR = 12  # multiple of the minutes for which a plan also reports the best size
 
 
@@ -134,8 +135,10 @@ def choose_size(
         size = candidate.settings, candidate.recipe.model, candidate.parameters, candidate.size
         plans.append(SizePlan(*size, measured, batch, min(targets, max_targets), loss, targets > max_targets))
     best = min(plans, key=lambda plan: plan.loss)
-    if best.steps < scale.min_steps:
-        needed_seconds = scale.min_steps * (best.pace.overhead + best.batch * best.pace.share / best.pace.targets)
+    # A size and batch that an earlier plan chose are kept on a machine that is busier now.
+    min_steps = scale.min_steps // _BUSY_FACTOR if own_batch and len(candidates) == 1 else scale.min_steps
+    if best.steps < min_steps:
+        needed_seconds = min_steps * (best.pace.overhead + best.batch * best.pace.share / best.pace.targets)
         description = "a model of this size" if len(candidates) == 1 else "the smallest model"
         raise UserError(
             f"only {max(seconds, 0):.0f} s are left for training, and {description} can take only {best.steps} steps; "
