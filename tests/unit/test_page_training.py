@@ -224,6 +224,7 @@ def test_a_dropped_folder_keeps_its_folders(browser: Browser, url: str, runs: Pa
         )
         ticks.get_by_label("cross").uncheck()
         expect(page.get_by_text("100 texts")).to_be_hidden()
+        expect(page.get_by_role("button", name="Read the files again")).to_be_hidden()
         page.get_by_role("button", name="Use these 2 folders").click()
         expect(page.get_by_text("48 files have arrived")).to_be_visible()
         expect(page.get_by_text("100 texts")).to_be_visible()

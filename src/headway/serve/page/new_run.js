@@ -75,7 +75,12 @@ page.addTab({
     this.showFiles();
   },
 
-  clear(...names) { for (const name of names) this.parts[name].replaceChildren(); },
+  readings: 0, // how often the files were read; an earlier reading shows nothing when other files are chosen
+
+  clear(...names) {
+    if (names.includes("read")) this.readings += 1;
+    for (const name of names) this.parts[name].replaceChildren();
+  },
 
   showFiles() {
     const kind = newRun.kind, limits = newRun.limits;
@@ -201,6 +206,7 @@ page.addTab({
   // What was read and the plan of 5 minutes come first; then those of 30 minutes and 2 hours.
   async plan() {
     this.clear("plans", "start");
+    const number = ++this.readings, isLate = () => number !== this.readings;
     const ask = (place, text, minutes) => newRun.during(place, text, (signal) => server.json("/v1/plans", { body: { ...this.body, minutes }, signal }));
     const reading = element("div");
     this.parts.read.replaceChildren(element("h3", {}, "3. What was read"), reading);
@@ -221,6 +227,7 @@ page.addTab({
       waiting.replaceChildren();
       show([...answer.plans, ...longer.plans], answer.data ?? longer.data);
     } catch (error) {
+      if (isLate()) return;
       if (this.parts.start.childElementCount) return this.parts.plans.lastChild.replaceChildren(element("p", { className: "soft" }, "The plans of longer trainings were not made."));
       const again = element("button", { type: "button", onclick: () => this.plan() }, "Read the files again");
       if (error.code !== "plan_failed") page.fail(error, error.name === "AbortError" ? undefined : () => this.plan());
