@@ -53,7 +53,7 @@ function followRun(place, name, another) {
       const text = isStopping ? "Stopping. The step that has begun is finished and saved first." : `${TRAINING_STATES[run.state]}${reason}${trainingProgress(run)}`;
       if (status.textContent !== text) status.textContent = text;
       const isBusy = isTraining(run);
-      stage.textContent = [run.state === "starting" ? startingStage(run) : "", isBusy && names.length ? `At the same time, ${shortName(names[0])}${names.length > 1 ? ` and ${names.length - 1} more` : ""} is being trained, which makes both slower.` : "",
+      stage.textContent = [run.state === "starting" && !isStopping ? startingStage(run) : "", isBusy && names.length ? `At the same time, ${shortName(names[0])}${names.length > 1 ? ` and ${names.length - 1} more` : ""} is being trained, which makes both slower.` : "",
         run.state === "stopped" && !run.has_model ? "It has no model to use yet. Finish early trains for a tenth of the steps so far at most, and then you can use the model." : ""].join(" ").trim();
       status.className = run.state === "broken" ? "wrong" : "";
       bar.hidden = outlives.hidden = !isBusy;
@@ -107,7 +107,7 @@ const shortReason = (reason) => reason.replace(/(\S*\/)?\.uploads\/[0-9a-f]+\/fi
 
 // How long a training has been starting, and the last line of its output.
 function startingStage(run) {
-  const seconds = Math.max(0, Math.round(Date.now() / 1000 - run.modified)), time = seconds < 90 ? `${seconds} seconds` : minutesText(seconds / 60);
+  const seconds = Math.max(0, Math.round(Date.now() / 1000 - run.modified)), time = seconds < 90 ? `${seconds} ${seconds === 1 ? "second" : "seconds"}` : minutesText(seconds / 60);
   return `So far this has taken ${time}.${run.reason ? ` Its last message: ${sentence(shortReason(run.reason))}` : ""}`;
 }
 
