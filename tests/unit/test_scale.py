@@ -168,7 +168,7 @@ def test_with_the_settings_of_a_plan_a_slower_machine_trains_as_planned(
         return scale_recipe(recipe, TEXT, user, 5, Clock(), torch.device("cpu"))  # type: ignore[arg-type]
 
     def pace(sized: Recipe, *_: object) -> Throughput:
-        return paced(rate)(sized)._replace(step=float(sized.train.batch_tokens))
+        return paced(rate)(sized)._replace(step=float(sized.train.batch_tokens or 0))
 
     monkeypatch.setattr(choose, "measure_throughput", pace)
     plan = planned({})
