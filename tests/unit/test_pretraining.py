@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ from headway.learn.plan.budget import Clock
 from headway.learn.pretraining import UnlabelledData, describe_stages
 from headway.learn.recipe import open_task
 from headway.learn.run import RunDirectory
-from headway.nn.models import build
+from headway.nn.models import Transformer, build
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +181,7 @@ def test_auxiliary_loss_is_that_of_the_next_tokens(questions: Path, tmp_path: Pa
         opened(recipe, questions, tmp_path).adapt(recipe.model)
     task = opened(override(recipe, {"model": decoder}), questions, tmp_path)
     assert isinstance(task.examples, TextDataset)
-    model = build(task.adapt(decoder), 0)
+    model = cast(Transformer, build(task.adapt(decoder), 0))
     with torch.no_grad():
         for parameter in model.parameters():  # the heads start at zero
             parameter.normal_(0, 0.1)

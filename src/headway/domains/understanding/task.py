@@ -126,7 +126,7 @@ class EncodedTextDataset(IndexedExamples):
     def texts_of(self, split: str) -> list[str]:
         """The texts of the samples in a split, which may be empty; of pairs, the first and then the second texts."""
         rows = self.splits.indices[split].tolist()
-        return [column[row] for column in self.contents()["texts"] for row in rows]
+        return [cast(str, column[row]) for column in self.contents()["texts"] for row in rows]
 
     def save(self, directory: Path) -> None:
         super().save(directory)
