@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
@@ -17,6 +18,7 @@ from headway.learn import Recipe, Task
 from headway.learn.pretraining import UnlabelledData
 
 _WORD = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]|[^\W\d_]+")  # single characters where no spaces separate
+_SIMILAR = 0.25  # a word is similarly frequent if it has at least this share of the other frequency
 _PARAGRAPH = re.compile(r"\n\s*\n")
 
 
@@ -32,15 +34,13 @@ def read_unlabelled(recipe: Recipe, task: Task, paths: Sequence[Path]) -> Unlabe
     if not unlabelled:
         names = ", ".join(map(str, paths[:3]))
         raise UserError(f"{names}: all {len(found):,} texts are also in the labelled data; pass other texts")
-    words = {word for text in unlabelled for word in _words(text)}
-    occurrences = [word for text in labelled for word in _words(text)]
-    coverage = sum(word in words for word in occurrences) / max(1, len(occurrences))
+    words, others = (
+        Counter(word for text in texts for word in _WORD.findall(text.lower())) for texts in (labelled, unlabelled)
+    )
+    ratio = _SIMILAR * others.total() / max(1, words.total())
+    similar = sum(count for word, count in words.items() if others[word] >= ratio * count) / max(1, words.total())
     rows = [{"text": text} for text in (*unlabelled, *labelled)]
-    return UnlabelledData(rows, len(unlabelled), len(labelled), "texts", coverage)
-
-
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text.lower())
+    return UnlabelledData(rows, len(unlabelled), len(labelled), "texts", similar)
 
 
 def _read_texts(paths: Sequence[Path], column: str) -> Iterator[str]:
