@@ -126,28 +126,35 @@ def unlabelled(case: str) -> list[str]:
     return list(dict.fromkeys(texts))
 
 
-def pretrain(case: str, runs: Path, steps: int) -> dict[str, Any]:
+def pretrain(case: str, runs: Path, steps: int, finish: bool) -> dict[str, Any]:
     import headway as hw
 
     texts, is_gpt = unlabelled(case), case.endswith("-gpt")
     settings = {**STAGE, **({} if is_gpt else MASKED), "train.steps": steps, "train.evaluate_every": max(1, steps // 8)}
-    run = hw.train(
-        "text" if is_gpt else "masked",
-        data=[{"text": text} for text in texts],
-        set=settings,
-        run=runs / case,
-        seed=1,
-        resume=True,
-        threads=1,
-        samples=0,
-    )
+    seconds = runs / f"{case}.seconds"  # of each part of a stage that was stopped
+    try:
+        run = hw.train(
+            "text" if is_gpt else "masked",
+            data=[{"text": text} for text in texts],
+            set=settings,
+            run=runs / case,
+            seed=1,
+            resume=True,
+            finish=finish,
+            threads=1,
+            samples=0,
+        )
+    finally:
+        with open(seconds, "a", encoding="utf-8") as file:
+            file.write(f"{time.process_time():.1f}\n")
     return {
         "settings": settings,
         "texts": len(texts),
         "characters": sum(map(len, texts)),
         "parameters": run.summary["parameters"],
+        "steps": run.summary["step"],
         "training_seconds": run.summary["seconds"],
-        "core_seconds_of_the_last_part": round(time.process_time(), 1),
+        "core_seconds": sum(map(float, seconds.read_text().split())),
         "curve": [{"step": line["step"], "loss": line["loss"]} for line in timeline(run)[1]],
     }
 
@@ -239,12 +246,13 @@ def main() -> None:
     parser.add_argument("--case", choices=CASES, default=CASES[0])
     parser.add_argument("--runs", type=Path, default=Path("runs/pretraining"))
     parser.add_argument("--steps", type=int, default=STEPS, help="of the first stage")
+    parser.add_argument("--finish", action="store_true", help="end a stopped first stage within a tenth of its steps")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5])
     parser.add_argument("--begins", nargs="+", choices=BEGINS, default=list(BEGINS))
     args = parser.parse_args()
     runs = args.runs.resolve()
     if args.action == "pretrain":
-        notes = pretrain(args.case, runs, args.steps)
+        notes = pretrain(args.case, runs, args.steps, args.finish)
         (runs / f"{args.case}.json").write_text(json.dumps(notes))
         report(notes)
     elif args.action == "finetune":

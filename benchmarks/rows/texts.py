@@ -160,7 +160,7 @@ def pretraining(result: Result) -> Iterator[Row]:
     for case, part in result["cases"].items():
         ours, scratch = part.get("pretrained"), part.get("scratch")
         if ours and scratch:
-            minutes = part["pretraining"]["core_seconds_of_the_last_part"] / 60
+            minutes = part["pretraining"]["core_seconds"] / 60
             yield (
                 f"{_PRETRAINING[case]} ({minutes:.0f} core-minutes), 10 labelled texts per class: accuracy, "
                 f"median of {len(ours['values'])} seeds",
