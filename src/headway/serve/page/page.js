@@ -59,7 +59,7 @@ const page = {
   // One line for the reader, with a way on: `retry` is called by the button "Try again". It stays until the reader goes
   // on, such as by new input in the error's `field`.
   fail(error, retry) {
-    if (error?.name === "AbortError") return;
+    if (error?.name === "AbortError" || error?.status === 401) return; // the form for a key says so
     if (error && !(error instanceof ServerError)) console.error(error);
     const notice = document.getElementById("notice"), again = document.getElementById("again");
     document.getElementById("message").textContent = error ? sentence(error.message) : "";
@@ -78,11 +78,14 @@ const page = {
     this.noted = setTimeout(() => { place.textContent = ""; }, 5000);
   },
 
-  // Without a key, or with one that ended. A server of `headway open` has no keys to type in.
-  askForKey(code) {
+  // Without a key, or with one that ended: the only message then. A server of `headway open` has no keys to type in.
+  askForKey({ code, param, message }) {
     const form = document.getElementById("access"), isSession = code === "session_key";
     if (!form.hidden) return;
+    this.fail(null);
     form.hidden = false;
+    const isRefused = param === "one_time_key" || (!isSession && server.key);
+    document.getElementById("access-reason").textContent = isRefused ? sentence(message.split("; ")[0]) : "";
     document.getElementById("access-typed").hidden = isSession;
     document.getElementById("access-session").hidden = !isSession;
     if (!isSession) document.getElementById("key").focus();
@@ -138,7 +141,15 @@ function keepDraft(field, name, example = "") {
 // A model in plain words, to tell it from others.
 function modelInWords(model) {
   const kind = sentence(model.kind.replace(/ \(heads: .*\)/, "")).slice(0, -1);
-  return `${kind} with ${roundNumber(model.parameters)} parameters, the numbers it learned; ${model.is_run ? "trained with headway" : "published, or from a file"}.`;
+  return `${kind} with ${roundNumber(model.parameters)} parameters, the numbers it learned; ${originOf(model)}.`;
+}
+
+const originOf = (model) => model.is_starter ? "made on the tab Models" : model.is_run ? "one of your runs" : "published, or from a file";
+
+// The name of a model in a list; of two with the same last part, such as digits and models/digits, also where it is from.
+function nameInList(model, models) {
+  const last = (id) => id.split("/").at(-1), hasTwin = models.some((other) => other.id !== model.id && last(other.id) === last(model.id));
+  return hasTwin ? `${model.id} (${originOf(model)})` : model.id;
 }
 
 // A selection of the models that a tab can use: at first the largest, or the first of `order`. It keeps its choice while
@@ -153,7 +164,7 @@ function modelChoice(name, serves, changed = () => {}, order = (one, other) => o
     refresh(again = false) {
       const before = (!again && select.value) || drafts.get(`model:${name}`), usable = server.models.filter(serves), isKnown = usable.some((model) => model.id === before);
       choice.isGone = !again && Boolean(select.value) && !isKnown && last?.id === before;
-      select.replaceChildren(...(choice.isGone ? [last, ...usable] : usable).map((model) => new Option(model.id, model.id)));
+      select.replaceChildren(...(choice.isGone ? [last, ...usable] : usable).map((model) => new Option(nameInList(model, usable), model.id)));
       select.value = isKnown || choice.isGone ? before : usable.toSorted(order)[0]?.id ?? "";
       last = choice.model;
       choice.field.lastChild.textContent = choice.isGone ? `${shortName(before)} is gone from the server.${usable.length ? " Choose another model to go on." : ""}` : last ? modelInWords(last) : "";
@@ -174,20 +185,20 @@ function fileInput({ label, accept = "", multiple = false, folder = false, limit
   const zone = labelled(label, input, `At most ${formatBytes(limit)}${multiple ? " each" : ""}. You can also drop ${multiple || folder ? "them" : "it"} here.`);
   zone.classList.add("drop");
   zone.append(names);
-  const take = (files) => {
+  const take = (files, isDropped = false) => { // the field itself names files that were chosen
     const tooLarge = files.find((file) => file.size > limit);
     if (tooLarge) {
       page.fail(new ServerError(`${shortName(tooLarge.name)} has ${formatBytes(tooLarge.size)}, and the limit is ${formatBytes(limit)}; choose a smaller file`, 413));
       return;
     }
     page.fail(null);
-    names.textContent = files.length === 1 ? shortName(files[0].name) : files.length ? `${integers.format(files.length)} files` : "";
+    names.textContent = !isDropped ? "" : files.length === 1 ? shortName(files[0].name) : files.length ? `${integers.format(files.length)} files` : "";
     changed(multiple || folder ? files : files.slice(0, 1));
   };
   input.addEventListener("change", () => take([...input.files]));
   zone.addEventListener("dragover", (event) => { event.preventDefault(); zone.classList.add("over"); });
   zone.addEventListener("dragleave", () => zone.classList.remove("over"));
-  zone.addEventListener("drop", (event) => { event.preventDefault(); zone.classList.remove("over"); dropped(event.dataTransfer).then(take, (error) => page.fail(error)); });
+  zone.addEventListener("drop", (event) => { event.preventDefault(); zone.classList.remove("over"); dropped(event.dataTransfer).then((files) => { input.value = ""; take(files, true); }, (error) => page.fail(error)); });
   const clear = () => { input.value = names.textContent = ""; };
   return { zone, input, take, clear };
 }
