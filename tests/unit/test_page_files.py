@@ -114,8 +114,8 @@ def test_an_image_is_classified_and_shows_where_the_model_looked(page: Page, mod
     panel.get_by_text("Where the model looked").first.click()
     shown = panel.get_by_role("img", name=re.compile("one.png. The model looked most at the"))
     expect(panel.get_by_role("img", name="one.png, as it is")).to_be_visible()
-    expect(panel.locator(".legend")).to_have_text("Dark: counted littleBright: counted much")
-    expect(panel.get_by_label("How strongly")).to_have_value("50")
+    expect(panel.locator(".legend")).to_have_text("Dark: hardly looked atBright: looked at most")
+    expect(panel.get_by_label("Strength of these colours")).to_have_value("50")
     third = np.array([0, 1, 1, 2])  # of four patches
     shares = {
         (row, column): weights[np.ix_(third == row, third == column)].sum() / weights.sum()
@@ -128,7 +128,7 @@ def test_an_image_is_classified_and_shows_where_the_model_looked(page: Page, mod
         [100 * shares[row, column] for row in range(3) for column in range(3)], abs=0.51
     )
     before = shown.screenshot()
-    panel.get_by_label("How strongly").fill("0")
+    panel.get_by_label("Strength of these colours").fill("0")
     assert shown.screenshot() != before
     page.get_by_text("Show me the command").locator("visible=true").click()
     expect(panel).to_contain_text(f"headway look sort one.png text.png --out looks --server {page.url.split('/#')[0]}")
