@@ -152,7 +152,14 @@ def test_the_model_that_was_made_is_the_one_to_try(browser: Browser, tmp_path: P
             page.get_by_role("button", name="Report of digits").click()
         expect(report.value.get_by_role("heading", name="The report")).to_be_visible()
         entry(page, "digits").get_by_role("button", name="Try models/digits").click()
-        expect(page.get_by_role("tabpanel").get_by_label("Model")).to_have_value("models/digits")
+        choice = page.get_by_role("tabpanel").get_by_label("Model")
+        expect(choice).to_have_value("models/digits")
+        assert choice.locator("option").all_inner_texts() == [
+            "digits (one of your runs)",
+            "models/digits (made on the tab Models)",
+        ]
+        shutil.move(folder / "digits", tmp_path / "elsewhere")
+        expect(page.get_by_role("tabpanel").get_by_text("models/digits is gone from the server")).to_be_visible()  # soon
         page.get_by_role("tab", name="Models", exact=True).click()
         shutil.rmtree(runs / "digits")
         expect(rows).to_have_count(1)

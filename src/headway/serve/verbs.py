@@ -95,7 +95,7 @@ _VERBS = {
     ),
     "lens": ServedVerb(
         "what the model would predict if it ended after each layer",
-        "`text` has at most 256 tokens. With `neighbours`, each token has its nearest ones in the embedding table.",
+        "`text` has at most 256 tokens. With `neighbours`, each token has its nearest ones by output embedding.",
         str,
         is_joint=True,
         max_tokens=256,
