@@ -12,7 +12,7 @@ const attends = (model) => model.verbs.includes("attention");
 const isRecurrent = (model) => model.verbs.includes("lens") && !attends(model);
 
 const isWord = (token) => /\p{L}/u.test(token.text);
-const isUnknown = (token) => /^(<unk>|\[UNK\])$/i.test(token.text); // stands for what is not in the vocabulary
+const isUnknown = (token) => /^(<unk>|\[UNK\])$/i.test(token.text.trim()); // stands for what is not in the vocabulary
 const tokenCount = (count) => `${integers.format(count)} token${count === 1 ? "" : "s"}`;
 const isMark = (token) => /^<.+>$|^\[(CLS|SEP|PAD)\]$/.test(token.text); // a token that nobody types
 
@@ -183,7 +183,9 @@ function neighboursPart({ lens, model, text }) {
   const select = element("select", { onchange: () => { drafts.set("inside-neighbour", { of, token: select.value }); draw(); } }), list = element("div", { "aria-live": "polite" });
   select.append(...lens.tokens.map((token, index) => new Option(`${index + 1}: ${tokenLabel(token.text)}`, index)));
   const near = lens.neighbours.map((tokens) => tokens.filter(({ score }) => score > lens.chance));
-  const clarity = (index) => (near[index][0]?.score ?? 0) + (isWord(lens.tokens[index]) && !isMark(lens.tokens[index]) ? 1 : 0);
+  // At first a word with neighbours that are words, not the tokens that training never moved, which are all alike.
+  const words = near.map((tokens) => tokens.filter(({ text: neighbour, score }) => /\p{L}{2}/u.test(neighbour) && score < 0.999));
+  const clarity = (index) => isWord(lens.tokens[index]) && !isMark(lens.tokens[index]) ? words[index].length + (words[index][0]?.score ?? 0) : 0;
   const clearest = near.reduce((best, _, index) => clarity(index) > clarity(best) ? index : best, 0);
   select.value = kept?.of === of ? kept.token : clearest;
   const draw = () => list.replaceChildren(near[select.value].length ? bars(near[select.value].map(({ text, score }) => [tokenLabel(text), score]))

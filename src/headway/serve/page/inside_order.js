@@ -65,7 +65,9 @@ function orderPart(answer, ask) {
   const tryPairs = async () => {
     const count = Math.min(MAX_SWAPS, Math.floor(SWAPPED_PARAMETERS / answer.model.parameters));
     let best = null;
-    for (const [first, second] of pairs.slice(0, answer.lens ? count : Math.min(1, count))) {
+    const used = words.map(() => 0); // different words are tried: each in two swaps at most
+    const tried = pairs.filter(([first, second]) => used[first] < 2 && used[second] < 2 && ++used[first] && ++used[second]);
+    for (const [first, second] of tried.slice(0, answer.lens ? count : Math.min(1, count))) {
       const changed = await swapOf(first, second);
       if (state.isTouched || !result.isConnected) return; // the reader chose, or looks at another sentence
       const shift = answer.lens ? predictionShift(answer, changed.answer) : 1;
@@ -108,14 +110,15 @@ function orderComparison(before, { answer: after, ends, words }) {
   const looks = [before, after].map((answer, index) => {
     const map = attentionMaps(answer)[layer], place = tokenSpans(answer).findLastIndex((span) => span && span[1] <= ends[index]);
     const reader = place < 0 ? map.rows.length - 1 : place, weights = headWeights(map, head)[reader], most = weights.indexOf(Math.max(...weights));
-    return { map, reader, weights, most: `${most === reader ? "itself" : `“${shortToken(map.columns[most].text)}”`} (${unbroken(weights[most])})` };
+    return { map, reader, weights, most: most === reader ? "itself" : `“${shortToken(map.columns[most].text)}”`, share: unbroken(weights[most]) };
   });
   const strips = looks.flatMap(({ map, reader, weights }, index) => [
     element("p", { className: "soft" }, `${["Before", "After"][index]}: where “${shortToken(map.rows[reader].text)}” looks, as token ${reader + 1} (${map.title.toLowerCase()}, ${head === MEAN_OF_HEADS ? "mean of all heads" : `head ${head + 1}`})`),
     attentionStrip(map.rows, weights, reader, { causal: map.causal }),
   ]);
-  const [was, is] = looks.map(({ most }) => most), name = shortToken(looks[0].map.rows[looks[0].reader].text);
-  const attention = `“${name}” looked most at ${was}, and ${was === is ? "still does" : `looks most at ${is} now`}.`;
+  const [was, is] = looks, name = shortToken(was.map.rows[was.reader].text);
+  const attention = was.most === is.most ? `“${name}” looks most at ${was.most} both times: ${was.share} before, ${is.share} after.`
+    : `“${name}” looked most at ${was.most} (${was.share}), and looks most at ${is.most} (${is.share}) now.`;
   const text = element("p", { className: "soft" }, `The same words, another order: ${after.text}`);
   if (!before.lens) return [text, element("p", { className: "finding" }, `What changed: ${attention}`), ...strips];
   const both = [before, after].map(nextShares), best = both.map((next) => [...next.values()].slice(0, 5)), [first, then] = best.map((list) => list[0]);
