@@ -185,7 +185,7 @@ function neighboursPart({ lens, model, text }) {
   const near = lens.neighbours.map((tokens) => tokens.filter(({ score }) => score > lens.chance));
   // At first a word with neighbours that are words, not the tokens that training never moved, which are all alike.
   const words = near.map((tokens) => tokens.filter(({ text: neighbour, score }) => /\p{L}{2}/u.test(neighbour) && score < 0.999));
-  const clarity = (index) => isWord(lens.tokens[index]) && !isMark(lens.tokens[index]) ? words[index].length + (words[index][0]?.score ?? 0) : 0;
+  const clarity = (index) => isWord(lens.tokens[index]) && !isMark(lens.tokens[index]) ? words[index].length + (words[index][0]?.score ?? 0) + (/^\s/.test(lens.tokens[index].text) ? 0.5 : 0) : 0; // not the start of a text
   const clearest = near.reduce((best, _, index) => clarity(index) > clarity(best) ? index : best, 0);
   select.value = kept?.of === of ? kept.token : clearest;
   const draw = () => list.replaceChildren(near[select.value].length ? bars(near[select.value].map(({ text, score }) => [tokenLabel(text), score]))

@@ -141,7 +141,7 @@ function attentionPart(answer) {
   element("h4", {}, "Choose a token: where does it look?"), strip,
   maps.some(({ causal }) => causal) ? element("p", { className: "soft" }, "Hatched: not yet written when this token is read, so it cannot look there. 0 %: it could look there, and does not.") : null,
   element("h4", {}, "The same for all tokens"),
-  element("p", { className: "soft" }, "A row is the token that looks, a column the token that it looks at. The darker a square, the stronger. Point at a square, or use the arrow keys."),
+  element("p", { className: "soft" }, "A row is the token that looks, a column the token that it looks at. The stronger its colour, the more it looks there. Point at a square, or use the arrow keys."),
   picture, numbers, element("h4", {}, "What each head does with this sentence"),
   anyClear ? null : element("p", {}, "With this sentence, no head follows one rule clearly. Another one can show more, such as a longer sentence in which a name or a word occurs twice."),
   overview, headLegend(all));

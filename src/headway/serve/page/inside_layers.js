@@ -129,7 +129,7 @@ function firstGuess(lens) {
 function stateStrip(tokens, { changes, number }) {
   const later = changes.length > 1 ? changes.slice(1) : changes, least = Math.min(...later), most = Math.max(...later);
   return element("div", {},
-    element("p", { className: "soft" }, `Layer ${number}. The palest square is the smallest change in this sentence (${unbroken(least)}), the darkest the largest (${unbroken(most)}).`),
+    element("p", { className: "soft" }, `Layer ${number}. The square with the least colour is the smallest change in this sentence (${unbroken(least)}), that with the most colour the largest (${unbroken(most)}).`),
     attentionStrip(tokens, changes, -1, { shade: (change) => Math.min(1, (change - least) / (most - least || 1)) }));
 }
 
