@@ -157,7 +157,7 @@ page.addTab({
 function misfit({ model, tokens, attention }) {
   const source = attention?.source.length ? attention.source.map((text) => ({ text })) : tokens, unknown = source.filter(isUnknown).length;
   const facts = [
-    unknown ? `${unknown} of the ${tokenCount(source.length)} that ${model.id} read ${unknown === 1 ? "is" : "are"} “${source.find(isUnknown).text}”: words or letters that its vocabulary does not contain.` : "",
+    unknown ? `${unknown} of the ${tokenCount(source.length)} that ${model.id} read ${unknown === 1 ? "is" : "are"} “${source.find(isUnknown).text.trim()}”: words or letters that its vocabulary does not contain.` : "",
     source !== tokens && tokens.length < 2 ? `${model.id} wrote nothing for this sentence, so only its first guess can be seen.` : "",
   ].filter(Boolean);
   return facts.length ? element("p", { className: "finding" }, `${facts.join(" ")} Choose one of the examples above, which it knows, or write a sentence like them.`) : null;

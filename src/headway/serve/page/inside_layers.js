@@ -149,7 +149,7 @@ function twoVocabularies(other, answer) {
   const cut = ({ model, tokens }) => element("p", { className: "soft" }, `${model.id}: ${tokens.slice(0, 60).map((token) => tokenLabel(token.text)).join(" | ")}${tokens.length > 60 ? " | ..." : ""}`);
   const unknown = other.tokens.filter(isUnknown).length;
   return [
-    element("p", {}, `The two models have different vocabularies: ${other.model.id} cuts the sentence into ${tokenCount(other.tokens.length)}, ${answer.model.id} into ${tokenCount(answer.tokens.length)}. So compare words rather than tokens.${unknown ? ` ${tokenCount(unknown)} of ${other.model.id} ${unknown === 1 ? "is" : "are"} “${other.tokens.find(isUnknown).text}”, which stands for what its vocabulary does not contain.` : ""}`),
+    element("p", {}, `The two models have different vocabularies: ${other.model.id} cuts the sentence into ${tokenCount(other.tokens.length)}, ${answer.model.id} into ${tokenCount(answer.tokens.length)}. So compare words rather than tokens.${unknown ? ` ${tokenCount(unknown)} of ${other.model.id} ${unknown === 1 ? "is" : "are"} “${other.tokens.find(isUnknown).text.trim()}”, which stands for what its vocabulary does not contain.` : ""}`),
     cut(answer), cut(other),
   ];
 }
