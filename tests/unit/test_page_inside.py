@@ -25,7 +25,11 @@ from headway.serve.models import LoadOptions, ServedModels
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("models")
     save_models(place)
-    save(place / "lstm-letters", override(modern_decoder(8, 2, 2, 256, 10), {"mixer": "lstm"}), train_codec("char", iter([TEXT])))
+    save(
+        place / "lstm-letters",
+        override(modern_decoder(8, 2, 2, 256, 10), {"mixer": "lstm"}),
+        train_codec("char", iter([TEXT])),
+    )
     return place
 
 
@@ -154,8 +158,10 @@ def test_two_words_are_swapped(browser: Browser, url: str) -> None:
         page.evaluate("""() => {
           const read = (text, share) => ({ model: { id: "x", parameters: 1e6 }, text, head: [0, 0],
             tokens: text.split(" ").map((text, id) => ({ text, id })),
-            attention: { maps: { one: [text.split(" ").map((_, t, all) => all.map((_, s) => Number(s === t)))] }, symbols: text.split(" "), source: [], across: [] },
-            lens: { masked: false, next: { temperatures: [1], log_totals: [0], candidates: [{ text: "a", id: 1, score: Math.log(share) }] } } });
+            attention: { maps: { one: [text.split(" ").map((_, t, all) => all.map((_, s) => Number(s === t)))] },
+              symbols: text.split(" "), source: [], across: [] },
+            lens: { masked: false, next: { temperatures: [1], log_totals: [0],
+              candidates: [{ text: "a", id: 1, score: Math.log(share) }] } } });
           const ask = async (text) => read(text, text === "The man bit the dog" ? 0.9 : 0.5);
           document.getElementById("panel-inside").replaceChildren(orderPart(read("The dog bit the man", 0.9), ask));
         }""")
@@ -232,7 +238,9 @@ def test_an_lstm_reads_the_same_sentence(browser: Browser, url: str, folder: Pat
             [100 * change for change in lens.layers[1].changes], abs=0.51
         )
         page.get_by_label("Recurrent model").select_option("lstm-letters")
-        expect(section.get_by_text("lstm-letters cuts the sentence into 22 tokens, decoder into 6 tokens.")).to_be_visible()  # type: ignore[attr-defined]
+        expect(
+            page.get_by_text("lstm-letters cuts the sentence into 22 tokens, decoder into 6 tokens.")
+        ).to_be_visible()
         letters = hw.load(folder / "lstm-letters", backend="torch").lens(TEXT).layers[1].changes
         words = section.locator(".strip").nth(1).locator(".still")  # type: ignore[attr-defined]
         shares = [float(text.split("\n")[-1].removesuffix(" %")) for text in words.all_inner_texts()]
@@ -272,7 +280,8 @@ def test_a_translator_looks_at_its_source(browser: Browser, url: str) -> None:
         expect(page.get_by_text(re.compile(r"^translator read 6 tokens and wrote \d+ tokens?\."))).to_be_visible()
         # The model's own examples come first, and a sentence that does not fit it is explained.
         page.evaluate("""() => {
-          server.models = server.models.map((model) => model.id === "translator" ? { ...model, examples: ["mat sat"] } : model);
+          const withExample = (model) => ({ ...model, examples: ["mat sat"] });
+          server.models = server.models.map((model) => model.id === "translator" ? withExample(model) : model);
           drafts.set("inside", null);
           page.tabs.find((tab) => tab.id === "inside").modelChanged();
         }""")
@@ -283,7 +292,9 @@ def test_a_translator_looks_at_its_source(browser: Browser, url: str) -> None:
         assert page.get_by_label("Sentence").input_value() == "mat sat"
         answer = "{ model: { id: 'm' }, tokens: [{ text: '<begin>' }], attention: { source: ['<unk>', 'a'] } }"
         told = page.evaluate(f"misfit({answer}).textContent")
-        assert told.startswith("1 of the 2 tokens that m read is “<unk>”: words or letters that its vocabulary does not")
+        assert told.startswith(
+            "1 of the 2 tokens that m read is “<unk>”: words or letters that its vocabulary does not"
+        )
         assert "m wrote nothing for this sentence" in told
 
 

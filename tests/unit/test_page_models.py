@@ -159,7 +159,9 @@ def test_the_model_that_was_made_is_the_one_to_try(browser: Browser, tmp_path: P
             "models/digits (made on the tab Models)",
         ]
         shutil.move(folder / "digits", tmp_path / "elsewhere")
-        expect(page.get_by_role("tabpanel").get_by_text("models/digits is gone from the server")).to_be_visible()  # soon
+        expect(
+            page.get_by_role("tabpanel").get_by_text("models/digits is gone from the server")
+        ).to_be_visible()  # soon
         page.get_by_role("tab", name="Models", exact=True).click()
         shutil.rmtree(runs / "digits")
         expect(rows).to_have_count(1)
