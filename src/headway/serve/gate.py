@@ -110,7 +110,7 @@ class Gate:
         if name == "ticket" and scope["method"] == "GET":  # a document, which browsers open without headers
             owner = self._settings.tickets.redeem(scope["path"], ticket)
             if owner is not None:
-                context.owner = owner
+                context.owner, context.has_ticket = owner, True
                 return None
         scheme, _, secret = headers.get("authorization", "").partition(" ")
         match = self._keys.find(secret.strip())

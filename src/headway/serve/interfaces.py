@@ -152,6 +152,7 @@ class Context:
     id: str  # of the request, in the log and in answers
     owner: str = ""  # the request's API key; an owner's requests share cached prefixes
     may_train: bool = False  # whether the request's key may start, change and delete runs; without keys, everyone may
+    has_ticket: bool = False  # whether it came with a ticket for its path (`Tickets`) instead of a key
     route: str = ""  # the endpoint's path
     path: Mapping[str, str] = field(default_factory=dict)  # values of the path's {name} parameters
     query: Mapping[str, str] = field(default_factory=dict)  # values after the path's question mark

@@ -55,7 +55,7 @@ class RunLines(msgspec.Struct):
 class RunList(msgspec.Struct):
     """The runs that changed `since` a version, or all runs if `is_complete`. `removed`: names of runs that are gone;
     `deleted`: runs that can be restored for a day; `may_train`: whether this key may change runs, without which
-    reasons, messages and paths are blank; `points`: new lines of the requested curves, by run.
+    reasons, messages and paths are blank and reports closed; `points`: new lines of the requested curves, by run.
     """
 
     version: str
@@ -114,10 +114,17 @@ def open_board(context: Context) -> RunBoard:
 
 
 def check_may_train(context: Context) -> None:
-    """StatusError 403 for a key that may not train."""
+    """StatusError 404 for a server without a folder of runs, and 403 for a key that may not train."""
+    open_board(context)
     if not context.may_train:
         message = "this key may not train or change runs; use one whose line in the file of keys ends with train"
         raise StatusError(403, message, code="may_not_train")
+
+
+def check_may_read_report(context: Context) -> None:
+    """`check_may_train`, because a report has the paths of its data and its command, unless there is a ticket."""
+    if not context.has_ticket:
+        check_may_train(context)
 
 
 async def _work(context: Context, work: Callable[[RunBoard], T]) -> T:
@@ -166,7 +173,8 @@ async def get_run(body: None, context: Context) -> RunDetails:
 
 def _visible(row: RunRow, context: Context) -> RunRow:
     """A run's row without this machine's paths, processes and output, unless the key may train."""
-    return row if context.may_train else replace(row, reason="", export_message="", export_path=None)
+    hidden = {"reason": "", "export_message": "", "export_path": None, "has_report": False}
+    return row if context.may_train else replace(row, **hidden)
 
 
 def _details(board: RunBoard, name: str) -> RunDetails:
@@ -193,6 +201,7 @@ async def get_points(body: None, context: Context) -> RunLines:
 
 
 async def issue_report(body: None, context: Context) -> ReportAddress:
+    check_may_read_report(context)
     name = context.path["name"]
     row = await _work(context, lambda board: board.row(name))
     if not row.has_report:
@@ -202,6 +211,7 @@ async def issue_report(body: None, context: Context) -> ReportAddress:
 
 
 async def get_report(body: None, context: Context) -> Response:
+    check_may_read_report(context)
     return await _work(context, lambda board: report_answer(board.path(context.path["name"])))
 
 
@@ -268,12 +278,13 @@ ENDPOINTS = (
     Endpoint(
         "GET", "/v1/runs", list_runs, "runs that changed since a version", answer=RunList, query=("since", "points")
     ),
-    Endpoint("GET", "/v1/runs/{name}", get_run, "a run's settings, samples and scores", answer=RunDetails),
-    Endpoint("GET", "/v1/runs/{name}/points", get_points, "a run's curves", answer=RunLines, query=("after",)),
-    Endpoint("POST", "/v1/runs/{name}/report", issue_report, "an address of a run's report", answer=ReportAddress),
-    Endpoint("GET", "/v1/runs/{name}/report", get_report, "a run's report", query=("ticket",)),
+    Endpoint("GET", "/v1/runs/{name:path}/points", get_points, "a run's curves", answer=RunLines, query=("after",)),
+    Endpoint("POST", "/v1/runs/{name:path}/report", issue_report, "an address of a run's report", answer=ReportAddress),
+    Endpoint("GET", "/v1/runs/{name:path}/report", get_report, "a run's report", query=("ticket",)),
     *(
-        Endpoint("POST", f"/v1/runs/{{name}}/{action}", _handler(action), summary, RunChange, RunChanged)
+        Endpoint("POST", f"/v1/runs/{{name:path}}/{action}", _handler(action), summary, RunChange, RunChanged)
         for action, summary in _ACTIONS.items()
     ),
+    # Last, because the name of a run in a folder of runs has a slash, as the paths above have.
+    Endpoint("GET", "/v1/runs/{name:path}", get_run, "a run's settings, samples and scores", answer=RunDetails),
 )
