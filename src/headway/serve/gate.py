@@ -122,6 +122,7 @@ class Gate:
             raise StatusError(401, f"{problem}; send the header Authorization: Bearer KEY", code="invalid_api_key")
         key, number = match
         context.owner, context.may_train = f"key-{number}", key.may_train
+        context.may_follow = key.max_concurrent is None
         return key
 
 

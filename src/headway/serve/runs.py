@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -23,12 +24,15 @@ from headway.io.outputs import check_kind
 from headway.learn.run import RunDirectory
 from headway.learn.run_report import notes, scores
 from headway.serve.http_errors import StatusError
-from headway.serve.interfaces import Context, Endpoint
+from headway.serve.interfaces import Context, Endpoint, Events
 
 T = TypeVar("T")
 _MAX_SAMPLES, _MAX_SAMPLE = 20, 4000  # samples per run, and characters per sample
 _MAX_REPORT = 1 << 28  # bytes
 _MAX_CURVES = 8  # curves in an answer with the list
+_FOLLOW_SECONDS = 1.85  # seconds between two looks at the runs that a client follows, so that points are there after two
+_ENDING_SECONDS = 0.5  # seconds between two looks at whether the server ends
+_MAX_FOLLOW_SECONDS = 300.0  # seconds after which the client has to ask again
 _PATH = re.compile(r"""(^|["'\s=:])(~|\.{0,2}/|[A-Za-z]:[\\/])""")  # a path in the value of a setting
 _REPORT_HEADERS = {
     # A report contains text of models and data. It has no scripts, and no access to this page's keys.
@@ -140,7 +144,8 @@ async def _work(context: Context, work: Callable[[RunBoard], T]) -> T:
         raise StatusError(400, str(error).replace(f"{board.folder}{os.sep}", "")) from None
 
 
-async def list_runs(body: None, context: Context) -> RunList:
+async def list_runs(body: None, context: Context) -> RunList | Events:
+    """The list; with `follow`, a stream of it and then of what changes."""
     try:
         positions = msgspec.json.decode(context.query.get("points", "{}"), type=dict[str, str])
     except (msgspec.ValidationError, msgspec.DecodeError):
@@ -149,16 +154,40 @@ async def list_runs(body: None, context: Context) -> RunList:
         )
         raise StatusError(400, message, "points") from None
 
-    def look(board: RunBoard) -> RunList:
-        changes = board.changes(context.query.get("since", ""))
-        points = {}
-        for name, after in list(positions.items())[:_MAX_CURVES]:
-            with suppress(UnknownRunError):  # it is deleted, as `changes` states
-                points[name] = RunLines(*board.points(name, after))
-        changes = changes._replace(runs=[_visible(row, context) for row in changes.runs])
-        return RunList(*changes, context.may_train, points)
+    since, positions = context.query.get("since", ""), dict(list(positions.items())[:_MAX_CURVES])
+    if "follow" in context.query:
+        open_board(context)
+        return Events(_follow(since, positions, context))
+    return await _work(context, lambda board: _changes(board, since, positions, context))
 
-    return await _work(context, look)
+
+def _changes(board: RunBoard, since: str, positions: Mapping[str, str], context: Context) -> RunList:
+    changes, points = board.changes(since), {}
+    for name, after in positions.items():
+        with suppress(UnknownRunError):  # it is deleted, as `changes` states
+            points[name] = RunLines(*board.points(name, after))
+    changes = changes._replace(runs=[_visible(row, context) for row in changes.runs])
+    return RunList(*changes, context.may_train, points)
+
+
+async def _follow(since: str, positions: Mapping[str, str], context: Context) -> AsyncGenerator[RunList, None]:
+    """What changed `since` a version, and then what changes. A client with a limit of requests gets the first alone."""
+    look = time.monotonic()
+    end, deleted = look + _MAX_FOLLOW_SECONDS, None
+    while True:
+        answer = await _work(context, lambda board: _changes(board, since, positions, context))
+        answer.points = {name: points for name, points in answer.points.items() if points.lines or points.is_restart}
+        if answer.runs or answer.removed or answer.points or answer.deleted != deleted:
+            yield answer
+        since, deleted = answer.version, answer.deleted
+        positions = positions | {name: points.after for name, points in answer.points.items()}
+        if any(points.has_more for points in answer.points.values()):
+            continue
+        look = max(look + _FOLLOW_SECONDS, time.monotonic())
+        while (seconds := look - time.monotonic()) > 0 and context.served.ready():
+            await asyncio.sleep(min(seconds, _ENDING_SECONDS))
+        if not context.served.ready() or not context.may_follow or look > end:
+            return
 
 
 async def get_run(body: None, context: Context) -> RunDetails:
@@ -276,7 +305,13 @@ def _handler(action: str) -> Callable[[RunChange, Context], Awaitable[RunChanged
 
 ENDPOINTS = (
     Endpoint(
-        "GET", "/v1/runs", list_runs, "runs that changed since a version", answer=RunList, query=("since", "points")
+        "GET",
+        "/v1/runs",
+        list_runs,
+        "runs that changed since a version; with follow=1, a stream of changes",
+        answer=RunList,
+        part=RunList,
+        query=("since", "points", "follow"),
     ),
     Endpoint("GET", "/v1/runs/{name:path}/points", get_points, "a run's curves", answer=RunLines, query=("after",)),
     Endpoint("POST", "/v1/runs/{name:path}/report", issue_report, "an address of a run's report", answer=ReportAddress),

@@ -7,7 +7,7 @@ const page = {
 
   // Add a tab: {id, title, serves, show, refresh}. `serves` says for a model of /v1/models whether the tab uses it; without
   // it the tab is there unless its `exists` is false, which its `check()` finds out. `show(panel)` fills the panel when it
-  // is opened first; `refresh()` follows when the models or the key change.
+  // is opened first; `refresh()` follows when the models or the key change, `opened()` and `left()` when it comes and goes.
   addTab(tab) {
     this.tabs.push(tab);
     const known = { role: "tab", id: `tab-${tab.id}`, "aria-controls": `panel-${tab.id}`, "aria-selected": "false", tabIndex: -1 };
@@ -23,6 +23,7 @@ const page = {
     const tab = shown.find((entry) => entry.id === id) ?? shown[0];
     if (!tab) return;
     if (this.current && this.current !== tab && !this.current.button.hidden) this.fail(null);
+    if (this.current !== tab) this.current?.left?.();
     this.current = tab;
     for (const other of this.tabs) {
       other.panel.hidden = other !== tab;

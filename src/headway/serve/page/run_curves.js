@@ -106,19 +106,14 @@ class RunCurves {
     return this.runs.find((run) => run.name === name)?.index ?? 0;
   }
 
-  // Where the curves of runs that have begun end, and new lines from there, by run.
-  positions(isFollowed) {
-    return Object.fromEntries(this.runs.filter((run) => run.after && isFollowed(run.name)).map((run) => [run.name, run.after]));
+  // Where the known part of each run's curve ends.
+  positions() {
+    return Object.fromEntries(this.runs.map((run) => [run.name, run.after]));
   }
 
+  // Take new lines of runs by their names.
   take(points) {
     const changed = this.runs.filter((run) => points[run.name]).map((run) => run.take(points[run.name]));
-    if (changed.some(Boolean)) this.draw();
-  }
-
-  // Read what is new of a run, or of all.
-  async read(names = this.runs.map((run) => run.name)) {
-    const changed = await Promise.all(this.runs.filter((run) => names.includes(run.name)).map((run) => run.read()));
     if (changed.some(Boolean)) this.draw();
   }
 

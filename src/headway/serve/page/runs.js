@@ -1,7 +1,7 @@
 "use strict";
 // The tab of runs: a table of all runs, the curves of some of them together, what differs between them, and what can be done with each.
 
-const POLL_SECONDS = 1.85, IDLE_SECONDS = 10, FIRST_ROWS = 100, MAX_DIFFERENCES = 40;
+const RETRY_SECONDS = 1.85, FIRST_ROWS = 100, MAX_DIFFERENCES = 40;
 const RUN_STATES = { starting: "◌ starting", running: "▶ running", stopped: "■ stopped", finished: "✓ finished", broken: "✕ broken" };
 const RUN_COLUMNS = [["name", "name"], ["state", "status"], ["recipe", "recipe"], ["value", "best value"], ["step", "steps"], ["minutes", "minutes"], ["parameters", "parameters"], ["device", "device"], ["modified", "when"]];
 
@@ -17,6 +17,7 @@ page.addTab({
   runs: new Map(),
   deleted: [],
   version: "",
+  failures: 0, // streams that failed one after the other
   chosen: drafts.get("runs:chosen", []),
   sort: drafts.get("runs:sort", { key: "modified", down: true }),
 
@@ -74,29 +75,34 @@ page.addTab({
     this.follow();
   },
 
-  // Read what changed, again and again while somebody sees the tab: a new point is shown within two seconds.
-  async follow() {
-    clearTimeout(this.timer);
-    if (document.visibilityState !== "visible" || page.current !== this) return;
-    try {
-      const followed = JSON.stringify(this.curves.positions((name) => isTraining(this.runs.get(name) ?? {})));
-      const answer = await server.json(`/v1/runs?since=${encodeURIComponent(this.version)}&points=${encodeURIComponent(followed)}`);
-      const changed = this.take(answer).filter((name) => this.runs.has(name) && !answer.points[name]);
-      this.curves.take(answer.points);
-      if (changed.length) await this.curves.read(changed);
-      if (this.isLost) page.fail(null);
-      this.isLost = false;
-    } catch (error) {
-      if (error.status === 401) return;
-      if (!this.isLost) page.fail(error);
-      this.isLost = true; // one line, until the server is there again
-    }
-    clearTimeout(this.timer);
-    const isBusy = [...this.runs.values()].some((run) => isTraining(run) || run.export === "running");
-    this.timer = setTimeout(() => this.follow(), 1000 * (isBusy || this.isLost ? POLL_SECONDS : IDLE_SECONDS));
+  left() {
+    this.following?.abort();
   },
 
-  // Take a list of changes; the names that changed.
+  // While somebody sees the tab, the server streams what changes: a new point is shown within two seconds.
+  async follow() {
+    this.following?.abort();
+    clearTimeout(this.timer);
+    if (document.visibilityState !== "visible" || page.current !== this) return;
+    const { signal } = this.following = new AbortController();
+    try {
+      const query = new URLSearchParams({ follow: 1, since: this.version, points: JSON.stringify(this.curves.positions()) });
+      for await (const answer of server.events(`/v1/runs?${query}`, undefined, signal)) {
+        if (signal.aborted) return;
+        this.take(answer);
+        this.curves.take(answer.points);
+        if (this.failures > 1) page.fail(null);
+        this.failures = 0;
+      }
+    } catch (error) {
+      if (signal.aborted || error.status === 401) return;
+      this.failures++;
+      if (this.failures === 2) page.fail(error); // one line, until the server is there again; it may only have started anew
+    }
+    if (!signal.aborted) this.timer = setTimeout(() => this.follow(), 1000 * RETRY_SECONDS);
+  },
+
+  // Take a list of changes.
   take(answer) {
     const before = new Map(this.runs);
     if (answer.is_complete) this.runs.clear();
@@ -105,14 +111,13 @@ page.addTab({
     const isDeleted = JSON.stringify(answer.deleted) !== JSON.stringify(this.deleted);
     Object.assign(this, { version: answer.version, deleted: answer.deleted, mayTrain: answer.may_train });
     const isOther = before.size !== this.runs.size || [...this.runs.keys()].some((name) => !before.has(name));
-    if (!this.wasShown || !this.body) return [];
+    if (!this.wasShown || !this.body) return;
     if (isDeleted) this.drawTrash();
     if (isOther || answer.is_complete) this.draw();
     else for (const run of answer.runs) this.drawRow(run);
     const gone = this.chosen.filter((name) => !this.runs.has(name));
     if (gone.length) this.choose(this.chosen.filter((name) => this.runs.has(name)));
     for (const run of answer.runs) this.drawCard(run, before.get(run.name));
-    return answer.runs.map((run) => run.name);
   },
 
   shown() {
@@ -182,7 +187,8 @@ page.addTab({
     this.command.update();
     this.compare();
     try {
-      await Promise.all([this.curves.read(), ...[...this.shownCards.values()].map((card) => card.load())]);
+      this.follow();
+      await Promise.all([...this.shownCards.values()].map((card) => card.load()));
       this.compare();
     } catch (error) {
       page.fail(error, () => this.choose(names));
@@ -219,7 +225,7 @@ page.addTab({
       const undo = answer.can_restore ? element("button", { type: "button", onclick: () => this.act(name, "restore") }, "Undo") : null;
       this.done.replaceChildren(element("div", { className: "row done" }, element("span", {}, `${shortName(name)}: ${answer.message}.`), ...(undo ? [undo] : [])));
       undo?.focus();
-      await this.follow();
+      this.follow();
     } catch (error) {
       page.fail(error, error.status === 0 || error.status >= 500 ? () => this.act(name, action, body) : undefined);
     }
