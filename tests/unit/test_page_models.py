@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import chromium, opened, serious_violations
+from browsing import opened, serious_violations
 from chat_models import echo_model
 from playwright.sync_api import Browser, Locator, Page, expect
 from serve_models import ready
@@ -23,12 +23,6 @@ from headway.learn.run import RunDirectory
 from headway.serve import starters as endpoints
 from headway.serve.interfaces import ApiKey, ServerSettings
 from headway.serve.models import LoadOptions, ServedModels
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

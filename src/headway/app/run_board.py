@@ -294,20 +294,28 @@ class RunBoard:
             self._next_scan, self._folder_states = now + _SCAN_SECONDS, states
             self._deleted = [DeletedRun(name, float(moment)) for moment, name in _trash_entries(self.folder / TRASH)]
         jobs = self._refresh_jobs(is_scan)
-        names = self._names(jobs) if is_scan else list(self._entries)
-        for name in self._entries.keys() - dict.fromkeys(names):
+        names = self._names(jobs) if is_scan else ()
+        for name in self._entries.keys() - dict.fromkeys(names) if is_scan else ():
             entry = self._entries.pop(name)
             if entry.row is not None:
                 self._version += 1
                 self._removed[name] = self._version
-        for name in names:
-            entry = self._entries.get(name)
-            is_live = entry is None or entry.row is None or entry.row.state in ("running", "starting")
-            if is_scan or is_live or not self._changed_jobs.isdisjoint(_job_names(name)):
-                self._refresh_run(name, jobs)
+        for name in names if is_scan else self._followed():
+            self._refresh_run(name, jobs)
         if now >= self._next_emptying:
             self._next_emptying = now + _EMPTY_SECONDS
             threading.Thread(target=self.empty_trash, daemon=True, name="trash").start()
+
+    def _followed(self) -> list[str]:
+        """The runs that may have changed since the last scan: those that train, and those whose jobs have changed."""
+        rows, changed = [(name, entry.row) for name, entry in self._entries.items()], self._changed_jobs
+        return [
+            name
+            for name, row in rows
+            if row is None
+            or row.state in ("running", "starting")
+            or (changed and not changed.isdisjoint(_job_names(name)))
+        ]
 
     def _names(self, jobs: Mapping[str, Job]) -> list[str]:
         """The folders in the folder of runs, the runs in folders without a run of their own, and the trainings that

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import quote
@@ -30,7 +30,7 @@ T = TypeVar("T")
 _MAX_SAMPLES, _MAX_SAMPLE = 20, 4000  # samples per run, and characters per sample
 _MAX_REPORT = 1 << 28  # bytes
 _MAX_CURVES = 8  # curves in an answer with the list
-_FOLLOW_SECONDS = 1.85  # seconds between two looks at the runs that a client follows, so that points are there after two
+_FOLLOW_SECONDS = 1.85  # seconds between two looks at the runs that a client follows
 _ENDING_SECONDS = 0.5  # seconds between two looks at whether the server ends
 _MAX_FOLLOW_SECONDS = 300.0  # seconds after which the client has to ask again
 _PATH = re.compile(r"""(^|["'\s=:])(~|\.{0,2}/|[A-Za-z]:[\\/])""")  # a path in the value of a setting
@@ -158,7 +158,7 @@ async def list_runs(body: None, context: Context) -> RunList | Events:
     if "follow" in context.query:
         open_board(context)
         return Events(_follow(since, positions, context))
-    return await _work(context, lambda board: _changes(board, since, positions, context))
+    return await _work(context, partial(_changes, since=since, positions=positions, context=context))
 
 
 def _changes(board: RunBoard, since: str, positions: Mapping[str, str], context: Context) -> RunList:
@@ -175,7 +175,7 @@ async def _follow(since: str, positions: Mapping[str, str], context: Context) ->
     look = time.monotonic()
     end, deleted = look + _MAX_FOLLOW_SECONDS, None
     while True:
-        answer = await _work(context, lambda board: _changes(board, since, positions, context))
+        answer = await _work(context, partial(_changes, since=since, positions=positions, context=context))
         answer.points = {name: points for name, points in answer.points.items() if points.lines or points.is_restart}
         if answer.runs or answer.removed or answer.points or answer.deleted != deleted:
             yield answer

@@ -279,8 +279,8 @@ def _serve(
         from headway.serve.server import run_server
     except ModuleNotFoundError as error:
         raise UserError(f"the page needs {error.name}; run pip install 'headway[serve]'") from None
-    from headway.app.starters import models_folder
     from headway.app.loading import find_device
+    from headway.app.starters import models_folder
     from headway.serve.engine_loop import open_engine_loop
     from headway.serve.engine_preparation import EnginePreparation
     from headway.serve.interfaces import ServerSettings

@@ -79,6 +79,19 @@ const page = {
     this.noted = setTimeout(() => { place.textContent = ""; }, 5000);
   },
 
+  // For as long as the server compiles the engine, once on a computer: since how many seconds it does (null: not now).
+  showPreparing(seconds) {
+    const place = document.getElementById("preparing"), isOver = seconds === null && !place.hidden;
+    clearTimeout(this.preparing);
+    place.hidden = seconds === null;
+    if (seconds !== null) {
+      const passed = Math.round(seconds / 5) * 5;
+      const text = "Getting ready: this computer prepares itself for models that write, which takes about a minute, once. Everything else works meanwhile.";
+      setText(place, "textContent", passed > 0 ? `${text} (${passed} seconds so far)` : text);
+      this.preparing = setTimeout(() => server.loadModels(false).catch(() => {}), 5000);
+    } else if (isOver) this.note("Ready: models that write answer without a wait now.");
+  },
+
   // Without a key, or with one that ended. A server of `headway open` has no keys to type in.
   askForKey(code) {
     const form = document.getElementById("access"), isSession = code === "session_key";
