@@ -15,7 +15,7 @@ from headway.serve.interfaces import ModelSummary
 
 _LOG = logger(__name__)
 _COMMAND = (sys.executable, "-m", "headway.engine.preparation")
-_MAX_SECONDS = 900.0  # of the process; it has a low priority, so a busy computer may give it little time
+_MAX_SECONDS = 3600.0  # of the process; it has a low priority, so a busy computer may give it little time
 _MAX_WAIT = 30.0  # seconds that a model waits for it; after that it compiles what it needs itself
 _VERBS = frozenset(("generate", "translate", "transcribe", "caption"))  # tasks that the engine computes
 
