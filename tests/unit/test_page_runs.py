@@ -161,7 +161,7 @@ def test_a_run_is_followed_while_it_trains_and_stopped(browser: Browser, some: s
 def test_a_deleted_run_comes_back(browser: Browser, some: str, runs: Path) -> None:
     with opened(browser, some) as page:
         page.get_by_role("button", name="first", exact=True).click()
-        expect(page.get_by_text("It was too short to be trained on")).to_be_visible()
+        expect(page.get_by_text("This run was too short to add minutes")).to_be_visible()
         page.get_by_role("button", name="Delete", exact=True).click()
         expect(page.get_by_role("button", name="Keep it")).to_be_focused()
         page.keyboard.press("Enter")

@@ -30,7 +30,7 @@ T = TypeVar("T")
 _MAX_SAMPLES, _MAX_SAMPLE = 20, 4000  # samples per run, and characters per sample
 _MAX_REPORT = 1 << 28  # bytes
 _MAX_CURVES = 8  # curves in an answer with the list
-_FOLLOW_SECONDS = 1.85  # seconds between two looks at the runs that a client follows
+_FOLLOW_SECONDS = 1.75  # seconds between two looks at the runs that a client follows
 _ENDING_SECONDS = 0.5  # seconds between two looks at whether the server ends
 _MAX_FOLLOW_SECONDS = 300.0  # seconds after which the client has to ask again
 _PATH = re.compile(r"""(^|["'\s=:])(~|\.{0,2}/|[A-Za-z]:[\\/])""")  # a path in the value of a setting

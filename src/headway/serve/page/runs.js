@@ -1,7 +1,7 @@
 "use strict";
 // The tab of runs: a table of all runs, the curves of some of them together, what differs between them, and what can be done with each.
 
-const RETRY_SECONDS = 1.85, ROW_SECONDS = 10, FIRST_ROWS = 100, MAX_DIFFERENCES = 40;
+const RETRY_SECONDS = 1.75, ROW_SECONDS = 10, FIRST_ROWS = 100, MAX_DIFFERENCES = 40;
 const RUN_STATES = { starting: "◌ starting", running: "▶ running", stopped: "■ stopped", finished: "✓ finished", broken: "✕ broken" };
 const RUN_COLUMNS = [["name", "name"], ["state", "status"], ["recipe", "recipe"], ["value", "best value"], ["step", "steps"], ["minutes", "minutes"], ["parameters", "parameters"], ["device", "device"], ["modified", "when"]];
 
@@ -350,7 +350,7 @@ class RunCard {
       if (run.state === "stopped") shown.push(act("Continue", "resume", "main"), act("Finish early", "finish"));
       if (run.state === "stopped" || run.state === "finished") {
         if (run.can_extend || run.state === "stopped") shown.push(element("div", { className: "pair" }, labelled("More minutes", this.minutes), button("Train on", () => tab.act(run.name, "extend", { minutes: Number(this.minutes.value) }))));
-        else shown.push(element("p", { className: "soft" }, "It was too short to be trained on: a new run with more minutes starts again."));
+        else shown.push(element("p", { className: "soft" }, "This run was too short to add minutes to it; start a new run with more minutes."));
         if (run.has_model && run.export !== "running") shown.push(element("div", { className: "pair" }, labelled("Export as", this.format), button("Export", () => tab.act(run.name, "export", { format: this.format.value }))));
       }
     }
