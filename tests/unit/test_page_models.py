@@ -70,8 +70,14 @@ def entry(page: Page, name: str) -> Locator:
     return page.locator(".starters li").filter(has=page.locator("h4", has_text=name)).first
 
 
-def test_without_a_model_the_page_offers_some(browser: Browser, url: str) -> None:
+def test_without_a_model_the_page_offers_some(browser: Browser, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Resident, "preparing", lambda self: 12.0)
     with opened(browser, url) as page:
+        expect(page.get_by_text("this computer prepares itself")).to_contain_text("(10 seconds so far)")
+        monkeypatch.undo()
+        page.evaluate("server.loadModels(false)")
+        expect(page.get_by_text("this computer prepares itself")).to_be_hidden()
+        expect(page.get_by_text("Ready: models that write answer without a wait now.")).to_be_visible()
         expect(page.get_by_role("tab", name="Models", exact=True)).to_have_attribute("aria-selected", "true")
         expect(page.get_by_text("There is no model yet")).to_be_visible()
         expect(page.locator(".starters li")).to_have_count(len(STARTERS))

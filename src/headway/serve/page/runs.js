@@ -327,7 +327,7 @@ class RunCard {
     this.run = run;
     const reason = run.reason ? ` (${run.reason})` : "", speed = run.tokens_per_second === null ? "" : `, ${formatNumber(Math.round(run.tokens_per_second))} ${run.unit}s per second`;
     const left = run.minutes_left === null ? "" : `, ${minutesText(run.minutes_left)} left`;
-    const steps = run.steps && run.state !== "starting" ? `: step ${formatNumber(run.step)} of ${formatNumber(run.steps)}${left}${speed}` : "";
+    const steps = run.state === "starting" ? ": reading its data and measuring this computer" : run.steps ? `: step ${formatNumber(run.step)} of ${formatNumber(run.steps)}${left}${speed}` : "";
     this.status.textContent = `${RUN_STATES[run.state]}${run.state === "finished" ? `: ${formatNumber(run.step)} steps in ${minutesText(run.minutes ?? 0)}` : steps}${reason}`;
     this.status.className = run.state === "broken" ? "wrong" : "";
     this.bar.hidden = !isTraining(run);
