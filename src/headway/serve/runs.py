@@ -170,7 +170,7 @@ def _changes(board: RunBoard, since: str, positions: Mapping[str, str], context:
     return RunList(*changes, context.may_train, points)
 
 
-async def _follow(since: str, positions: Mapping[str, str], context: Context) -> AsyncGenerator[RunList, None]:
+async def _follow(since: str, positions: dict[str, str], context: Context) -> AsyncGenerator[RunList, None]:
     """What changed `since` a version, and then what changes. A client with a limit of requests gets the first alone."""
     look = time.monotonic()
     end, deleted = look + _MAX_FOLLOW_SECONDS, None
