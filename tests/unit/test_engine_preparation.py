@@ -20,11 +20,22 @@ TORCH = WRITER._replace(sequential_reason="it runs on torch")
 CLASSIFIER = WRITER._replace(verbs=["classify"])
 
 
+class Stored:
+    """Code that is compiled as soon as its file exists."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    @property
+    def is_compiled(self) -> bool:
+        return self.file.exists()
+
+
 def test_only_models_that_need_the_engine_wait_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     prepared = tmp_path / "prepared"
     code = "import sys, time; time.sleep(0.3); open(sys.argv[1], 'w')"
     monkeypatch.setattr(engine_preparation, "_COMMAND", (sys.executable, "-c", code, str(prepared)))
-    monkeypatch.setattr(engine_preparation, "is_prepared", prepared.exists)
+    monkeypatch.setattr(engine_preparation, "FUNCTIONS", (Stored(prepared),))
 
     async def use() -> None:
         engine = EnginePreparation()
@@ -44,9 +55,9 @@ def test_only_models_that_need_the_engine_wait_for_it(monkeypatch: pytest.Monkey
     asyncio.run(use())
 
 
-def test_it_ends_with_the_server_and_nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_ends_with_the_server_and_nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(engine_preparation, "_COMMAND", (sys.executable, "-c", "import time; time.sleep(60)"))
-    monkeypatch.setattr(engine_preparation, "is_prepared", lambda: False)
+    monkeypatch.setattr(engine_preparation, "FUNCTIONS", (Stored(tmp_path / "none"),))
     monkeypatch.setattr(engine_preparation, "_MAX_WAIT", 0.1)
 
     async def use() -> None:
@@ -69,7 +80,7 @@ def test_what_is_compiled_is_what_models_call(monkeypatch: pytest.MonkeyPatch, t
 
     function = CompiledFunction(add)
     monkeypatch.setattr(machine, "CACHE", tmp_path)
-    monkeypatch.setattr(preparation, "_FUNCTIONS", (function,))
+    monkeypatch.setattr(preparation, "FUNCTIONS", (function,))
     preparation.prepare()
     assert function.is_compiled
     files = [path.name for path in tmp_path.glob("*.object")]

@@ -323,7 +323,12 @@ class RunBoard:
         """The folders in the folder of runs, the runs in folders without a run of their own, and the trainings that
         have no folder yet or failed before.
         """
-        names = [name for job in jobs.values() if (name := _trained_run(job)) is not None]
+        names = []
+        for job in jobs.values():
+            words = itertools.dropwhile(lambda word: word != "--run", job.command)
+            name = Path(next(itertools.islice(words, 1, None), job.name)).name
+            if "train" in job.command and _job_names(name)[0] == job.name:  # others are runs in folders of runs
+                names.append(name)
         try:
             with os.scandir(self.folder) as entries:
                 folders = [entry for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
@@ -395,15 +400,6 @@ def _job_names(name: str) -> tuple[str, str]:
     short_name = f"{start}-{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}"
     training, export = (name if is_name(name + end) else short_name for end in ("", EXPORT_SUFFIX))
     return training, export + EXPORT_SUFFIX
-
-
-def _trained_run(job: Job) -> str | None:
-    """The run of a job that trains; None for other jobs, and for runs in folders of runs, which are found there."""
-    if "train" not in job.command:
-        return None
-    words = itertools.dropwhile(lambda word: word != "--run", job.command)
-    name = Path(next(itertools.islice(words, 1, None), job.name)).name
-    return name if _job_names(name)[0] == job.name else None
 
 
 def _inner_runs(folder: Path) -> list[str]:

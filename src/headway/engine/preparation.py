@@ -7,23 +7,17 @@ from __future__ import annotations
 
 import os
 
-from headway.engine.code_cache import CACHE
 from headway.engine.interpreter import run_all_step, run_step
 from headway.engine.machine import INT, CompiledFunction
 from headway.engine.sampling_kernels import find_top_k_share, sample_batch
 
 _NICENESS = 5
-_FUNCTIONS: tuple[CompiledFunction, ...] = (run_step, sample_batch, run_all_step, find_top_k_share)
-
-
-def is_prepared() -> bool:
-    """Whether nothing is left to compile, or nothing could be stored."""
-    return CACHE is None or all(function.is_compiled for function in _FUNCTIONS)
+FUNCTIONS: tuple[CompiledFunction, ...] = (run_step, sample_batch, run_all_step, find_top_k_share)
 
 
 def prepare() -> None:
     """Compile what is not in the cache yet. All arguments of these functions are addresses and counts."""
-    for function in _FUNCTIONS:
+    for function in FUNCTIONS:
         function.compile((INT,) * function.function.__code__.co_argcount)
 
 

@@ -8,7 +8,8 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 
-from headway.engine.preparation import is_prepared
+from headway.engine.code_cache import CACHE
+from headway.engine.preparation import FUNCTIONS
 from headway.errors import logger
 from headway.serve.child_process import run_command
 from headway.serve.interfaces import ModelSummary
@@ -35,7 +36,9 @@ class EnginePreparation:
 
     def start(self, models: Mapping[str, ModelSummary]) -> None:
         """Compile in the background if one of these models needs the engine, and something is not compiled yet."""
-        if self._running is None and any(map(_uses_engine, models.values())) and not is_prepared():
+        if self._running is not None or CACHE is None or all(function.is_compiled for function in FUNCTIONS):
+            return
+        if any(map(_uses_engine, models.values())):
             self._started = time.monotonic()
             self._running = asyncio.create_task(self._compile())
 

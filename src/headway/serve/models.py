@@ -167,7 +167,8 @@ class ServedModels:
                     entry.summary, entry.error = None, UserError("its files were removed")
                     entry.is_removed = True
                     self._release(entry)
-            self._prepare()
+            if self._preparation is not None and not self._closing:
+                self._preparation.start(self.listed())
             self._folder_error = ""
         except UserError as error:
             if str(error) != self._folder_error:
@@ -175,10 +176,6 @@ class ServedModels:
                 _LOG.warning("new models are not listed: %s", error)
         finally:
             self._refreshing, self._next_refresh = None, time.monotonic() + _CHECK_SECONDS
-
-    def _prepare(self) -> None:
-        if self._preparation is not None and not self._closing:
-            self._preparation.start(self.listed())
 
     def _new(self, found: Mapping[Path, FileStates]) -> dict[Path, FileStates]:
         """Those that are not known in these states. Models that were passed individually are known."""

@@ -6,7 +6,7 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
@@ -299,10 +299,6 @@ _ACTIONS = {
 }
 
 
-def _handler(action: str) -> Callable[[RunChange, Context], Awaitable[RunChanged]]:
-    return lambda body, context: change_run(action, body, context)
-
-
 ENDPOINTS = (
     Endpoint(
         "GET",
@@ -317,7 +313,9 @@ ENDPOINTS = (
     Endpoint("POST", "/v1/runs/{name:path}/report", issue_report, "an address of a run's report", answer=ReportAddress),
     Endpoint("GET", "/v1/runs/{name:path}/report", get_report, "a run's report", query=("ticket",)),
     *(
-        Endpoint("POST", f"/v1/runs/{{name:path}}/{action}", _handler(action), summary, RunChange, RunChanged)
+        Endpoint(
+            "POST", f"/v1/runs/{{name:path}}/{action}", partial(change_run, action), summary, RunChange, RunChanged
+        )
         for action, summary in _ACTIONS.items()
     ),
     # Last, because the name of a run in a folder of runs has a slash, as the paths above have.
