@@ -34,6 +34,7 @@ _SCRIPTS = (
     "runs",
     "new_run_kinds",
     "new_run_files",
+    "new_run_classes",
     "new_run_live",
     "new_run",
     "models",

@@ -180,16 +180,16 @@ function modelChoice(name, serves, changed = () => {}, order = (one, other) => o
   return choice;
 }
 
-// A place for files, dropped or chosen. `limit` (bytes) is stated before the upload; `changed(files)` gets what fits;
-// `dropped` returns the files of a drop.
-function fileInput({ label, accept = "", multiple = false, folder = false, limit, changed, dropped = async (transfer) => [...transfer.files] }) {
+// A place for files, dropped or chosen. `limit` (bytes) is stated before the upload; `changed(files)` gets what fits, or with
+// `takesLarge` everything; `dropped` returns the files of a drop.
+function fileInput({ label, accept = "", multiple = false, folder = false, limit, takesLarge = false, changed, dropped = async (transfer) => [...transfer.files] }) {
   const input = element("input", { type: "file", accept, multiple: multiple || folder, webkitdirectory: folder });
   const names = element("p", { className: "soft", "aria-live": "polite" });
   const zone = labelled(label, input, `At most ${formatBytes(limit)}${multiple ? " each" : ""}. You can also drop ${multiple || folder ? "them" : "it"} here.`);
   zone.classList.add("drop");
   zone.append(names);
   const take = (files) => {
-    const tooLarge = files.find((file) => file.size > limit);
+    const tooLarge = !takesLarge && files.find((file) => file.size > limit);
     if (tooLarge) {
       page.fail(new ServerError(`${shortName(tooLarge.name)} has ${formatBytes(tooLarge.size)}, and the limit is ${formatBytes(limit)}; choose a smaller file`, 413));
       return;
