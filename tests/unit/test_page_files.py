@@ -15,7 +15,7 @@ import file_models
 import numpy as np
 import pytest
 import soundfile
-from browsing import chromium, opened, serious_violations
+from browsing import opened, serious_violations
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 from serving import server
@@ -31,7 +31,7 @@ from headway.serve.engine_loop import open_engine_loop
 from headway.serve.interfaces import ServerSettings
 from headway.serve.models import LoadOptions, ServedModels
 
-FAKE_MICROPHONE = ("--use-fake-device-for-media-stream",)
+BROWSER_FLAGS = ("--use-fake-device-for-media-stream",)
 LONG = "n" * 9_996 + ".png"
 
 
@@ -47,12 +47,6 @@ def url(models: Path) -> Iterator[str]:
     served = ServedModels([], [models], LoadOptions(device="cpu", backend="torch"), open_engine_loop)
     with server(served, ServerSettings(log=False)) as url:
         yield url
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium(*FAKE_MICROPHONE) as browser:
-        yield browser
 
 
 @pytest.fixture

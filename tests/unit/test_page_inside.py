@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browsing import chromium, opened, serious_violations
+from browsing import opened, serious_violations
 from lens_models import TEXT, save, save_models
 from playwright.sync_api import Browser, Page, expect
 from serving import server
@@ -31,12 +31,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         train_codec("char", iter([TEXT])),
     )
     return place
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

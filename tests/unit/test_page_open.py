@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from browsing import chromium, opened, serious_violations
+from browsing import opened, serious_violations
 from playwright.sync_api import Browser, Page, expect
 from serving import server
 
@@ -16,12 +16,6 @@ from headway.serve.session_keys import SessionKeys
 
 SECRET = "the secret of this server"
 expect.set_options(timeout=20_000)  # of a busy machine
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

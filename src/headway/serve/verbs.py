@@ -164,8 +164,11 @@ class BodyLimits(msgspec.Struct):
 
 
 class ModelList(msgspec.Struct):
+    """The models. While the engine is compiled in the background, `preparing` are the seconds since that began."""
+
     data: list[ServedModel]
     limits: BodyLimits
+    preparing: float | None
     object: str = "list"
 
 
@@ -175,7 +178,7 @@ async def list_models(body: None, context: Context) -> ModelList:
     limits = BodyLimits(context.settings.body_bytes, context.settings.form_bytes)
     listed = dict(context.served.listed())
     models = await asyncio.to_thread(lambda: [_served_model(name, known) for name, known in listed.items()])
-    return ModelList(models, limits)
+    return ModelList(models, limits, context.served.preparing())
 
 
 async def get_model(body: None, context: Context) -> ServedModel:

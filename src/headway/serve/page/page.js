@@ -7,7 +7,7 @@ const page = {
 
   // Add a tab: {id, title, serves, show, refresh}. `serves` says for a model of /v1/models whether the tab uses it; without
   // it the tab is there unless its `exists` is false, which its `check()` finds out. `show(panel)` fills the panel when it
-  // is opened first; `refresh()` follows when the models or the key change.
+  // is opened first; `refresh()` follows when the models or the key change, `opened()` and `left()` when it comes and goes.
   addTab(tab) {
     this.tabs.push(tab);
     const known = { role: "tab", id: `tab-${tab.id}`, "aria-controls": `panel-${tab.id}`, "aria-selected": "false", tabIndex: -1 };
@@ -23,6 +23,7 @@ const page = {
     const tab = shown.find((entry) => entry.id === id) ?? shown[0];
     if (!tab) return;
     if (this.current && this.current !== tab && !this.current.button.hidden) this.fail(null);
+    if (this.current !== tab) this.current?.left?.();
     this.current = tab;
     for (const other of this.tabs) {
       other.panel.hidden = other !== tab;
@@ -76,6 +77,19 @@ const page = {
     clearTimeout(this.noted);
     place.textContent = text;
     this.noted = setTimeout(() => { place.textContent = ""; }, 5000);
+  },
+
+  // For as long as the server compiles the engine, once on a computer: since how many seconds it does (null: not now).
+  showPreparing(seconds) {
+    const place = document.getElementById("preparing"), isOver = seconds === null && !place.hidden;
+    clearTimeout(this.preparing);
+    place.hidden = seconds === null;
+    if (seconds !== null) {
+      const passed = Math.round(seconds / 5) * 5;
+      const text = "Getting ready: this computer prepares itself for models that write, which takes about a minute, once. Everything else works meanwhile.";
+      setText(place, "textContent", passed > 0 ? `${text} (${passed} seconds so far)` : text);
+      this.preparing = setTimeout(() => server.loadModels(false).catch(() => {}), 5000);
+    } else if (isOver) this.note("Ready: models that write answer without a wait now.");
   },
 
   // Without a key, or with one that ended: the only message then. A server of `headway open` has no keys to type in.

@@ -73,9 +73,10 @@ const server = {
 
   // Read the list of models again, and tell the page about it: always, or only if it has changed.
   async loadModels(always = true) {
-    const { data, limits } = await this.json("/v1/models"), isSame = JSON.stringify(data) === JSON.stringify(this.models);
+    const { data, limits, preparing } = await this.json("/v1/models"), isSame = JSON.stringify(data) === JSON.stringify(this.models);
     this.models = data;
     this.limits = limits;
+    page.showPreparing(preparing);
     if (always || !isSame) page.modelsChanged();
   },
 
