@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import chromium, opened, serious_violations
+from browsing import opened, serious_violations
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 from serve_models import asking
@@ -94,12 +94,6 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
 
     monkeypatch.setattr(training, "_command", command)
     return made
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

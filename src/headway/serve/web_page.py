@@ -24,6 +24,7 @@ _SCRIPTS = (
     "sounds",
     "series",
     "inside_attention",
+    "inside_order",
     "inside_layers",
     "inside",
     "chess_board",

@@ -165,16 +165,14 @@ function lossChart({ training, validation }, width, isBusy, isOpen) {
   const [low, high] = [ticks[0], ticks.at(-1)];
   const x = (step) => left + (width - left - right) * step / most, y = (loss) => top + (height - top - bottom) * (high - loss) / (high - low || 1);
   const every = Math.ceil(training.length / 400), thinned = training.filter((_, index) => index % every === 0 || index === training.length - 1);
-  const line = (curve, name) => svg("polyline", { points: curve.map(([step, loss]) => `${x(step).toFixed(1)},${y(loss).toFixed(1)}`).join(" "), class: name });
+  const line = (curve, name) => svg("polyline", { points: curvePoints(curve, x, y), class: name });
   const dots = (curve, name) => curve.map(([step, loss]) => svg("circle", { cx: x(step), cy: y(loss), r: 3, class: name }));
-  const words = (content, x, y, anchor) => svg("text", { x, y, "text-anchor": anchor }, content);
-  const grid = ticks.flatMap((loss) => [svg("line", { x1: left, x2: width - right, y1: y(loss), y2: y(loss), class: "grid" }), words(formatNumber(Number(loss.toPrecision(6))), left - 6, y(loss) + 4, "end")]);
   const axes = [svg("text", { x: 12, y: (height - bottom + top) / 2, "text-anchor": "middle", transform: `rotate(-90 12 ${(height - bottom + top) / 2})` }, "loss"),
-    words("0", left, height - 14, "middle"), words("steps", (left + width - right) / 2, height - 14, "middle"), words(integers.format(most), width - right, height - 14, "end")];
+    chartText("0", left, height - 14, "middle"), chartText("steps", (left + width - right) / 2, height - 14, "middle"), chartText(integers.format(most), width - right, height - 14, "end")];
   const title = `Loss: how wrong the model is, so lower is better. From ${formatNumber(training[0][1])} to ${formatNumber(training.at(-1)[1])} after ${integers.format(training.at(-1)[0])} steps`;
   const seen = validation.length ? " Line: on the samples that it learns from; line with dots: on samples that it has not seen." : " The line is for the samples that it learns from.";
   return [element("figure", {},
-    svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, class: "loss", role: "img", "aria-label": title }, ...grid, ...axes, line(thinned, "training"), line(validation, "validation"),
+    svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, class: "loss", role: "img", "aria-label": title }, ...chartGrid(ticks, y, left, width - right), ...axes, line(thinned, "training"), line(validation, "validation"),
       ...(training.length === 1 ? dots(training, "training") : []), ...dots(validation, "validation")),
     element("figcaption", { className: "soft" }, `${title}.${seen}`)),
   ...(validation.length ? [element("details", { open: isOpen }, element("summary", {}, "The numbers"), table(["step", "loss on unseen samples"], validation, "Loss by step"))] : [])];
