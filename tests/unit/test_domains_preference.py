@@ -36,8 +36,9 @@ USER = {"role": "user", "content": "And now?"}
 
 @pytest.fixture(autouse=True)
 def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages of runs have tests of their own, and take as long as these runs."""
+    """Pages of runs have tests of their own, and take as long as these runs; so do answers that find no end."""
     monkeypatch.setattr("headway.app.api.available", lambda: False)
+    monkeypatch.setattr("headway.domains.chat.task._MAX_REPLY_TOKENS", 30)
 
 
 @pytest.fixture
