@@ -20,11 +20,11 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: $(VENV)/.installed-demo
 	$(BIN)/headway demo
 
-# Compiling comes first, because the other tests need what is compiled. It uses one processor; packaging, whose demo has
-# half a minute that it should not share with the tests, and the documentation use the other one for nearly as long.
+# Compiling and packaging use one processor each for the same time, and both come first: the other tests need what is
+# compiled, and the demo of the package has a minute that it should not share with them.
 test: $(VENV)/.installed-test
-	@$(MAKE) --no-print-directory --jobs=2 $(SYNC) compiling package docs
-	@$(MAKE) --no-print-directory --jobs=2 tests lint
+	@$(MAKE) --no-print-directory --jobs=2 $(SYNC) compiling package
+	@$(MAKE) --no-print-directory --jobs=2 tests lint docs
 
 # Two workers with one thread each are faster than one with two, because small tensors gain nothing from threads.
 # With worksteal, each worker runs half of the tests in order, so that a fixture is rarely built twice.

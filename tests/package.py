@@ -66,7 +66,7 @@ def start(wheel: Path, environment: Path) -> None:
     for path in packages:
         if not (site / path.name).exists():
             (site / path.name).symlink_to(path)
-    for arguments in (["--version"], ["recipes"], ["demo", "--minutes", "0.5", "--run", str(environment / "demo")]):
+    for arguments in (["--version"], ["recipes"], ["demo", "--minutes", "1", "--run", str(environment / "demo")]):
         run(str(environment / "bin" / "headway"), *arguments)
 
 
