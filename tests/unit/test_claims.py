@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from headway.app.cli import main as cli
 from headway.claims import runner, sequences
@@ -31,7 +32,8 @@ from headway.claims.claim import (
     student_quantile,
 )
 from headway.claims.experiments import claims, select_claims
-from headway.claims.networks import config_of_size, num_parameters
+from headway.claims.experiments.sigma_pi import SigmaPiUnits
+from headway.claims.networks import config_of_size, count_operations, network, num_parameters
 from headway.claims.page import plot_lines, render_svg
 from headway.claims.runner import _code_digest, load_evidence, record, run_claim
 from headway.claims.sequences import (
@@ -46,6 +48,7 @@ from headway.claims.sequences import (
 from headway.config import override
 from headway.data import iter_pairs
 from headway.errors import UserError
+from headway.nn.mixers import AttentionConfig
 from headway.nn.models.seq2seq_presets import rnnenc, rnnsearch
 
 
@@ -260,6 +263,18 @@ TINY: dict[str, dict[str, Any]] = {
     "gru-or-lstm": {"width": 8, **SHORT_RUNS},
     "reversed-source": {"width": 8, **SHORT_RUNS},
     "long-sentences": {"most": 2, "trained": 20, "judged": 2, "width": 8, **SHORT_RUNS},
+    "pre-training": {
+        "labels": [4, 8],
+        "few": 8,
+        "tested": 20,
+        "width": 8,
+        "rows": 2,
+        "pretraining.steps": 2,
+        "training.steps": 2,
+    },
+    "dynamic-links": {"objects": [1, 2], "width": 8, "rows": 2, "training.steps": 2},
+    "sigma-pi": {"pixels": 8, "active": 4, "pairs": 1, "trained": 2, "training.steps": 2},
+    "counted-cost": {"counted": [8, 16, 32], "lengths": [8, 16, 32], "width": 8, "row": 4, "enough": 0.0},
     "rewriting": {"times": [1, 2], "keys": 3, "capacity": [3, 4], "width": 8, "rows": 2, "training.steps": 2},
 }
 
@@ -343,8 +358,25 @@ def test_every_experiment_runs_and_draws(name: str, tmp_path: Path, request: pyt
     assert render_svg(evidence).startswith("<svg")
     if name == "fast-weights":  # nothing is trained here: what is tiny holds too
         assert evidence.finding.holds
-    elif name not in ("one-after-the-other", "cost-of-context"):  # times are what they are
+    elif name not in ("one-after-the-other", "cost-of-context", "counted-cost"):  # times are what they are
         assert not evidence.finding.holds, "two steps show nothing, so the rule must say no"
+
+
+def test_operations_are_counted_in_the_plain_form_of_attention() -> None:
+    length, width = 64, 32
+    config = network(AttentionConfig(heads=1), width=width, vocab_size=8, outputs=1)
+    model, tokens = config.build(0), torch.zeros(1, length, dtype=torch.long)
+    products = 8 * width * width  # queries, keys, values and output; the feed-forward layer with two widths inside
+    assert count_operations(lambda: model(tokens)) == length * (2 * products + 4 * width * length)
+
+
+def test_sigma_pi_units_sum_the_products_of_all_shifts() -> None:
+    units = SigmaPiUnits(3, pixels=7, classes=2)
+    a = torch.rand(3, 7, generator=torch.Generator().manual_seed(0))
+    net = units(a)
+    triples = [sum(a[:, i] * a[:, (i + d) % 7] * a[:, (i + e) % 7] for i in range(7)) for d, e in units.offsets]
+    torch.testing.assert_close(net, units.weigh(torch.stack([torch.as_tensor(t) for t in triples], 1)))
+    torch.testing.assert_close(units(a.roll(3, 1)), net)
 
 
 def test_an_experiment_gives_the_same_numbers_again(tmp_path: Path) -> None:

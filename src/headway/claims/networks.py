@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from headway.app.variants import nearest_width
 from headway.layout import Layout
 from headway.learn import AdamWConfig, ScheduleConfig, WSDConfig
 from headway.learn.optim import Optimizer
-from headway.nn.kernels import IGNORE_INDEX, RunSteps, pointwise, unroll
+from headway.nn.kernels import IGNORE_INDEX, RunSteps, pointwise, recording, unroll
 from headway.nn.mixers import (
     AttentionConfig,
     DeltaConfig,
@@ -49,9 +50,14 @@ from headway.nn.parts.positions import RotaryConfig
 from headway.nn.parts.projection import Projection
 
 
-def measure_seconds(work: Callable[[], Any], min_seconds: float = 0.1, min_runs: int = 3) -> float:
-    """The time for `work`: the shortest of at least `min_runs` runs that take `min_seconds` in total, after a warm-up
-    run.
+def measure_seconds(
+    work: Callable[[], Any],
+    min_seconds: float = 0.1,
+    min_runs: int = 3,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """The time for `work` by `clock`: the shortest of at least `min_runs` runs that take `min_seconds` in total, after
+    a warm-up run.
 
     Other load on the machine can only lengthen a run, so the shortest is nearest to the actual cost.
     """
@@ -59,9 +65,9 @@ def measure_seconds(work: Callable[[], Any], min_seconds: float = 0.1, min_runs:
     gc.collect()
     times: list[float] = []
     while len(times) < min_runs or (sum(times) < min_seconds and len(times) < 100):
-        start = time.perf_counter()
+        start = clock()
         work()
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     return min(times)
 
 
@@ -93,6 +99,16 @@ def saved_bytes(model: nn.Module, inputs: Tensor) -> int:
         out = model(inputs).x.square().mean()  # keep it alive, so that no address is reused
     del out
     return sum(storage_bytes.values())
+
+
+def count_operations(work: Callable[[], Any]) -> int:
+    """The multiplications and additions of the matrix products in `work`, a multiply-add counted as 2.
+
+    Attention runs in its plain form, because torch does not count the products inside its fused CPU kernel.
+    """
+    with FlopCounterMode(display=False) as counter, recording(lambda weights: None):
+        work()
+    return counter.get_total_flops()
 
 
 @contextmanager
