@@ -20,7 +20,7 @@ DYNAMIC, FIXED, ELMAN = "dynamic links", "fixed links", "elman"
 
 
 @dataclass(frozen=True)
-class BindingSettings:
+class DynamicLinksSettings:
     """Scenes with each number of `objects`, which have one of `shapes` and one of `colours`. The claim is about the
     last number, the control about the first.
     """
@@ -37,7 +37,7 @@ class BindingSettings:
         return KeyValuePairs(objects, self.colours, possible_keys=self.shapes)
 
 
-def mixer_of(settings: BindingSettings, network_name: str) -> MixerConfig:
+def mixer_of(settings: DynamicLinksSettings, network_name: str) -> MixerConfig:
     """The mixer y = tanh((W + F) x + b), F = 0.9 F + (rate / D) y x^T; at a rate of 0, only the learned W is left."""
     if network_name == ELMAN:
         return MIXERS[ELMAN]
@@ -45,10 +45,10 @@ def mixer_of(settings: BindingSettings, network_name: str) -> MixerConfig:
 
 
 def binding(problem: KeyValuePairs, rows: int) -> SampleBatch:
-    """Which colour has the object of a shape?
+    """The colour of the object that has the queried shape.
 
     The units of an object's shape and colour are active together, one object after the other. A second set of units
-    stays active from then on: it shows all features of the scene, but not which of them belong together (the
+    stays active from then on: it has all features of the scene, but not which of them belong together (the
     superposition of von der Malsburg 1981).
     """
 
@@ -63,7 +63,7 @@ def trial_name(network_name: str, objects: int) -> str:
     return f"{network_name}: {objects}"
 
 
-def measure(settings: BindingSettings, variant: str, seed: int) -> Values:
+def measure(settings: DynamicLinksSettings, variant: str, seed: int) -> Values:
     network_name, objects = variant.split(": ")
     problem = settings.scene(int(objects))
     mixer, channels = mixer_of(settings, network_name), 2 * problem.channels
@@ -76,26 +76,31 @@ def measure(settings: BindingSettings, variant: str, seed: int) -> Values:
     }
 
 
-def apply_rule(settings: BindingSettings, trials: Trials) -> Finding:
+def apply_rule(settings: DynamicLinksSettings, trials: Trials) -> Finding:
     solved = {
-        trial_name(name, objects): trials.share(trial_name(name, objects), "accuracy")
+        (name, objects): trials.share(trial_name(name, objects), "accuracy")
         for name in (DYNAMIC, FIXED, ELMAN)
         for objects in settings.objects
     }
     one, several = settings.objects[0], settings.objects[-1]
-    effect = solved[trial_name(DYNAMIC, several)].low > 0.9 and solved[trial_name(FIXED, several)].high < 0.6
+    effect = solved[DYNAMIC, several].low > 0.9 and solved[FIXED, several].high < 0.6
+    numbers = [
+        Number(f"{name}, {objects} {'object' if objects == 1 else 'objects'}: accuracy", interval)
+        for (name, objects), interval in solved.items()
+    ]
     remarks = [
         f"Chance is {1 / settings.colours:.3g}.",
         "The Elman network has fixed links, too, but its units have a state, which could store what belongs together.",
     ]
-    numbers = [Number(f"{name} objects: accuracy", interval) for name, interval in solved.items()]
-    return Finding(numbers, effect, solved[trial_name(FIXED, one)].low > 0.9, remarks)
+    return Finding(numbers, effect, solved[FIXED, one].low > 0.9, remarks)
 
 
-def draw(figure: Figure, settings: BindingSettings, trials: Trials) -> None:
+def draw(figure: Figure, settings: DynamicLinksSettings, trials: Trials) -> None:
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
     names = [trial_name(name, objects) for name in (DYNAMIC, FIXED, ELMAN) for objects in settings.objects]
-    plot_bars(left, {name: trials.share(name, "accuracy") for name in names}, title="colour of a shape", x="accuracy")
+    plot_bars(
+        left, {name: trials.share(name, "accuracy") for name in names}, title="colour of a shape: objects", x="accuracy"
+    )
     left.axvline(1 / settings.colours, color="#98a4b0", linewidth=1, linestyle=":")
     left.set_xlim(0, 1.05)
     series = {
@@ -110,18 +115,18 @@ CLAIM = Claim(
     name="dynamic-links",
     title="Links that change at once bind the features of an object",
     statement="Links that grow within a scene, by the correlation of the units that they connect, bind the features of "
-    "each object. The same network with fixed links knows all features, but not which of them belong together.",
+    "each object. The same network with fixed links has all features, but not which of them belong together.",
     source="Von der Malsburg 1981; Hinton and Plaut 1987",
-    measured="Objects with a shape and a colour appear one after the other; then a network is asked for the colour of "
+    measured="Objects with a shape and a colour appear one after the other; then the network predicts the colour of "
     "one shape. Units of all features that appeared stay active. The networks have equal weights, examples and steps, "
     "and differ in one number: the rate of links F in y = tanh((W + F) x + b), F = 0.9 F + rate y x^T, which is 0 for "
     "fixed links. An Elman network is included for comparison.",
-    rule="With four objects, dynamic links name more than 0.9 of the colours (lower end), and fixed links fewer than "
-    "0.6 (upper end). Who knows the features but not their binding reaches about 0.4.",
-    control="With one object there is nothing to bind, and the claim must be wrong: fixed links have to name more than "
-    "0.9 of the colours (lower end). Otherwise their training would be at fault, and not the binding.",
+    rule="With four objects, dynamic links predict more than 0.9 of the colours (lower end), and fixed links less than "
+    "0.6 (upper end). A guess among the colours of the scene reaches about 0.4.",
+    control="With one object there is nothing to bind, and the claim must be wrong: fixed links have to predict more "
+    "than 0.9 of the colours (lower end). Otherwise their training would be at fault, and not the binding.",
     minutes=1.0,
-    settings=BindingSettings(),
+    settings=DynamicLinksSettings(),
     variants=lambda settings: [
         trial_name(name, objects) for objects in settings.objects for name in (DYNAMIC, FIXED, ELMAN)
     ],

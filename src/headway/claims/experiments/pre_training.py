@@ -147,11 +147,11 @@ CLAIM = Claim(
     statement="A classifier with few labels is better if its weights come from predicting the next token of unlabelled "
     "text. It owes that to the order of the text: shuffled tokens do not help.",
     source="Dai and Le 2015; Radford et al. 2018",
-    measured="A transformer of one block reads the first 32 tokens of a story (headway's data set stories) and decides "
-    "which of four plots it has. It learns from 4, 16 or 64 labelled stories and is tested with 400 others. Its "
-    "weights start at random, or come from predicting the next token of 8,000 stories without labels.",
-    rule="With 16 labels, the pre-trained classifier gives at least 0.1 more correct answers than the one from "
-    "scratch, by the lower end of the interval of the difference over seeds.",
+    measured="A transformer of one block predicts which of four plots a story has, from its first 32 tokens (headway's "
+    "data set stories). It learns from 4, 16 or 64 labelled stories and is tested with 400 others. Its initial weights "
+    "are random, or come from predicting the next token of 8,000 stories without labels.",
+    rule="With 16 labels, the pre-trained classifier is correct for at least 0.1 more of the stories than the "
+    "one from scratch, by the lower end of the interval of the difference over seeds.",
     control="Pre-training on the same tokens in a random order over all stories must not help: its difference from "
     "scratch is below 0.05 (upper end). Only the frequencies of tokens are left there, so a gain would come from the "
     "longer training, and not from the text.",
