@@ -96,18 +96,18 @@ def apply_rule(settings: DynamicLinksSettings, trials: Trials) -> Finding:
 
 
 def draw(figure: Figure, settings: DynamicLinksSettings, trials: Trials) -> None:
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
-    names = [trial_name(name, objects) for name in (DYNAMIC, FIXED, ELMAN) for objects in settings.objects]
-    plot_bars(
-        left, {name: trials.share(name, "accuracy") for name in names}, title="colour of a shape: objects", x="accuracy"
-    )
-    left.axvline(1 / settings.colours, color="#98a4b0", linewidth=1, linestyle=":")
-    left.set_xlim(0, 1.05)
-    series = {
-        name: trials.collect(trial_name(name, settings.objects[-1]), "losses") for name in (DYNAMIC, FIXED, ELMAN)
-    }
+    *parts, right = figure.subplots(1, len(settings.objects) + 1)
+    names = (DYNAMIC, FIXED, ELMAN)
+    for axes, objects in zip(parts, settings.objects):
+        shares = {name: trials.share(trial_name(name, objects), "accuracy") for name in names}
+        plot_bars(axes, shares, title=f"colours, objects: {objects}", x="accuracy")
+        axes.axvline(1 / settings.colours, color="#98a4b0", linewidth=1, linestyle=":")
+        axes.set_xlim(0, 1.05)
+        axes.tick_params(labelleft=axes is parts[0])
+    series = {name: trials.collect(trial_name(name, settings.objects[-1]), "losses") for name in names}
     steps = range(0, settings.training.steps, max(1, settings.training.steps // 50))
-    plot_lines(right, steps, series, title=f"loss with {settings.objects[-1]} objects", x="step")
+    plot_lines(right, steps, series, title=f"loss, objects: {settings.objects[-1]}", x="step")
+    right.set_ylim(0, None)
 
 
 CLAIM = Claim(
