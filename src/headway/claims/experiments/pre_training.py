@@ -41,6 +41,7 @@ class PreTrainingSettings:
     rows: int = 64
     labelled_rows: int = 16
     pretraining: Training = Training(steps=300)
+    # From scratch, 5 times the steps or twice the steps with 5 times the rate lead to the same accuracy, within 0.03.
     training: Training = Training(steps=200, lr=2e-3)
 
 

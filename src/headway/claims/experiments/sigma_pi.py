@@ -119,8 +119,8 @@ def apply_rule(settings: SigmaPiSettings, trials: Trials) -> Finding:
     remarks = [
         f"Weights: {listed}. Chance is {1 / (2 * settings.pairs):.3g}.",
         "Units of second order see distances between two pixels, which a mirror image has, too; half is their limit.",
-        "Over all places, every pixel is active equally often in all patterns. What first-order units learn about pixels "
-        "at some places is therefore wrong at the others, and they may recognise less than chance.",
+        "Over all places, every pixel is active equally often in all patterns. What first-order units learn about "
+        "pixels at some places is therefore wrong at the others, and they may recognise less than chance.",
     ]
     return Finding(numbers, effect, shares[HIDDEN, "seen"].low > 0.9, remarks)
 
