@@ -33,7 +33,7 @@ from headway.claims.claim import (
 )
 from headway.claims.experiments import claims, select_claims
 from headway.claims.experiments.sigma_pi import SigmaPiUnits
-from headway.claims.networks import config_of_size, count_operations, network, num_parameters
+from headway.claims.networks import config_of_size, num_parameters
 from headway.claims.page import plot_lines, render_svg
 from headway.claims.runner import _code_digest, load_evidence, record, run_claim
 from headway.claims.sequences import (
@@ -48,7 +48,6 @@ from headway.claims.sequences import (
 from headway.config import override
 from headway.data import iter_pairs
 from headway.errors import UserError
-from headway.nn.mixers import AttentionConfig
 from headway.nn.models.seq2seq_presets import rnnenc, rnnsearch
 
 
@@ -363,11 +362,11 @@ def test_every_experiment_runs_and_draws(name: str, tmp_path: Path, request: pyt
 
 
 def test_operations_are_counted_in_the_plain_form_of_attention() -> None:
-    length, width = 64, 32
-    config = network(AttentionConfig(heads=1), width=width, vocab_size=8, outputs=1)
-    model, tokens = config.build(0), torch.zeros(1, length, dtype=torch.long)
-    products = 8 * width * width  # queries, keys, values and output; the feed-forward layer with two widths inside
-    assert count_operations(lambda: model(tokens)) == length * (2 * products + 4 * width * length)
+    claim = claims()["counted-cost"]
+    settings = override(claim.settings, {**TINY[claim.name], "counted": [32, 64]})
+    per_token = 2 * 8 * settings.width**2  # queries, keys, values, output, and a feed-forward layer of twice the width
+    forward = [n * (per_token + 4 * settings.width * n) for n in settings.counted]
+    assert claim.measure(settings, "attention", 0)["operations"] == [3 * n for n in forward]
 
 
 def test_sigma_pi_units_sum_the_products_of_all_shifts() -> None:

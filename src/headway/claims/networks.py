@@ -13,13 +13,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from headway.app.variants import nearest_width
 from headway.layout import Layout
 from headway.learn import AdamWConfig, ScheduleConfig, WSDConfig
 from headway.learn.optim import Optimizer
-from headway.nn.kernels import IGNORE_INDEX, RunSteps, pointwise, recording, unroll
+from headway.nn.kernels import IGNORE_INDEX, RunSteps, pointwise, unroll
 from headway.nn.mixers import (
     AttentionConfig,
     DeltaConfig,
@@ -99,16 +98,6 @@ def saved_bytes(model: nn.Module, inputs: Tensor) -> int:
         out = model(inputs).x.square().mean()  # keep it alive, so that no address is reused
     del out
     return sum(storage_bytes.values())
-
-
-def count_operations(work: Callable[[], Any]) -> int:
-    """The multiplications and additions of the matrix products in `work`, a multiply-add counted as 2.
-
-    Attention runs in its plain form, because torch does not count the products inside its fused CPU kernel.
-    """
-    with FlopCounterMode(display=False) as counter, recording(lambda weights: None):
-        work()
-    return counter.get_total_flops()
 
 
 @contextmanager

@@ -67,14 +67,6 @@ class HiddenUnits(nn.Module):
         return self.weigh(torch.sigmoid(self.hidden(a)))
 
 
-def units_of(settings: SigmaPiSettings, variant: str, classes: int) -> nn.Module:
-    """Units of one order; the hidden units have as many weights as the units of third order."""
-    if variant != HIDDEN:
-        return SigmaPiUnits(ORDERS[variant], settings.pixels, classes)
-    weights = num_weights(SigmaPiUnits(3, settings.pixels, classes))
-    return HiddenUnits(settings.pixels, round((weights - classes) / (settings.pixels + 1 + classes)), classes)
-
-
 def num_weights(units: nn.Module) -> int:
     return sum(parameter.numel() for parameter in units.parameters())
 
@@ -101,7 +93,10 @@ def measure(settings: SigmaPiSettings, variant: str, seed: int) -> Values:
     of_split = {"seen": places[: settings.trained], "new": places[settings.trained :]}
     inputs = {split: torch.cat([patterns.roll(p, 1) for p in chosen]) for split, chosen in of_split.items()}
     targets = {split: torch.arange(classes).repeat(len(chosen)) for split, chosen in of_split.items()}
-    units = units_of(settings, variant, classes)
+    units: nn.Module = SigmaPiUnits(ORDERS.get(variant, 3), settings.pixels, classes)
+    if variant == HIDDEN:  # as many units as lead to the same number of weights
+        hidden = round((num_weights(units) - classes) / (settings.pixels + 1 + classes))
+        units = HiddenUnits(settings.pixels, hidden, classes)
     initialise(units, START, 1, seed)
     losses = list(descend(units, lambda: F.cross_entropy(units(inputs["seen"]), targets["seen"]), settings.training))
     with torch.no_grad():
