@@ -49,12 +49,12 @@ from headway.formats.usage import read_usage
 from headway.layout import Layout
 from headway.learn import Recipe, Task
 from headway.learn.examples import Batch, LengthBatches, RngKey, spread_evenly
-from headway.learn.fine_tuning import open_start
+from headway.learn.fine_tuning import reference_model
 from headway.learn.objective import Objective, evaluate_batches
 from headway.learn.parallel.evaluation import on_main_process
 from headway.learn.recipe import batch_tokens_of
 from headway.metrics import wilson_interval
-from headway.nn.models import Loss, ModelConfig, VocabularyHead, build
+from headway.nn.models import Loss, ModelConfig, VocabularyHead
 
 _MAX_PROMPTS = 8  # prompts per evaluation
 # An answer is endless from this many times the longest chosen one, plus this many tokens.
@@ -133,7 +133,7 @@ class PreferenceConfig(ChatConfig):
     and the answers are better too. A batch has train.batch_tokens tokens, counting both endings.
     """
 
-    loss: PairLossName = "dpo"
+    loss: PairLossName = "dpo"  # loss of a pair of endings
     beta: float | None = None  # strength of the preference loss; none: 2 for simpo, otherwise 0.1
     target_margin: float = 1.0  # margin of rewards that SimPO aims at (gamma)
     smoothing: float = 0.0  # share of choices assumed to be labelled the wrong way round, in dpo and simpo
@@ -228,8 +228,7 @@ class Preferences(Conversations):
         stored = read_tensors(path, "remove it to create it again")[0].get(cache_name) if path.is_file() else None
         if stored is not None:
             return stored
-        start_model, context = self.recipe.start, self.config.context
-        module = build(self._model, self.seed).eval() if start_model is None else open_start(start_model).model
+        context, module = self.config.context, reference_model(self.recipe, self._model)
         digest = hashlib.blake2b(json.dumps(to_dict(module.config)).encode(), digest_size=16)
         for tensor_name, tensor in named_tensors(module):
             digest.update(tensor_name.encode())
