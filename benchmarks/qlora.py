@@ -1,0 +1,175 @@
+"""Adapters on frozen weights in fp32, int8 and int4: memory and speed at 1.1 billion parameters, and loss curves.
+
+    python benchmarks/qlora.py                     # both parts; the second writes next to the first
+    python benchmarks/qlora.py large               # steps of the shape of TinyLlama 1.1B, 1 x 512 tokens
+    python benchmarks/qlora.py curves              # five seeds of a small model of headway on another text
+
+`large` runs each format in a process of its own. Weights are random and made matrix by matrix, as a model is loaded, so
+that the peak of the resident memory (VmHWM) covers loading and training. `curves` trains a model on Shakespeare, then
+rank-8 adapters on WikiText with each format and seed; seeds choose the order of the data and the adapters' weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tarfile
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from headway.config import override
+from headway.domains import recipe as find_recipe
+from headway.layout import Layout
+from headway.learn import Recipe, Task
+from headway.learn.adapters import LoRAConfig, frozen_formats
+from headway.learn.examples import Batch
+from headway.learn.fine_tuning import prepare_for_training
+from headway.learn.frozen_base import quantise_matrices
+from headway.learn.learner import Learner
+from headway.learn.memory import training_bytes
+from headway.learn.objectives.sequences import Likelihood
+from headway.learn.parallel.processes import Processes
+from headway.learn.precision import choose_precision
+from headway.nn.models import build, outline
+from headway.nn.models.presets import decoder
+from measure import RESULTS, child, data_folder, report, spread, write
+
+FORMATS = ("fp32", "int8", "int4")
+TOKENS, STEPS, RANK = 512, 3, 8
+SEEDS, CURVE_STEPS, CURVE_PERIOD = 5, 80, 20
+
+
+def adapted(model: Any, dtype: str, seed: int = 1) -> Recipe:
+    """The recipe `text` with this model, adapters and a format of the frozen weights."""
+    settings = {"train.seed": seed, "train.batch_tokens": TOKENS, "task.context": TOKENS}
+    recipe = replace(find_recipe("text"), model=model, adapter=LoRAConfig(RANK, base=dtype))  # type: ignore[arg-type]
+    return override(recipe, settings)
+
+
+def resident(name: str) -> int:
+    """VmRSS or VmHWM of this process, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def large(dtype: str, precision: str) -> dict[str, Any]:
+    """Peak memory and seconds of steps. Every step has a forward and a backward pass and an update of the adapters."""
+    config = decoder(2048, 22, 32, kv_heads=4, hidden=5632, vocab_size=32000, context=TOKENS, tie=False)
+    imported, start = resident("VmHWM"), time.perf_counter()
+    recipe, whole, generator = adapted(config, dtype), outline(config), torch.Generator().manual_seed(1)
+    formats, model = frozen_formats(whole, recipe.adapter), build(config, seed=None)
+    for name, parameter in list(model.named_parameters()):
+        if parameter.dim() == 2:
+            values = torch.randn(parameter.shape, generator=generator) * parameter.shape[1] ** -0.5
+            if name in formats:
+                quantise_matrices(model, {name: (values, formats[name])})
+            else:
+                parameter.data.copy_(values)
+    estimate = training_bytes(recipe, whole)
+    task = Task(None, Likelihood())  # type: ignore[arg-type]
+    model = prepare_for_training(model, recipe, ())
+    learner = Learner(model, recipe, task, Processes(torch.device("cpu")), precision)
+    built, ids = time.perf_counter() - start, torch.randint(config.vocab_size, (1, TOKENS + 1), generator=generator)
+    batch = Batch((ids[:, :-1], Layout.full(1, TOKENS)), ids[:, 1:].clone(), TOKENS, TOKENS)
+    seconds, losses, loaded = [], [], resident("VmHWM")
+    for step in range(STEPS):
+        start = time.perf_counter()
+        update = learner.update(step, [batch])
+        losses.append(next(iter(update.losses().values()))[0] / TOKENS)
+        seconds.append(time.perf_counter() - start)
+    return {
+        "parameters": sum(parameter.numel() for parameter in outline(config).parameters()),
+        "trained": learner.trained,
+        "precision": learner.precision,
+        "threads": torch.get_num_threads(),
+        "estimated_bytes": sum(estimate.values()),
+        "imported_bytes": imported,
+        "built_bytes": loaded,
+        "peak_bytes": resident("VmHWM"),
+        "build_seconds": round(built, 1),
+        "step_seconds": [round(each, 2) for each in seconds],
+        "tokens_per_second": round(TOKENS / min(seconds), 1),
+        "losses": [round(each, 4) for each in losses],
+    }
+
+
+def curves() -> dict[str, Any]:
+    """Validation losses of each format and seed, and differences from fp32 with the same seed."""
+    import headway as hw
+
+    small = decoder(width=192, depth=4, heads=4, kv_heads=4, hidden=None, vocab_size=1, context=128)
+    settings = {"train.steps": 400, "train.batch_tokens": 1024, "task.context": 128, "task.size": 1024}
+    settings |= {"train.evaluate_every": 400, "train.evaluate_limit": 64}
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        text = Path(folder) / "wikitext.txt"
+        with tarfile.open(data_folder() / "lm" / "wikitext-2-raw-valid-test.tar.xz") as archive:
+            name = next(name for name in archive.getnames() if "valid" in name and not archive.getmember(name).isdir())
+            text.write_bytes(archive.extractfile(name).read())  # type: ignore[union-attr]
+        given: Any = {"progress": False, "samples": 0}
+        plays = data_folder() / "lm" / "tinyshakespeare.txt"
+        first = hw.train(
+            replace(find_recipe("text"), model=small), data=plays, set=settings, run=f"{folder}/0", **given
+        )
+        found["start"] = {"parameters": first.summary["parameters"], "loss": first.summary["best"]["loss"]}
+        settings |= {"train.steps": CURVE_STEPS, "train.evaluate_every": CURVE_PERIOD, "optim.lr": 0.01}
+        for dtype in FORMATS:
+            lines: list[list[float]] = []
+            for seed in range(1, SEEDS + 1):
+                run = hw.train(
+                    "text",
+                    data=text,
+                    start=first.directory,
+                    lora=RANK,
+                    seed=seed,
+                    set={key: value for key, value in settings.items() if key != "task.size"} | {"adapter.base": dtype},
+                    run=f"{folder}/{dtype}-{seed}",
+                    **given,
+                )
+                lines.append([line["loss"] for line in run.metrics if line.get("split") == "validation"])
+                print(dtype, seed, lines[-1], file=sys.stderr, flush=True)
+            found[dtype] = {"losses": lines, "final": spread([line[-1] for line in lines])}
+    for dtype in FORMATS[1:]:
+        pairs = zip(found[dtype]["losses"], found["fp32"]["losses"])
+        differences = [line[-1] - plain[-1] for line, plain in pairs]
+        found[dtype]["difference"] = {
+            "mean": statistics.mean(differences),
+            "deviation": statistics.stdev(differences),
+            "each": differences,
+        }
+    found["fp32"]["deviation"] = statistics.stdev([line[-1] for line in found["fp32"]["losses"]])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", nargs="?", choices=("large", "curves"))
+    parser.add_argument("--format", choices=FORMATS, help="run this format here and print the result")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="of products (default: as training chooses)")
+    args = parser.parse_args()
+    default = choose_precision("auto", outline(decoder(64, 1, 1, 1, None, 64, 64)), torch.device("cpu")).name
+    if args.format:
+        report(large(args.format, args.precision or default))
+        return
+    path = RESULTS / "qlora.json"
+    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    result = {name: part for name, part in result.items() if name not in ("benchmark", "date", "machine")}
+    if args.part in (None, "large"):
+        precision = args.precision or default
+        for dtype in FORMATS:
+            part = child("qlora.py", "--format", dtype, "--precision", precision)
+            result.setdefault("large", {}).setdefault(precision, {})[dtype] = part
+            write("qlora", result)
+    if args.part in (None, "curves"):
+        write("qlora", {**result, "curves": curves()})
+
+
+if __name__ == "__main__":
+    main()
