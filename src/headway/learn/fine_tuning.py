@@ -205,8 +205,8 @@ def copy_matching_weights(model: nn.Module, start: nn.Module, formats: Mapping[s
     tensors, pretrained_tensors = dict(named_tensors(model)), dict(named_tensors(start))
     matched = _source_names({key: whole_shape(tensor) for key, tensor in tensors.items()}, pretrained_tensors)
     if formats:
-        values = {key: (pretrained_tensors[matched[key]], dtype) for key, dtype in formats.items() if key in matched}
-        quantise_matrices(model, values)
+        wanted = [key for key in formats if key in matched]
+        quantise_matrices(model, {key: (pretrained_tensors[matched[key]], formats[key]) for key in wanted})
     for key, source in matched.items():
         if not formats or key not in formats:
             copy_rows(tensors[key], computed(pretrained_tensors[source].detach()))
@@ -252,7 +252,7 @@ def initial_model(recipe: Recipe, fresh: Collection[str], base: Path, started: b
         if recipe.start is not None:
             copy_matching_weights(model, open_start(recipe.start, adapter).model, formats)
         for part, start in recipe.task.part_starts().items():
-            inner = {name.removeprefix(f"{part}."): dtype for name, dtype in formats.items()}
+            inner: dict[str, Format] = {name.removeprefix(f"{part}."): dtype for name, dtype in formats.items()}
             copy_matching_weights(model.get_submodule(part), start.open(), inner)
     if adapter is not None and saves_base:
         if formats:
