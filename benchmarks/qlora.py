@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tarfile
@@ -24,13 +25,14 @@ from typing import Any
 
 import torch
 
+from headway.app.recipes import configure_recipe
 from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.layout import Layout
-from headway.learn import Recipe, Task
+from headway.learn import Recipe, Run, Task, Trainer
 from headway.learn.adapters import LoRAConfig, frozen_formats
 from headway.learn.examples import Batch
-from headway.learn.fine_tuning import prepare_for_training
+from headway.learn.fine_tuning import open_new_task, prepare_for_training
 from headway.learn.frozen_base import quantise_matrices
 from headway.learn.learner import Learner
 from headway.learn.memory import training_bytes
@@ -42,7 +44,7 @@ from headway.nn.models.presets import decoder
 from measure import RESULTS, child, data_folder, report, spread, write
 
 FORMATS = ("fp32", "int8", "int4")
-TOKENS, STEPS, RANK = 512, 3, 8
+TOKENS, STEPS, RANK = 512, 2, 8
 SEEDS, CURVE_STEPS, CURVE_PERIOD = 5, 80, 20
 
 
@@ -78,12 +80,13 @@ def large(dtype: str, precision: str) -> dict[str, Any]:
     learner = Learner(model, recipe, task, Processes(torch.device("cpu")), precision)
     built, ids = time.perf_counter() - start, torch.randint(config.vocab_size, (1, TOKENS + 1), generator=generator)
     batch = Batch((ids[:, :-1], Layout.full(1, TOKENS)), ids[:, 1:].clone(), TOKENS, TOKENS)
-    seconds, losses, loaded = [], [], resident("VmHWM")
+    seconds, processor_seconds, losses, loaded = [], [], [], resident("VmHWM")
     for step in range(STEPS):
-        start = time.perf_counter()
+        start, processor_start = time.perf_counter(), time.process_time()
         update = learner.update(step, [batch])
         losses.append(next(iter(update.losses().values()))[0] / TOKENS)
         seconds.append(time.perf_counter() - start)
+        processor_seconds.append(time.process_time() - processor_start)
     return {
         "parameters": sum(parameter.numel() for parameter in outline(config).parameters()),
         "trained": learner.trained,
@@ -95,17 +98,17 @@ def large(dtype: str, precision: str) -> dict[str, Any]:
         "peak_bytes": resident("VmHWM"),
         "build_seconds": round(built, 1),
         "step_seconds": [round(each, 2) for each in seconds],
-        "tokens_per_second": round(TOKENS / min(seconds), 1),
+        "processor_seconds": [round(each, 2) for each in processor_seconds],
+        "tokens_per_core_second": round(TOKENS / min(processor_seconds), 1),
+        "load_average": os.getloadavg()[0],
         "losses": [round(each, 4) for each in losses],
     }
 
 
 def curves() -> dict[str, Any]:
     """Validation losses of each format and seed, and differences from fp32 with the same seed."""
-    import headway as hw
-
     small = decoder(width=192, depth=4, heads=4, kv_heads=4, hidden=None, vocab_size=1, context=128)
-    settings = {"train.steps": 400, "train.batch_tokens": 1024, "task.context": 128, "task.size": 1024}
+    settings: dict[str, Any] = {"train.steps": 400, "train.batch_tokens": 1024, "task.context": 128, "task.size": 1024}
     settings |= {"train.evaluate_every": 400, "train.evaluate_limit": 64}
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -113,26 +116,17 @@ def curves() -> dict[str, Any]:
         with tarfile.open(data_folder() / "lm" / "wikitext-2-raw-valid-test.tar.xz") as archive:
             name = next(name for name in archive.getnames() if "valid" in name and not archive.getmember(name).isdir())
             text.write_bytes(archive.extractfile(name).read())  # type: ignore[union-attr]
-        given: Any = {"progress": False, "samples": 0}
         plays = data_folder() / "lm" / "tinyshakespeare.txt"
-        first = hw.train(
-            replace(find_recipe("text"), model=small), data=plays, set=settings, run=f"{folder}/0", **given
-        )
+        recipe = configure_recipe(replace(find_recipe("text"), model=small), plays, settings, seed=1)
+        first = train(recipe, Path(folder) / "first")
         found["start"] = {"parameters": first.summary["parameters"], "loss": first.summary["best"]["loss"]}
-        settings |= {"train.steps": CURVE_STEPS, "train.evaluate_every": CURVE_PERIOD, "optim.lr": 0.01}
+        del settings["task.size"]  # of the tokenizer, which is that of the start
+        settings |= {"train.steps": CURVE_STEPS, "train.evaluate_every": CURVE_PERIOD}
         for dtype in FORMATS:
-            lines: list[list[float]] = []
+            settings["adapter.base"], lines = dtype, []
             for seed in range(1, SEEDS + 1):
-                run = hw.train(
-                    "text",
-                    data=text,
-                    start=first.directory,
-                    lora=RANK,
-                    seed=seed,
-                    set={key: value for key, value in settings.items() if key != "task.size"} | {"adapter.base": dtype},
-                    run=f"{folder}/{dtype}-{seed}",
-                    **given,
-                )
+                recipe = configure_recipe("text", text, settings, seed, first.directory, RANK)
+                run = train(recipe, Path(folder) / f"{dtype}-{seed}")
                 lines.append([line["loss"] for line in run.metrics if line.get("split") == "validation"])
                 print(dtype, seed, lines[-1], file=sys.stderr, flush=True)
             found[dtype] = {"losses": lines, "final": spread([line[-1] for line in lines])}
@@ -148,6 +142,11 @@ def curves() -> dict[str, Any]:
     return found
 
 
+def train(recipe: Recipe, directory: Path) -> Run:
+    """A run without its report."""
+    return Trainer(recipe, open_new_task(recipe, directory), directory, progress=False).fit()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", nargs="?", choices=("large", "curves"))
@@ -158,17 +157,23 @@ def main() -> None:
     if args.format:
         report(large(args.format, args.precision or default))
         return
-    path = RESULTS / "qlora.json"
-    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    result = {name: part for name, part in result.items() if name not in ("benchmark", "date", "machine")}
     if args.part in (None, "large"):
         precision = args.precision or default
         for dtype in FORMATS:
             part = child("qlora.py", "--format", dtype, "--precision", precision)
-            result.setdefault("large", {}).setdefault(precision, {})[dtype] = part
-            write("qlora", result)
+            large_parts = stored().get("large", {})
+            large_parts.setdefault(precision, {})[dtype] = part
+            write("qlora", {**stored(), "large": large_parts})
     if args.part in (None, "curves"):
-        write("qlora", {**result, "curves": curves()})
+        losses = curves()
+        write("qlora", {**stored(), "curves": losses})
+
+
+def stored() -> dict[str, Any]:
+    """The results so far; both parts may run at the same time."""
+    path = RESULTS / "qlora.json"
+    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {name: part for name, part in result.items() if name not in ("benchmark", "date", "machine")}
 
 
 if __name__ == "__main__":
