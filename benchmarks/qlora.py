@@ -44,7 +44,7 @@ from headway.nn.models.presets import decoder
 from measure import RESULTS, child, data_folder, report, spread, write
 
 FORMATS = ("fp32", "int8", "int4")
-TOKENS, STEPS, RANK = 512, 2, 8
+TOKENS, STEPS, RANK = 512, 1, 8
 SEEDS, CURVE_STEPS, CURVE_PERIOD = 5, 80, 20
 
 
