@@ -20,6 +20,7 @@ import tarfile
 import tempfile
 import time
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ from measure import RESULTS, child, data_folder, report, spread, write
 
 FORMATS = ("fp32", "int8", "int4")
 TOKENS, STEPS, RANK = 512, 1, 8
-SEEDS, CURVE_STEPS, CURVE_PERIOD = 5, 80, 20
+SEEDS, START_STEPS, CURVE_STEPS, CURVE_PERIOD = 5, 150, 40, 10
+CURVE: dict[str, Any] = {"train.batch_tokens": 512, "task.context": 64, "train.evaluate_limit": 64}
 
 
 def adapted(model: Any, dtype: str, seed: int = 1) -> Recipe:
@@ -106,40 +108,46 @@ def large(dtype: str, precision: str) -> dict[str, Any]:
 
 
 def curves() -> dict[str, Any]:
-    """Validation losses of each format and seed, and differences from fp32 with the same seed."""
-    small = decoder(width=192, depth=4, heads=4, kv_heads=4, hidden=None, vocab_size=1, context=128)
-    settings: dict[str, Any] = {"train.steps": 400, "train.batch_tokens": 1024, "task.context": 128, "task.size": 1024}
-    settings |= {"train.evaluate_every": 400, "train.evaluate_limit": 64}
+    """Validation losses of each format and seed, and differences from fp32 with the same seed. Formats run at the same
+    time, each in a process.
+    """
     found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        text = Path(folder) / "wikitext.txt"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         with tarfile.open(data_folder() / "lm" / "wikitext-2-raw-valid-test.tar.xz") as archive:
-            name = next(name for name in archive.getnames() if "valid" in name and not archive.getmember(name).isdir())
-            text.write_bytes(archive.extractfile(name).read())  # type: ignore[union-attr]
+            members = [member for member in archive.getmembers() if member.isfile() and "valid" in member.name]
+            (folder / "wikitext.txt").write_bytes(archive.extractfile(members[0]).read()[:300_000])  # type: ignore[union-attr]
+        small = decoder(width=128, depth=3, heads=4, kv_heads=4, hidden=None, vocab_size=1, context=64)
+        settings = {**CURVE, "train.steps": START_STEPS, "train.evaluate_every": START_STEPS, "task.size": 512}
         plays = data_folder() / "lm" / "tinyshakespeare.txt"
         recipe = configure_recipe(replace(find_recipe("text"), model=small), plays, settings, seed=1)
-        first = train(recipe, Path(folder) / "first")
+        first = train(recipe, folder / "first")
         found["start"] = {"parameters": first.summary["parameters"], "loss": first.summary["best"]["loss"]}
-        del settings["task.size"]  # of the tokenizer, which is that of the start
-        settings |= {"train.steps": CURVE_STEPS, "train.evaluate_every": CURVE_PERIOD}
-        for dtype in FORMATS:
-            settings["adapter.base"], lines = dtype, []
-            for seed in range(1, SEEDS + 1):
-                recipe = configure_recipe("text", text, settings, seed, first.directory, RANK)
-                run = train(recipe, Path(folder) / f"{dtype}-{seed}")
-                lines.append([line["loss"] for line in run.metrics if line.get("split") == "validation"])
-                print(dtype, seed, lines[-1], file=sys.stderr, flush=True)
-            found[dtype] = {"losses": lines, "final": spread([line[-1] for line in lines])}
-    for dtype in FORMATS[1:]:
-        pairs = zip(found[dtype]["losses"], found["fp32"]["losses"])
-        differences = [line[-1] - plain[-1] for line, plain in pairs]
-        found[dtype]["difference"] = {
-            "mean": statistics.mean(differences),
-            "deviation": statistics.stdev(differences),
-            "each": differences,
+        with get_context("spawn").Pool(len(FORMATS)) as processes:
+            lines = dict(zip(FORMATS, processes.starmap(curves_of, [(folder, dtype) for dtype in FORMATS])))
+    for dtype, losses in lines.items():
+        finals = [line[-1] for line in losses]
+        differences = [final - plain[-1] for final, plain in zip(finals, lines["fp32"])]
+        found[dtype] = {
+            "losses": losses,
+            "final": spread(finals),
+            "deviation": statistics.stdev(finals),
+            "differences": differences,
+            "mean_difference": statistics.mean(differences),
         }
-    found["fp32"]["deviation"] = statistics.stdev([line[-1] for line in found["fp32"]["losses"]])
     return found
+
+
+def curves_of(folder: Path, dtype: str) -> list[list[float]]:
+    """The validation losses of each seed with a format."""
+    settings = {**CURVE, "train.steps": CURVE_STEPS, "train.evaluate_every": CURVE_PERIOD, "adapter.base": dtype}
+    lines = []
+    for seed in range(1, SEEDS + 1):
+        recipe = configure_recipe("text", folder / "wikitext.txt", settings, seed, folder / "first", RANK)
+        run = train(recipe, folder / f"{dtype}-{seed}")
+        lines.append([line["loss"] for line in run.metrics if line.get("split") == "validation"])
+        print(dtype, seed, lines[-1], file=sys.stderr, flush=True)
+    return lines
 
 
 def train(recipe: Recipe, directory: Path) -> Run:

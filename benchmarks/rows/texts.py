@@ -124,7 +124,7 @@ def qlora(result: Result) -> Iterator[Row]:
         }
         quantised = "; ".join(f"{name}: {cell}" for name, cell in cells.items() if name != "fp32")
         what = f"LoRA on frozen weights of 1.1B parameters, 1 x 512 tokens, products in {precision}"
-        yield f"{what}: peak memory and speed", quantised, f"weights in fp32: {cells['fp32']}"
+        yield f"{what}: peak memory and speed", quantised, f"weights in fp32: {cells['fp32']}" if "fp32" in cells else ""
     if "curves" in result:
         curves = result["curves"]
         finals = {name: f"{curves[name]['final']['median']:.3f}" for name in ("fp32", "int8", "int4")}
