@@ -31,7 +31,7 @@ from headway.nn.models import ModelConfig, describe
 from headway.nn.models.presets import PRESETS, preset
 from headway.predict.in_memory_data import Paths
 from headway.predict.model_evaluation import check_hub_data
-from headway.rewards import confirm_reward
+from headway.rewards import CONFIRMED
 
 
 def configure_recipe(
@@ -50,7 +50,7 @@ def configure_recipe(
     """
     configured = load_recipe(recipe)
     if isinstance(reward := (settings or {}).get("task.reward"), str):
-        confirm_reward(reward)
+        CONFIRMED.add(reward)
     for argument in (start, *(settings or {}).values()):
         if isinstance(argument, str) and argument.startswith(HUB_PREFIX):
             find_folder(argument)  # download what the user named now; later the recipe finds it locally

@@ -25,12 +25,7 @@ REWARDS = {
     "legal-move": BuiltInReward("headway.rewards.moves:legal_move", "headway.rewards.moves:check_position"),
     "checkmate": BuiltInReward("headway.rewards.moves:checkmate", "headway.rewards.moves:check_position"),
 }
-_confirmed: set[str] = set()  # the functions that the user has named in this process
-
-
-def confirm_reward(name: str) -> None:
-    """Note that the user, not a file, has named this reward, so that its code may run."""
-    _confirmed.add(name)
+CONFIRMED: set[str] = set()  # what the user, not a file, has named in this process, so that its code may run
 
 
 def reward_function(name: str | None) -> str:
@@ -42,7 +37,7 @@ def reward_function(name: str | None) -> str:
         return REWARDS[name].function
     if ":" not in name:
         raise UserError(f"there is no reward {name!r}; {nearest(name, REWARDS)} Your own is module:function")
-    if name not in _confirmed and os.environ.get(REWARD_VARIABLE) != name:
+    if name not in CONFIRMED and os.environ.get(REWARD_VARIABLE) != name:
         raise UserError(
             f"the recipe names the reward {name!r}, which would run its own code; allow it with --reward {name}, or "
             f"with {REWARD_VARIABLE}={name}"

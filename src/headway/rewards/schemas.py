@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from headway.io.json_files import parse_json
 
-_TYPES: dict[str, tuple[type, ...]] = {
-    "object": (dict,),
-    "array": (list,),
-    "string": (str,),
-    "number": (int, float),
-    "integer": (int,),
-    "boolean": (bool,),
-    "null": (type(None),),
+_TYPES: dict[str, Callable[[Any], bool]] = {
+    "object": lambda content: isinstance(content, dict),
+    "array": lambda content: isinstance(content, list),
+    "string": lambda content: isinstance(content, str),
+    "number": lambda content: isinstance(content, (int, float)) and not isinstance(content, bool),
+    "integer": lambda content: type(content) is int or (isinstance(content, float) and content.is_integer()),
+    "boolean": lambda content: isinstance(content, bool),
+    "null": lambda content: content is None,
 }
 _NUMBER: tuple[type, ...] = (int, float)
 _KEYWORDS: dict[str, tuple[type, ...]] = {
@@ -92,7 +92,7 @@ def is_valid(content: Any, schema: Any) -> bool:
         return schema
     types = schema.get("type")
     names = [types] if isinstance(types, str) else types
-    if names is not None and not any(has_type(content, name) for name in names):
+    if names is not None and not any(_TYPES[name](content) for name in names):
         return False
     if "enum" in schema and not any(same_json(content, allowed) for allowed in schema["enum"]):
         return False
@@ -101,7 +101,10 @@ def is_valid(content: Any, schema: Any) -> bool:
     if "anyOf" in schema and not any(is_valid(content, option) for option in schema["anyOf"]):
         return False
     if isinstance(content, dict):
-        return is_valid_object(content, schema)
+        properties, others = schema.get("properties", {}), schema.get("additionalProperties", True)
+        if not all(name in content for name in schema.get("required", [])):
+            return False
+        return all(is_valid(item, properties.get(name, others)) for name, item in content.items())
     if isinstance(content, list):
         items, low, high = schema.get("items", True), schema.get("minItems", 0), schema.get("maxItems", len(content))
         return low <= len(content) <= high and all(is_valid(item, items) for item in content)
@@ -111,22 +114,6 @@ def is_valid(content: Any, schema: Any) -> bool:
     if isinstance(content, (int, float)) and not isinstance(content, bool):
         return schema.get("minimum", content) <= content <= schema.get("maximum", content)
     return True
-
-
-def is_valid_object(content: Mapping[str, Any], schema: Mapping[str, Any]) -> bool:
-    properties, others = schema.get("properties", {}), schema.get("additionalProperties", True)
-    if not all(name in content for name in schema.get("required", [])):
-        return False
-    return all(is_valid(item, properties.get(name, others)) for name, item in content.items())
-
-
-def has_type(content: Any, name: str) -> bool:
-    """Whether a value has a type of JSON Schema, in which 1.0 is an integer and true is not a number."""
-    if isinstance(content, bool):
-        return name == "boolean"
-    if name == "integer" and isinstance(content, float):
-        return content.is_integer()
-    return isinstance(content, _TYPES[name])
 
 
 def same_json(first: Any, second: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ import numpy as np
 
 from headway.codecs import TokenizerCodec
 from headway.codecs.chat_template import ChatTemplate
-from headway.data.input_files import ARCHIVES, File, expand_archives, find_files, read_lines, resolve_named_splits
+from headway.data.input_files import ARCHIVES, expand_archives, find_files, read_lines, resolve_named_splits
 from headway.data.splits import split_code
 from headway.data.table_files import check_text, read_json_lines
 from headway.errors import UserError, nearest
@@ -47,7 +47,11 @@ def read_prompts(paths: Iterable[Path | str], reward: str, common: Row) -> Promp
     codes: list[int] = []
     locations: list[str] = []
     for file in resolve_named_splits(expand_archives(found, _KINDS)):
-        for line, row in _rows(file):
+        if file.kind == ".jsonl":
+            lines = read_json_lines(file)
+        else:
+            lines = ((line, {"prompt": text}) for line, text in enumerate(read_lines(file), 1) if text.strip())
+        for line, row in lines:
             if "prompt" not in row:
                 raise UserError(
                     f"{file}, line {line} has no key 'prompt'; {nearest('prompt', row) if row else 'add it'}"
@@ -64,14 +68,6 @@ def read_prompts(paths: Iterable[Path | str], reward: str, common: Row) -> Promp
             codes.append(0 if file.named_split is None else split_code(file.named_split))
             locations.append(f"{file}, line {line}")
     return PromptTable(rows, np.array(codes, np.uint8), locations)
-
-
-def _rows(file: File) -> Iterator[tuple[int, Row]]:
-    if file.kind == ".jsonl":
-        yield from read_json_lines(file)
-    else:
-        lines = enumerate(read_lines(file), 1)
-        yield from ((number, {"prompt": line}) for number, line in lines if line.strip())
 
 
 class PromptEncoder:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +18,7 @@ from headway.generate.prompts import Ids, device_of
 from headway.layout import Layout
 from headway.learn.examples import Batch
 from headway.learn.objectives.policy_gradient import PolicyTargets, label_log_probabilities
-from headway.nn.models import Generative, evaluation_mode
+from headway.nn.models import Transformer, evaluation_mode
 
 _LOG = logger(__name__)
 
@@ -37,25 +37,24 @@ class AnswerSampler:
 
     def __init__(self, codec: TokenizerCodec, limits: Limits) -> None:
         self.codec, self.limits = codec, limits
-        self._generator: Generative | None = None
+        self.engine: Engine | None = None  # None: PyTorch samples
         self._model: nn.Module | None = None
 
     def sample(self, model: nn.Module, prompts: Sequence[Ids], seed: int) -> list[SampledAnswer]:
         """An answer to each prompt. Equal prompts get different answers."""
-        if isinstance(self._generator, Engine) and model is self._model:
-            self._generator.refresh()
-        elif model is not self._model:
-            self._model = model
+        if model is not self._model:
+            self._model, self.engine = model, None
             try:
-                self._generator = Engine(model)  # type: ignore[arg-type]
+                self.engine = Engine(cast(Transformer, model))
             except CannotLowerError as error:
-                self._generator = model  # type: ignore[assignment]
                 _LOG.info("the CPU engine has no instruction for %s, so PyTorch samples the answers", error)
-        assert self._generator is not None
+        elif self.engine is not None:
+            self.engine.refresh()
+        session = Session(cast(Transformer, model) if self.engine is None else self.engine, self.codec)
         tokens: list[list[tuple[int, float]]] = [[] for _ in prompts]
         answers: dict[int, SampledAnswer] = {}
         sampling = Sampling(temperature=1.0, seed=seed)
-        for event in Session(self._generator, self.codec).events(prompts, sampling, self.limits):
+        for event in session.events(prompts, sampling, self.limits):
             token = event.end if event.id is None else (event.id, event.logprob)
             if token is not None:
                 tokens[event.sequence].append(token)

@@ -38,11 +38,14 @@ def group_advantages(rewards: Float[np.ndarray, "P G"], method: Method) -> Float
     grpo: (r - mean) / std (Shao et al. 2024, section 4.1.2). dr-grpo: r - mean (Liu et al. 2025, section 3.2).
     reinforce: r - the mean of the other answers (Ahmadian et al. 2024, equation 8).
     """
+    size = rewards.shape[1]
     centred = rewards - rewards.mean(1, keepdims=True)
     centred[np.ptp(rewards, axis=1) == 0] = 0.0  # a mean is rounded
     if method == "grpo":
         return centred / (rewards.std(1, keepdims=True) + _EPS)
-    return centred if method == "dr-grpo" else centred * rewards.shape[1] / (rewards.shape[1] - 1)
+    if method == "reinforce":
+        return centred * size / (size - 1)
+    return centred
 
 
 def label_log_probabilities(
