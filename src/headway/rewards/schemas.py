@@ -55,7 +55,7 @@ def check_row(row: Mapping[str, Any]) -> None:
         if isinstance(schema, bool):
             continue
         if not isinstance(schema, dict):
-            raise ValueError(f"has a schema with {schema!r:.80} in place of an object; correct it")
+            raise ValueError(f"has a schema with {schema!r:.80} instead of an object; correct it")
         for keyword, setting in schema.items():
             if keyword not in _KEYWORDS and keyword not in _REMARKS:
                 raise ValueError(f"has a schema with {keyword!r}, which is not checked; use {', '.join(_KEYWORDS)}")

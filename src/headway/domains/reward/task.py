@@ -138,10 +138,10 @@ class RewardedAnswers(PolicyGradient[RewardedPrompts]):
     def evaluate(
         self, model: nn.Module, examples: RewardedPrompts, split: str, limit: int | None = None
     ) -> dict[str, Any]:
-        """The mean reward of sampled answers; how many answers pass (`pass_at_1`), and for how many prompts at least
-        one of K does (`pass_at_K`); tokens per answer; and the shares of answers that do not end and of prompts whose
-        answers all have the same reward. Training adds the mean reward of its last rollout and the largest difference
-        between the log probabilities of sampler and trainer.
+        """The mean reward of sampled answers; how many answers pass, and for how many prompts at least one of its
+        answers does (pass@1 and pass@k); tokens per answer; and the shares of answers that do not end and of prompts
+        whose answers all have the same reward. Training adds the mean reward of its last rollout and the largest
+        difference between the log probabilities of sampler and trainer.
         """
         rows = spread_evenly(examples.splits.rows(split), limit).tolist()
         scored = examples.answer(model, rows, self.config.answers, _EVALUATION_SEED)
