@@ -28,6 +28,7 @@ from headway.generate import Limits
 from headway.generate.prompts import pad
 from headway.learn.objectives.policy_gradient import Method, PolicyGradient, group_advantages
 from headway.nn.models import build
+from headway.rewards import CONFIRMED
 
 SETTINGS = {
     "task.max_new_tokens": 2,
@@ -100,12 +101,13 @@ def rollout_of(model: Any, rows: list[tuple[list[int], list[int]]], advantages: 
         scores = model.logits(torch.tensor([text])).log_softmax(-1)[0].detach()
         at = range(len(prompt) - 1, len(text) - 1)
         answers.append(SampledAnswer(ids, [float(scores[i, text[i + 1]]) for i in at], "", "stop"))
-    return Rollout.of([prompt for prompt, _ in rows], answers, torch.tensor(advantages))
+    rewards = torch.arange(len(rows), dtype=torch.float32)
+    return Rollout.of([prompt for prompt, _ in rows], answers, torch.tensor(advantages), rewards)
 
 
 @pytest.mark.parametrize("method", ["grpo", "dr-grpo", "reinforce"])
 def test_the_loss_is_that_of_the_papers(start: Path, method: Method) -> None:
-    """The objective written per answer and token, and the gradient that follows from it."""
+    """The gradient is that of the objective, written per answer and token; the value is that of the rewards."""
     model: Any = hw.load(start).module
     rows, advantages = [([1, 2, 3], [4]), ([2], [1, 5, 6]), ([3, 3], [2, 2])], [1.5, -1.0, 0.5]
     rollout = rollout_of(model, rows, advantages)
@@ -132,7 +134,7 @@ def test_the_loss_is_that_of_the_papers(start: Path, method: Method) -> None:
             k3 = (reference[n, t] - log_p).exp() - (reference[n, t] - log_p) - 1
             penalty = penalty + 0.3 * weight * k3
     expected = torch.autograd.grad(policy + penalty, model.parameters(), allow_unused=True)
-    assert float(losses["policy"].total.detach()) == pytest.approx(float(policy.detach()), abs=1e-6)
+    assert float(losses["policy"].total.detach()) == pytest.approx(-3)  # the rewards
     assert float(losses["kl"].total.detach()) == pytest.approx(float(penalty.detach()), abs=1e-6)
     assert losses["policy"].count == 3
     for ours, theirs in zip(gradient, expected):
@@ -150,7 +152,7 @@ def test_the_engine_follows_weights_that_change_in_place(start: Path) -> None:
     for number in range(3):
         answers = sampler.sample(model, asked, number)
         assert isinstance(sampler.engine, Engine)
-        rollout = Rollout.of(asked, answers, torch.zeros(len(asked)))
+        rollout = Rollout.of(asked, answers, *torch.zeros(2, len(asked)))
         assert float((rollout.scored_by(model, 7) - rollout.log_probabilities).abs().max()) < 1e-5
         assert answers == sampler.sample(model, asked, number)
         ends = {*end, handle.codec.eos_id}
@@ -204,20 +206,20 @@ def test_a_function_of_the_user_is_named_each_time(
     start: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("headway.rewards.CONFIRMED", set())
+    CONFIRMED.clear()
     failing = 'float("nan") if "b" in output else 1 / 0 if "c" in output else len(output)'
     (tmp_path / "mine.py").write_text(f"def reward(prompt, output, row):\n    return {failing}\n")
     run = train(start, prompts, tmp_path / "run", "mine:reward", set={"train.steps": 2, "train.evaluate_every": 1})
     assert json.loads((run.directory / "recipe.json").read_text())["task"]["reward"] == "mine:reward"
     assert "the reward 'mine:reward' fails (it returns nan) for the answer" in caplog.text
     assert "fails (ZeroDivisionError: division by zero) for the answer" in caplog.text
-    monkeypatch.setattr("headway.rewards.CONFIRMED", set())  # as in another process
+    CONFIRMED.clear()  # as in another process
     copy = cut_back(run.directory, tmp_path / "copy", 1)
     resume = ["train", "reward", "--run", str(copy), "--resume"]
     assert main(resume) == USER_ERROR
     assert main(["evaluate", str(copy)]) == USER_ERROR
     assert main([*resume, "--reward", "mine:other"]) == USER_ERROR  # not the run's
-    monkeypatch.setattr("headway.rewards.CONFIRMED", set())
+    CONFIRMED.clear()
     again = hw.train("reward", run=copy, resume=True, set={"task.reward": "mine:reward"}, progress=False, samples=0)
     assert torch.equal(weights(copy)["embed.table"], weights(run.directory)["embed.table"])
     assert again.summary["status"] == "finished"

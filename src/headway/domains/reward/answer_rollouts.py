@@ -175,9 +175,10 @@ class RewardedPrompts(SplitExamples, OnPolicyExamples):
         rows = training[next(order)[1]].tolist()
         rng = np.random.default_rng([_SAMPLING_STREAM, self.seed, number])
         scored = self.answer(self.model, rows, settings.group, int(rng.integers(1 << 63)))
-        advantages = group_advantages(scored.rewards, settings.method).reshape(-1).astype(np.float32)
+        advantages = group_advantages(scored.rewards, settings.method)
+        values = (torch.from_numpy(array.reshape(-1)).float() for array in (advantages, scored.rewards))
         prompts = [self.prompts[row] for row in rows for _ in range(settings.group)]
-        rollout = Rollout.of(prompts, scored.answers, torch.from_numpy(advantages))
+        rollout = Rollout.of(prompts, scored.answers, *values)
         log_probs = rollout.scored_by(self.model, self.batch_size)
         self._report(scored, float((log_probs - rollout.log_probabilities).abs().max()))
         rollout = rollout._replace(log_probabilities=log_probs)

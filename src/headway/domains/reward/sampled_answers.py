@@ -75,10 +75,17 @@ class Rollout(NamedTuple):
     lengths: Int[Tensor, "N"]
     log_probabilities: Float[Tensor, "N T"]
     advantages: Float[Tensor, "N"]
+    rewards: Float[Tensor, "N"]
     reference: Float[Tensor, "N T"] | None = None
 
     @classmethod
-    def of(cls, prompts: Sequence[Ids], answers: Sequence[SampledAnswer], advantages: Float[Tensor, "N"]) -> Rollout:
+    def of(
+        cls,
+        prompts: Sequence[Ids],
+        answers: Sequence[SampledAnswer],
+        advantages: Float[Tensor, "N"],
+        rewards: Float[Tensor, "N"],
+    ) -> Rollout:
         """With the sampler's log probabilities and without a reference."""
         rows = [[*prompt, *answer.ids] for prompt, answer in zip(prompts, answers)]
         ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
@@ -87,7 +94,7 @@ class Rollout(NamedTuple):
             ids[number, : len(row)] = torch.tensor(row)
             log_probs[number, len(prompt) - 1 : len(row) - 1] = torch.tensor(answer.log_probabilities)
         starts, lengths = ([len(row) for row in part] for part in (prompts, rows))
-        return cls(ids, torch.tensor(starts), torch.tensor(lengths), log_probs, advantages)
+        return cls(ids, torch.tensor(starts), torch.tensor(lengths), log_probs, advantages, rewards)
 
     def batch(self, rows: Int[Tensor, "B"]) -> Batch:
         """These answers; the loss is divided by their number."""
@@ -98,7 +105,7 @@ class Rollout(NamedTuple):
         labels = chosen[:, 1:].masked_fill(~is_label, IGNORE_INDEX)
         log_probs = self.log_probabilities[rows, : layout.length]
         reference = None if self.reference is None else self.reference[rows, : layout.length]
-        targets = PolicyTargets(labels, log_probs, reference, self.advantages[rows])
+        targets = PolicyTargets(labels, log_probs, reference, self.advantages[rows], self.rewards[rows])
         return Batch((chosen[:, :-1], layout), targets, len(rows), labels.numel())
 
     @torch.no_grad()

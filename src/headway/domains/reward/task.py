@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from headway.rewards import reward_function
 from headway.rewards.scoring import Scorer
 
 _EVALUATION_SEED = 3  # of the answers to held-out prompts, which all evaluations sample with the same random numbers
+_MAX_SECONDS = 3600  # for the reward of an answer
 _POINTS = 200  # maximum points of a curve
 
 
@@ -72,10 +74,11 @@ class RewardConfig(TaskConfig):
         for name, least in (("prompts", 1), ("group", 2), ("epochs", 1), ("max_new_tokens", 1), ("answers", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"task.{name} is {getattr(self, name)}; choose {least} or more")
-        for name in ("clip", "seconds"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"task.{name} is {getattr(self, name)}; choose a number above 0")
-        if not self.kl >= 0:
+        if not self.clip > 0:
+            raise ConfigError(f"task.clip is {self.clip}; choose a number above 0")
+        if not 0 < self.seconds <= _MAX_SECONDS:
+            raise ConfigError(f"task.seconds is {self.seconds}; choose a number above 0 and up to {_MAX_SECONDS}")
+        if not 0 <= self.kl < math.inf:
             raise ConfigError(f"task.kl is {self.kl}; choose 0 or more")
         if self.stop == "":
             raise ConfigError("task.stop is empty; choose a string, or none")

@@ -23,13 +23,15 @@ E = TypeVar("E", bound=Examples)
 
 class PolicyTargets(NamedTuple):
     """B sampled answers: the labels are their tokens (-100 elsewhere); their log probabilities when they were sampled
-    and under the start model (None: no KL penalty), 0 elsewhere; and how much better than its group each answer is.
+    and under the start model (None: no KL penalty), 0 elsewhere; how much better than its group each answer is; and its
+    reward.
     """
 
     labels: Int[Tensor, "B T"]
     log_probabilities: Float[Tensor, "B T"]
     reference: Float[Tensor, "B T"] | None
     advantages: Float[Tensor, "B"]
+    rewards: Float[Tensor, "B"]
 
 
 def group_advantages(rewards: Float[np.ndarray, "P G"], method: Method) -> Float[np.ndarray, "P G"]:
@@ -74,10 +76,12 @@ class PolicyGradient(Objective[E], Generic[E]):
 
     @property
     def measure(self) -> str:
-        return "policy objective and KL penalty"
+        return "negated mean reward, plus the KL penalty"
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
-        """The negated policy objective and the weighted KL penalty, each summed over the answers."""
+        """The negated policy objective and the weighted KL penalty, each summed over the answers. The objective's value
+        says nothing, because advantages add up to 0; that of the rewards replaces it, with the same gradient.
+        """
         targets, count = cast(PolicyTargets, batch.targets), batch.tokens
         encoded = model(*batch.inputs)
         log_probs = label_log_probabilities(model, encoded.x, targets.labels)
@@ -93,7 +97,8 @@ class PolicyGradient(Objective[E], Generic[E]):
             weights = weights / weights.sum(1, keepdim=True).clamp(min=1)
         elif self.method == "dr-grpo":
             weights = weights / self.max_tokens
-        losses = {"policy": Loss(-(gains * weights).sum(), count)}
+        objective = (gains * weights).sum()
+        losses = {"policy": Loss(objective.detach() - objective - targets.rewards.sum(), count)}
         if targets.reference is not None:
             difference = targets.reference - log_probs
             losses["kl"] = Loss(self.kl * ((difference.exp() - difference - 1) * weights).sum(), count)
