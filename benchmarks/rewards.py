@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import headway as hw
+from headway.app import api
 from measure import RESULTS, write
 
 EXAMPLES, PROBLEMS = 30_000, 3000  # learned from, and rewarded or held out
 MODEL = {"model.width": 64, "model.depth": 2, "model.heads": 4, "model.context": 32}
 SUPERVISED = {"task.codec": "char", "task.context": 32, "train.batch_tokens": 4096, "train.precision": "fp32"}
-STAGE, MAX_STAGES, TARGET = 300, 12, 0.4
+SUPERVISED |= {"train.evaluate_limit": 100, "optim.lr": 0.02}
+STAGE, MAX_STAGES, TARGET, PROBED = 300, 12, 0.4, 500
 REWARD = {"task.reward": "exact", "task.max_new_tokens": 6, "task.prompts": 16, "task.group": 16}
 TUNED = {"train.batch_size": 256, "train.evaluate_limit": 200, "optim.lr": 3e-4}
 
@@ -59,11 +61,11 @@ def supervised(folder: Path, prompts: Path, args: argparse.Namespace) -> tuple[P
     examples = write_lines(folder / "examples.jsonl", [{"text": f"{a}+{b}={str(a + b)[::-1]}"} for a, b in pairs])
     began, start, shares = processor_seconds(), None, []
     for stage in range(MAX_STAGES):
-        settings = {**SUPERVISED, **({} if start else MODEL), "train.steps": STAGE, "train.evaluate_limit": 100}
+        settings = {**SUPERVISED, **({} if start else MODEL), "train.steps": STAGE, "train.evaluate_every": STAGE}
         start = train("text", examples, folder / f"stage-{stage}", start, settings, args.seed + stage).directory
-        before = {**REWARD, **TUNED, "train.steps": 1, "optim.lr": 1e-12}
-        probe = train("reward", prompts, folder / f"probe-{stage}", start, before, args.seed)
-        shares.append(round(probe.summary["scores"]["pass_at_1"], 4))
+        rows = [json.loads(line) for line in prompts.read_text().splitlines()][:PROBED]
+        outputs = hw.load(start).generate([row["prompt"] for row in rows], max_new_tokens=6, seed=args.seed)
+        shares.append(sum(output == row["answer"] for output, row in zip(outputs, rows)) / PROBED)
         print(f"stage {stage}: {shares[-1]:.1%} after {processor_seconds() - began:.0f} s", flush=True)
         if shares[-1] >= TARGET:
             break
@@ -80,6 +82,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="keep the runs in this folder")
     args = parser.parse_args()
     path = RESULTS / f"{args.name}.json"
+    api.available = lambda: False  # reports take as long as these runs
     result: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"methods": {}}
     folder = args.work or Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)

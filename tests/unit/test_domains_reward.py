@@ -17,13 +17,17 @@ from tiny_runs import cut_back, weights
 import headway as hw
 from headway.app.cli.main import USER_ERROR, main
 from headway.codecs import train_codec
+from headway.codecs.chat_template import ROLES, default_template
+from headway.codecs.tokenizer import END_OF_TEXT
 from headway.domains.reward.answer_rollouts import RewardedPrompts
+from headway.domains.reward.prompt_files import PromptEncoder
 from headway.domains.reward.sampled_answers import AnswerSampler, Rollout, SampledAnswer
 from headway.domains.reward.task import RewardConfig
 from headway.domains.text.recipes import modern_decoder
 from headway.engine import CannotLowerError, Engine
 from headway.errors import UserError
 from headway.formats.native import save_model
+from headway.formats.usage import Usage
 from headway.generate import Limits
 from headway.generate.prompts import pad
 from headway.learn.objectives.policy_gradient import Method, PolicyGradient, group_advantages
@@ -267,3 +271,15 @@ def test_rewards_need_a_model_to_start_from(prompts: Path, tmp_path: Path) -> No
         hw.train("reward", data=prompts, set={"task.reward": "regex"}, run=tmp_path / "run")
     assert RewardConfig().method == "grpo"
     assert RewardedPrompts.rollout_batches is not None
+
+
+def test_a_prompt_is_the_message_of_a_user_if_there_is_a_template() -> None:
+    codec = train_codec("byte", iter(["Say yes."]), special=(*ROLES, END_OF_TEXT))
+    template = default_template(codec.special_tokens)
+    chat = PromptEncoder(codec, Usage(template=template.text, ends=(7,)))
+    assert chat.encode("Say yes.") == template.prompt(codec, [{"role": "user", "content": "Say yes."}])
+    assert set(chat.limits(9, "!").stop_ids) == {codec.eos_id, 7}
+    assert chat.limits(9, "!").stop == ("!",)
+    plain = PromptEncoder(codec, Usage())
+    assert codec.decode(plain.encode("Say yes.")).endswith("Say yes.")
+    assert plain.encode("Say yes.")[0] == codec.bos_id
