@@ -2,11 +2,12 @@
 
     python benchmarks/rewards.py [--steps 400] [--methods grpo,dr-grpo,reinforce] [--seed 1] [--name rewards]
 
-The numbers have two or three digits, half of the problems three in both, and the sum is written from its last digit, as
-carries go (Lee et al. 2023): 58+467= 525. No problem occurs twice. Examples are learned in stages, each of which starts
-from the one before, until a stage's sampled answers to held-out problems are correct in at least 40 %. Each method then
-starts from that model and gets other problems with the reward "exact". Seconds are of the processor, with those of the
-process that computes rewards. Finished methods are not repeated.
+The numbers have two or three digits, half of the problems three in both. They are written with three, and the sum with
+four from its last one, as carries go (Lee et al. 2023): 058+467=5250. No problem occurs twice.
+Examples are learned in stages, each of which starts from the one before, until at least 40 % of a stage's sampled
+answers to held-out problems are correct. Each method then starts from that model and gets other problems with the
+reward "exact". Seconds are of the processor, with those of the process that computes rewards. Finished methods are not
+repeated.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from measure import RESULTS, write
 
 EXAMPLES, PROBLEMS = 30_000, 3000  # learned from, and rewarded or held out
 MODEL = {"model.width": 64, "model.depth": 2, "model.heads": 4, "model.context": 32}
-SUPERVISED = {"task.codec": "char", "task.context": 32, "train.batch_tokens": 4096, "train.precision": "fp32"}
-SUPERVISED |= {"train.evaluate_limit": 100, "optim.lr": 0.02}
-STAGE, MAX_STAGES, TARGET, PROBED = 300, 12, 0.4, 500
+SUPERVISED = {"task.codec": "char", "task.context": 32, "train.batch_tokens": 2048, "train.precision": "fp32"}
+SUPERVISED |= {"train.evaluate_limit": 100, "optim.lr": 0.02, "schedule.decay": 0.1}
+STAGE, MAX_STAGES, TARGET, PROBED = 400, 12, 0.4, 500
 REWARD = {"task.reward": "exact", "task.max_new_tokens": 6, "task.prompts": 16, "task.group": 16}
 TUNED = {"train.batch_size": 256, "train.evaluate_limit": 200, "optim.lr": 3e-4}
 
@@ -39,6 +40,10 @@ def problems(count: int, seed: int) -> list[tuple[int, int]]:
         low = 10 if rng.random() < 0.5 else 100
         pairs[rng.randrange(low, 1000), rng.randrange(low, 1000)] = None
     return list(pairs)
+
+
+def problem(first: int, second: int) -> tuple[str, str]:
+    return f"{first:03}+{second:03}=", f"{first + second:04}"[::-1]
 
 
 def write_lines(path: Path, rows: list[dict[str, str]]) -> Path:
@@ -58,7 +63,7 @@ def train(recipe: str, data: Path, run: Path, start: Path | None, settings: dict
 def supervised(folder: Path, prompts: Path, args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     """The first stage whose answers are correct often enough, and the share after each stage."""
     pairs = problems(EXAMPLES, 0)
-    examples = write_lines(folder / "examples.jsonl", [{"text": f"{a}+{b}={str(a + b)[::-1]}"} for a, b in pairs])
+    examples = write_lines(folder / "examples.jsonl", [{"text": "".join(problem(*pair))} for pair in pairs])
     began, start, shares = processor_seconds(), None, []
     for stage in range(MAX_STAGES):
         settings = {**SUPERVISED, **({} if start else MODEL), "train.steps": STAGE, "train.evaluate_every": STAGE}
@@ -88,7 +93,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     learned = set(problems(EXAMPLES, 0))
     others = [pair for pair in problems(EXAMPLES + PROBLEMS, 1) if pair not in learned][:PROBLEMS]
-    rows = [{"prompt": f"{a}+{b}=", "answer": str(a + b)[::-1]} for a, b in others]
+    rows = [dict(zip(("prompt", "answer"), problem(*pair))) for pair in others]
     prompts = write_lines(folder / "prompts.jsonl", rows)
     if args.work and (folder / "start.json").is_file():
         start, told = json.loads((folder / "start.json").read_text())
