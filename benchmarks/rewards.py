@@ -64,10 +64,12 @@ def supervised(folder: Path, prompts: Path, args: argparse.Namespace) -> tuple[P
     """The first stage whose answers are correct often enough, and the share after each stage."""
     pairs = problems(EXAMPLES, 0)
     examples = write_lines(folder / "examples.jsonl", [{"text": "".join(problem(*pair))} for pair in pairs])
-    began, start, shares = processor_seconds(), None, []
+    began, start, shares = processor_seconds(), folder, []
     for stage in range(MAX_STAGES):
-        settings = {**SUPERVISED, **({} if start else MODEL), "train.steps": STAGE, "train.evaluate_every": STAGE}
-        start = train("text", examples, folder / f"stage-{stage}", start, settings, args.seed + stage).directory
+        settings = {**SUPERVISED, **({} if stage else MODEL), "train.steps": STAGE, "train.evaluate_every": STAGE}
+        start = train(
+            "text", examples, folder / f"stage-{stage}", start if stage else None, settings, args.seed + stage
+        ).directory
         rows = [json.loads(line) for line in prompts.read_text().splitlines()][:PROBED]
         outputs = hw.load(start).generate([row["prompt"] for row in rows], max_new_tokens=6, seed=args.seed)
         shares.append(sum(output == row["answer"] for output, row in zip(outputs, rows)) / PROBED)
@@ -93,7 +95,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     learned = set(problems(EXAMPLES, 0))
     others = [pair for pair in problems(EXAMPLES + PROBLEMS, 1) if pair not in learned][:PROBLEMS]
-    rows = [dict(zip(("prompt", "answer"), problem(*pair))) for pair in others]
+    rows = [{"prompt": prompt, "answer": answer} for prompt, answer in (problem(*pair) for pair in others)]
     prompts = write_lines(folder / "prompts.jsonl", rows)
     if args.work and (folder / "start.json").is_file():
         start, told = json.loads((folder / "start.json").read_text())

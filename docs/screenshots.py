@@ -45,7 +45,7 @@ def served(runs: Path, models: list[str]) -> Iterator[str]:
 def picture(page: Page, name: str) -> None:
     """The page as it is now, without what is below the fold of a large screen."""
     page.wait_for_timeout(500)
-    height = min(page.evaluate("document.documentElement.scrollHeight"), 1800)
+    height = min(page.evaluate("document.documentElement.scrollHeight"), 2250)
     page.screenshot(path=OUT / f"{name}.png", full_page=True, clip={"x": 0, "y": 0, "width": 1100, "height": height})
 
 

@@ -53,6 +53,9 @@ class Resident:
         """As `Served.ready`."""
         return not self._closed
 
+    def preparing(self) -> None:
+        """As `Served.preparing`."""
+
     async def start(self) -> None:
         """As `Served.start`."""
 

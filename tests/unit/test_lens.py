@@ -18,6 +18,7 @@ import headway as hw
 from headway.app.cli import main as cli
 from headway.errors import UserError
 from headway.layout import Layout
+from headway.predict.logit_lens import ScoredToken, _neighbours
 from headway.serve.app import create_app
 from headway.serve.engine_loop import open_engine_loop
 from headway.serve.interfaces import ServerSettings
@@ -71,23 +72,44 @@ def test_a_long_text_has_one_distribution(folder: Path, monkeypatch: pytest.Monk
     assert longer.next == lens.next
 
 
-def test_neighbours_are_those_of_the_largest_cosine(folder: Path) -> None:
+def test_neighbours_are_those_of_the_largest_cosine_without_what_all_share(folder: Path) -> None:
     model = load(folder, "decoder")
-    lens, table = model.lens(TEXT, neighbours=3), model.module.embed.table.detach()
+    weight, random = model.module.heads["vocabulary"].weight, torch.Generator().manual_seed(0)
+    common = torch.randn(16, generator=random), torch.randn(len(weight), 1, generator=random)
+    weight.data = 0.1 * weight.data + 3 + 5 * common[1] * common[0]  # a mean, and one direction
+    lens, centred = model.lens(TEXT, neighbours=3), weight.data - weight.data.mean(0)
+    direction = torch.linalg.svd(centred).Vh[0]
+    rows = centred - (centred @ direction)[:, None] * direction
     for token, nearest in zip(lens.tokens, lens.neighbours, strict=True):
-        cosines = torch.nn.functional.cosine_similarity(table[token.id], table, dim=-1)
+        cosines = torch.nn.functional.cosine_similarity(rows[token.id], rows, dim=-1)
         order = [number for number in cosines.argsort(descending=True).tolist() if number != token.id][:3]
         assert [near.id for near in nearest] == order
-        assert [near.score for near in nearest] == pytest.approx(cosines[order].tolist(), abs=1e-6)
+        assert [near.score for near in nearest] == pytest.approx(cosines[order].tolist(), abs=1e-3)
     assert lens.neighbours[0] == lens.neighbours[4]  # of one word
-    ids = sorted({token.id for token in lens.tokens})
-    vectors = torch.nn.functional.normalize(table, dim=-1)
-    pairs = torch.cat([(vectors @ vectors[token])[torch.arange(len(table)) != token] for token in ids])
-    assert lens.chance == pytest.approx(
-        float(pairs.mean() + pairs.std(correction=0) * math.sqrt(2 * math.log(len(pairs)))), abs=1e-5
-    )
+    num_tokens = len({token.id for token in lens.tokens})
+    products = (rows @ rows.T)[~torch.eye(len(rows), dtype=torch.bool)]
+    deviation = float(products.square().mean().sqrt() / rows.square().sum(-1).mean())
+    chance = deviation * math.sqrt(2 * math.log(num_tokens * (len(rows) - 1)))
+    assert lens.chance == pytest.approx(min(1, chance), abs=1e-3)
     assert model.lens(TEXT).chance == 0
     assert len(model.lens(TEXT, neighbours=100).neighbours[0]) == model.module.config.vocab_size - 1
+
+
+def test_the_chance_of_random_vectors_is_that_of_their_width() -> None:
+    """Random vectors that share a direction, with 3 clusters among them: only members of a cluster are above chance."""
+    random = torch.Generator().manual_seed(0)
+    table = torch.randn(1000, 64, generator=random)
+    table[:30] = 0.3 * table[:30] + torch.randn(3, 64, generator=random).repeat_interleave(10, 0)
+    table += 2 + 3 * torch.randn(1000, 1, generator=random)
+    nearest, chance = _neighbours(table, torch.arange(60), 9, lambda values, count: [
+        [ScoredToken("", int(i), float(v)) for v, i in zip(*row)] for row in zip(*values.topk(count))
+    ])  # fmt: skip
+    assert chance == pytest.approx(math.sqrt(2 * math.log(60 * 999) / 63), rel=0.1)
+    for token in range(30):
+        assert {near.id for near in nearest[token] if near.score > chance} == {
+            other for other in range(30) if other // 10 == token // 10 and other != token
+        }
+    assert sum(near.score > chance for token in range(30, 60) for near in nearest[token]) <= 2
 
 
 def test_a_recurrent_state_changes_with_each_token(folder: Path) -> None:

@@ -15,7 +15,7 @@ import file_models
 import numpy as np
 import pytest
 import soundfile
-from browsing import chromium, opened, serious_violations
+from browsing import opened, serious_violations
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 from serving import server
@@ -31,7 +31,7 @@ from headway.serve.engine_loop import open_engine_loop
 from headway.serve.interfaces import ServerSettings
 from headway.serve.models import LoadOptions, ServedModels
 
-FAKE_MICROPHONE = ("--use-fake-device-for-media-stream",)
+BROWSER_FLAGS = ("--use-fake-device-for-media-stream",)
 LONG = "n" * 9_996 + ".png"
 
 
@@ -47,12 +47,6 @@ def url(models: Path) -> Iterator[str]:
     served = ServedModels([], [models], LoadOptions(device="cpu", backend="torch"), open_engine_loop)
     with server(served, ServerSettings(log=False)) as url:
         yield url
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium(*FAKE_MICROPHONE) as browser:
-        yield browser
 
 
 @pytest.fixture
@@ -114,8 +108,8 @@ def test_an_image_is_classified_and_shows_where_the_model_looked(page: Page, mod
     panel.get_by_text("Where the model looked").first.click()
     shown = panel.get_by_role("img", name=re.compile("one.png. The model looked most at the"))
     expect(panel.get_by_role("img", name="one.png, as it is")).to_be_visible()
-    expect(panel.locator(".legend")).to_have_text("Dark: counted littleBright: counted much")
-    expect(panel.get_by_label("How strongly")).to_have_value("50")
+    expect(panel.locator(".legend")).to_have_text("Dark: hardly looked atBright: looked at most")
+    expect(panel.get_by_label("Strength of these colours")).to_have_value("50")
     third = np.array([0, 1, 1, 2])  # of four patches
     shares = {
         (row, column): weights[np.ix_(third == row, third == column)].sum() / weights.sum()
@@ -128,7 +122,7 @@ def test_an_image_is_classified_and_shows_where_the_model_looked(page: Page, mod
         [100 * shares[row, column] for row in range(3) for column in range(3)], abs=0.51
     )
     before = shown.screenshot()
-    panel.get_by_label("How strongly").fill("0")
+    panel.get_by_label("Strength of these colours").fill("0")
     assert shown.screenshot() != before
     page.get_by_text("Show me the command").locator("visible=true").click()
     expect(panel).to_contain_text(f"headway look sort one.png text.png --out looks --server {page.url.split('/#')[0]}")

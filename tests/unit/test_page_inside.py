@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browsing import chromium, opened, serious_violations
-from lens_models import TEXT, save_models
+from browsing import opened, serious_violations
+from lens_models import TEXT, save, save_models
 from playwright.sync_api import Browser, Page, expect
 from serving import server
 
 import headway as hw
+from headway.codecs import train_codec
+from headway.config import override
+from headway.domains.text.recipes import modern_decoder
 from headway.serve.engine_loop import open_engine_loop
 from headway.serve.interfaces import ServerSettings
 from headway.serve.models import LoadOptions, ServedModels
@@ -22,13 +25,12 @@ from headway.serve.models import LoadOptions, ServedModels
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("models")
     save_models(place)
+    save(
+        place / "lstm-letters",
+        override(modern_decoder(8, 2, 2, 256, 10), {"mixer": "lstm"}),
+        train_codec("char", iter([TEXT])),
+    )
     return place
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +121,8 @@ def test_temperature_moves_the_bars_of_the_chosen_token(browser: Browser, url: s
         page.reload()
         assert page.get_by_label("Temperature, 0 to 2").input_value() == "2"
         assert page.get_by_label("Sentence").input_value() == TEXT
+        look(page, TEXT, "masked")  # another model starts at 1
+        assert page.get_by_label("Temperature, 0 to 2").input_value() == "1"
 
 
 def test_two_words_are_swapped(browser: Browser, url: str) -> None:
@@ -126,8 +130,10 @@ def test_two_words_are_swapped(browser: Browser, url: str) -> None:
         look(page, TEXT, "decoder")
         section = part(page, "4. Why the order matters")
         strips = section.locator(".strip")  # type: ignore[attr-defined]
-        assert page.get_by_label("First word").input_value() == "1"  # cat and sat, not "the" and "on"
-        assert page.get_by_label("Second word").input_value() == "2"
+        expect(section.get_by_text("What changed: the first guess for the token after the last one")).to_be_visible()  # type: ignore[attr-defined]
+        assert page.get_by_label("First word").input_value() == "1"  # cat and mat, which both follow "the"
+        assert page.get_by_label("Second word").input_value() == "5"
+        expect(section.get_by_text("the mat sat on the cat")).to_be_visible()  # type: ignore[attr-defined]
         page.get_by_label("First word").select_option("0")
         page.get_by_label("Second word").select_option("4")
         page.get_by_role("button", name="Swap both words").click()
@@ -135,14 +141,30 @@ def test_two_words_are_swapped(browser: Browser, url: str) -> None:
         page.get_by_label("First word").select_option("1")
         page.get_by_label("Second word").select_option("5")
         page.get_by_role("button", name="Swap both words").click()
-        expect(section.get_by_text("The same words, another order")).to_be_visible()  # type: ignore[attr-defined]
-        expect(section.get_by_text("the mat sat on the cat")).to_be_visible()  # type: ignore[attr-defined]
+        expect(section.get_by_text("another order: the mat sat on the cat")).to_be_visible()  # type: ignore[attr-defined]
         expect(section.get_by_text("where “mat” looks, as token 6")).to_be_visible()  # type: ignore[attr-defined]
         expect(section.get_by_text("where “mat” looks, as token 2")).to_be_visible()  # type: ignore[attr-defined]
         for layer in ("0", "1"):
             page.get_by_label("Layer", exact=True).select_option(layer)
             expect(strips).to_have_count(2)
             expect(section.get_by_text(f"(layer {int(layer) + 1}, head")).to_have_count(2)  # type: ignore[attr-defined]
+        # Of a model that the first swap leaves as it is, the page shows the first swap that changes its prediction.
+        page.evaluate("""() => {
+          const read = (text, share) => ({ model: { id: "x", parameters: 1e6 }, text, head: [0, 0],
+            tokens: text.split(" ").map((text, id) => ({ text, id })),
+            attention: { maps: { one: [text.split(" ").map((_, t, all) => all.map((_, s) => Number(s === t)))] },
+              symbols: text.split(" "), source: [], across: [] },
+            lens: { masked: false, next: { temperatures: [1], log_totals: [0],
+              candidates: [{ text: "a", id: 1, score: Math.log(share) }] } } });
+          const ask = async (text) => read(text, text === "The man bit the dog" ? 0.9 : 0.5);
+          document.getElementById("panel-inside").replaceChildren(orderPart(read("The dog bit the man", 0.9), ask));
+        }""")
+        expect(page.get_by_text("its probability goes from “a” (90 %) to “a” (50 %)")).to_be_visible()
+        assert [page.get_by_label(f"{name} word").input_value() for name in ("First", "Second")] != ["1", "4"]
+        page.get_by_label("First word").select_option("1")
+        page.get_by_label("Second word").select_option("4")
+        page.get_by_role("button", name="Swap both words").click()
+        expect(page.get_by_text("This prediction hardly depends on the order of “dog” and “man”")).to_be_visible()
 
 
 def test_only_neighbours_above_chance_are_shown(browser: Browser, url: str, folder: Path) -> None:
@@ -170,6 +192,8 @@ def test_a_clear_head_is_shown_first(browser: Browser, url: str) -> None:
     with opened(browser, f"{url}/#inside") as page:
         expect(page.locator(".part").first).to_be_visible()
         page.evaluate(maps, [True])
+        meanings = page.get_by_role("list", name="What the labels mean").get_by_role("listitem")
+        assert [line.split(":")[0] for line in meanings.all_inner_texts()] == ["before", "%", "even"]
         finding = page.locator(".finding").first
         expect(finding).to_contain_text("“c” looks at “b” with 90 %. Over the whole sentence, head 1 of layer 2 mostly")
         expect(page.get_by_role("button", name="Layer 2, head 1: before 80 %")).to_have_attribute(
@@ -178,7 +202,9 @@ def test_a_clear_head_is_shown_first(browser: Browser, url: str) -> None:
         page.get_by_role("button", name="Layer 1, head 1: even").click()
         assert page.get_by_label("Layer", exact=True).input_value() == "0"
         page.evaluate(maps, [False])
-        expect(page.get_by_text("In this small model no head has one clear habit")).to_be_visible()
+        expect(page.get_by_text("With this sentence, no head follows one rule clearly.")).to_be_visible()
+        expect(page.get_by_role("button", name="Layer 2, head 1: even")).to_be_visible()  # the table agrees
+        expect(page.get_by_role("list", name="What the labels mean")).to_have_text(re.compile("^even: spreads"))
         page.set_viewport_size({"width": 360, "height": 800})  # the open tab stays in sight
         page.wait_for_timeout(100)
         box = page.locator("#tab-inside").bounding_box()
@@ -205,6 +231,15 @@ def test_an_lstm_reads_the_same_sentence(browser: Browser, url: str, folder: Pat
         assert [float(share.removesuffix(" %")) for share in shares] == pytest.approx(
             [100 * change for change in lens.layers[1].changes], abs=0.51
         )
+        page.get_by_label("Recurrent model").select_option("lstm-letters")
+        expect(
+            page.get_by_text("lstm-letters cuts the sentence into 22 tokens, decoder into 6 tokens.")
+        ).to_be_visible()
+        letters = hw.load(folder / "lstm-letters", backend="torch").lens(TEXT).layers[1].changes
+        words = section.locator(".strip").nth(1).locator(".still")  # type: ignore[attr-defined]
+        shares = [float(text.split("\n")[-1].removesuffix(" %")) for text in words.all_inner_texts()]
+        assert shares[0] == pytest.approx(100 * max(letters[:3]), abs=0.51)  # of "the"
+        page.get_by_label("Recurrent model").select_option("lstm")
         page.get_by_text("Show me the command").click()
         expect(page.locator("pre").first).to_contain_text(f"headway lens decoder --text '{TEXT}' --server {url}")
         look(page, "the cat sat")
@@ -236,6 +271,25 @@ def test_a_translator_looks_at_its_source(browser: Browser, url: str) -> None:
         page.get_by_label("Layer", exact=True).select_option(label="Target looks at source, layer 2")
         expect(page.get_by_role("application", name="Attention map of Target looks at source, layer 2")).to_be_visible()
         expect(page.get_by_text("Source: where it looks")).to_be_visible()
+        expect(page.get_by_text(re.compile(r"^translator read 6 tokens and wrote \d+ tokens?\."))).to_be_visible()
+        # The model's own examples come first, and a sentence that does not fit it is explained.
+        page.evaluate("""() => {
+          const withExample = (model) => ({ ...model, examples: ["mat sat"] });
+          server.models = server.models.map((model) => model.id === "translator" ? withExample(model) : model);
+          drafts.set("inside", null);
+          page.tabs.find((tab) => tab.id === "inside").modelChanged();
+        }""")
+        assert page.get_by_label("Sentence").input_value() == "mat sat"
+        expect(page.get_by_text("translator read 2 tokens")).to_be_visible()
+        page.get_by_label("Sentence").fill("dog")
+        page.get_by_role("button", name="mat sat").click()
+        assert page.get_by_label("Sentence").input_value() == "mat sat"
+        answer = "{ model: { id: 'm' }, tokens: [{ text: '<begin>' }], attention: { source: ['<unk>', 'a'] } }"
+        told = page.evaluate(f"misfit({answer}).textContent")
+        assert told.startswith(
+            "1 of the 2 tokens that m read is “<unk>”: words or letters that its vocabulary does not"
+        )
+        assert "m wrote nothing for this sentence" in told
 
 
 def test_only_an_lstm_and_no_lstm(browser: Browser, folder: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import chromium, opened, serious_violations
+from browsing import opened, serious_violations
 from chat_models import echo_model
 from playwright.sync_api import Browser, Locator, Page, expect
 from serve_models import ready
@@ -23,12 +23,6 @@ from headway.learn.run import RunDirectory
 from headway.serve import starters as endpoints
 from headway.serve.interfaces import ApiKey, ServerSettings
 from headway.serve.models import LoadOptions, ServedModels
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +70,14 @@ def entry(page: Page, name: str) -> Locator:
     return page.locator(".starters li").filter(has=page.locator("h4", has_text=name)).first
 
 
-def test_without_a_model_the_page_offers_some(browser: Browser, url: str) -> None:
+def test_without_a_model_the_page_offers_some(browser: Browser, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Resident, "preparing", lambda self: 12.0)
     with opened(browser, url) as page:
+        expect(page.get_by_text("this computer prepares itself")).to_contain_text("(10 seconds so far)")
+        monkeypatch.undo()
+        page.evaluate("server.loadModels(false)")
+        expect(page.get_by_text("this computer prepares itself")).to_be_hidden()
+        expect(page.get_by_text("Ready: models that write answer without a wait now.")).to_be_visible()
         expect(page.get_by_role("tab", name="Models", exact=True)).to_have_attribute("aria-selected", "true")
         expect(page.get_by_text("There is no model yet")).to_be_visible()
         expect(page.locator(".starters li")).to_have_count(len(STARTERS))
@@ -152,7 +152,16 @@ def test_the_model_that_was_made_is_the_one_to_try(browser: Browser, tmp_path: P
             page.get_by_role("button", name="Report of digits").click()
         expect(report.value.get_by_role("heading", name="The report")).to_be_visible()
         entry(page, "digits").get_by_role("button", name="Try models/digits").click()
-        expect(page.get_by_role("tabpanel").get_by_label("Model")).to_have_value("models/digits")
+        choice = page.get_by_role("tabpanel").get_by_label("Model")
+        expect(choice).to_have_value("models/digits")
+        assert choice.locator("option").all_inner_texts() == [
+            "digits (one of your runs)",
+            "models/digits (made on the tab Models)",
+        ]
+        shutil.move(folder / "digits", tmp_path / "elsewhere")
+        expect(
+            page.get_by_role("tabpanel").get_by_text("models/digits is gone from the server")
+        ).to_be_visible()  # soon
         page.get_by_role("tab", name="Models", exact=True).click()
         shutil.rmtree(runs / "digits")
         expect(rows).to_have_count(1)

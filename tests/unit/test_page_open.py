@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from browsing import chromium, opened, serious_violations
+from browsing import opened, serious_violations
 from playwright.sync_api import Browser, Page, expect
 from serving import server
 
@@ -16,12 +16,6 @@ from headway.serve.session_keys import SessionKeys
 
 SECRET = "the secret of this server"
 expect.set_options(timeout=20_000)  # of a busy machine
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +83,8 @@ def test_a_key_that_was_used_is_refused(browser: Browser, url: str, sessions: Se
     used = address(url, sessions)
     with opened(browser, used) as first, opened(browser, used) as second:
         is_refused(second)
-        expect(second.get_by_role("alert")).to_contain_text(
-            "This address was used before or is older than five minutes; run headway open again."
-        )
+        expect(second.get_by_role("alert")).to_have_text("This address was used before or is older than five minutes.")
+        expect(second.locator("#notice")).to_be_hidden()  # one message
         assert serious_violations(second) == []
         first.reload()
         is_refused(first)  # whose of the two is the thief is not known
@@ -114,9 +107,11 @@ def test_a_server_that_does_not_answer_yet(browser: Browser, url: str, sessions:
 def test_a_session_that_ended_keeps_what_was_shown(browser: Browser, url: str, sessions: SessionKeys) -> None:
     with opened(browser, address(url, sessions)) as page:
         is_open(page)
+        page.evaluate("page.fail(new ServerError('the server does not respond', 0), () => {})")
         sessions._sessions.clear()
-        page.evaluate("server.loadModels().catch(() => {})")
+        page.evaluate("server.loadModels().catch((error) => page.fail(error))")
         expect(page.get_by_text("This server needs a key: run headway open again")).to_be_visible()
+        expect(page.locator("#notice")).to_be_hidden()  # the form is the only message
         expect(page.get_by_role("tab", name="Models")).to_be_visible()
         page.evaluate(f"location.href = {address(url, sessions)!r}")  # the page stays, and only its fragment changes
         is_open(page)

@@ -15,7 +15,7 @@ pytest.importorskip("playwright", reason="playwright is not installed")
 notation = pytest.importorskip("chess.pgn", reason="chess is not installed: pip install 'headway[chess]'")
 pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'headway[rl]'")
 
-from browsing import chromium, opened, serious_violations  # noqa: E402
+from browsing import opened, serious_violations  # noqa: E402
 from playwright.sync_api import Browser, Page, expect  # noqa: E402
 from served import Resident  # noqa: E402
 from serving import server  # noqa: E402
@@ -58,12 +58,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Resident:
 def url(models: Resident) -> Iterator[str]:
     with server(models, ServerSettings(log=False)) as address:
         yield f"{address}/#play"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as started:
-        yield started
 
 
 def square(page: Page, label: str) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from board_runs import lines, make_run, trained
-from browsing import chromium, opened, serious_violations
+from browsing import opened, serious_violations
 from playwright.sync_api import Browser, Page, expect
 from served import Resident
 from serving import server
@@ -18,12 +18,6 @@ from serving import server
 from headway.serve.interfaces import ApiKey, ServerSettings
 
 HTML = "<b onclick=alert(1)>x"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +116,24 @@ def test_several_runs_are_compared(browser: Browser, some: str) -> None:
         expect(chart.locator("polyline")).to_have_count(1)
 
 
+def test_the_runs_of_a_comparison(browser: Browser, some: str, runs: Path) -> None:
+    for name in ("lstm", "gru"):
+        make_run(runs, f"cells/{name}")
+    with opened(browser, some) as page:
+        page.get_by_role("button", name="name").click()
+        assert names(page) == [HTML, "cells 2 runs Compare", "gru", "lstm", "first", "newer", "second-run"]
+        page.get_by_role("button", name="Compare the runs of cells").click()
+        expect(page.locator(".chart polyline")).to_have_count(2)
+        expect(page.get_by_role("region", name="Run cells/gru")).to_contain_text("of cells/gru")
+        page.get_by_label("Folder").select_option("cells")
+        expect(page.get_by_text("2 of 6 runs.")).to_be_visible()
+        page.get_by_role("checkbox", name="Show cells/lstm").uncheck()
+        page.get_by_role("region", name="Run cells/gru").get_by_role("button", name="Delete").click()
+        page.get_by_role("button", name="Delete it").click()
+        expect(page.get_by_text("cells/gru: deleted; it can be restored for a day.")).to_be_visible()
+        expect(page.get_by_text("1 of 5 runs.")).to_be_visible()
+
+
 def test_a_run_is_followed_while_it_trains_and_stopped(browser: Browser, some: str, runs: Path) -> None:
     path = make_run(runs, "live", 40, 10, status="running", goal="accuracy", best={"step": 10, "accuracy": 0.01839})
     with trained(path) as process, opened(browser, some) as page:
@@ -149,7 +161,7 @@ def test_a_run_is_followed_while_it_trains_and_stopped(browser: Browser, some: s
 def test_a_deleted_run_comes_back(browser: Browser, some: str, runs: Path) -> None:
     with opened(browser, some) as page:
         page.get_by_role("button", name="first", exact=True).click()
-        expect(page.get_by_text("It was too short to be trained on")).to_be_visible()
+        expect(page.get_by_text("This run was too short to add minutes")).to_be_visible()
         page.get_by_role("button", name="Delete", exact=True).click()
         expect(page.get_by_role("button", name="Keep it")).to_be_focused()
         page.keyboard.press("Enter")

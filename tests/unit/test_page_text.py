@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import chromium, opened, serious_violations
+from browsing import opened, serious_violations
 from chat_models import SPECIAL, TEMPLATE, echo_model
 from playwright.sync_api import Browser, Page, expect
 from serve_models import Script, ready
@@ -83,12 +83,6 @@ def registry(models: list[ReadyModel]) -> Resident:
 def url(registry: Resident) -> Iterator[str]:
     with server(registry, ServerSettings(keys=(ApiKey("a-key"),), body_bytes=20_000, log=False)) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import chromium, opened, serious_violations
+from browsing import opened, serious_violations
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 from serve_models import asking
 from served import Resident
@@ -27,7 +28,7 @@ from headway.serve.interfaces import ApiKey, ServerSettings
 CSV = "text,label\nWhere is it?,question\nIt is broken,complaint\n"
 RAW = {"Content-Type": "application/octet-stream"}
 PLAN = {"minutes": 5.0, "reasons": ["67k parameters"], "parameters": 67138, "width": 64, "layers": 1, "batch": 1024}
-PLAN |= {"steps": 240, "epochs": 240.0, "memory": 877952}
+PLAN |= {"steps": 240, "epochs": 240.0, "memory": 877952, "settings": {"model.width": 64, "model.rope": True}}
 DATA = {
     "noun": "texts",
     "samples": {"train": 80, "validation": 10, "test": 10},
@@ -96,12 +97,6 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("training") / "runs"
 
@@ -129,7 +124,9 @@ def test_from_files_to_a_model(browser: Browser, url: str, runs: Path, commands:
         choose(page, "Labelled texts", named("a.csv", CSV), named("notes.docx", "x"))
         expect(page.get_by_text("1 file has arrived")).to_be_visible()
         expect(page.get_by_text("Your own files are used: a.csv.")).to_be_visible()
-        expect(page.get_by_text("1 files of other kinds are left out: notes.docx")).to_be_visible()
+        expect(
+            page.get_by_text("1 file is left out, because it is empty or of another kind: notes.docx")
+        ).to_be_visible()
         expect(page.get_by_text("100 texts: 80 to learn from, 10 to check while learning")).to_be_visible()
         expect(page.get_by_text("<b>question</b>", exact=True)).to_be_visible()  # as text
         expect(page.get_by_text("2 of 102 texts have no label")).to_be_visible()
@@ -138,7 +135,8 @@ def test_from_files_to_a_model(browser: Browser, url: str, runs: Path, commands:
         assert [command[-2] for command in commands.asked] == ["5", "30,120"]
         page.get_by_label("Name of the model").fill("shop")
         page.get_by_role("tabpanel").get_by_text("Show me the command").click()
-        expect(page.get_by_text("--run runs/shop --minutes 30")).to_be_visible()
+        expect(page.get_by_text("--minutes 30 --set model.width=64 model.rope=true")).to_be_visible()
+        expect(page.get_by_text('set={"model.width": 64, "model.rope": True}')).to_be_visible()
         assert serious_violations(page) == []
         page.reload()  # everything is remembered
         expect(page.get_by_role("radio", name="30 minutes")).to_be_checked()
@@ -163,6 +161,8 @@ def test_from_files_to_a_model(browser: Browser, url: str, runs: Path, commands:
         expect(page.get_by_role("heading", name="The training of shop-2")).to_be_visible()
         expect(page.get_by_text("Finished.")).to_be_visible()
     assert json.loads((runs / "shop-2/recipe.json").read_text())["data"][0].startswith(str(runs / ".uploads"))
+    words = jobs(runs)["shop"].command  # it trains what was planned
+    assert words[words.index("--set") :][1:3] == ("model.width=64", "model.rope=true")
 
 
 def test_a_wrong_line_is_shown_with_those_around_it(browser: Browser, url: str, commands: Commands) -> None:
@@ -173,14 +173,27 @@ def test_a_wrong_line_is_shown_with_those_around_it(browser: Browser, url: str, 
         expect(page.locator("mark")).to_have_text(re.compile(r"3\s+<b>no</b>, never,bad"))
         assert serious_violations(page) == []
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
-        commands.notes = "headway: {root} has no column 'label'; add --set task.text=NAME task.label=kind\n"
+        hints = "no column 'text' (did you mean 'body'?) and no column 'label' (choose from: id, kind)"
+        commands.notes = f"headway: {{root}} has {hints}; add --set task.text=body task.label=NAME\n"
         page.get_by_role("button", name="Read the files again").click()
+        expect(page.get_by_text("; rename the columns, or choose some below.")).to_be_visible()
+        expect(page.get_by_role("button", name="Use the column id as label")).to_be_visible()
+        expect(page.get_by_role("button", name="Use the column body as text")).to_be_visible()
         column = page.get_by_role("button", name="Use the column kind as label")
         expect(column).to_be_visible()
         commands.code, commands.notes = 0, ""
         column.click()
         expect(page.get_by_text("100 texts")).to_be_visible()
         assert commands.asked[-1][-5:-2] == ["--set", "task.label=kind", "--minutes"]
+        encoding = "is not UTF-8 at byte 14 (0xe9), but perhaps Windows' cp1252; convert it: iconv -f CP1252"
+        commands.code, commands.notes = 2, f"headway: {{root}} {encoding}\n"
+        choose(page, "Labelled texts", named("b.csv", "text,label\ncafé €,good\n".encode("cp1252")))
+        expect(page.get_by_text("cp1252; open it with a text editor, and save it as UTF-8.")).to_be_visible()
+        commands.code, commands.notes = 0, ""
+        page.get_by_role("button", name="Convert the text of an older program").click()
+        expect(page.get_by_text("100 texts")).to_be_visible()
+        path = commands.asked[-1][commands.asked[-1].index("--data") + 1]
+        assert Path(path).read_text(encoding="utf-8") == "text,label\ncafé €,good\n"
 
 
 def test_a_dropped_folder_keeps_its_folders(browser: Browser, url: str, runs: Path, commands: Commands) -> None:
@@ -198,6 +211,50 @@ def test_a_dropped_folder_keeps_its_folders(browser: Browser, url: str, runs: Pa
         expect(page.get_by_text("100 texts")).to_be_visible()
         folder = Path(commands.asked[0][commands.asked[0].index("--data") + 1])
         assert sorted(path.name for path in folder.iterdir()) == ["circle", "cross", "square"]
+        ticks = page.get_by_role("group", name="The 3 folders")
+        expect(ticks.get_by_text("24 images")).to_have_count(3)
+        page.wait_for_function(
+            "[...document.querySelectorAll('.thumbs img')].filter((i) => i.naturalWidth).length === 12"
+        )
+        ticks.get_by_label("cross").uncheck()
+        expect(page.get_by_text("100 texts")).to_be_hidden()
+        expect(page.get_by_role("button", name="Read the files again")).to_be_hidden()
+        page.get_by_role("button", name="Use these 2 folders").click()
+        expect(page.get_by_text("48 files have arrived")).to_be_visible()
+        expect(page.get_by_text("100 texts")).to_be_visible()
+        assert sorted(path.name for path in folder.iterdir()) == ["circle", "square"]
+        assert serious_violations(page) == []
+        ticks.get_by_label("circle").uncheck()
+        expect(page.get_by_text("at least two folders")).to_be_visible()
+        ticks.get_by_label("cross").check()
+        page.get_by_role("button", name="Use these 2 folders").click()
+        expect(page.get_by_text("100 texts")).to_be_visible()
+        assert sorted(path.name for path in folder.iterdir()) == ["cross", "square"]
+        page.reload()  # without the files, a folder that is left out cannot come back
+        expect(ticks.get_by_label("circle")).to_be_disabled()
+        expect(page.get_by_text("choose the same files again.")).to_be_visible()
+        page.evaluate(
+            """async () => {
+              const canvas = new OffscreenCanvas(2400, 1200), pen = canvas.getContext("2d");
+              const noise = pen.createImageData(300, 300);
+              crypto.getRandomValues(noise.data.subarray(0, 60000));
+              noise.data.forEach((_, index) => { noise.data[index] = noise.data[index % 60000]; });
+              pen.putImageData(noise, 0, 0);
+              Object.assign(newRun.limits, { file_bytes: 60000, upload_bytes: 1e6 });
+              const large = new File([await canvas.convertToBlob()], "large.png");
+              const broken = new File([new Uint8Array(70000)], "broken.png");
+              large.path = "a/x/large.png"; broken.path = "a/x/broken.png";
+              const small = new File(["small"], "small.png"); small.path = "a/y/small.png";
+              if (large.size < 60000) throw Error(`the photo has only ${large.size} bytes`);
+              page.current.take([large, broken, small]);
+            }"""
+        )
+        expect(page.get_by_text("1 file is larger than 60 kB and left out: a/x/broken.png (70 kB)")).to_be_visible()
+        expect(page.get_by_text("1 large photo was sent with 1,024 pixels")).to_be_visible()
+        expect(page.get_by_text("small.png cannot be shown")).to_be_visible()
+        stored = Path(page.evaluate("newRun.state.upload"), "files/a/x/large.png")
+        with Image.open(runs / ".uploads" / stored) as photo:
+            assert photo.size == (1024, 512)
         dropped = page.evaluate(
             """async () => {
               const file = (name) => ({ isFile: true, name, file: (done) => done(new File(["x"], name)) });
@@ -228,6 +285,14 @@ def test_files_of_another_kind_too_many_and_too_large(
         for kind, name in KINDS.items():
             choose(page, kind, named(name, "x"))
             expect(page.get_by_role("alert")).to_contain_text(re.compile(f"{name} is not of a kind that is read", re.I))
+        choose(page, "Pairs of texts", named("a.txt", "x"))
+        expect(page.get_by_role("alert")).to_contain_text("This is one text file; choose two, whose lines belong")
+        choose(page, "Images in folders", named("a.png", "x"))
+        expect(page.get_by_role("alert")).to_contain_text(
+            "These files are in no folders; choose a folder that contains two"
+        )
+        choose(page, "Texts", named("leer.txt", ""))
+        expect(page.get_by_role("alert")).to_contain_text("leer.txt is empty; choose a file with content")
         page.get_by_role("radio", name="Labelled texts").check()
         page.evaluate("page.current.take(Array(100001).fill(new File(['x'], 'a.csv')))")
         expect(page.get_by_role("alert")).to_contain_text("100,001 files, and the limit is 100,000")
@@ -394,6 +459,12 @@ def test_a_run_reads_only_its_upload_and_gets_a_free_name(tmp_path: Path, comman
         upload = client.post("/v1/uploads", json={}).json()["id"]
         client.put(f"/v1/uploads/{upload}/files/a.csv", content=CSV.encode(), headers=RAW)
         body = {"recipe": "classification", "upload": upload, "minutes": 5}
+        plans = client.post("/v1/plans", json={**body, "minutes": [5, 30]}).json()["plans"]
+        client.put(f"/v1/uploads/{upload}/files/a.csv", content=CSV.replace("a", "b").encode(), headers=RAW)
+        refused = [{"plan": plans[0]["id"]}, {"plan": plans[1]["id"]}, {"plan": "../x"}, {"plan": "0" * 20}]
+        answers = [client.post("/v1/runs", json={**body, "name": "x", **more}) for more in refused]
+        assert [answer.status_code for answer in answers] == [409, 400, 404, 404]
+        assert "the files have changed since this plan was made" in answers[0].json()["error"]["message"]
         for name in ("exports", " exports ", "shop (export)"):
             answer = client.post("/v1/runs", json={**body, "name": name})
             assert answer.status_code == 400

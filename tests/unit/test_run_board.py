@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -282,6 +283,42 @@ def test_commands_of_their_own_go_on_with_runs_and_export_them(
     assert board.row("run").export is None
 
 
+def test_runs_of_a_comparison_and_runs_with_long_names(
+    runs: Path, board: RunBoard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_board, "_HEADWAY", (sys.executable, "-c", "import sys; print(*sys.argv[1:])"))
+    make_run(make_run(runs, "alone"), "checkpoint")  # of a run, whose folders are not looked at
+    inner, long = "cells 100%/lstm", "x" * 95
+    make_run(runs, inner, 40, 20)
+    make_run(runs / "cells 100%" / "deeper", "run")
+    (runs / "link").symlink_to(runs / "cells 100%")
+    make_run(runs, long)
+    expected = {"alone": "finished", inner: "stopped", "link": "broken", long: "finished"}
+    assert states(board) == expected
+    deadline, row = time.monotonic() + 20, lambda name: next(row for row in board.changes().runs if row.name == name)
+    for name, stem in ((inner, "cells 100%-lstm"), (long, long)):
+        board.resume(name)
+        while row(name).state == "starting":
+            assert time.monotonic() < deadline
+        target = board.export(name, "gguf")
+        assert target == runs / EXPORTS / f"{stem}.gguf"
+        while row(name).export == "running":
+            assert time.monotonic() < deadline
+        assert (row(name).export, row(name).export_path) == ("finished", str(target))
+    assert states(board) == expected, "the jobs are those of these runs"
+    assert board.delete(inner)
+    (runs / "cells 100%" / "deeper" / "run" / "run.json").unlink()
+    with trained(make_run(runs, "cells 100%/live", 40, 20)):
+        assert board.row("cells 100%/live").state == "running"
+    shutil.rmtree(runs / "cells 100%")
+    assert [deleted.name for deleted in board.changes().deleted] == [inner]
+    board.restore(inner)
+    assert states(board) == expected
+    board.delete(long)
+    board.delete(inner)
+    assert os.listdir(runs / ".jobs") == []
+
+
 def test_a_training_without_a_folder_yet(runs: Path, board: RunBoard) -> None:
     start_job(runs, "new", ("sh", "-c", "echo reading; exec sleep 30", "train"))
     deadline = time.monotonic() + 20
@@ -356,6 +393,10 @@ def test_a_key_that_may_not_train_only_looks(client: TestClient, runs: Path) -> 
     followed = client.get("/v1/runs", params={"points": curves}, headers=headers("reader")).json()["points"]
     assert followed == {"run": client.get("/v1/runs/run/points", headers=headers("reader")).json()}
     assert client.get("/v1/runs?points=[]", headers=headers("reader")).json()["error"]["param"] == "points"
+    make_run(runs, "several/one")
+    inner = client.get("/v1/runs/several%2Fone", headers=headers("reader")).json()
+    assert inner["run"]["name"] == "several/one"
+    assert client.get("/v1/runs/several%2Fone/points", headers=headers("reader")).json()["lines"]
     details = client.get("/v1/runs/run", headers=headers("reader")).json()
     assert details["samples"] == [{"prompt": "a <b>bold</b> start", "output": "of run"}]
     assert details["settings"]["model.stack.blocks.mixer.kind"] == "lstm"
@@ -392,8 +433,13 @@ def test_a_key_that_may_not_train_sees_no_path(client: TestClient, runs: Path) -
 
 
 def test_a_report_opens_once_and_runs_nothing(client: TestClient, runs: Path) -> None:
+    """A report has the paths of its data, so a key that may not train opens none."""
     assert client.get("/v1/runs/run/report").status_code == 401
-    path = client.post("/v1/runs/run/report", headers=headers("reader")).json()["path"]
+    assert not client.get("/v1/runs", headers=headers("reader")).json()["runs"][0]["has_report"]
+    for method, query in (("POST", ""), ("GET", ""), ("GET", "?ticket=x")):
+        refused = client.request(method, f"/v1/runs/run/report{query}", headers=headers("reader"))
+        assert refused.json()["error"]["code"] == "may_not_train"
+    path = client.post("/v1/runs/run/report", headers=headers("trainer")).json()["path"]
     assert client.get(path.replace("/run/", "/other/")).status_code == 401
     assert client.post(path).status_code == 401
     report = client.get(path)
@@ -403,8 +449,8 @@ def test_a_report_opens_once_and_runs_nothing(client: TestClient, runs: Path) ->
     assert client.get(path).status_code == 401, "an address that somebody else sees later opens nothing"
     (runs / "run" / "report.html").unlink()
     (runs / "run" / "report.html").symlink_to("/etc/hostname")
-    assert client.post("/v1/runs/run/report", headers=headers("reader")).status_code == 404
-    refused = client.get("/v1/runs/run/report", headers=headers("reader"))
+    assert client.post("/v1/runs/run/report", headers=headers("trainer")).status_code == 404
+    refused = client.get("/v1/runs/run/report", headers=headers("trainer"))
     assert refused.status_code == 400
     assert "is a link" in refused.json()["error"]["message"]
     assert str(runs) not in refused.json()["error"]["message"]

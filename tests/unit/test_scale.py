@@ -6,13 +6,16 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import headway as hw
 from headway.app.cli import main as cli
-from headway.config import override
+from headway.config import override, parse_settings
 from headway.config_kinds import kinds
 from headway.domains import recipe as named
 from headway.domains import recipe_domains, scale_of
@@ -20,8 +23,15 @@ from headway.errors import ConfigError, UserError
 from headway.learn import AdamWConfig, MuonConfig, Recipe
 from headway.learn.formatting import format_count, format_number, format_seconds
 from headway.learn.plan import choose
-from headway.learn.plan.budget import Throughput
-from headway.learn.plan.choose import SizePlan, active_parameters, choose_size, with_size
+from headway.learn.plan.budget import Clock, Throughput
+from headway.learn.plan.choose import (
+    ScaledRecipe,
+    SizePlan,
+    active_parameters,
+    choose_size,
+    scale_recipe,
+    size_settings,
+)
 from headway.learn.plan.scale import ScalingLaw, held_out_shares, shape_of, with_user_settings, without_user_settings
 from headway.nn.mixers import MixerConfig
 
@@ -66,7 +76,7 @@ def test_the_chosen_size_is_the_best_of_all_and_only_a_few_are_timed() -> None:
 def test_what_the_user_sets_is_not_chosen() -> None:
     user = {"model.width": 96, "model.heads": 3, "optim.lr": 0.5}
     fit, fits = chosen(5, 1e7, user)
-    recipe = with_size(named("text"), fit, TEXT, 10**7, user)  # type: ignore[arg-type]
+    recipe = with_user_settings(named("text"), size_settings(named("text"), fit, TEXT, 10**7, user), user)  # type: ignore[arg-type]
     assert {one.model.width for one in fits} == {96}  # type: ignore[attr-defined]
     assert len({len(one.model.stack.blocks) for one in fits}) > 1  # type: ignore[attr-defined]
     assert recipe.optim.lr == 0.5
@@ -147,6 +157,28 @@ def test_minutes_choose_and_the_recipe_repeats_the_bits(
     assert again.recipe.reasons == recipe.reasons
     if (tmp_path / "a/report.html").is_file():
         assert "parameters (width" in (tmp_path / "a/report.html").read_text(encoding="utf-8")
+
+
+def test_with_the_settings_of_a_plan_a_slower_machine_trains_as_planned(
+    book: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, rate = replace(named("text"), data=(str(book),)), 1e10
+
+    def planned(user: dict[str, Any]) -> ScaledRecipe:
+        return scale_recipe(recipe, TEXT, user, 5, Clock(), torch.device("cpu"))  # type: ignore[arg-type]
+
+    def pace(sized: Recipe, *_: object) -> Throughput:
+        return paced(rate)(sized)._replace(step=float(sized.train.batch_tokens or 0))
+
+    monkeypatch.setattr(choose, "measure_throughput", pace)
+    plan = planned({})
+    settings = parse_settings(f"{key}={json.dumps(value)}" for key, value in plan.settings.items())
+    rate = 6e7
+    with pytest.raises(UserError, match="the smallest model can take only"):
+        planned({})
+    slow = planned(settings)
+    assert slow.plan.steps < TEXT.min_steps < plan.plan.steps  # type: ignore[union-attr]
+    assert replace(slow.recipe, reasons=()) == replace(plan.recipe, reasons=())
 
 
 def test_bad_minutes_and_sizes_are_one_line(book: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,7 +271,7 @@ def test_a_plan_for_an_lstm_leaves_out_the_heads_that_it_chooses_for_attention()
     user = {"model.mixer": "lstm"}
     best, fits = choose_size(override(named("text"), user), TEXT, user, 10**6, 600.0, paced())
     assert len(fits) > 1
-    recipe = with_size(named("text"), best, TEXT, 10**6, user)
+    recipe = with_user_settings(named("text"), size_settings(named("text"), best, TEXT, 10**6, user), user)
     assert {block.mixer.kind for block in recipe.model.stack.blocks} == {"lstm"}  # type: ignore[union-attr]
     with pytest.raises(ConfigError, match="no attention heads"):  # the user's own are still refused
         choose_size(named("text"), TEXT, {**user, "model.heads": 2}, 10**6, 600.0, paced())

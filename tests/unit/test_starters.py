@@ -228,13 +228,13 @@ def test_a_job_is_a_model_before_its_run_exists(monkeypatch: pytest.MonkeyPatch)
 
     job = Job("digits", (), 1, 0.0, "running", "downloading digits", Path("log"))
     monkeypatch.setattr(endpoints, "jobs", lambda folder: {"digits": job})
-    shown = {model.name: model for model in endpoints._list({}, True, True)}
+    shown = {model.name: model for model in endpoints._list({}, True)}
     assert (shown["digits"].state, shown["digits"].message) == ("starting", "downloading digits")
     job = job._replace(message="Stopped at step 5 of 9; continue with: headway models make digits")
-    shown = {model.name: model for model in endpoints._list({}, True, True)}
+    shown = {model.name: model for model in endpoints._list({}, True)}
     assert (shown["digits"].state, shown["digits"].message) == ("stopping", "")
     job = job._replace(state="failed", message="the disk is full")
-    shown = {model.name: model for model in endpoints._list({}, True, True)}
+    shown = {model.name: model for model in endpoints._list({}, True)}
     assert (shown["digits"].state, shown["digits"].message) == ("failed", "the disk is full")
     assert shown["stories"].state == "missing"
 

@@ -70,6 +70,12 @@ def test_files_arrive_with_their_folders_and_can_be_listed_and_removed(client: T
     folder = tmp_path / "runs/.uploads" / upload
     assert (folder / "files/photos/cat/1 ä.png").read_bytes() == b"abc"
     assert [path.name for path in folder.iterdir()] == ["files"]  # no drafts
+    for name in ("photos/cat/2.png", "photos/dog/1.png"):
+        put(client, upload, name, b"x")
+    answer = client.delete(f"/v1/uploads/{upload}/files/photos/cat")
+    assert [file["name"] for file in answer.json()["files"]] == ["a.txt", "photos/dog/1.png"]
+    for name in ("photos/cat", "photos/%2e%2e/a.txt", "%2e%2e/files"):
+        assert client.delete(f"/v1/uploads/{upload}/files/{name}").status_code in (400, 404)
     assert client.delete(f"/v1/uploads/{upload}").json() == {"id": upload}
     assert not folder.exists()
     assert client.get(f"/v1/uploads/{upload}").status_code == 404
@@ -103,6 +109,9 @@ def test_links_are_not_followed(client: TestClient, tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
     (tmp_path / "runs/.uploads" / upload / "files/x").symlink_to(tmp_path / "outside")
     assert put(client, upload, "x/a", b"1").status_code == 400
+    (tmp_path / "outside/b").touch()
+    assert client.delete(f"/v1/uploads/{upload}/files/x/b").status_code == 404
+    (tmp_path / "outside/b").unlink()
     assert list((tmp_path / "outside").iterdir()) == []
 
 
@@ -246,6 +255,7 @@ def test_files_that_a_run_uses_are_not_replaced(client: TestClient, tmp_path: Pa
     (tmp_path / "runs/.uploads" / upload / "used").touch()  # as the start of a run does
     for answer in (put(client, upload, "a.csv", b"x"), put(client, upload, "b.csv", b"x")):
         assert (answer.status_code, answer.json()["error"]["code"]) == (409, "upload_used")
+    assert client.delete(f"/v1/uploads/{upload}/files/a.csv").status_code == 409
     assert client.delete(f"/v1/uploads/{upload}").status_code == 409
     files = tmp_path / "runs/.uploads" / upload / "files"
     assert [path.read_bytes() for path in files.iterdir()] == [b"text,label\na,b\n"]

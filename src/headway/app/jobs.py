@@ -44,9 +44,14 @@ class Job(NamedTuple):
     log: Path
 
 
+def is_name(name: str) -> bool:
+    """Whether a run or a job may have this name: one visible file name of at most 100 characters and 200 bytes."""
+    return _NAME.fullmatch(name) is not None and len(os.fsencode(name)) <= 200
+
+
 def check_name(name: str) -> str:
-    """The name of a run or a job. UserError for names that are not one visible file name of at most 100 characters."""
-    if not _NAME.fullmatch(name) or len(os.fsencode(name)) > 200:
+    """The name of a run or a job. UserError for names that `is_name` excludes."""
+    if not is_name(name):
         shown = printable(name[:60]) + "..." * (len(name) > 60)
         raise UserError(
             f"{shown!r} cannot be the name of a run; use 1 to 100 characters without / or \\, not starting with a dot"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -13,11 +14,12 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from headway.app.jobs import FOLDER as JOBS_FOLDER
-from headway.app.jobs import Job, read_job, signal_process, start_job, stop_job
+from headway.app.jobs import Job, is_name, read_job, signal_process, start_job, stop_job
 from headway.app.run_points import RunPoints, count, finite, position_at_tail, read_points, short
 from headway.errors import UserError
 from headway.io.durable import read_json, remove
@@ -29,8 +31,11 @@ from headway.learn.run_report import LOWER_IS_BETTER, format_metric, title
 EXPORTS = "exports"  # folder of exported models, next to the runs
 TRASH = ".trash"
 TRASH_SECONDS = 86_400  # seconds for which a deleted run can be restored
-_SCAN_SECONDS = 10.0  # seconds between two looks at runs that nobody trains
+_SCAN_SECONDS = 10.0  # seconds between two looks at a few runs that nobody trains,
+_MANY_RUNS = 300  # and twice as many for this number of runs: a look at 1,000 takes 20 ms
 _EMPTY_SECONDS = 3600.0  # seconds between two looks at the trash
+_MAX_INNER = 1000  # entries of a folder of runs in the folder of runs that are looked at
+_MAX_EXPORT_NAME = 200  # bytes of a run's name in the name of its export
 _MAX_REASON = 500  # characters
 _HEADWAY = (sys.executable, "-m", "headway")
 EXPORT_SUFFIX = " (export)"  # end of the names of jobs that export
@@ -45,6 +50,7 @@ _FileState = tuple[int, int, int, int] | None
 class RunRow:
     """A run in a list. `reason` explains in one line who trains it, or why it stopped or is broken.
 
+    name: of its folder; FOLDER/NAME for a run in a folder of several, such as those of `headway compare`.
     value: of the metric `goal`: of the best model or, while the run trains, of the last evaluation. `goal_title` and
         `value_text` are both for people, such as accuracy and 98.1 %.
     minutes: of training so far; minutes_left: until its last step, without evaluations.
@@ -153,8 +159,7 @@ class RunBoard:
                 self._refresh()
             entry = self._entries.get(name)
             if entry is not None:
-                jobs = self._refresh_jobs(False)
-                self._refresh_run(name, jobs.get(name), jobs.get(name + EXPORT_SUFFIX), is_exact=True)
+                self._refresh_run(name, self._refresh_jobs(False), is_exact=True)
             if entry is None or entry.row is None:
                 raise UnknownRunError(f"there is no run {short(name)!r}; it may have been deleted or renamed")
             return entry.row
@@ -177,7 +182,7 @@ class RunBoard:
             raise UserError(f"{short(name)} is not being trained")
         trainer = holder(self.folder / name / ".lease")
         if trainer is None:
-            stop_job(self.folder, name)
+            stop_job(self.folder, _job_names(name)[0])
         elif trainer.began is None or not signal_process(trainer.process, trainer.began):
             raise UserError(f"{short(name)} is trained by {trainer.description}; stop it there")
         return row.state
@@ -192,17 +197,19 @@ class RunBoard:
         words += ["--device", "cpu"] if summary.get("device") == "cpu" else []
         threads, processes = summary.get("threads"), summary.get("processes") or 1
         words += ["--threads", str(threads)] if threads and threads <= (os.cpu_count() or 1) else []
-        start_job(self.folder, name, [*words, "--processes", str(processes)] if processes > 1 else words)
+        words += ["--processes", str(processes)] if processes > 1 else []
+        start_job(self.folder, _job_names(name)[0], words)
 
     def export(self, name: str, target_format: Literal["hf", "gguf", "onnx"]) -> Path:
         """Start the conversion of a run's model in a process of its own; return the path of the output."""
         path, exports = self._idle_path(name), self.folder / EXPORTS
         check_folder(exports)
         suffix = "" if target_format == "hf" else f".{target_format}"
-        names = (f"{name}{number}{suffix}" for number in ("", *(f"-{count}" for count in range(2, 1000))))
+        start = name.replace("/", "-").encode()[:_MAX_EXPORT_NAME].decode(errors="ignore")
+        names = (f"{start}{number}{suffix}" for number in ("", *(f"-{count}" for count in range(2, 1000))))
         target = exports / next(name for name in names if not os.path.lexists(exports / name))
         command = [*_HEADWAY, "export", str(path), str(target), "--format", target_format]
-        start_job(self.folder, name + EXPORT_SUFFIX, command)
+        start_job(self.folder, _job_names(name)[1], command)
         return target
 
     def _idle_path(self, name: str) -> Path:
@@ -218,13 +225,14 @@ class RunBoard:
         link is removed, and a start that failed has no folder. UserError while it is being trained or exported.
         """
         row, path, trash, jobs = self.row(name), self.folder / name, self.folder / TRASH, self.folder / JOBS_FOLDER
-        training, export = (read_job(jobs / f"{job}.json") for job in (name, name + EXPORT_SUFFIX))
+        training, export = (read_job(jobs / f"{job}.json") for job in _job_names(name))
         if row.state in ("running", "starting") or (training is not None and training.state == "running"):
             raise UserError(f"{short(name)} is being trained; stop it first")
         if export is not None and export.state == "running":
             raise UserError(f"{short(name)} is being exported; delete it when the export has ended")
         moments = itertools.count(int(time.time()))  # two runs of one name may be deleted in a second
-        target = next(path for path in (trash / f"{moment}-{name}" for moment in moments) if not os.path.lexists(path))
+        targets = (trash / _trash_name(moment, name) for moment in moments)
+        target = next(path for path in targets if not os.path.lexists(path))
         try:
             check_folder(trash)
             trash.mkdir(exist_ok=True)
@@ -235,7 +243,7 @@ class RunBoard:
                 with RunDirectory(path).locked() if (path / "run.json").exists() else nullcontext():
                     os.rename(path, target)
                 (target / ".lease").unlink(missing_ok=True)
-            for job, end in itertools.product((name, name + EXPORT_SUFFIX), (".json", ".log", ".lock")):
+            for job, end in itertools.product(_job_names(name), (".json", ".log", ".lock")):
                 (jobs / f"{job}{end}").unlink(missing_ok=True)
                 with self._lock:
                     self._jobs.pop(f"{job}{end}", None)
@@ -252,7 +260,8 @@ class RunBoard:
             if os.path.lexists(self.folder / name):
                 raise UserError(f"there is another run {short(name)!r} now; delete or rename it first")
             try:
-                os.rename(self.folder / TRASH / f"{found[0]}-{name}", self.folder / name)
+                (self.folder / name).parent.mkdir(exist_ok=True)  # the last run of a folder of runs was deleted
+                os.rename(self.folder / TRASH / _trash_name(*found), self.folder / name)
             except OSError as error:
                 raise UserError(f"{short(name)} cannot be restored: {error.strerror}; try again") from error
 
@@ -265,7 +274,7 @@ class RunBoard:
             with suppress(UserError, OSError), self._trash() as entries:
                 for moment, name in entries:
                     if time.time() - moment > TRASH_SECONDS:
-                        remove(self.folder / TRASH / f"{moment}-{name}")
+                        remove(self.folder / TRASH / _trash_name(moment, name))
 
     @contextmanager
     def _trash(self) -> Iterator[list[tuple[int, str]]]:
@@ -283,30 +292,50 @@ class RunBoard:
         states = tuple(_state(self.folder / name) for name in ("", JOBS_FOLDER, TRASH))
         is_scan = now >= self._next_scan or states != self._folder_states
         if is_scan:
-            self._next_scan, self._folder_states = now + _SCAN_SECONDS, states
+            self._next_scan = now + _SCAN_SECONDS * (1 + len(self._entries) / _MANY_RUNS)
+            self._folder_states = states
             self._deleted = [DeletedRun(name, float(moment)) for moment, name in _trash_entries(self.folder / TRASH)]
         jobs = self._refresh_jobs(is_scan)
-        names = self._names(jobs) if is_scan else list(self._entries)
-        for name in self._entries.keys() - dict.fromkeys(names):
+        names = self._names(jobs) if is_scan else ()
+        for name in self._entries.keys() - dict.fromkeys(names) if is_scan else ():
             entry = self._entries.pop(name)
             if entry.row is not None:
                 self._version += 1
                 self._removed[name] = self._version
-        for name in names:
-            entry = self._entries.get(name)
-            is_live = entry is None or entry.row is None or entry.row.state in ("running", "starting")
-            if is_scan or is_live or name in self._changed_jobs:
-                self._refresh_run(name, jobs.get(name), jobs.get(name + EXPORT_SUFFIX))
+        for name in names if is_scan else self._followed():
+            self._refresh_run(name, jobs)
         if now >= self._next_emptying:
             self._next_emptying = now + _EMPTY_SECONDS
             threading.Thread(target=self.empty_trash, daemon=True, name="trash").start()
 
+    def _followed(self) -> list[str]:
+        """The runs that may have changed since the last scan: those that train, and those whose jobs have changed."""
+        rows, changed = [(name, entry.row) for name, entry in self._entries.items()], self._changed_jobs
+        return [
+            name
+            for name, row in rows
+            if row is None
+            or row.state in ("running", "starting")
+            or (changed and not changed.isdisjoint(_job_names(name)))
+        ]
+
     def _names(self, jobs: Mapping[str, Job]) -> list[str]:
-        """The folders in the folder of runs, and the trainings that have no folder yet or failed before."""
-        names = [name for name, job in jobs.items() if "train" in job.command]
+        """The folders in the folder of runs, the runs in folders without a run of their own, and the trainings that
+        have no folder yet or failed before.
+        """
+        names = []
+        for job in jobs.values():
+            words = itertools.dropwhile(lambda word: word != "--run", job.command)
+            name = Path(next(itertools.islice(words, 1, None), job.name)).name
+            if "train" in job.command and _job_names(name)[0] == job.name:  # others are runs in folders of runs
+                names.append(name)
         try:
             with os.scandir(self.folder) as entries:
-                names += [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+                folders = [entry for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+            names += [entry.name for entry in folders]
+            for entry in folders:
+                if entry.name != EXPORTS and not entry.is_symlink():
+                    names += _inner_runs(Path(entry.path))
         except FileNotFoundError:
             pass
         except OSError as error:
@@ -329,14 +358,14 @@ class RunBoard:
                 job = read_job(folder / name)
                 self._jobs[name] = states, job
                 if known is None or known[1] != job:
-                    self._changed_jobs.add(name[:-5].removesuffix(EXPORT_SUFFIX))
+                    self._changed_jobs.add(name[:-5])
         return {job.name: job for _, job in self._jobs.values() if job is not None}
 
     def _without_folder(self, message: str) -> str:
         return message.replace(f"{self.folder}{os.sep}", "")[:_MAX_REASON]
 
-    def _refresh_run(self, name: str, job: Job | None, export: Job | None, is_exact: bool = False) -> None:
-        path = self.folder / name
+    def _refresh_run(self, name: str, jobs: Mapping[str, Job], is_exact: bool = False) -> None:
+        path, (job, export) = self.folder / name, map(jobs.get, _job_names(name))
         entry = self._entries.setdefault(name, _RunEntry())
         # A run's files are replaced, which changes its folder. While it trains, metrics.jsonl grows. A lease may stay
         # when its process is killed.
@@ -345,7 +374,7 @@ class RunBoard:
         if key == entry.states and not is_live:
             return
         entry.states = key
-        row = _read_run(path, entry, job)
+        row = _read_run(path, name, entry, job)
         if row is not None:
             text = "" if row.value is None else format_metric(row.goal, row.value)
             row = replace(row, reason=self._without_folder(row.reason), value_text=text)
@@ -362,16 +391,39 @@ class RunBoard:
             entry.row, entry.version = row, self._version
 
 
-def _read_run(path: Path, entry: _RunEntry, job: Job | None) -> RunRow | None:
+@lru_cache(maxsize=4096)
+def _job_names(name: str) -> tuple[str, str]:
+    """The names of the jobs that train and export a run: its own name, or its start and a hash where a job may not have
+    the name.
+    """
+    start = re.sub(r"[^\w.-]", "-", name)[:40]
+    short_name = f"{start}-{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}"
+    training, export = (name if is_name(name + end) else short_name for end in ("", EXPORT_SUFFIX))
+    return training, export + EXPORT_SUFFIX
+
+
+def _inner_runs(folder: Path) -> list[str]:
+    """The names of runs in a folder that is not a run itself, such as that of a comparison. OSError if it cannot be
+    read.
+    """
+    if any(_state(folder / name) is not None for name in ("run.json", "recipe.json")):
+        return []
+    with suppress(PermissionError, FileNotFoundError), os.scandir(folder) as entries:
+        inner = [entry for entry in itertools.islice(entries, _MAX_INNER) if not entry.name.startswith(".")]
+        return [f"{folder.name}/{entry.name}" for entry in inner if _state(Path(entry.path, "run.json")) is not None]
+    return []
+
+
+def _read_run(path: Path, name: str, entry: _RunEntry, job: Job | None) -> RunRow | None:
     """A run's row; None for a folder without a run."""
     if path.is_symlink():
-        return RunRow(path.name, "broken", 0.0, "it is a link to another folder; pass that folder to headway board")
+        return RunRow(name, "broken", 0.0, "it is a link to another folder; pass that folder to headway board")
     states = {name: _state(path / name) for name in _FILES}
     modified = max([state[3] for state in states.values() if state is not None], default=0) / 1e9
     trainer = holder(path / ".lease") if states[".lease"] else None
     is_starting = job is not None and job.state == "running"
     row = RunRow(
-        path.name,
+        name,
         "starting",
         modified or (job.started if job is not None else 0.0),
         has_model=states["model.safetensors"] is not None,
@@ -517,8 +569,13 @@ def _trash_entries(trash: Path) -> list[tuple[int, str]]:
         for entry in sorted(os.listdir(trash)):
             moment, _, name = entry.partition("-")
             if moment.isdecimal() and len(moment) < 12 and name:
-                found.append((int(moment), name))
+                found.append((int(moment), name.replace("%2F", "/").replace("%25", "%")))
     return found
+
+
+def _trash_name(moment: int, name: str) -> str:
+    """The name in the trash of a run that was deleted at this moment, in seconds since 1970."""
+    return f"{moment}-{name.replace('%', '%25').replace('/', '%2F')}"
 
 
 def _state(path: Path) -> _FileState:

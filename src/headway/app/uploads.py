@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -126,6 +127,26 @@ class Upload:
     def listing(self) -> list[UploadedFile]:
         """The files that have arrived completely."""
         return [UploadedFile(*item) for item in sorted(self._sizes.items())]
+
+    def digest(self) -> str:
+        """A number of the names, sizes and times of all files, which changes when one of them does."""
+        total = hashlib.blake2b(digest_size=16)
+        for name in sorted(self._sizes):
+            with suppress(OSError):  # removed by another program, which changes the number, too
+                status = (self.files / name).stat()
+                total.update(f"{name}\n{status.st_size}\n{status.st_mtime_ns}\n".encode())
+        return total.hexdigest()
+
+    def remove(self, name: str) -> None:
+        """Remove a file or a folder with its files. KeyError if there is none."""
+        path = self.files / safe_name(name)
+        if path.parent.resolve() != path.parent.absolute() or not os.path.lexists(path):
+            raise KeyError(name)
+        with storage_errors(name):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            os.utime(self.files, ns=(now := time.time_ns(), now))
+        self._changed = -1
+        self.refresh()
 
     @property
     def is_marked(self) -> bool:
@@ -251,13 +272,13 @@ class Uploads:
         """Store a file as `Upload.receive` does. UploadUsedError if a run was trained on the upload, because it could
         not be resumed.
         """
+        self.check_unused(upload)
+        return await upload.receive(name, chunks, size, lambda: self.check_unused(upload))
 
-        def check() -> None:
-            if upload.is_marked and (run := self._run_with(upload.id)):
-                raise UploadUsedError(f"the run {run} uses these files; begin another upload")
-
-        check()
-        return await upload.receive(name, chunks, size, check)
+    def check_unused(self, upload: Upload) -> None:
+        """Raise UploadUsedError if a run was trained on an upload, so that its files must stay as they are."""
+        if upload.is_marked and (run := self._run_with(upload.id)):
+            raise UploadUsedError(f"the run {run} uses these files; begin another upload")
 
     def remove(self, upload: Upload) -> None:
         """Remove an upload. UserError if a run was trained on it, because the run could not be resumed."""

@@ -519,7 +519,7 @@ class LocalVerbs:
         head are applied to the layer's features (nostalgebraist 2020). The last layer is the model's own prediction.
 
         top: number of tokens per layer and position, most probable first; 100 at most.
-        neighbours: number of nearest tokens in the embedding table for each token of the text; 100 at most.
+        neighbours: number of nearest tokens by output embedding for each token of the text; 100 at most.
         target: target text for a translation model (default: its own translation), to whose tokens the predictions belong.
 
         Raises UserError for a model without a vocabulary, and for text that is empty or has more than 256 tokens.
@@ -1027,7 +1027,7 @@ class RemoteVerbs:
         head are applied to the layer's features (nostalgebraist 2020). The last layer is the model's own prediction.
 
         top: number of tokens per layer and position, most probable first; 100 at most.
-        neighbours: number of nearest tokens in the embedding table for each token of the text; 100 at most.
+        neighbours: number of nearest tokens by output embedding for each token of the text; 100 at most.
         target: target text for a translation model (default: its own translation), to whose tokens the predictions belong.
 
         Raises UserError for a model without a vocabulary, and for text that is empty or has more than 256 tokens.

@@ -18,18 +18,18 @@ import numpy as np
 from llvmlite import ir
 
 from headway.engine.code_cache import CACHE
-from headway.engine.object_code import load_object, read_object, write_object
+from headway.engine.object_code import ObjectCode, load_object, read_object, write_object
 
 F32 = Any  # a single-precision float in compiled code, known to numba but not to type checkers
 _MESSAGE = "compiling the CPU engine, once on this machine (ten seconds to a minute)"
 _LOADING = threading.RLock()
-_INT = np.dtype(np.int64).char
+INT = np.dtype(np.int64).char  # the kind of an integer
 
 
 def _kind(argument: Any) -> str:
     """The kind of an argument as in `load_object`."""
     if type(argument) is int:
-        return _INT
+        return INT
     kind: str = argument.dtype.char
     return f"{kind}{argument.ndim}" if isinstance(argument, np.ndarray) else kind
 
@@ -49,16 +49,20 @@ class CompiledFunction:
         if kinds not in self._ready:
             with _LOADING:
                 if kinds not in self._ready:
-                    path = None if CACHE is None else CACHE / f"{self._name}-{'-'.join(kinds)}.object"
-                    code = None if path is None else read_object(path)
-                    if code is None:
-                        from headway.engine.compiler import compile_object
-
-                        code = compile_object(self.function, kinds)
-                        if path is not None:
-                            write_object(path, code)
-                    self._ready[kinds] = load_object(code, kinds)
+                    self._ready[kinds] = load_object(self.compile(kinds), kinds)
         return self._ready[kinds](*arguments)
+
+    def compile(self, kinds: tuple[str, ...]) -> ObjectCode:
+        """The code for arguments of these kinds, from the cache or compiled into it."""
+        path = None if CACHE is None else CACHE / f"{self._name}-{'-'.join(kinds)}.object"
+        code = None if path is None else read_object(path)
+        if code is None:
+            from headway.engine.compiler import compile_object
+
+            code = compile_object(self.function, kinds)
+            if path is not None:
+                write_object(path, code)
+        return code
 
     @property
     def is_compiled(self) -> bool:

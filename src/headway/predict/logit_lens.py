@@ -24,6 +24,7 @@ TEMPERATURES = tuple(step / 20 for step in range(1, 41))  # 0.05 to 2
 _MAX_TOKENS, _MAX_TOP = 256, 100  # tokens of a text, and predictions or neighbours of each
 _MAX_LOGITS = 50  # most probable next tokens whose logits are returned
 _MAX_LOGITS_EACH = 10  # and those of each position
+_MAX_SAMPLE, _ITERATIONS = 2048, 16  # rows, and steps, that find the directions that all token vectors share
 _MAX_LOGITS_IN_ALL = 1 << 20  # tokens times vocabulary, for which each position has its distribution
 
 
@@ -80,7 +81,9 @@ class Lens(NamedTuple):
     layers: L layers, from the first to the last, whose predictions are the model's own.
     next: the distribution after the last token, or at a masked model's first mask.
     each: the distributions at all T positions; empty if T times the vocabulary is more than 4,194,304.
-    neighbours: of each token, those with the nearest vectors in the embedding table, with their cosines.
+    neighbours: of each token, those with the nearest output embeddings, with their cosines. Output embeddings are the
+    rows of the last layer's weights, which are the embedding table if both are tied. The mean and the first principal
+    directions, which all rows share, are removed before (Mu and Viswanath 2018, "All-but-the-Top").
     chance: cosine that the nearest of as many random vectors would reach; 0 without neighbours.
     masked: whether position t predicts token t, as in a masked language model, and not token t + 1.
     """
@@ -122,15 +125,13 @@ def read_lens(
     neighbours: int,
     mask: int | None = None,
 ) -> Lens:
-    """The lens over the tokens `ids` of a model with `embed`, `stack` and `heads`; `run` takes the ids [1, T] and runs
+    """The lens over the tokens `ids` of a model with `stack` and `heads`; `run` takes the ids [1, T] and runs
     the model. `mask` is the id of a masked model's mask, -1 if it has none; None for a model that predicts next tokens.
     UserError for too many tokens.
     """
     if len(ids) > _MAX_TOKENS:
         raise UserError(f"the text has {len(ids):,} tokens, and the lens shows at most {_MAX_TOKENS}; shorten it")
-    stack, head, embed = (getattr(model, name) for name in ("stack", "heads", "embed"))
-    if neighbours and getattr(embed, "table", None) is None:
-        raise UserError("the model has no embedding table, so its tokens have no neighbours; set neighbours to 0")
+    stack, head = (getattr(model, name) for name in ("stack", "heads"))
     pieces, num_tokens = token_pieces(codec), min(codec.vocab_size, model.config.vocab_size)  # type: ignore[union-attr]
 
     def scored(values: Tensor, count: int) -> list[list[ScoredToken]]:
@@ -152,7 +153,7 @@ def read_lens(
             else:
                 layers.append(LensLayer([], changes))
         following, each = _distributions(logits, position, scored)
-        table = embed.table[:num_tokens] if neighbours else None  # type: ignore[union-attr]
+        table = head["vocabulary"].weight[:num_tokens].float() if neighbours else None
         nearest, chance = ([], 0.0) if table is None else _neighbours(table, row[0], neighbours, scored)
     tokens = [LensToken(pieces(token), token) for token in ids]
     return Lens(tokens, layers, following, each, nearest, chance, mask is not None)
@@ -212,16 +213,36 @@ def _neighbours(
     count: int,
     scored: Callable[[Tensor, int], list[list[ScoredToken]]],
 ) -> tuple[list[list[ScoredToken]], float]:
-    """The nearest other tokens of each token, by the cosine of their vectors, and the cosine that chance would reach:
-    the largest of n normal numbers is about sqrt(2 ln n) standard deviations above their mean.
+    """The nearest other tokens of each token, by the cosine of their vectors without what all share, and the cosine
+    that chance would reach: the largest of n normal numbers is about sqrt(2 ln n) standard deviations above 0.
     """
-    vectors = nn.functional.normalize(table, dim=-1)
+    rows, deviation = _without_common_directions(table)
+    norms = rows.norm(dim=-1).clamp(min=1e-12)
     tokens, index = ids.unique(return_inverse=True)
-    cosines = vectors[tokens] @ vectors.T
-    others = torch.ones_like(cosines, dtype=torch.bool)
-    others[torch.arange(len(tokens)), tokens] = False  # not the token itself
-    pairs = cosines[others].float()
-    chance = float(pairs.mean() + pairs.std(correction=0) * math.sqrt(2 * math.log(max(2, len(pairs)))))
-    cosines[~others] = -torch.inf
-    rows = scored(cosines, min(count, len(table) - 1))
-    return [rows[number] for number in index.tolist()], chance
+    cosines = rows[tokens] @ rows.T / norms[tokens, None] / norms
+    cosines[torch.arange(len(tokens)), tokens] = -torch.inf  # not the token itself
+    chance = deviation * math.sqrt(2 * math.log(max(2, len(tokens) * (len(table) - 1))))
+    nearest = scored(cosines, min(count, len(table) - 1))
+    return [nearest[number] for number in index.tolist()], min(1.0, chance)
+
+
+def _without_common_directions(table: Float[Tensor, "C D"]) -> tuple[Float[Tensor, "C D"], float]:
+    """The rows without their mean and their first D/100 principal directions (Mu and Viswanath 2018, algorithm 1), and
+    the standard deviation of the cosine of two independent vectors with the covariance of these rows.
+
+    All rows share a few directions: for example, one that makes tokens improbable which training never saw. Subspace
+    iteration finds them in a sample of the rows.
+    """
+    rows = table - table.mean(0)
+    step = max(1, len(rows) // _MAX_SAMPLE)
+    sample = rows[::step].contiguous()
+    start = torch.randn(rows.shape[1], max(1, rows.shape[1] // 100), generator=torch.Generator().manual_seed(0))
+    directions = torch.linalg.qr(start.to(rows.device)).Q
+    for _ in range(_ITERATIONS):
+        directions = torch.linalg.qr(sample.T @ (sample @ directions)).Q
+    rows = torch.addmm(rows, rows @ directions, directions.T, alpha=-1)
+    products = rows[::step] @ rows[::step].T
+    squares = products.diagonal()
+    num_pairs = max(1, len(sample) * (len(sample) - 1))
+    mean_square = (products.square().sum() - squares.square().sum()) / num_pairs  # of different rows
+    return rows, float(mean_square.clamp(min=0).sqrt() / squares.mean().clamp(min=1e-12))

@@ -110,7 +110,7 @@ class Gate:
         if name == "ticket" and scope["method"] == "GET":  # a document, which browsers open without headers
             owner = self._settings.tickets.redeem(scope["path"], ticket)
             if owner is not None:
-                context.owner = owner
+                context.owner, context.has_ticket = owner, True
                 return None
         scheme, _, secret = headers.get("authorization", "").partition(" ")
         match = self._keys.find(secret.strip())
@@ -122,6 +122,7 @@ class Gate:
             raise StatusError(401, f"{problem}; send the header Authorization: Bearer KEY", code="invalid_api_key")
         key, number = match
         context.owner, context.may_train = f"key-{number}", key.may_train
+        context.may_follow = key.max_concurrent is None
         return key
 
 

@@ -114,6 +114,10 @@ class ModelRegistry(Protocol):
         """Whether requests can be served now."""
         ...
 
+    def preparing(self) -> float | None:
+        """Seconds since the engine is being compiled in the background for these models; None if it is not."""
+        ...
+
     async def start(self) -> None:
         """Called once, before the first request."""
         ...
@@ -152,6 +156,8 @@ class Context:
     id: str  # of the request, in the log and in answers
     owner: str = ""  # the request's API key; an owner's requests share cached prefixes
     may_train: bool = False  # whether the request's key may start, change and delete runs; without keys, everyone may
+    may_follow: bool = True  # whether a stream may stay open: it would use up the requests of a key with a limit
+    has_ticket: bool = False  # whether it came with a ticket for its path (`Tickets`) instead of a key
     route: str = ""  # the endpoint's path
     path: Mapping[str, str] = field(default_factory=dict)  # values of the path's {name} parameters
     query: Mapping[str, str] = field(default_factory=dict)  # values after the path's question mark

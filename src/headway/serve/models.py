@@ -36,6 +36,7 @@ from headway.nn.models import CacheDtype, ModelConfig, Transformer, describe, ki
 from headway.predict.model_handle import Backend
 from headway.serve.batcher import Batcher
 from headway.serve.engine_loop import EngineLoop
+from headway.serve.engine_preparation import EnginePreparation
 from headway.serve.fingerprint import fingerprint
 from headway.serve.http_errors import StatusError
 from headway.serve.interfaces import ModelSummary, ReadyModel
@@ -111,16 +112,18 @@ class ServedModels:
         start_loop: Callable[[Model, str], EngineLoop | None],
         keep_alive: float | None = None,
         may_be_empty: bool = False,
+        preparation: EnginePreparation | None = None,
     ) -> None:
         """`start_loop` makes the engine loop for a model and its name, or None if it does not generate text. A model is
         unloaded after `keep_alive` idle seconds (None: only if memory is short). With `may_be_empty`, folders are first
-        searched by `refresh`, and may be missing until then.
+        searched by `refresh`, and may be missing until then. `preparation` compiles the engine as soon as a model that
+        needs it is listed.
 
         UserError for a named model that cannot be served, for two models with one name, and for folders without any.
         A broken model in a folder is not listed; a request for it reports the error.
         """
         self._options, self._start_loop, self._keep_alive = options, start_loop, keep_alive
-        self._device = find_device(options.device)
+        self._device, self._preparation = find_device(options.device), preparation
         self._folders = folders
         self._entries: dict[str, _Entry] = {}
         for path in named:
@@ -164,6 +167,8 @@ class ServedModels:
                     entry.summary, entry.error = None, UserError("its files were removed")
                     entry.is_removed = True
                     self._release(entry)
+            if self._preparation is not None and not self._closing:
+                self._preparation.start(self.listed())
             self._folder_error = ""
         except UserError as error:
             if str(error) != self._folder_error:
@@ -256,7 +261,12 @@ class ServedModels:
     def ready(self) -> bool:
         return not self._closing
 
+    def preparing(self) -> float | None:
+        return None if self._preparation is None else self._preparation.seconds
+
     async def start(self) -> None:
+        if self._preparation is not None:
+            await self.refresh()  # so that it begins before somebody opens the page
         for name, summary in self.listed().items():
             if summary.sequential_reason is not None:
                 _LOG.warning("%s is served one request at a time: %s", name, summary.sequential_reason)
@@ -269,6 +279,8 @@ class ServedModels:
 
     async def _close(self, seconds: float) -> None:
         self._closing, deadline = True, time.monotonic() + seconds
+        if self._preparation is not None:
+            await self._preparation.close()
         if self._refreshing is not None:
             self._refreshing.cancel()
         replaced_loops = [loaded.ready.loop for loaded in self._replaced if loaded.ready.loop is not None]
@@ -315,6 +327,8 @@ class ServedModels:
 
     async def _load(self, entry: _Entry) -> _LoadedModel:
         try:
+            if self._preparation is not None:
+                await self._preparation.wait_for(self.summary(entry.name))
             async with self._load_lock:
                 await self._free_memory(entry)
                 started = time.monotonic()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import quote
@@ -23,12 +24,15 @@ from headway.io.outputs import check_kind
 from headway.learn.run import RunDirectory
 from headway.learn.run_report import notes, scores
 from headway.serve.http_errors import StatusError
-from headway.serve.interfaces import Context, Endpoint
+from headway.serve.interfaces import Context, Endpoint, Events
 
 T = TypeVar("T")
 _MAX_SAMPLES, _MAX_SAMPLE = 20, 4000  # samples per run, and characters per sample
 _MAX_REPORT = 1 << 28  # bytes
 _MAX_CURVES = 8  # curves in an answer with the list
+_FOLLOW_SECONDS = 1.75  # seconds between two looks at the runs that a client follows
+_ENDING_SECONDS = 0.5  # seconds between two looks at whether the server ends
+_MAX_FOLLOW_SECONDS = 300.0  # seconds after which the client has to ask again
 _PATH = re.compile(r"""(^|["'\s=:])(~|\.{0,2}/|[A-Za-z]:[\\/])""")  # a path in the value of a setting
 _REPORT_HEADERS = {
     # A report contains text of models and data. It has no scripts, and no access to this page's keys.
@@ -55,7 +59,7 @@ class RunLines(msgspec.Struct):
 class RunList(msgspec.Struct):
     """The runs that changed `since` a version, or all runs if `is_complete`. `removed`: names of runs that are gone;
     `deleted`: runs that can be restored for a day; `may_train`: whether this key may change runs, without which
-    reasons, messages and paths are blank; `points`: new lines of the requested curves, by run.
+    reasons, messages and paths are blank and reports closed; `points`: new lines of the requested curves, by run.
     """
 
     version: str
@@ -114,10 +118,17 @@ def open_board(context: Context) -> RunBoard:
 
 
 def check_may_train(context: Context) -> None:
-    """StatusError 403 for a key that may not train."""
+    """StatusError 404 for a server without a folder of runs, and 403 for a key that may not train."""
+    open_board(context)
     if not context.may_train:
         message = "this key may not train or change runs; use one whose line in the file of keys ends with train"
         raise StatusError(403, message, code="may_not_train")
+
+
+def check_may_read_report(context: Context) -> None:
+    """`check_may_train`, because a report has the paths of its data and its command, unless there is a ticket."""
+    if not context.has_ticket:
+        check_may_train(context)
 
 
 async def _work(context: Context, work: Callable[[RunBoard], T]) -> T:
@@ -133,7 +144,8 @@ async def _work(context: Context, work: Callable[[RunBoard], T]) -> T:
         raise StatusError(400, str(error).replace(f"{board.folder}{os.sep}", "")) from None
 
 
-async def list_runs(body: None, context: Context) -> RunList:
+async def list_runs(body: None, context: Context) -> RunList | Events:
+    """The list; with `follow`, a stream of it and then of what changes."""
     try:
         positions = msgspec.json.decode(context.query.get("points", "{}"), type=dict[str, str])
     except (msgspec.ValidationError, msgspec.DecodeError):
@@ -142,16 +154,40 @@ async def list_runs(body: None, context: Context) -> RunList:
         )
         raise StatusError(400, message, "points") from None
 
-    def look(board: RunBoard) -> RunList:
-        changes = board.changes(context.query.get("since", ""))
-        points = {}
-        for name, after in list(positions.items())[:_MAX_CURVES]:
-            with suppress(UnknownRunError):  # it is deleted, as `changes` states
-                points[name] = RunLines(*board.points(name, after))
-        changes = changes._replace(runs=[_visible(row, context) for row in changes.runs])
-        return RunList(*changes, context.may_train, points)
+    since, positions = context.query.get("since", ""), dict(list(positions.items())[:_MAX_CURVES])
+    if "follow" in context.query:
+        open_board(context)
+        return Events(_follow(since, positions, context))
+    return await _work(context, partial(_changes, since=since, positions=positions, context=context))
 
-    return await _work(context, look)
+
+def _changes(board: RunBoard, since: str, positions: Mapping[str, str], context: Context) -> RunList:
+    changes, points = board.changes(since), {}
+    for name, after in positions.items():
+        with suppress(UnknownRunError):  # it is deleted, as `changes` states
+            points[name] = RunLines(*board.points(name, after))
+    changes = changes._replace(runs=[_visible(row, context) for row in changes.runs])
+    return RunList(*changes, context.may_train, points)
+
+
+async def _follow(since: str, positions: dict[str, str], context: Context) -> AsyncGenerator[RunList, None]:
+    """What changed `since` a version, and then what changes. A client with a limit of requests gets the first alone."""
+    look = time.monotonic()
+    end, deleted = look + _MAX_FOLLOW_SECONDS, None
+    while True:
+        answer = await _work(context, partial(_changes, since=since, positions=positions, context=context))
+        answer.points = {name: points for name, points in answer.points.items() if points.lines or points.is_restart}
+        if answer.runs or answer.removed or answer.points or answer.deleted != deleted:
+            yield answer
+        since, deleted = answer.version, answer.deleted
+        positions = positions | {name: points.after for name, points in answer.points.items()}
+        if any(points.has_more for points in answer.points.values()):
+            continue
+        look = max(look + _FOLLOW_SECONDS, time.monotonic())
+        while (seconds := look - time.monotonic()) > 0 and context.served.ready():
+            await asyncio.sleep(min(seconds, _ENDING_SECONDS))
+        if not context.served.ready() or not context.may_follow or look > end:
+            return
 
 
 async def get_run(body: None, context: Context) -> RunDetails:
@@ -166,7 +202,8 @@ async def get_run(body: None, context: Context) -> RunDetails:
 
 def _visible(row: RunRow, context: Context) -> RunRow:
     """A run's row without this machine's paths, processes and output, unless the key may train."""
-    return row if context.may_train else replace(row, reason="", export_message="", export_path=None)
+    hidden = {"reason": "", "export_message": "", "export_path": None, "has_report": False}
+    return row if context.may_train else replace(row, **hidden)
 
 
 def _details(board: RunBoard, name: str) -> RunDetails:
@@ -193,6 +230,7 @@ async def get_points(body: None, context: Context) -> RunLines:
 
 
 async def issue_report(body: None, context: Context) -> ReportAddress:
+    check_may_read_report(context)
     name = context.path["name"]
     row = await _work(context, lambda board: board.row(name))
     if not row.has_report:
@@ -202,6 +240,7 @@ async def issue_report(body: None, context: Context) -> ReportAddress:
 
 
 async def get_report(body: None, context: Context) -> Response:
+    check_may_read_report(context)
     return await _work(context, lambda board: report_answer(board.path(context.path["name"])))
 
 
@@ -260,20 +299,25 @@ _ACTIONS = {
 }
 
 
-def _handler(action: str) -> Callable[[RunChange, Context], Awaitable[RunChanged]]:
-    return lambda body, context: change_run(action, body, context)
-
-
 ENDPOINTS = (
     Endpoint(
-        "GET", "/v1/runs", list_runs, "runs that changed since a version", answer=RunList, query=("since", "points")
+        "GET",
+        "/v1/runs",
+        list_runs,
+        "runs that changed since a version; with follow=1, a stream of changes",
+        answer=RunList,
+        part=RunList,
+        query=("since", "points", "follow"),
     ),
-    Endpoint("GET", "/v1/runs/{name}", get_run, "a run's settings, samples and scores", answer=RunDetails),
-    Endpoint("GET", "/v1/runs/{name}/points", get_points, "a run's curves", answer=RunLines, query=("after",)),
-    Endpoint("POST", "/v1/runs/{name}/report", issue_report, "an address of a run's report", answer=ReportAddress),
-    Endpoint("GET", "/v1/runs/{name}/report", get_report, "a run's report", query=("ticket",)),
+    Endpoint("GET", "/v1/runs/{name:path}/points", get_points, "a run's curves", answer=RunLines, query=("after",)),
+    Endpoint("POST", "/v1/runs/{name:path}/report", issue_report, "an address of a run's report", answer=ReportAddress),
+    Endpoint("GET", "/v1/runs/{name:path}/report", get_report, "a run's report", query=("ticket",)),
     *(
-        Endpoint("POST", f"/v1/runs/{{name}}/{action}", _handler(action), summary, RunChange, RunChanged)
+        Endpoint(
+            "POST", f"/v1/runs/{{name:path}}/{action}", partial(change_run, action), summary, RunChange, RunChanged
+        )
         for action, summary in _ACTIONS.items()
     ),
+    # Last, because the name of a run in a folder of runs has a slash, as the paths above have.
+    Endpoint("GET", "/v1/runs/{name:path}", get_run, "a run's settings, samples and scores", answer=RunDetails),
 )

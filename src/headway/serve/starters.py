@@ -18,7 +18,7 @@ from headway.errors import UserError
 from headway.learn.run import RunDirectory
 from headway.serve.http_errors import StatusError
 from headway.serve.interfaces import Context, Endpoint
-from headway.serve.runs import ReportAddress, open_board, report_answer
+from headway.serve.runs import ReportAddress, check_may_read_report, check_may_train, report_answer
 
 _CONTINUE = "continue with:"  # in the message of a job that somebody stopped
 
@@ -67,10 +67,10 @@ class StarterList(msgspec.Struct):
 
 async def list_starters(body: None, context: Context) -> StarterList:
     """All models to start with, and how far each is."""
-    may_make = _refusal(context) is None
+    may_make = context.may_train and context.settings.runs is not None
     await context.served.refresh()
     names = {summary.path: name for name, summary in context.served.listed().items()}
-    models = await asyncio.to_thread(_list, names, may_make, context.settings.runs is not None)
+    models = await asyncio.to_thread(_list, names, may_make)
     return StarterList(models, may_make)
 
 
@@ -85,8 +85,7 @@ async def stop_starter(body: None, context: Context) -> StarterModel:
 
 
 async def _change(context: Context, change: Callable[[str], None]) -> StarterModel:
-    if (refusal := _refusal(context)) is not None:
-        raise refusal
+    check_may_train(context)
     name = _requested(context).name
     await asyncio.to_thread(change, name)
     return next(model for model in (await list_starters(None, context)).data if model.name == name)
@@ -101,14 +100,14 @@ def _requested(context: Context) -> Starter:
 
 
 async def issue_starter_report(body: None, context: Context) -> ReportAddress:
-    """An address of the report of a model that was made, for servers that show runs."""
-    open_board(context)
+    """An address of the report of a model that was made, for clients that may make models."""
+    check_may_read_report(context)
     path = f"/v1/starters/{_requested(context).name}/report"
     return ReportAddress(f"{path}?ticket={context.settings.tickets.issue(path, context.owner)}")
 
 
 async def get_starter_report(body: None, context: Context) -> Response:
-    open_board(context)
+    check_may_read_report(context)
     return await asyncio.to_thread(report_answer, _requested(context).directory)
 
 
@@ -128,22 +127,16 @@ def _stop(name: str) -> None:
         raise UserError(f"{name} is not being made on this machine; look at the list again")
 
 
-def _refusal(context: Context) -> StatusError | None:
-    if context.settings.runs is None:
-        return StatusError(403, "this server does not train; start it with headway open, or --runs DIR", code="no_runs")
-    if not context.may_train:
-        return StatusError(403, "this API key may not train; use one that may", code="may_not_train")
-    return None
-
-
-def _list(names: Mapping[Path | None, str], may_make: bool, shows_runs: bool) -> list[StarterModel]:
-    """All models, as a client may see them; `names` are those under which the server has models, by path."""
+def _list(names: Mapping[Path | None, str], may_make: bool) -> list[StarterModel]:
+    """All models, as a client may see them; `names` are those under which the server has models, by path. Messages and
+    reports may name folders of this machine.
+    """
     made = jobs(models_folder())
     models = [_starter_model(name, made.get(name)) for name in STARTERS]
     for model in models:
         model.served = names.get(Path(os.path.abspath(STARTERS[model.name].directory)))
-        model.has_report = model.has_report and shows_runs
-        model.message = model.message if may_make else ""  # may name folders of this machine
+        model.has_report = model.has_report and may_make
+        model.message = model.message if may_make else ""
     return models
 
 

@@ -5,10 +5,12 @@ their own.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
+import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -30,6 +32,7 @@ from headway.app.uploads import (
 )
 from headway.data.input_files import File, read_lines
 from headway.errors import UserError, nearest, printable
+from headway.io.durable import read_json, write_json
 from headway.io.files import DATA_ROOT_VARIABLE
 from headway.io.json_files import parse_json
 from headway.serve.child_process import run_command
@@ -45,7 +48,7 @@ _MAX_BEFORE = 1 << 26  # characters that are read in order to find a line
 _MAX_NAME = 100  # characters of a run's name, as in `check_name`; at most twice as many bytes
 _LOCATION = re.compile(r"(?P<name>[^,;:]+), line (?P<line>\d{1,9})\b")
 _COLUMNS = ("text", "text2", "label", "path", "time", "series", "value")  # roles of columns that a reader may name
-_SETTINGS = (*(f"task.{column}" for column in _COLUMNS), "task.skip_bad")
+_SETTINGS = (*(f"task.{column}" for column in _COLUMNS), "task.skip_bad", "task.fill")
 _plans_running = 0
 
 
@@ -88,7 +91,7 @@ _Minutes = Annotated[float, msgspec.Meta(gt=0, le=100_000)]
 class PlanBody(msgspec.Struct, forbid_unknown_fields=True):
     """Plan a training of `recipe` on an upload for each number of minutes. `files` are the names of the data files, in
     the order that the recipe takes them; by default the complete upload. `settings` name columns, such as task.label,
-    or skip samples that cannot be used (task.skip_bad).
+    skip samples that cannot be used (task.skip_bad), or fill gaps of a series (task.fill).
     """
 
     recipe: str
@@ -99,7 +102,9 @@ class PlanBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class PlanAnswer(msgspec.Struct):
-    """The plans, a summary of the data, and notes about files and lines that are left out."""
+    """The plans, a summary of the data, and notes about files and lines that are left out. Each plan that fits into its
+    time has an `id`, with which a run trains what was planned.
+    """
 
     plans: list[dict[str, Any]]
     data: dict[str, Any] | None
@@ -107,7 +112,9 @@ class PlanAnswer(msgspec.Struct):
 
 
 class RunBody(msgspec.Struct, forbid_unknown_fields=True):
-    """Train a recipe on an upload for a number of minutes. If a run has the `name`, a number is added."""
+    """Train a recipe on an upload for a number of minutes. If a run has the `name`, a number is added. With the id of a
+    `plan` of these files, settings and minutes, the run has the plan's size; otherwise the size is chosen at the start.
+    """
 
     recipe: str
     upload: str
@@ -115,6 +122,7 @@ class RunBody(msgspec.Struct, forbid_unknown_fields=True):
     name: str
     files: Annotated[list[str], msgspec.Meta(max_length=10)] = []
     settings: dict[str, str] = {}
+    plan: str = ""
 
 
 class StartedRun(msgspec.Struct):
@@ -195,6 +203,18 @@ async def put_file(body: BodyStream, context: Context) -> FileEntry:
         return FileEntry(*await uploads_of(context).receive(upload, context.path["path"], body.chunks, body.size))
 
 
+async def delete_file(body: None, context: Context) -> UploadAnswer:
+    """Remove a file of an upload, or a folder with its files, unless a run uses them."""
+    upload, name = _find(context, context.path["upload"]), context.path["path"]
+    try:
+        with _http_statuses():
+            uploads_of(context).check_unused(upload)
+            await asyncio.to_thread(upload.remove, name)
+    except KeyError:
+        raise StatusError(404, f"the upload has no file {printable(name[:60])!r}; look at its list", "path") from None
+    return _answer(upload, context)
+
+
 async def get_upload(body: None, context: Context) -> UploadAnswer:
     """What has arrived of an upload, so that an interrupted one can continue."""
     return _answer(_find(context, context.path["upload"]), context)
@@ -238,11 +258,12 @@ async def create_plans(body: PlanBody, context: Context) -> PlanAnswer:
     global _plans_running
     upload = _find(context, body.upload)
     minutes = ",".join(f"{number:g}" for number in body.minutes)
-    command = [*_command("plan", body, upload), "--minutes", minutes, "--json"]
+    command = [*_command("plan", body, upload, body.settings), "--minutes", minutes, "--json"]
     if _plans_running >= _MAX_PLANS:
         raise StatusError(429, f"{_MAX_PLANS} plans are being made; wait for one of them", code="busy", retry_after=5)
     _plans_running += 1
     try:
+        digest = await asyncio.to_thread(upload.digest)  # before the files are read
         code, output, notes = await run_command(command, _PLAN_SECONDS, _data_root(upload))
     except TimeoutError:
         message = f"the plan took longer than {_PLAN_SECONDS:g} s; try again with fewer files, or start without a plan"
@@ -250,13 +271,21 @@ async def create_plans(body: PlanBody, context: Context) -> PlanAnswer:
     finally:
         _plans_running -= 1
     root = str(upload.files.absolute())  # messages name the client's files, not the server's
-    lines = [line for line in notes.replace(f"{root}/", "").replace(root, "the upload").splitlines() if line.strip()]
+    for path, name in {f"{root}/": "", f"folder {root}": "the upload", root: "the upload"}.items():
+        notes = notes.replace(path, name)
+    lines = [line for line in notes.splitlines() if line.strip()]
     if code:
         message = (lines[-1] if lines else "the plan failed without a message; try again").removeprefix("headway: ")
         match, names = _LOCATION.search(message), {file.name for file in upload.listing()}
         location = f"{match['name']}:{match['line']}" if match is not None and match["name"] in names else None
         raise StatusError(400 if code == 2 else 500, message, location, "plan_failed")
     result: Any = parse_json(output)
+    with _http_statuses(), storage_errors("the plan"):
+        for plan in result["plans"]:
+            if plan["steps"] is not None:
+                plan["id"] = secrets.token_hex(10)
+                planned = {"request": _request(body, plan["minutes"]), "settings": plan["settings"], "digest": digest}
+                write_json(upload.files.parent / f"plan-{plan['id']}.json", planned)
     return PlanAnswer(result["plans"], result["data"], [line for line in lines if not line.startswith("headway: ")])
 
 
@@ -264,12 +293,31 @@ async def start_run(body: RunBody, context: Context) -> StartedRun:
     """Train on an upload, in a process of its own that outlives the server."""
     upload, runs = _find(context, body.upload), open_board(context).folder
     name = _free_name(runs, body.name.strip())
-    command = _command("train", body, upload)
+    planned = await asyncio.to_thread(_planned_settings, body, upload) if body.plan else {}
+    command = _command("train", body, upload, body.settings | planned)
     command += ["--run", str(runs / name), "--minutes", f"{body.minutes:g}"]
     with _http_statuses(), storage_errors(name):
         (upload.files.parent / USED).touch()
     await asyncio.to_thread(start_job, runs, name, command, _data_root(upload))
     return StartedRun(name)
+
+
+def _request(body: PlanBody | RunBody, minutes: float) -> dict[str, Any]:
+    return {"recipe": body.recipe, "files": body.files, "settings": body.settings, "minutes": minutes}
+
+
+def _planned_settings(body: RunBody, upload: Upload) -> dict[str, Any]:
+    """The settings that a run's plan chose. StatusError for a plan of something else, or of files that have changed."""
+    shown, path = printable(body.plan[:40]), upload.files.parent / f"plan-{body.plan}.json"
+    if not re.fullmatch("[0-9a-f]{20}", body.plan) or not path.is_file():
+        raise StatusError(404, f"there is no plan {shown!r} of this upload; plan again", "plan", "no_plan")
+    plan = read_json(path)
+    if plan["request"] != _request(body, body.minutes):
+        raise StatusError(400, f"the plan {shown!r} is for other minutes, files or settings; plan again", "plan")
+    if plan["digest"] != upload.digest():
+        message = "the files have changed since this plan was made; plan again"
+        raise StatusError(409, message, "plan", "files_changed")
+    return plan["settings"] or {}
 
 
 def _free_name(runs: Path, name: str) -> str:
@@ -291,8 +339,10 @@ def _data_root(upload: Upload) -> dict[str, str]:
     return {DATA_ROOT_VARIABLE: str(upload.files.absolute())}
 
 
-def _command(verb: str, body: PlanBody | RunBody, upload: Upload) -> list[str]:
-    """The command that plans or trains a recipe on an upload. StatusError for unknown recipes, files and settings."""
+def _command(verb: str, body: PlanBody | RunBody, upload: Upload, settings: Mapping[str, Any]) -> list[str]:
+    """The command that plans or trains a recipe on an upload. StatusError for unknown recipes, files and settings of
+    the client.
+    """
     from headway.domains import recipe_domains  # scans the installed packages
 
     if body.recipe not in recipe_domains():
@@ -302,9 +352,9 @@ def _command(verb: str, body: PlanBody | RunBody, upload: Upload) -> list[str]:
     if unknown is not None:
         raise StatusError(400, f"unknown setting {printable(unknown[:40])!r}; use {', '.join(_SETTINGS)}", "settings")
     paths = [_stored_file(upload, name) for name in body.files] or _data_paths(upload.files)
-    settings = [f"{name}={value}" for name, value in body.settings.items()]
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in settings.items()}
     command = [sys.executable, "-m", "headway", verb, body.recipe, "--data", *map(str, paths)]
-    return [*command, "--set", *settings] if settings else command
+    return [*command, "--set", *(f"{name}={text}" for name, text in texts.items())] if texts else command
 
 
 def _data_paths(folder: Path) -> list[Path]:
@@ -333,6 +383,9 @@ ENDPOINTS = (
     Endpoint("GET", "/v1/uploads/{upload}", get_upload, "what has arrived of an upload", None, UploadAnswer),
     Endpoint("DELETE", "/v1/uploads/{upload}", delete_upload, "remove an upload", None, Removed),
     Endpoint("PUT", "/v1/uploads/{upload}/files/{path:path}", put_file, "store one file", BodyStream, FileEntry),
+    Endpoint(
+        "DELETE", "/v1/uploads/{upload}/files/{path:path}", delete_file, "remove a file or folder", None, UploadAnswer
+    ),
     Endpoint("GET", "/v1/uploads/{upload}/lines/{line}/{path:path}", get_lines, "a line of a file", None, WrongLine),
     Endpoint("POST", "/v1/plans", create_plans, "plan a training on an upload", PlanBody, PlanAnswer),
     Endpoint("POST", "/v1/runs", start_run, "start a training on an upload", RunBody, StartedRun),

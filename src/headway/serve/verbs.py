@@ -7,10 +7,12 @@ URL here. Requests for one verb with the same settings share a model call.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from functools import partial
 from inspect import Parameter
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -20,6 +22,7 @@ from torch import Tensor
 
 from headway.app.model import Model
 from headway.app.predictors import predictor, signature
+from headway.app.starters import models_folder
 from headway.app.verb_table import REMOTE_VERBS
 from headway.domains.forecast.predictors import continue_history, read_history
 from headway.errors import UserError
@@ -92,7 +95,7 @@ _VERBS = {
     ),
     "lens": ServedVerb(
         "what the model would predict if it ended after each layer",
-        "`text` has at most 256 tokens. With `neighbours`, each token has its nearest ones in the embedding table.",
+        "`text` has at most 256 tokens. With `neighbours`, each token has its nearest ones by output embedding.",
         str,
         is_joint=True,
         max_tokens=256,
@@ -132,8 +135,9 @@ class ClassifyAnswer(VerbAnswer, kw_only=True):
 
 class ServedModel(msgspec.Struct):
     """A model, its tasks (`verbs`), its kinds of input (`reads`), and its context length in tokens. `is_run`: headway
-    trained it; `is_training`: a process of this machine still does. `examples` are text inputs from the held-out
-    samples of its run, `languages` the codes of those that it transcribes, if there are several.
+    trained it; `is_training`: a process of this machine still does; `is_starter`: it was made by `headway models make`.
+    `examples` are text inputs from the held-out samples of its run, `languages` the codes of those that it transcribes,
+    if there are several.
     """
 
     id: str
@@ -145,6 +149,7 @@ class ServedModel(msgspec.Struct):
     parameters: int
     is_run: bool
     is_training: bool
+    is_starter: bool
     examples: list[str]
     languages: Sequence[str]
     object: str = "model"
@@ -159,8 +164,11 @@ class BodyLimits(msgspec.Struct):
 
 
 class ModelList(msgspec.Struct):
+    """The models. While the engine is compiled in the background, `preparing` are the seconds since that began."""
+
     data: list[ServedModel]
     limits: BodyLimits
+    preparing: float | None
     object: str = "list"
 
 
@@ -170,7 +178,7 @@ async def list_models(body: None, context: Context) -> ModelList:
     limits = BodyLimits(context.settings.body_bytes, context.settings.form_bytes)
     listed = dict(context.served.listed())
     models = await asyncio.to_thread(lambda: [_served_model(name, known) for name, known in listed.items()])
-    return ModelList(models, limits)
+    return ModelList(models, limits, context.served.preparing())
 
 
 async def get_model(body: None, context: Context) -> ServedModel:
@@ -182,7 +190,8 @@ def _served_model(name: str, summary: ModelSummary) -> ServedModel:
     tasks = [verb for verb in summary.verbs if verb in REMOTE_VERBS or verb == "transcribe"]
     facts = name, summary.modified, summary.kind, tasks, summary.inputs, summary.context, summary.parameters
     is_training = summary.is_run and summary.path is not None and RunDirectory(summary.path).trainer() is not None
-    return ServedModel(*facts, summary.is_run, is_training, list(summary.examples), summary.languages)
+    is_starter = summary.path is not None and summary.path.parent == Path(os.path.abspath(models_folder()))
+    return ServedModel(*facts, summary.is_run, is_training, is_starter, list(summary.examples), summary.languages)
 
 
 def _body_type(verb: str) -> type[msgspec.Struct]:

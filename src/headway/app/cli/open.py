@@ -279,8 +279,10 @@ def _serve(
         from headway.serve.server import run_server
     except ModuleNotFoundError as error:
         raise UserError(f"the page needs {error.name}; run pip install 'headway[serve]'") from None
+    from headway.app.loading import find_device
     from headway.app.starters import models_folder
     from headway.serve.engine_loop import open_engine_loop
+    from headway.serve.engine_preparation import EnginePreparation
     from headway.serve.interfaces import ServerSettings
     from headway.serve.models import LoadOptions, ServedModels
     from headway.serve.session_keys import SessionKeys
@@ -289,5 +291,7 @@ def _serve(
     with torch_options(args):
         options = LoadOptions(args.device, backend=args.backend)
         start = lambda model, name: open_engine_loop(model, name, _SLOTS, _QUEUE)  # noqa: E731
-        models = ServedModels([], sessions.folders, options, start, _IDLE_SECONDS, may_be_empty=True)
+        has_engine = args.backend != "torch" and find_device(args.device).type == "cpu"
+        preparation = EnginePreparation() if has_engine else None
+        models = ServedModels([], sessions.folders, options, start, _IDLE_SECONDS, True, preparation)
         run_server(models, ServerSettings(sessions=sessions, runs=runs, log=False), sock, channel)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from headway.config import applicable
 from headway.data.array_store import build_deadline
 from headway.errors import ConfigError, UserError
 from headway.learn.formatting import format_count, format_number
@@ -27,6 +28,7 @@ _BATCH_SETTINGS = ("train.batch_tokens", "train.batch_size", "train.accumulate")
 _MAX_REPEATS = 6  # maximum epochs, in multiples of `ScalingLaw.repeats`
 _MIN_STEPS_FACTOR = 4  # minimum steps in a plan limited by the data, in multiples of `Scale.min_steps`
 _MIN_READ_SECONDS = 10.0  # minimum seconds for reading data, so that an error can name enough minutes
+_BUSY_FACTOR = 4  # how much slower than planned a machine may be
 _LONGER_FACTOR = 12  # multiple of the minutes for which a plan also reports the best size
 
 
@@ -63,7 +65,8 @@ class SizePlan(NamedTuple):
 
 class ScaledRecipe(NamedTuple):
     """A recipe scaled to the data and the time, the plan of its size, its task if that was left open, the number of
-    unique training targets, and a summary of the data.
+    unique training targets, a summary of the data, and the chosen settings: with them as the user's, a run has the same
+    size.
     """
 
     recipe: Recipe
@@ -71,6 +74,7 @@ class ScaledRecipe(NamedTuple):
     task: Task | None
     unique_targets: int
     data: DataSummary
+    settings: Settings
 
 
 def ladder(recipe: Recipe, scale: Scale, user: Settings) -> list[LadderSize]:
@@ -131,8 +135,10 @@ def choose_size(
         size = candidate.settings, candidate.recipe.model, candidate.parameters, candidate.size
         plans.append(SizePlan(*size, measured, batch, min(targets, max_targets), loss, targets > max_targets))
     best = min(plans, key=lambda plan: plan.loss)
-    if best.steps < scale.min_steps:
-        needed_seconds = scale.min_steps * (best.pace.overhead + best.batch * best.pace.share / best.pace.targets)
+    # A size and batch that an earlier plan chose are kept on a machine that is busier now.
+    min_steps = scale.min_steps // _BUSY_FACTOR if own_batch and len(candidates) == 1 else scale.min_steps
+    if best.steps < min_steps:
+        needed_seconds = min_steps * (best.pace.overhead + best.batch * best.pace.share / best.pace.targets)
         description = "a model of this size" if len(candidates) == 1 else "the smallest model"
         raise UserError(
             f"only {max(seconds, 0):.0f} s are left for training, and {description} can take only {best.steps} steps; "
@@ -141,17 +147,16 @@ def choose_size(
     return best, plans
 
 
-def with_size(recipe: Recipe, plan: SizePlan, scale: Scale, unique: int, user: Settings) -> Recipe:
-    """The recipe for a planned size, with its batch size, learning rates and regularisation."""
+def size_settings(recipe: Recipe, plan: SizePlan, scale: Scale, unique: int, user: Settings) -> Settings:
+    """The settings of a planned size, with its batch size, learning rates and regularisation."""
     sized_recipe = with_user_settings(recipe, plan.settings, user)
     width, depth = shape_of(sized_recipe.model)
-    settings = {
+    return {
         **plan.settings,
         scale.batch_setting: plan.batch,
         **scale.regularise(sized_recipe, plan.targets / max(1, unique), plan.parameters / max(1, unique)),
         **scale.learning_rates(recipe, width, depth),
     }
-    return with_user_settings(recipe, settings, user)
 
 
 def active_parameters(model: nn.Module | ModelConfig) -> int:
@@ -208,7 +213,9 @@ def scale_recipe(
                 longer = processes.broadcast_object(TRAINING_SHARE * 60 * (_LONGER_FACTOR * minutes) - clock.elapsed())
                 larger = choose_size(recipe, scale, user, unique, longer, extrapolated_pace)[0].size
             reasons = _reasons(best, plans, scale, data_settings.reason, larger)
-            chosen = replace(with_size(recipe, best, scale, unique, user), reasons=reasons)
+            sized = size_settings(recipe, best, scale, unique, user)
+            chosen = replace(with_user_settings(recipe, sized, user), reasons=reasons)
+            settings = without_user_settings({**data_settings.settings, **sized}, user)
             if opens_task:
                 batches = (chosen.train.batch_tokens, chosen.train.batch_size)
                 is_same = chosen.task == recipe.task and batches == (recipe.train.batch_tokens, recipe.train.batch_size)
@@ -216,7 +223,7 @@ def scale_recipe(
         finally:
             if task is not kept_task:
                 task.close()
-    return ScaledRecipe(chosen, best, kept_task, unique, data)
+    return ScaledRecipe(chosen, best, kept_task, unique, data, applicable(recipe, settings, user))
 
 
 def _reasons(

@@ -203,8 +203,9 @@ class TrainingSetup(NamedTuple):
 @summary_repr
 class Plan(NamedTuple):
     """A run's plan for a number of minutes: the model's parameters, width and layers, `batch` tokens or samples
-    per step, steps, `epochs` (None: unknown), bytes of memory for the training state, the reasons, and a summary of the
-    data. If the minutes are too few to learn anything, only `reasons` is set.
+    per step, steps, `epochs` (None: unknown), bytes of memory for the training state, the reasons, a summary of the
+    data, and the chosen `settings`, with which `train` has this size whatever it measures. If the minutes are too few
+    to learn anything, only `reasons` is set.
     """
 
     minutes: float
@@ -217,6 +218,7 @@ class Plan(NamedTuple):
     epochs: float | None = None
     memory: int | None = None
     data: DataSummary | None = None
+    settings: Settings | None = None
 
     def card(self) -> SummaryCard:
         """A summary of the sizes, with a table of reasons."""
@@ -285,11 +287,13 @@ def make_plans(
         known: dict[str, Throughput] = {}
 
         def scaled_plan(duration: float) -> Plan:
-            chosen, size, _, unique, data = scale_recipe(recipe, scale, user, duration, Clock(spent), device, known)
+            chosen, size, _, unique, data, settings = scale_recipe(
+                recipe, scale, user, duration, Clock(spent), device, known
+            )
             model = outline(chosen.model)
             shape, memory = shape_of(chosen.model), sum(training_bytes(chosen, model).values())
             amounts = size.batch, size.steps, size.targets / max(1, unique), memory
-            return Plan(duration, chosen.reasons, describe(model)["parameters"], *shape, *amounts, data)
+            return Plan(duration, chosen.reasons, describe(model)["parameters"], *shape, *amounts, data, settings)
 
         planner: Callable[[float], Plan] = scaled_plan
     else:

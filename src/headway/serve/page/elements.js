@@ -136,6 +136,13 @@ function tokenLabel(text) {
 const shellWord = (text) => /^[\w./:=@%+-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
 const pythonString = (text) => JSON.stringify(text).replace(/[\u007f-\u009f\u2028\u2029]/g, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
 
+// A number, string, truth value or list of them as Python.
+function pythonValue(value) {
+  if (Array.isArray(value)) return `[${value.map(pythonValue).join(", ")}]`;
+  if (typeof value === "string") return pythonString(value);
+  return { true: "True", false: "False", null: "None" }[value] ?? String(value);
+}
+
 // A row of buttons that fill a form with an example.
 function exampleButtons(examples, use) {
   const buttons = examples.slice(0, 5).map((example) => element("button", { type: "button", className: "plain", onclick: () => use(example) }, firstWords(example, 30)));

@@ -14,8 +14,8 @@ class AttentionView {
     this.strength = keepDraft(element("input", { type: "range", min: 0, max: 100, oninput: () => this.draw() }), "images:strength", "50");
     this.view = element("div", {}, element("p", {}, this.text),
       element("div", { className: "looked" }, part(element("img", { src: url, alt: `${name}, as it is` }), "Your picture"), part(this.canvas, "What the model saw, and where it looked")),
-      element("p", { className: "legend soft" }, "Dark: counted little", element("span", { "aria-hidden": "true" }), "Bright: counted much"),
-      labelled("How strongly to show where the model looked", this.strength),
+      element("p", { className: "legend soft" }, "Dark: hardly looked at", element("span", { "aria-hidden": "true" }), "Bright: looked at most"),
+      labelled("Strength of these colours", this.strength),
       element("details", {}, element("summary", {}, "The same as numbers"), table(["", "left", "centre", "right"], rows, "Share of the attention")));
     this.draw();
   }
@@ -137,7 +137,7 @@ page.addTab({
     const wrong = files.find((file) => !file.type.startsWith("image/") && (!images.length || !filePath(file).includes("/")));
     if (wrong) return page.fail(new ServerError(`${shortName(filePath(wrong))} is not an image; choose files such as .png, .jpg or .webp`, 0));
     if (!images.length) return page.fail(new ServerError("there is no image in this folder; choose one with files such as .png, .jpg or .webp", 0));
-    other.zone.lastChild.textContent = "";
+    other.clear();
     this.take(images.slice(0, 100));
     const others = files.length - images.length;
     this.note.textContent = `${images.length > 100 ? `These are ${integers.format(images.length)} images: the first 100 by name are used. ` : ""}${others ? `${integers.format(others)} other ${others === 1 ? "file is" : "files are"} left out.` : ""}`;
@@ -151,7 +151,7 @@ page.addTab({
     this.note.textContent = "";
     this.previews.replaceChildren(...files.slice(0, 12).map((file, index) => element("figure", {},
       element("img", { src: this.urls[index], alt: !isExample ? "" : ["classify", "look"].includes(this.task) ? "A handwritten three" : "A red circle and a blue square", className: "preview" }),
-      element("figcaption", { className: "soft" }, isExample ? "Example, drawn by this page" : shortName(filePath(file))))), files.length > 12 ? `and ${files.length - 12} more` : "");
+      element("figcaption", { className: "soft" }, isExample ? "Example, drawn by this page" : files.length > 1 ? shortName(filePath(file)) : ""))), files.length > 12 ? `and ${files.length - 12} more` : "");
     this.command.update();
   },
 
@@ -205,6 +205,7 @@ page.addTab({
         place.replaceChildren(...await make());
       } catch (error) {
         isMade = false;
+        if (error.status === 401) event.target.open = false; // the form for a key says so
         place.replaceChildren(element("p", { className: "wrong" }, this.problem(error, name)));
       }
     } }, element("summary", {}, title), place);

@@ -5,12 +5,15 @@ const INSIDE_EXAMPLES = {
   "a masked language model": "The capital of France is [MASK].",
   "an encoder-decoder": "A man is sleeping.",
 };
+const MAX_EXAMPLE = 140; // characters
 const INSIDE_SENTENCE = "Once upon a time there was a fox named Tom. His friend was a bear named Anna.";
 
 const attends = (model) => model.verbs.includes("attention");
 const isRecurrent = (model) => model.verbs.includes("lens") && !attends(model);
 
 const isWord = (token) => /\p{L}/u.test(token.text);
+const isUnknown = (token) => /^(<unk>|\[UNK\])$/i.test(token.text.trim()); // stands for what is not in the vocabulary
+const tokenCount = (count) => `${integers.format(count)} token${count === 1 ? "" : "s"}`;
 const isMark = (token) => /^<.+>$|^\[(CLS|SEP|PAD)\]$/.test(token.text); // a token that nobody types
 
 // Models with attention: the largest language model comes first, translators and others after it.
@@ -42,9 +45,11 @@ page.addTab({
     this.other = modelChoice("inside-recurrent", isRecurrent, () => this.look(), (one, other) => byLikeness(this.choice.model?.id ?? "")(one, other));
     this.other.field.querySelector("label").textContent = "Recurrent model";
     keepDraft(this.text, "inside", this.example());
+    this.examples = element("div");
     this.form = workForm([
       this.choice.field,
       labelled("Sentence", this.text, "A model reads at most 256 tokens here, about 200 words. Twenty words are easier to look at."),
+      this.examples,
     ], (signal) => this.work(signal), "Look inside");
     this.results = element("div", { className: "inside", "aria-live": "off" });
     this.status = element("p", { className: "soft", role: "status" });
@@ -52,6 +57,7 @@ page.addTab({
     panel.append(element("h2", {}, "Inside a transformer"),
       element("p", {}, "A language model reads a text and guesses how it goes on. A transformer is the kind of network that most of them are today: its tokens exchange information by attention, in several layers, which are stages that every token passes one after the other. Follow one sentence, step by step: everything below is computed by the model that you choose, from its own weights, the numbers that it learned. Change the sentence and look again."),
       this.form, this.status, this.results, insideQuestions(), this.command);
+    this.showExamples();
     this.look();
   },
   refresh() {
@@ -62,13 +68,28 @@ page.addTab({
   opened() {
     if (!this.answer) this.look();
   },
-  example() {
-    const model = this.choice.model, own = model?.examples?.find((text) => text.length <= 80);
-    return INSIDE_EXAMPLES[model?.kind] ?? own ?? INSIDE_SENTENCE;
+  // Sentences that fit the model: its own examples, which are in its vocabulary. A model that the tab Models made of stories,
+  // and one without examples, begins with a sentence of this page.
+  sentences() {
+    const model = this.choice.model, own = model?.examples.filter((text) => text.length <= MAX_EXAMPLE) ?? [];
+    const isStories = model?.is_starter && model.kind === "a language model";
+    return own.length && !isStories ? own : [INSIDE_EXAMPLES[model?.kind] ?? INSIDE_SENTENCE, ...own];
   },
-  // A sentence that nobody typed follows the model.
+  example() {
+    return this.sentences()[0];
+  },
+  showExamples() {
+    this.examples.replaceChildren(exampleButtons(this.sentences(), (text) => {
+      this.text.value = text;
+      drafts.set("inside", text);
+      this.look();
+    }));
+  },
+  // A sentence that nobody typed follows the model, and so does the temperature.
   modelChanged() {
     if (!this.form) return;
+    drafts.set("inside-temperature", null);
+    this.showExamples();
     if (drafts.get("inside") === null) this.text.value = this.example();
     if (drafts.get("model:inside-recurrent") === null) this.other.refresh(true);
     this.look();
@@ -103,7 +124,8 @@ page.addTab({
       const answer = await this.ask(model, this.text.value, signal);
       const other = isRecurrent(model) ? answer : this.other.model ? await this.ask(this.other.model, this.text.value.split(/\[MASK\]|<mask>/)[0].trim() || this.text.value, signal) : null;
       this.answer = answer;
-      this.status.textContent = `${model.id} read ${answer.tokens.length} tokens. It has ${integers.format(model.parameters)} parameters, the numbers that it learned.`;
+      const source = answer.attention?.source ?? [], written = source.length ? ` and wrote ${tokenCount(answer.tokens.length - 1)}` : "";
+      this.status.textContent = `${model.id} read ${tokenCount(source.length || answer.tokens.length)}${written}. It has ${integers.format(model.parameters)} parameters, the numbers that it learned.`;
       this.results.replaceChildren(...this.parts(answer, other));
     } catch (error) { // an earlier answer is not that of this sentence
       this.status.textContent = "";
@@ -114,12 +136,14 @@ page.addTab({
   },
   parts(answer, other) {
     const { lens, attention } = answer, hasMaps = attention && Object.keys(attention.maps).length > 0;
+    const isShort = hasMaps && answer.tokens.length < 2 && attention.source.length < 2;
     const temperature = lens && temperaturePart(lens);
     const parts = [
       tokensPart(answer),
       lens?.neighbours.length ? neighboursPart(answer) : null,
-      hasMaps ? attentionPart(answer) : insidePart("Attention", [`${answer.model.id} has no attention. Choose a transformer to see some; the last step explains what this model does instead.`]),
-      hasMaps && attention.source.length === 0 ? orderPart(answer, (text) => this.ask(answer.model, text)) : null,
+      isShort ? insidePart("Attention", [`The model read one token, so there is no other to look at. Write more words above, or choose one of the examples.`])
+        : hasMaps ? attentionPart(answer) : insidePart("Attention", [`${answer.model.id} has no attention. Choose a transformer to see some; the last step explains what this model does instead.`]),
+      hasMaps && !isShort && attention.source.length === 0 ? orderPart(answer, (text) => this.ask(answer.model, text)) : null,
       lens ? layersPart(lens, temperature.follow) : insidePart("What each layer would predict", [`${answer.model.id} has no vocabulary to predict words from: it was trained for another task.`]),
       temperature?.part,
       recurrentPart(other, answer, this.other.field),
@@ -129,7 +153,18 @@ page.addTab({
   },
 });
 
-function tokensPart({ tokens, lens, attention }) {
+// What a reader should know about a sentence that does not fit the model; null if it fits.
+function misfit({ model, tokens, attention }) {
+  const source = attention?.source.length ? attention.source.map((text) => ({ text })) : tokens, unknown = source.filter(isUnknown).length;
+  const facts = [
+    unknown ? `${unknown} of the ${tokenCount(source.length)} that ${model.id} read ${unknown === 1 ? "is" : "are"} “${source.find(isUnknown).text.trim()}”: words or letters that its vocabulary does not contain.` : "",
+    source !== tokens && tokens.length < 2 ? `${model.id} wrote nothing for this sentence, so only its first guess can be seen.` : "",
+  ].filter(Boolean);
+  return facts.length ? element("p", { className: "finding" }, `${facts.join(" ")} Choose one of the examples above, which it knows, or write a sentence like them.`) : null;
+}
+
+function tokensPart(answer) {
+  const { tokens, lens, attention } = answer;
   const chips = (list) => element("ul", { className: "chips" }, ...list.map((token) => element("li", {},
     element("span", { className: "token-text" }, tokenLabel(token.text)), token.id === null ? null : element("span", { className: "soft" }, String(token.id)))));
   const isPair = attention?.source.length > 0;
@@ -140,7 +175,7 @@ function tokensPart({ tokens, lens, attention }) {
     tokens.some((token) => token.text === "<|endoftext|>") ? "<|endoftext|> is a mark that nobody types: it marks the border between two texts."
       : tokens.some(isMark) ? "Tokens in brackets, such as the first one, are marks that nobody types: they tell the model where a text begins or ends." : null,
     isPair ? "This model reads a source sentence and writes a target. These are the tokens of the target, its own translation; below are those of the source." : null,
-  ].filter(Boolean), chips(tokens), isPair ? element("p", { className: "soft" }, `Source: ${attention.source.map(tokenLabel).join(" | ")}`) : null);
+  ].filter(Boolean), misfit(answer), chips(tokens), isPair ? element("p", { className: "soft" }, `Source: ${attention.source.map(tokenLabel).join(" | ")}`) : null);
 }
 
 function neighboursPart({ lens, model, text }) {
@@ -148,15 +183,17 @@ function neighboursPart({ lens, model, text }) {
   const select = element("select", { onchange: () => { drafts.set("inside-neighbour", { of, token: select.value }); draw(); } }), list = element("div", { "aria-live": "polite" });
   select.append(...lens.tokens.map((token, index) => new Option(`${index + 1}: ${tokenLabel(token.text)}`, index)));
   const near = lens.neighbours.map((tokens) => tokens.filter(({ score }) => score > lens.chance));
-  const clarity = (index) => (near[index][0]?.score ?? 0) + (isWord(lens.tokens[index]) && !isMark(lens.tokens[index]) ? 1 : 0);
+  // At first a word with neighbours that are words, not the tokens that training never moved, which are all alike.
+  const words = near.map((tokens) => tokens.filter(({ text: neighbour, score }) => /\p{L}{2}/u.test(neighbour) && score < 0.999));
+  const clarity = (index) => isWord(lens.tokens[index]) && !isMark(lens.tokens[index]) ? words[index].length + (words[index][0]?.score ?? 0) + (/^\s/.test(lens.tokens[index].text) ? 0.5 : 0) : 0; // not the start of a text
   const clearest = near.reduce((best, _, index) => clarity(index) > clarity(best) ? index : best, 0);
   select.value = kept?.of === of ? kept.token : clearest;
   const draw = () => list.replaceChildren(near[select.value].length ? bars(near[select.value].map(({ text, score }) => [tokenLabel(text), score]))
     : element("p", { className: "finding" }, `This model has not learned any neighbour of “${shortToken(lens.tokens[select.value].text)}”.${near.some((tokens) => tokens.length) ? "" : " Nor has it of any other token of this sentence: models that trained longer on more texts do."}`));
   draw();
   return insidePart("Tokens as lists of numbers", [
-    "Inside the model, each token is a list of numbers: its row in the embedding table. Training moves tokens that are used alike to similar rows.",
-    `Choose a token to see those with the most similar rows. 100 % means the same direction, 0 % nothing in common (the cosine of the angle between both lists). Only tokens above ${unbroken(lens.chance)} are shown, because unrelated tokens reach up to that by chance.`,
+    "Inside the model, each token is a list of numbers. The model compares this list with what it has read, to find how well the token continues a text. Training moves tokens that continue the same texts to similar lists.",
+    `Choose a token to see those with the most similar lists, after what all lists have in common is taken away. 100 % means the same direction, 0 % nothing in common (the cosine of the angle between both lists). Only tokens above ${unbroken(lens.chance)} are shown, because unrelated tokens reach up to that by chance.`,
   ], labelled("Token", select), list);
 }
 

@@ -1,5 +1,5 @@
 "use strict";
-// Attention of any layer and head: what a head does, a row of words, a map; and the same words in another order.
+// Attention of any layer and head: what a head does, a row of words, and a map.
 
 const MEAN_OF_HEADS = -1;
 
@@ -25,9 +25,9 @@ const headWeights = (map, head) => head === MEAN_OF_HEADS
   ? map.weights[0].map((row, t) => row.map((_, s) => map.weights.reduce((sum, weights) => sum + weights[t][s], 0) / map.weights.length))
   : map.weights[head];
 
-// What a head mostly does, found in its weights: {label, text, strength, clearest}. Shares are means over the tokens that
-// a rule applies to, next to the shares that these would have if attention were even; `clearest` is the token that
-// follows the rule most.
+// What a head mostly does, found in its weights: {rule, label, text, strength, clearest}. Shares are means over the tokens
+// that a rule applies to, next to the shares that these would have if attention were even; `clearest` is the token that
+// follows the rule most. `rule` is null without one.
 function headHint(weights, { rows, columns, kind, causal }) {
   const across = kind === "cross", none = { share: 0, byChance: 0 };
   const follows = (where, least = 1) => {
@@ -53,12 +53,17 @@ function headHint(weights, { rows, columns, kind, causal }) {
   }).filter((value) => value !== null);
   const even = evenness.reduce((sum, value) => sum + value, 0) / Math.max(1, evenness.length);
   const [label, text, { share, byChance, clearest }] = rules.reduce((one, other) => other[2].share > one[2].share ? other : one);
-  const figures = `${unbroken(share)} of its attention on average, and ${unbroken(byChance)} if it looked everywhere alike`;
-  if (evenness.length && even > 0.92) return { label: "even", text: "spreads its attention nearly evenly over all tokens that it sees", strength: 0 };
+  const figures = (rule) => `${unbroken(rule.share)} of its attention on average, and ${unbroken(rule.byChance)} if it looked everywhere alike`;
+  if (evenness.length && even > 0.92) return { rule: null, label: "even", text: "spreads its attention nearly evenly over all tokens that it sees", strength: 0 };
   // The first token is where heads rest, so another habit is shown first.
-  if (share >= 0.4 && share > 1.5 * byChance) return { label: `${label} ${percent(share)}`, text: `mostly ${text}: ${figures}`, strength: label === "first" ? share / 2 : share, clearest };
-  if (share >= 0.2 && share > 2 * byChance) return { label: `partly ${label} ${percent(share)}`, text: `partly ${text}: ${figures}`, strength: 0 };
-  return { label: "mixed", text: "follows no simple rule here: where it looks depends on the words", strength: 0 };
+  if (share >= 0.4 && share > 1.5 * byChance) return { rule: [label, text], label: `${label} ${percent(share)}`, text: `mostly ${text}: ${figures({ share, byChance })}`, strength: label === "first" ? share / 2 : share, clearest };
+  const nearby = across ? none : follows((t) => t > 3 ? [t - 1, t - 2, t - 3] : []);
+  if (nearby.share >= 0.4 && nearby.share > 1.5 * nearby.byChance) {
+    const where = "looks at the three tokens before";
+    return { rule: ["nearby", where], label: `nearby ${percent(nearby.share)}`, text: `mostly ${where}: ${figures(nearby)}`, strength: nearby.share / 2, clearest: nearby.clearest };
+  }
+  if (share >= 0.2 && share > 2 * byChance) return { rule: [label, text], label: `partly ${label} ${percent(share)}`, text: `partly ${text}: ${figures({ share, byChance })}`, strength: 0 };
+  return { rule: null, label: "mixed", text: "follows no simple rule here: where it looks depends on the words", strength: 0 };
 }
 
 // A row of tokens, coloured by how strongly one of them looks at each; `choose(index)` makes the tokens buttons. Tokens
@@ -108,7 +113,7 @@ function attentionPart(answer) {
     const current = map(), weights = headWeights(current, chosen());
     state.picture = attentionMap(weights, current, read);
     picture.replaceChildren(state.picture.node);
-    if (anyClear) overview.replaceChildren(headTable(maps, Number(layer.value), chosen(), (...place) => { choose(...place); keep(); }));
+    overview.replaceChildren(headTable(maps, hints, answer.head, (...place) => { choose(...place); keep(); }));
     numbers.ontoggle = () => numbers.open && numbers.children.length < 2 && numbers.append(table(["token", ...current.columns.map((token) => shortToken(token.text))],
       weights.map((row, t) => [shortToken(current.rows[t].text), ...row.map((weight) => percent(weight))]), "Attention weights"));
     numbers.open = false;
@@ -121,7 +126,7 @@ function attentionPart(answer) {
   head.addEventListener("change", () => { draw(); keep(); });
   const cross = maps.findIndex((entry) => entry.kind === "cross"), kept = drafts.get("inside-head");
   // At first, the head whose rule is the clearest, and the token that follows it most.
-  const all = maps.flatMap((entry, index) => entry.weights.map((weights, number) => ({ ...headHint(weights, entry), place: [index, number] })));
+  const hints = maps.map((entry, index) => entry.weights.map((weights, number) => ({ ...headHint(weights, entry), place: [index, number] }))), all = hints.flat();
   const anyClear = all.some(({ strength }) => strength > 0), rests = all.some(({ label }) => /first/.test(label));
   const clearest = all.filter(({ place }) => cross < 0 || maps[place[0]].kind === "cross").reduce((one, other) => other.strength > one.strength ? other : one);
   const { place, reader } = kept?.of === answer.model.id ? { place: kept.head } : clearest.strength > 0 ? clearest : strongestLook(maps, cross);
@@ -136,8 +141,10 @@ function attentionPart(answer) {
   element("h4", {}, "Choose a token: where does it look?"), strip,
   maps.some(({ causal }) => causal) ? element("p", { className: "soft" }, "Hatched: not yet written when this token is read, so it cannot look there. 0 %: it could look there, and does not.") : null,
   element("h4", {}, "The same for all tokens"),
-  element("p", { className: "soft" }, "A row is the token that looks, a column the token that it looks at. The darker a square, the stronger. Point at a square, or use the arrow keys."),
-  picture, numbers, element("h4", {}, "What each head does with this sentence"), anyClear ? overview : element("p", {}, "In this small model no head has one clear habit; larger models have such heads."));
+  element("p", { className: "soft" }, "A row is the token that looks, a column the token that it looks at. The stronger its colour, the more it looks there. Point at a square, or use the arrow keys."),
+  picture, numbers, element("h4", {}, "What each head does with this sentence"),
+  anyClear ? null : element("p", {}, "With this sentence, no head follows one rule clearly. Another one can show more, such as a longer sentence in which a name or a word occurs twice."),
+  overview, headLegend(all));
 }
 
 // The head and the word that looks most at one other word which is not its neighbour: {place, reader}.
@@ -155,15 +162,26 @@ function strongestLook(maps, cross) {
   return best;
 }
 
-// A table of layers and heads with what each does; a head is chosen by its button.
-function headTable(maps, chosenMap, chosenHead, choose) {
+// What the labels of a table of heads mean, of those that are in it.
+function headLegend(hints) {
+  const rules = new Map(hints.filter(({ rule }) => rule).map(({ rule }) => rule)), has = (label) => hints.some((hint) => hint.label.startsWith(label));
+  const lines = [...[...rules].map(([label, text]) => [label, text]),
+    rules.size ? ["%", "the share of the attention that follows this rule, on average over the sentence"] : null,
+    has("partly") ? ["partly", "the rule is followed, but with less than 40 % of the attention; the rest goes elsewhere"] : null,
+    has("even") ? ["even", "spreads its attention nearly alike over all tokens that it sees"] : null,
+    has("mixed") ? ["mixed", "follows none of the rules that this page knows: where it looks depends on the words"] : null].filter(Boolean);
+  return element("ul", { className: "soft meanings", "aria-label": "What the labels mean" }, ...lines.map(([label, text]) => element("li", {}, element("strong", {}, label), `: ${text}`)));
+}
+
+// A table of layers and heads with the hint of each; a head is chosen by its button.
+function headTable(maps, hints, [chosenMap, chosenHead], choose) {
   const most = Math.max(...maps.map((map) => map.weights.length));
   const rows = maps.map((map, index) => [map.title, ...Array.from({ length: most }, (_, head) => {
     if (head >= map.weights.length) return "";
     const button = element("button", { type: "button", className: "plain", "aria-pressed": String(index === chosenMap && head === chosenHead), onclick: () => {
       choose(index, head);
       document.querySelector(".heads [aria-pressed=true]")?.focus();
-    } }, headHint(map.weights[head], map).label);
+    } }, hints[index][head].label);
     button.setAttribute("aria-label", `${map.title}, head ${head + 1}: ${button.textContent}`);
     return button;
   })]);
@@ -215,88 +233,4 @@ function attentionMap(weights, { rows, columns, title, causal }, read) {
   });
   const strongest = (t) => weights[t].indexOf(Math.max(...weights[t]));
   return { node: element("div", {}, told, element("div", { className: "map" }, names, drawing)), choose: (t) => show(t, strongest(t)) };
-}
-
-// The tokens of each word at its place in the text: [start, end] of a token, or null for a mark that nobody typed.
-function tokenSpans({ text, tokens }) {
-  let end = 0, wasFound = true;
-  return tokens.map((token) => {
-    const piece = token.text.trim().replace(/^##/, ""), start = piece ? text.toLowerCase().indexOf(piece.toLowerCase(), end) : -1;
-    if (start < 0 || (wasFound && text.slice(end, start).trim())) return null;
-    end = start + piece.length;
-    return [start, end];
-  });
-}
-
-// The words of a text that can be swapped, {text, index}, without marks such as [MASK].
-const wordsOf = (text) => [...text.matchAll(/\[[^\]]*\]|<[^>]*>|[\p{L}\p{N}'’]+/gu)].filter(([word]) => /^[^[<]/.test(word)).map((match) => ({ text: match[0], index: match.index }));
-
-const SMALL_WORDS = /^(the|an?|and|or|but|of|to|in|on|at|by|for|from|with|as|is|was|were|are|be|been|had|has|have|there|then|that|this|his|her|he|she|it|they|who|which|upon|not|once)$/i;
-
-// Why the order matters: two words are swapped, and attention and prediction are compared.
-function orderPart(answer, ask) {
-  const words = wordsOf(answer.text), spans = tokenSpans(answer), result = element("div", { "aria-live": "polite" });
-  const pick = (index) => {
-    const select = element("select", {}, ...words.map((word, place) => new Option(`${place + 1}: ${word.text}`, place)));
-    select.value = String(index);
-    return select;
-  };
-  const weight = ({ text, index }) => {
-    const isName = /^\p{Lu}/u.test(text) && /[\p{L},]\s+$/u.test(answer.text.slice(0, index)), isOneToken = spans.some((span) => span?.[0] === index && span[1] === index + text.length);
-    return (SMALL_WORDS.test(text) ? -100 : 0) + (isName ? 50 : 0) + (isOneToken ? 20 : 0) + text.length;
-  };
-  const isEqual = (one, other) => words[one].text.toLowerCase() === words[other].text.toLowerCase();
-  const order = words.map((_, index) => index).sort((one, other) => weight(words[other]) - weight(words[one]));
-  const partner = order.find((index) => !isEqual(index, order[0])) ?? 0;
-  const [one, two] = [Math.min(order[0], partner), Math.max(order[0], partner)].map(pick);
-  const state = {};
-  const draw = () => state.changed && result.replaceChildren(...orderComparison(answer, state.changed, ...state.places));
-  answer.headChanged = draw;
-  const swap = element("button", { type: "button", onclick: async () => {
-    const [first, second] = [Number(one.value), Number(two.value)].sort((a, b) => a - b);
-    if (isEqual(first, second)) {
-      page.fail(new ServerError(`“${words[first].text}” and “${words[second].text}” are the same word; choose two different ones`, 400));
-      return;
-    }
-    const [a, b] = [words[first], words[second]], between = answer.text.slice(a.index + a.text.length, b.index);
-    const swapped = answer.text.slice(0, a.index) + b.text + between + a.text + answer.text.slice(b.index + b.text.length);
-    swap.disabled = true;
-    page.fail(null);
-    try {
-      state.changed = await ask(swapped);
-      state.places = [b.index + b.text.length, a.index + b.text.length]; // where the second word ended, and ends now
-      draw();
-    } catch (error) {
-      page.fail(error, error.status === 0 || error.status >= 500 ? () => swap.click() : undefined);
-    } finally {
-      swap.disabled = false;
-    }
-  } }, "Swap both words");
-  return insidePart("Why the order matters", [
-    "“The dog bit the man” and “the man bit the dog” have the same words. Attention compares words whatever their order, so the model is also told where each one stands. Swap two words and see what changes.",
-  ], words.length < 2 ? element("p", {}, "Write at least two words to swap some.") : element("div", { className: "row" }, labelled("First word", one), labelled("Second word", two), swap), result);
-}
-
-// The text before and after a swap; the word that is compared ends at the characters `ends` of both.
-function orderComparison(before, after, ...ends) {
-  const [layer, head] = before.head;
-  const strips = [["Before", before], ["After", after]].flatMap(([name, answer], index) => {
-    const map = attentionMaps(answer)[layer], place = tokenSpans(answer).findLastIndex((span) => span && span[1] <= ends[index]);
-    const reader = place < 0 ? map.rows.length - 1 : place;
-    return [element("p", { className: "soft" }, `${name}: where “${shortToken(map.rows[reader].text)}” looks, as token ${reader + 1} (${map.title.toLowerCase()}, ${head === MEAN_OF_HEADS ? "mean of all heads" : `head ${head + 1}`})`),
-      attentionStrip(map.rows, headWeights(map, head)[reader], reader, { causal: map.causal })];
-  });
-  if (!before.lens) return strips;
-  const both = [before, after].map((answer) => new Map(nextAt(answer.lens.next, 1).map(([token, share]) => [token.id, { token, share }])));
-  const best = both.map((next) => [...next.values()].slice(0, 5)), [first, then] = best.map((list) => list[0]);
-  const ids = [...new Set(best.flat().map(({ token }) => token.id))];
-  const names = [before, after].map(({ lens }) => firstGuess(lens));
-  const cell = (next, id) => next.has(id) ? percent(next.get(id).share) : "below the first 50";
-  const change = first.token.id !== then.token.id ? `changes from ${names[0]} to ${names[1]}`
-    : Math.abs(first.share - then.share) < 0.01 ? `stays the same, ${names[1]}` : `is the same token, but its probability goes from ${names[0]} to ${names[1]}`;
-  return [
-    element("p", { className: "soft" }, after.text), element("p", { className: "finding" }, `The same words, another order: the model's first guess ${before.lens.masked ? "" : "for the token after the last one "}${change}.`),
-    table(["predicted token", "before", "after"], ids.map((id) => [tokenLabel((both[0].get(id) ?? both[1].get(id)).token.text), ...both.map((next) => cell(next, id))]), "Predictions before and after the swap"),
-    ...strips,
-  ];
 }

@@ -129,8 +129,29 @@ function firstGuess(lens) {
 function stateStrip(tokens, { changes, number }) {
   const later = changes.length > 1 ? changes.slice(1) : changes, least = Math.min(...later), most = Math.max(...later);
   return element("div", {},
-    element("p", { className: "soft" }, `Layer ${number}. The palest square is the smallest change in this sentence (${unbroken(least)}), the darkest the largest (${unbroken(most)}).`),
+    element("p", { className: "soft" }, `Layer ${number}. The square with the least colour is the smallest change in this sentence (${unbroken(least)}), that with the most colour the largest (${unbroken(most)}).`),
     attentionStrip(tokens, changes, -1, { shade: (change) => Math.min(1, (change - least) / (most - least || 1)) }));
+}
+
+// The tokens of an answer as the words that they belong to, each with the largest change of its tokens.
+function changesOfWords({ text, tokens }, changes) {
+  const words = wordsOf(text), groups = [];
+  for (const [index, span] of tokenSpans({ text, tokens }).entries()) {
+    const word = span && words.find((entry) => entry.index <= span[0] && span[1] <= entry.index + entry.text.length), last = groups.at(-1);
+    if (word && last?.word === word) last.change = Math.max(last.change, changes[index]);
+    else groups.push({ word, text: word?.text ?? tokens[index].text, change: changes[index] });
+  }
+  return groups;
+}
+
+// Of two models with different vocabularies: how each cuts the sentence.
+function twoVocabularies(other, answer) {
+  const cut = ({ model, tokens }) => element("p", { className: "soft" }, `${model.id}: ${tokens.slice(0, 60).map((token) => tokenLabel(token.text)).join(" | ")}${tokens.length > 60 ? " | ..." : ""}`);
+  const unknown = other.tokens.filter(isUnknown).length;
+  return [
+    element("p", {}, `The two models have different vocabularies: ${other.model.id} cuts the sentence into ${tokenCount(other.tokens.length)}, ${answer.model.id} into ${tokenCount(answer.tokens.length)}. So compare words rather than tokens.${unknown ? ` ${tokenCount(unknown)} of ${other.model.id} ${unknown === 1 ? "is" : "are"} “${other.tokens.find(isUnknown).text.trim()}”, which stands for what its vocabulary does not contain.` : ""}`),
+    cut(answer), cut(other),
+  ];
 }
 
 function recurrentPart(other, answer, field) {
@@ -142,13 +163,19 @@ function recurrentPart(other, answer, field) {
     return insidePart(title, [...explanation, "This server has no such model. Make one in five minutes on the tab Models (“stories-lstm”), or with this command:"],
       element("pre", { tabIndex: 0 }, "headway models make stories-lstm"));
   }
+  const isPair = answer.attention?.source.length > 0, pieces = ({ tokens }) => JSON.stringify(tokens.map((token) => token.text));
+  const differs = pieces(other) !== pieces(answer), isSameText = !isPair && !answer.lens?.masked;
   const { lens, model } = other, layers = lens.layers.map((layer, index) => ({ ...layer, number: index + 1 })).filter((layer) => layer.changes.length);
   const state = layers.length ? [
     element("h4", {}, "How much each token changes the state"),
     element("p", { className: "soft" }, "0 %: the token leaves the state as it was. The higher the number, the more of the state is new. The first token counts as 100 %, because there was no state before it."),
-    ...layers.map((layer) => stateStrip(lens.tokens, layer)),
+    differs ? element("p", { className: "soft" }, "A word of several tokens is shown with the largest change of its tokens.") : null,
+    ...layers.map(({ changes, number }) => {
+      const words = differs ? changesOfWords(other, changes) : null;
+      return stateStrip(words ?? lens.tokens, { number, changes: words?.map(({ change }) => change) ?? changes });
+    }),
   ] : [];
   return insidePart(title, explanation, field,
-    element("p", {}, other === answer ? `${model.id} is such a model: it carries a state from token to token.` : `${model.id} read ${answer.lens?.masked ? "the words before the mask" : "the same sentence"}. It has ${integers.format(model.parameters)} parameters; ${answer.model.id} has ${integers.format(answer.model.parameters)}.${answer.lens?.masked === false ? ` Its first guess for the next token is ${firstGuess(lens)}, that of ${answer.model.id} ${firstGuess(answer.lens)}.` : ""}`),
-    ...state, ...(other === answer ? [] : [element("h4", {}, "What its layers would predict"), lensGrid(lens)]));
+    element("p", {}, other === answer ? `${model.id} is such a model: it carries a state from token to token.` : `${model.id} read ${answer.lens?.masked && /\[MASK\]|<mask>/.test(answer.text) ? "the words before the mask" : "the same sentence"}. It has ${integers.format(model.parameters)} parameters; ${answer.model.id} has ${integers.format(answer.model.parameters)}.${answer.lens?.masked === false && !isPair ? ` Its first guess for the next token is ${firstGuess(lens)}, that of ${answer.model.id} ${firstGuess(answer.lens)}.` : ""}`),
+    ...(differs && isSameText ? twoVocabularies(other, answer) : []), ...state, ...(other === answer ? [] : [element("h4", {}, "What its layers would predict"), lensGrid(lens)]));
 }

@@ -31,7 +31,7 @@ page.addTab({
     this.refresh();
   },
   refresh() {
-    const hasModels = server.models.length > 0, rows = server.models.map((model) => [model.id, model.is_training ? "still being made" : tryButton(model) ?? "", tasksOf(model), inputsOf(model),
+    const hasModels = server.models.length > 0, rows = server.models.map((model) => [nameInList(model, server.models), model.is_training ? "still being made" : tryButton(model) ?? "", tasksOf(model), inputsOf(model),
       model.reads.includes("texts") ? model.context : null, model.parameters]);
     this.list.replaceChildren(...hasModels ? [table(["name", "use", "what it does", "what you give it", "reads at most (tokens)", "size (weights)"], rows, "Models of this server"),
       element("p", { className: "soft" }, "Reads at most: the length of text that a model takes into account at once. A token is a word or a piece of one. Size: how many numbers, its weights, a model has learned; a larger one often knows more, and is slower.")] : []);
@@ -58,7 +58,7 @@ page.addTab({
         await server.loadModels(false);
       }
     } catch (error) {
-      if (error.status !== 401) page.fail(error, () => this.follow());
+      page.fail(error, () => this.follow());
       return;
     }
     if (turn === this.turn && page.current === this) this.timer = setTimeout(() => this.follow(), this.busy.size ? 2000 : 4000);

@@ -5,6 +5,7 @@ const newRun = {
   limits: null,
   refusal: "", // why this key may not train
   work: null, // the controller of what goes on now
+  files: null, // those that were chosen, as long as this page has them
 
   // What is remembered over a reload: the kind of data, the upload, its files, and the name of the run.
   get state() { return settings.get("new-run", {}); },
@@ -69,16 +70,22 @@ page.addTab({
   chosen() {
     newRun.work?.abort();
     this.clear("arrived", "read", "plans", "start");
-    newRun.remember({ upload: null, expected: null, files: [], settings: {} });
+    newRun.files = null;
+    newRun.remember({ upload: null, expected: null, files: [], settings: {}, without: [] });
     this.showFiles();
   },
 
-  clear(...names) { for (const name of names) this.parts[name].replaceChildren(); },
+  readings: 0, // how often the files were read; an earlier reading shows nothing when other files are chosen
+
+  clear(...names) {
+    if (names.includes("read")) this.readings += 1;
+    for (const name of names) this.parts[name].replaceChildren();
+  },
 
   showFiles() {
     const kind = newRun.kind, limits = newRun.limits;
     const use = (chosen, isExample, others) => { for (const other of others) other.clear(); newRun.remember({ isExample }); this.take(chosen); };
-    const input = { multiple: true, limit: limits.file_bytes, dropped: droppedFiles };
+    const input = { multiple: true, limit: limits.file_bytes, takesLarge: true, dropped: droppedFiles };
     const folder = fileInput({ ...input, label: "Choose a folder", folder: true, changed: (chosen) => use(chosen, false, [files]) });
     const files = fileInput({ ...input, label: "Choose files", accept: kind.kinds.join(), changed: (chosen) => use(chosen, false, [folder]) });
     const saved = async () => {
@@ -94,19 +101,29 @@ page.addTab({
       element("p", { className: "soft" }, `Kinds of files: ${kind.kinds.join(" ")}. All together at most ${integers.format(limits.files)} files and ${formatBytes(limits.upload_bytes)}.`));
   },
 
-  // Files were chosen or dropped: send those that fit, then read them.
+  // Files were chosen or dropped: make large photos smaller, send what fits, then read it.
   async take(files) {
-    const { usable, others } = sortFiles(files, newRun.kind.kinds), limits = newRun.limits;
-    const total = usable.reduce((sum, file) => sum + file.size, 0);
+    const { usable, others } = sortFiles(files, newRun.kind.kinds), limits = newRun.limits, total = totalBytes(usable);
     const problem = !files.length ? "there are no files in it; choose others"
+      : !usable.length && !files.some((file) => file.size) ? `${filePath(files[0]).slice(0, 100)} is empty; choose a file with content`
       : !usable.length ? `${filePath(files[0]).slice(0, 100)} is not of a kind that is read here; choose ${newRun.kind.kinds.slice(0, 4).join(", ")}`
-        : usable.length > limits.files ? `these are ${integers.format(usable.length)} files, and the limit is ${integers.format(limits.files)}; choose fewer`
-          : total > limits.upload_bytes ? `these are ${formatBytes(total)}, and the limit is ${formatBytes(limits.upload_bytes)}; choose fewer files` : "";
+        : isClasses() && classFolders(usable.map(filePath)).size < 2 ? `${filePath(usable[0]).includes("/") ? "there is only one folder in it" : "these files are in no folders"}; choose a folder that contains two folders or more, one for each kind`
+        : newRun.kind.id === "pairs" && usable.length !== 2 && usable.every((file) => /\.txt$/i.test(file.name)) ? `${usable.length === 1 ? "this is one text file" : `these are ${usable.length} text files`}; choose two, whose lines belong together, or a table`
+        : usable.length > limits.files ? `these are ${integers.format(usable.length)} files, and the limit is ${integers.format(limits.files)}; choose fewer` : "";
     if (problem) return page.fail(new ServerError(problem, 413));
     this.clear("read", "plans", "start");
-    newRun.remember({ leftOut: others.slice(0, 5).map((file) => filePath(file).slice(0, 100)), leftOutCount: others.length });
+    newRun.remember({ leftOut: others.slice(0, 5).map((file) => filePath(file).slice(0, 100)), leftOutCount: others.length, without: [] });
     try {
-      await newRun.during(this.parts.arrived, "Your files are being sent.", (signal, progress) => this.send(usable, total, signal, progress));
+      await newRun.during(this.parts.arrived, "Your files are being sent.", async (signal, progress) => {
+        const most = Math.min(PHOTO_BYTES, limits.file_bytes, total > limits.upload_bytes ? limits.upload_bytes / usable.length : Infinity);
+        const { files: made, shrunk } = newRun.kind.id === "images" ? await shrinkPhotos(usable, most, signal, progress) : { files: usable, shrunk: 0 };
+        const fitting = made.filter((file) => file.size <= limits.file_bytes), tooLarge = made.filter((file) => file.size > limits.file_bytes);
+        if (!fitting.length) throw new ServerError(`${shortName(filePath(made[0]))} has ${formatBytes(made[0].size)}, and the limit of a file is ${formatBytes(limits.file_bytes)}; choose smaller files`, 413);
+        if (totalBytes(fitting) > limits.upload_bytes) throw new ServerError(`these are ${formatBytes(totalBytes(fitting))}, and the limit is ${formatBytes(limits.upload_bytes)}; choose fewer files`, 413);
+        newRun.remember({ shrunk, tooLarge: tooLarge.slice(0, 5).map((file) => `${shortName(filePath(file))} (${formatBytes(file.size)})`), tooLargeCount: tooLarge.length });
+        newRun.files = fitting;
+        await this.send(fitting, signal, progress);
+      });
       await this.takeUp();
     } catch (error) {
       this.parts.arrived.replaceChildren(element("p", {}, error.name === "AbortError" ? "Stopped. What has arrived is kept; choose the files again to continue." : ""));
@@ -115,13 +132,13 @@ page.addTab({
   },
 
   // An interrupted upload continues if the same files are chosen; other or edited files begin a new one.
-  async send(files, total, signal, progress) {
-    const { upload: earlier, expected, choice } = newRun.state, chosen = choiceSum(files);
+  async send(files, signal, progress) {
+    const { upload: earlier, choice } = newRun.state, chosen = choiceSum(newRun.files), total = totalBytes(files);
     let upload = earlier && await server.json(`/v1/uploads/${earlier}`).catch((error) => {
       if (error.status !== 404) throw error;
       return null;
     });
-    if (upload && (choice !== chosen || upload.files.length >= expected)) {
+    if (upload && (choice !== chosen || upload.files.length >= files.length)) {
       server.request(`/v1/uploads/${earlier}`, { method: "DELETE" }).catch(() => {}); // refused if a training uses it
       upload = null;
     }
@@ -129,6 +146,28 @@ page.addTab({
     newRun.remember({ upload: upload.id, expected: files.length, choice: chosen, files: [], settings: {} });
     await sendFiles(upload.id, files, new Map(upload.files.map((file) => [file.name, file.size])), signal,
       (count, bytes) => progress(total ? bytes / total : 1, `${integers.format(count)} of ${integers.format(files.length)} files have arrived (${formatBytes(bytes)} of ${formatBytes(total)}).`));
+  },
+
+  // Leave classes out, or use them again: the server removes the files of the former, and gets those of the latter.
+  async useClasses(without, uploaded) {
+    const classes = classFolders(uploaded), removed = without.filter(({ name }) => classes.has(name)), isLess = without.length === (newRun.state.without?.length ?? 0) + removed.length;
+    try {
+      await newRun.during(this.parts.arrived, "The folders are being changed.", async (signal, progress) => {
+        let isUsed = false;
+        for (const folder of removed.flatMap(({ name }) => [...classes.get(name).folders])) {
+          await server.request(`/v1/uploads/${newRun.state.upload}/files/${folder.split("/").map(encodeURIComponent).join("/")}`, { method: "DELETE", signal }).catch((error) => {
+            if (error.code !== "upload_used" || !newRun.files) throw error;
+            isUsed = true; // a training needs the files as they are, so that the others are sent again
+          });
+        }
+        const count = uploaded.length - removed.reduce((sum, { name }) => sum + classes.get(name).paths.length, 0);
+        newRun.remember({ without, expected: count, ...(isUsed ? { choice: null } : {}) });
+        if (isUsed || !isLess) await this.send(withoutClasses(newRun.files, without.map(({ name }) => name)), signal, progress);
+      });
+    } catch (error) {
+      page.fail(error);
+    }
+    await this.takeUp();
   },
 
   // What has arrived, also after a reload; complete uploads are read.
@@ -143,13 +182,18 @@ page.addTab({
       return this.parts.arrived.replaceChildren(element("p", {}, "Your files were removed, because no training used them for a day. Choose them again."));
     }
     const isComplete = upload.files.length >= (state.expected ?? 0), bytes = upload.files.reduce((sum, file) => sum + file.size, 0);
-    const leftOut = state.leftOutCount ? `${integers.format(state.leftOutCount)} files of other kinds are left out: ${state.leftOut.join(", ")}${state.leftOutCount > state.leftOut.length ? ", ..." : ""}.` : null;
+    const leftOut = state.leftOutCount ? `${state.leftOutCount === 1 ? "1 file is" : `${integers.format(state.leftOutCount)} files are`} left out, because ${state.leftOutCount === 1 ? "it is" : "they are"} empty or of another kind: ${state.leftOut.join(", ")}${state.leftOutCount > state.leftOut.length ? ", ..." : ""}.` : null;
+    const tooLarge = state.tooLargeCount ? `${integers.format(state.tooLargeCount)} ${state.tooLargeCount === 1 ? "file is" : "files are"} larger than ${formatBytes(newRun.limits.file_bytes)} and left out: ${state.tooLarge.join(", ")}${state.tooLargeCount > state.tooLarge.length ? ", ..." : ""}. You can go on without them, or save smaller copies and choose the files again.` : null;
+    const shrunk = state.shrunk ? `${integers.format(state.shrunk)} large ${state.shrunk === 1 ? "photo was" : "photos were"} sent with ${integers.format(PHOTO_SIDE)} pixels on the longest side, which is enough for every model here. Your own copies stay as they are.` : null;
+    const uploaded = upload.files.map((file) => file.name);
     const others = () => { newRun.work?.abort(); server.request(`/v1/uploads/${upload.id}`, { method: "DELETE" }).catch(() => {}); this.chosen(); };
     this.parts.arrived.replaceChildren(
       element("p", { role: "status" }, isComplete ? `${integers.format(upload.files.length)} ${upload.files.length === 1 ? "file has" : "files have"} arrived (${formatBytes(bytes)}).`
         : `${integers.format(upload.files.length)} of ${integers.format(state.expected)} files have arrived. Choose the same files again to send the others.`),
       element("p", {}, `${state.isExample ? "The example is used, not files of yours" : "Your own files are used"}: ${fileNames(upload.files)}.`),
-      leftOut ? element("p", { className: "soft" }, leftOut) : "",
+      ...[leftOut, tooLarge, shrunk].filter(Boolean).map((text) => element("p", { className: text === tooLarge ? "wrong" : "soft" }, text)),
+      (isComplete && isClasses() && classChoice(uploaded, state.without ?? [], newRun.files, newRun.kind.id.slice(0, -1),
+        () => { newRun.work?.abort(); this.clear("read", "plans", "start"); }, (without) => this.useClasses(without, uploaded))) || "",
       alignedChoice(upload.files, () => this.plan()) ?? "",
       element("button", { type: "button", onclick: others }, "Choose other files"));
     if (isComplete) await this.plan();
@@ -162,6 +206,7 @@ page.addTab({
   // What was read and the plan of 5 minutes come first; then those of 30 minutes and 2 hours.
   async plan() {
     this.clear("plans", "start");
+    const number = ++this.readings, isLate = () => number !== this.readings;
     const ask = (place, text, minutes) => newRun.during(place, text, (signal) => server.json("/v1/plans", { body: { ...this.body, minutes }, signal }));
     const reading = element("div");
     this.parts.read.replaceChildren(element("h3", {}, "3. What was read"), reading);
@@ -172,6 +217,7 @@ page.addTab({
       });
       const waiting = element("div");
       const show = (plans, data) => {
+        this.plans = plans;
         this.parts.read.replaceChildren(planData({ ...answer, data }));
         this.parts.plans.replaceChildren(planChoice(plans), waiting);
         if (!this.parts.start.childElementCount && plans.some((plan) => plan.steps !== null)) this.showStart();
@@ -181,10 +227,11 @@ page.addTab({
       waiting.replaceChildren();
       show([...answer.plans, ...longer.plans], answer.data ?? longer.data);
     } catch (error) {
+      if (isLate()) return;
       if (this.parts.start.childElementCount) return this.parts.plans.lastChild.replaceChildren(element("p", { className: "soft" }, "The plans of longer trainings were not made."));
       const again = element("button", { type: "button", onclick: () => this.plan() }, "Read the files again");
       if (error.code !== "plan_failed") page.fail(error, error.name === "AbortError" ? undefined : () => this.plan());
-      const problem = error.code === "plan_failed" ? await planProblem(error, newRun.state.upload, () => this.plan()) : element("p", {}, error.name === "AbortError" ? "Stopped." : "The files were not read yet.");
+      const problem = error.code === "plan_failed" ? await planProblem(error, newRun.state.upload, () => this.plan(), async () => this.take(await convertTexts(newRun.files))) : element("p", {}, error.name === "AbortError" ? "Stopped." : "The files were not read yet.");
       this.clear("plans");
       this.parts.read.replaceChildren(element("h3", {}, "3. What was read"), problem, again);
     }
@@ -193,19 +240,26 @@ page.addTab({
   showStart() {
     const name = keepDraft(element("input", { required: true, maxLength: 100, autocomplete: "off" }), "new-run:name", `my-${newRun.kind.id}`);
     const minutes = () => Number(this.parts.plans.querySelector("input:checked")?.value ?? 5);
+    const plan = () => this.plans.find((entry) => entry.minutes === minutes());
     const command = commandView(() => {
-      const run = `runs/${name.value}`, recipe = newRun.kind.recipe, chosen = this.body.settings;
-      const settings = Object.entries(chosen).map(([setting, value]) => shellWord(`${setting}=${value}`)).join(" ");
+      const run = `runs/${name.value}`, recipe = newRun.kind.recipe, { settings: named } = this.body;
+      const chosen = { ...plan()?.settings, ...named, ...Object.fromEntries(["task.skip_bad", "task.fill"].filter((setting) => named[setting]).map((setting) => [setting, true])) };
+      const settings = Object.entries(chosen).map(([setting, value]) => shellWord(`${setting}=${typeof value === "string" ? value : JSON.stringify(value)}`)).join(" ");
       return {
         shell: `headway train ${recipe} --data YOUR-FILES --run ${shellWord(run)} --minutes ${minutes()}${settings ? ` --set ${settings}` : ""}`,
-        python: `import headway as hw\nhw.train(${pythonString(recipe)}, data="YOUR-FILES", run=${pythonString(run)}, minutes=${minutes()}${settings ? `, set=${JSON.stringify(chosen)}` : ""})`,
+        python: `import headway as hw\nhw.train(${pythonString(recipe)}, data="YOUR-FILES", run=${pythonString(run)}, minutes=${minutes()}${settings ? `, set={${Object.entries(chosen).map(([setting, value]) => `${pythonString(setting)}: ${pythonValue(value)}`).join(", ")}}` : ""})`,
       };
     });
     name.addEventListener("input", command.update);
     this.parts.plans.addEventListener("change", command.update);
     this.parts.start.replaceChildren(element("h3", {}, "5. Start"),
       workForm([element("div", { className: "row" }, labelled("Name of the model", name))], async (signal) => {
-        const started = await server.json("/v1/runs", { body: { ...this.body, minutes: minutes(), name: name.value }, signal });
+        const body = { ...this.body, minutes: minutes(), name: name.value, plan: plan()?.id ?? "" };
+        const started = await server.json("/v1/runs", { body, signal }).catch((error) => {
+          if (!["files_changed", "no_plan"].includes(error.code)) throw error;
+          page.fail(error, () => this.plan());
+        });
+        if (!started) return;
         newRun.remember({ run: started.name, minutes: minutes() });
         this.follow(started.name);
       }, "Start the training"), command);
@@ -226,6 +280,9 @@ page.addTab({
     });
   },
 });
+
+// Whether each folder is a class.
+const isClasses = () => ["images", "sounds"].includes(newRun.kind.id);
 
 // The question "What do you have?": a card for each kind of data.
 function kindChoice(changed) {
@@ -290,20 +347,30 @@ function planData({ data, notes }) {
 
 // Why the files cannot be used, with the wrong line and those around it, and buttons for the settings that the message
 // names: other columns, and samples to leave out.
-async function planProblem(error, upload, again) {
+async function planProblem(error, upload, again, convert) {
   const [, name, number] = /^(.*):(\d+)$/s.exec(error.param ?? "") ?? [];
   const around = name === undefined ? null
     : await server.json(`/v1/uploads/${upload}/lines/${number}/${name.split("/").map(encodeURIComponent).join("/")}`).catch(() => null);
   const line = (text, index) => element(around.first + index === around.line ? "mark" : "span", {}, `${String(around.first + index).padStart(6)}  ${text}\n`);
-  const settings = [...error.message.matchAll(/(task\.(?:text2?|label|path|time|series|value|skip_bad))=([^\s,;)]+)/g)].filter(([, , value]) => value !== "NAME");
-  return element("div", { className: "problem", role: "alert" }, element("p", { className: "wrong" }, sentence(shortTimeReason(error.message))),
+  const columns = [...error.message.matchAll(/no column '.*?' \(choose from: ([^)]*)\)|which of (.*?) is the/g)].map(([, names, others]) => (names ?? others).split(", "));
+  const settings = [...error.message.matchAll(/(task\.(?:text2?|label|path|time|series|value|skip_bad|fill))=([^\s,;)]+)/g)]
+    .flatMap(([, name, value]) => (value === "NAME" ? (columns.shift() ?? []).slice(0, 12) : [value]).map((column) => [name, column]));
+  const isEncoding = /is not UTF-8.*cp1252/.test(error.message) && newRun.files;
+  return element("div", { className: "problem", role: "alert" }, element("p", { className: "wrong" }, sentence(pageMessage(error.message))),
     /not a folder|neither a folder/.test(error.message) ? element("p", {}, newRun.kind.rule) : null,
     around && element("p", {}, `Line ${integers.format(around.line)} of ${around.name}, with the lines around it:`), around && element("pre", { tabIndex: 0 }, ...around.lines.map(line)),
-    element("p", {}, `Mend the ${newRun.kind.folders ? "files" : "file"} on your computer, save, and choose again above${settings.length ? ", or:" : "."}`),
-    settings.length ? element("div", { className: "row" }, ...settings.map(([, name, value]) => element("button", { type: "button",
+    element("p", {}, `Mend the ${newRun.kind.folders ? "files" : "file"} on your computer, save, and choose again above${settings.length || isEncoding ? ", or:" : "."}`),
+    isEncoding ? element("button", { type: "button", onclick: convert }, "Convert the text of an older program") : "",
+    settings.length ? element("div", { className: "row" }, ...settings.map(([name, value]) => element("button", { type: "button",
       onclick: () => { newRun.remember({ settings: { ...newRun.state.settings, [name]: value } }); again(); } },
-    name === "task.skip_bad" ? "Leave such samples out" : `Use the column ${value} as ${name.slice(5)}`))) : "");
+    { "task.skip_bad": "Leave such samples out", "task.fill": "Fill in what is missing" }[name] ?? `Use the column ${value} as ${name.slice(5)}`))) : "");
 }
+
+// A message without the words of the command line; the page has buttons for what they do.
+const pageMessage = (message) => shortTimeReason(message).replace(/[;,:]? or (?:skip such \w+|set)\W[^;]*?task\.(?:skip_bad|fill)=true.*$/s, "").replace(/; add --set task\..*$/s, "; rename the columns, or choose some below").replace(/, or set task\.\w+=NAME.*$/s, ", or choose it below")
+  .replace(/is binary \(.*?\); pass a UTF-8 text file/, "is not a text file, but perhaps a document of another program; save it there as plain text (UTF-8)")
+  .replace(/has no key '(?:source|target)'; choose from: (.*)$/s, "has the columns $1; rename the two that belong together to source and target").replace(/has no key ('\w+'); (?:choose from: |did you mean )(.*?)\??$/s, "has no key $1, but $2; write it as in the example above")
+  .replace(/, or set a larger share.*$/s, "").replace(/; convert it: iconv .*$/s, "; open it with a text editor, and save it as UTF-8");
 
 const PLAN_WORDS = "Parameters are the numbers that the model learns; width and layers are its shape. A batch is what it reads before it corrects itself once, which is a step. An epoch is one pass over all samples. The loss says how wrong the model is (lower is better); validation measures it with samples kept apart from learning. The vocabulary is the list of word pieces that the model knows.";
 
@@ -333,6 +400,6 @@ function planChoice(plans) {
       element("details", {}, element("summary", {}, `Details (${title.textContent})`), element("ul", {}, ...plan.reasons.map((reason) => element("li", {}, reason))), element("p", { className: "soft" }, PLAN_WORDS)));
   });
   return element("fieldset", {}, element("legend", {}, "4. How long may it train?"), element("div", { className: "options wide" }, ...cards),
-    element("p", { className: "soft" }, "These sizes are for this computer as it was just now. The size is chosen again at the start, so it can differ if the computer is busier or freer then; the time stays."),
+    element("p", { className: "soft" }, "The training has the size and the time that you choose here. If the computer is busier then, the model corrects itself fewer times."),
     element("p", { className: "soft" }, "A training may end earlier, when it no longer improves. You can stop it at any time and continue later."));
 }

@@ -2,6 +2,7 @@
 // Files for a training: those of a dropped folder, their upload with progress, and a .zip of an example.
 
 const IGNORED_FILES = /(^|\/)(\.[^/]*|Thumbs\.db|desktop\.ini|__MACOSX)(\/|$)/i;
+const totalBytes = (files) => files.reduce((sum, file) => sum + file.size, 0);
 const filePath = (file) => file.path || file.webkitRelativePath || file.name;
 
 // The files of a drop, with those in its folders.
@@ -28,15 +29,57 @@ async function droppedFiles(transfer) {
   return files;
 }
 
-// Divide files into those to upload and those to leave out: hidden ones, and those of other kinds.
+// Divide files into those to upload and those to leave out: hidden and empty ones, and those of other kinds.
 function sortFiles(files, kinds) {
   const usable = [], others = [];
   for (const file of files) {
     const path = filePath(file).toLowerCase();
-    if (IGNORED_FILES.test(path)) others.push(file);
+    if (IGNORED_FILES.test(path) || !file.size) others.push(file);
     else (kinds.some((kind) => path.endsWith(kind)) ? usable : others).push(file);
   }
   return { usable, others };
+}
+
+const PHOTO_SIDE = 1024; // pixels of the longest side, more than any model here reads, also after cropping
+const PHOTO_BYTES = 8e6; // larger photos are shrunk before they are sent
+
+// Photos of more than `limit` bytes as smaller JPEG files with the same names, and the other files as they are; `shrunk` is
+// their number. What the browser cannot decode stays.
+async function shrinkPhotos(files, limit, signal, progress) {
+  const large = files.filter((file) => file.size > limit), smaller = new Map();
+  for (const [index, file] of large.entries()) {
+    signal.throwIfAborted();
+    progress(index / large.length, `Large photos are made smaller: ${integers.format(index + 1)} of ${integers.format(large.length)}.`);
+    const bitmap = await createImageBitmap(file).catch(() => null);
+    if (!bitmap) continue;
+    const scale = Math.min(1, PHOTO_SIDE / Math.max(bitmap.width, bitmap.height));
+    const canvas = new OffscreenCanvas(Math.max(1, Math.round(scale * bitmap.width)), Math.max(1, Math.round(scale * bitmap.height))), pen = canvas.getContext("2d");
+    pen.imageSmoothingQuality = "high";
+    pen.fillStyle = "#fff"; // a JPEG file has no transparency
+    pen.fillRect(0, 0, canvas.width, canvas.height);
+    pen.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+    bitmap.close();
+    const made = new File([await canvas.convertToBlob({ type: "image/jpeg", quality: 0.92 })], file.name, { type: "image/jpeg", lastModified: file.lastModified });
+    made.path = filePath(file);
+    if (made.size < file.size) smaller.set(file, made);
+  }
+  return { files: files.map((file) => smaller.get(file) ?? file), shrunk: smaller.size };
+}
+
+// Text files that are not UTF-8, read as older programs for Windows write them (code page 1252), as UTF-8.
+async function convertTexts(files) {
+  return Promise.all(files.map(async (file) => {
+    if (!/\.(txt|csv|tsv|jsonl)$/i.test(file.name)) return file;
+    const content = new Uint8Array(await file.arrayBuffer());
+    try {
+      new TextDecoder("utf-8", { fatal: true }).decode(content);
+      return file;
+    } catch {
+      const made = new File([new TextDecoder("windows-1252").decode(content)], file.name, { type: file.type, lastModified: file.lastModified });
+      made.path = filePath(file);
+      return made;
+    }
+  }));
 }
 
 // Send one file; `progress(bytes)` follows it. fetch() cannot report the progress of an upload.
@@ -65,8 +108,7 @@ function sendFile(upload, file, signal, progress) {
 // Send files that have not arrived yet, a few at a time. `progress(files, bytes)` counts those that have.
 async function sendFiles(upload, files, arrived, signal, progress) {
   const waiting = files.filter((file) => arrived.get(filePath(file)) !== file.size), running = new Map();
-  const total = (list) => list.reduce((sum, file) => sum + file.size, 0);
-  let count = files.length - waiting.length, bytes = total(files) - total(waiting);
+  let count = files.length - waiting.length, bytes = totalBytes(files) - totalBytes(waiting);
   const report = () => progress(count, bytes + [...running.values()].reduce((sum, sent) => sum + sent, 0));
   const work = async () => {
     for (let file = waiting.shift(); file; file = waiting.shift()) {

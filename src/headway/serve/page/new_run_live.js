@@ -2,7 +2,7 @@
 // A training that goes on: its state, time left, curve, and what the model writes at its end.
 
 const FOLLOW_SECONDS = 2, USE_ATTEMPTS = 5;
-const TRAINING_STATES = { starting: "Starting: the files are being read, and this computer is measured to choose the size.", running: "Training.", stopped: "Stopped.", finished: "Finished.", broken: "It failed." };
+const TRAINING_STATES = { starting: "Starting: the files are being read, and the speed of this computer is measured.", running: "Training.", stopped: "Stopped.", finished: "Finished.", broken: "It failed." };
 
 // Show a training in `place` and keep it up to date; the result ends that. `another()` is called for a new run.
 function followRun(place, name, another) {
@@ -10,22 +10,23 @@ function followRun(place, name, another) {
   const parts = Object.fromEntries(["state", "buttons", "problem", "chart", "samples"].map((part) => [part, element("div")]));
   const status = element("p", { role: "status" }), bar = element("progress", { "aria-label": "Progress of the training" });
   const others = otherTrainings(name);
-  let timer = 0, position = "", last = "", drawn = "", isOver = false, hasFailed = false;
+  let timer = 0, position = "", last = "", drawn = "", isOver = false, hasFailed = false, isStopping = false, looks = 0;
   const outlives = element("p", { className: "soft" }, "The training continues if you close this page or the server stops.");
   const stage = element("p", { className: "soft" });
   parts.problem.setAttribute("role", "alert");
   parts.state.append(status, bar, stage, outlives);
   place.replaceChildren(element("h3", {}, `The training of ${name}`), ...Object.values(parts));
 
-  const act = (action, body = {}) => async () => {
+  const act = (action, body = {}) => async ({ target }) => {
+    target.disabled = true; // until the state changes
+    isStopping = action === "stop";
     try {
       parts.problem.replaceChildren();
       await server.json(`${address}/${action}`, { body });
-      position = "";
-      curves.training = [];
-      curves.validation = [];
       await look();
+      target.disabled = isStopping;
     } catch (error) {
+      isStopping = target.disabled = false;
       page.fail(error);
     }
   };
@@ -39,17 +40,20 @@ function followRun(place, name, another) {
     starting: () => [button("Stop the training", act("stop"))],
   };
 
+  // A button looks, too; an earlier look that has not ended yet changes nothing then.
   async function look() {
     clearTimeout(timer);
+    const number = ++looks, isLate = () => isOver || number !== looks;
     try {
       const names = await others(), { run, samples, scores } = await server.json(address);
-      await readPoints();
-      if (isOver) return;
-      const reason = ["stopped", "broken"].includes(run.state) && run.reason ? ` ${sentence(shortReason(run.reason))}` : "";
-      const text = `${TRAINING_STATES[run.state]}${reason}${trainingProgress(run)}`;
+      await readPoints(isLate);
+      if (isLate()) return;
+      const reason = ["stopped", "broken"].includes(run.state) && run.reason ? ` ${sentence(shortTimeReason(shortReason(run.reason)))}` : "";
+      isStopping &&= isTraining(run);
+      const text = isStopping ? "Stopping. The step that has begun is finished and saved first." : `${TRAINING_STATES[run.state]}${reason}${trainingProgress(run)}`;
       if (status.textContent !== text) status.textContent = text;
       const isBusy = isTraining(run);
-      stage.textContent = [run.state === "starting" ? startingStage(run) : "", isBusy && names.length ? `At the same time, ${shortName(names[0])}${names.length > 1 ? ` and ${names.length - 1} more` : ""} is being trained, which makes both slower.` : "",
+      stage.textContent = [run.state === "starting" && !isStopping ? startingStage(run) : "", isBusy && names.length ? `At the same time, ${shortName(names[0])}${names.length > 1 ? ` and ${names.length - 1} more` : ""} is being trained, which makes both slower.` : "",
         run.state === "stopped" && !run.has_model ? "It has no model to use yet. Finish early trains for a tenth of the steps so far at most, and then you can use the model." : ""].join(" ").trim();
       status.className = run.state === "broken" ? "wrong" : "";
       bar.hidden = outlives.hidden = !isBusy;
@@ -70,20 +74,21 @@ function followRun(place, name, another) {
       if (hasFailed) page.fail(null);
       hasFailed = false;
     } catch (error) {
-      if (isOver) return;
+      if (isLate()) return;
       hasFailed = true;
       page.fail(error);
       if (error.status === 404) parts.buttons.replaceChildren(element("div", { className: "row" }, button("Train another", another)));
     }
-    if (!isOver) timer = setTimeout(look, 1000 * FOLLOW_SECONDS);
+    timer = setTimeout(look, 1000 * FOLLOW_SECONDS);
   }
 
-  async function readPoints() {
+  async function readPoints(isLate) {
     for (let hasMore = true; hasMore;) {
       const answer = await server.json(`${address}/points?after=${encodeURIComponent(position)}`).catch((error) => {
         if (error.status === 0) throw error;
         return { lines: [], after: position, has_more: false }; // it has no curve yet
       });
+      if (isLate()) return;
       if (answer.is_restart) curves.training = curves.validation = [];
       const points = (lines) => lines.map((line) => [line.step, line.loss]);
       curves.training = [...curves.training, ...points(answer.lines.filter((line) => !line.split && Number.isFinite(line.loss)))];
@@ -102,7 +107,7 @@ const shortReason = (reason) => reason.replace(/(\S*\/)?\.uploads\/[0-9a-f]+\/fi
 
 // How long a training has been starting, and the last line of its output.
 function startingStage(run) {
-  const seconds = Math.max(0, Math.round(Date.now() / 1000 - run.modified)), time = seconds < 90 ? `${seconds} seconds` : minutesText(seconds / 60);
+  const seconds = Math.max(0, Math.round(Date.now() / 1000 - run.modified)), time = seconds < 90 ? `${seconds} ${seconds === 1 ? "second" : "seconds"}` : minutesText(seconds / 60);
   return `So far this has taken ${time}.${run.reason ? ` Its last message: ${sentence(shortReason(run.reason))}` : ""}`;
 }
 
@@ -154,22 +159,20 @@ async function useModel(name, place) {
 
 // The curve of the loss as a drawing with axes, with its numbers as a table; before the first point, when that comes.
 function lossChart({ training, validation }, width, isBusy, isOpen) {
-  if (!training.length) return isBusy ? [element("p", { className: "soft" }, "A curve will show here how the model learns. The first point comes after the first step, when the files are read and the size is chosen.")] : [];
+  if (!training.length) return isBusy ? [element("p", { className: "soft" }, "A curve will show here how the model learns. The first point comes after the first step, when the files are read and the speed of this computer is measured.")] : [];
   const points = [...training, ...validation], most = Math.max(2, ...points.map((point) => point[0])), height = 210, left = 56, right = 14, top = 12, bottom = 34;
   const ticks = linearTicks(...[Math.min, Math.max].map((extreme) => points.reduce((value, point) => extreme(value, point[1]), points[0][1])));
   const [low, high] = [ticks[0], ticks.at(-1)];
   const x = (step) => left + (width - left - right) * step / most, y = (loss) => top + (height - top - bottom) * (high - loss) / (high - low || 1);
   const every = Math.ceil(training.length / 400), thinned = training.filter((_, index) => index % every === 0 || index === training.length - 1);
-  const line = (curve, name) => svg("polyline", { points: curve.map(([step, loss]) => `${x(step).toFixed(1)},${y(loss).toFixed(1)}`).join(" "), class: name });
+  const line = (curve, name) => svg("polyline", { points: curvePoints(curve, x, y), class: name });
   const dots = (curve, name) => curve.map(([step, loss]) => svg("circle", { cx: x(step), cy: y(loss), r: 3, class: name }));
-  const words = (content, x, y, anchor) => svg("text", { x, y, "text-anchor": anchor }, content);
-  const grid = ticks.flatMap((loss) => [svg("line", { x1: left, x2: width - right, y1: y(loss), y2: y(loss), class: "grid" }), words(formatNumber(Number(loss.toPrecision(6))), left - 6, y(loss) + 4, "end")]);
   const axes = [svg("text", { x: 12, y: (height - bottom + top) / 2, "text-anchor": "middle", transform: `rotate(-90 12 ${(height - bottom + top) / 2})` }, "loss"),
-    words("0", left, height - 14, "middle"), words("steps", (left + width - right) / 2, height - 14, "middle"), words(integers.format(most), width - right, height - 14, "end")];
+    chartText("0", left, height - 14, "middle"), chartText("steps", (left + width - right) / 2, height - 14, "middle"), chartText(integers.format(most), width - right, height - 14, "end")];
   const title = `Loss: how wrong the model is, so lower is better. From ${formatNumber(training[0][1])} to ${formatNumber(training.at(-1)[1])} after ${integers.format(training.at(-1)[0])} steps`;
   const seen = validation.length ? " Line: on the samples that it learns from; line with dots: on samples that it has not seen." : " The line is for the samples that it learns from.";
   return [element("figure", {},
-    svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, class: "loss", role: "img", "aria-label": title }, ...grid, ...axes, line(thinned, "training"), line(validation, "validation"),
+    svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, class: "loss", role: "img", "aria-label": title }, ...chartGrid(ticks, y, left, width - right), ...axes, line(thinned, "training"), line(validation, "validation"),
       ...(training.length === 1 ? dots(training, "training") : []), ...dots(validation, "validation")),
     element("figcaption", { className: "soft" }, `${title}.${seen}`)),
   ...(validation.length ? [element("details", { open: isOpen }, element("summary", {}, "The numbers"), table(["step", "loss on unseen samples"], validation, "Loss by step"))] : [])];
@@ -177,7 +180,8 @@ function lossChart({ training, validation }, width, isBusy, isOpen) {
 
 // Scores and samples at the end of a training.
 function trainingResult(samples, scores) {
-  const shown = scores.length ? [element("details", { open: true }, element("summary", {}, "How good it is"), table(Object.keys(scores[0]), scores.map((row) => Object.values(row)), "Scores"))] : [];
+  const accuracy = scores.find((row) => row.metric === "accuracy")?.test;
+  const shown = scores.length ? [accuracy ? element("p", {}, `Of samples that it has not seen, ${accuracy} of its answers are right.`) : "", element("details", { open: true }, element("summary", {}, "How good it is"), table(Object.keys(scores[0]), scores.map((row) => Object.values(row)), "Scores"))] : [];
   if (samples.length) {
     const names = { "": "right?", source: "input", prompt: "input", output: "the model's answer", reference: "right answer" };
     const keys = Object.keys(samples[0]).sort((one, other) => (one === "") - (other === ""));

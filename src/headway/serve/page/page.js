@@ -7,7 +7,7 @@ const page = {
 
   // Add a tab: {id, title, serves, show, refresh}. `serves` says for a model of /v1/models whether the tab uses it; without
   // it the tab is there unless its `exists` is false, which its `check()` finds out. `show(panel)` fills the panel when it
-  // is opened first; `refresh()` follows when the models or the key change.
+  // is opened first; `refresh()` follows when the models or the key change, `opened()` and `left()` when it comes and goes.
   addTab(tab) {
     this.tabs.push(tab);
     const known = { role: "tab", id: `tab-${tab.id}`, "aria-controls": `panel-${tab.id}`, "aria-selected": "false", tabIndex: -1 };
@@ -23,6 +23,7 @@ const page = {
     const tab = shown.find((entry) => entry.id === id) ?? shown[0];
     if (!tab) return;
     if (this.current && this.current !== tab && !this.current.button.hidden) this.fail(null);
+    if (this.current !== tab) this.current?.left?.();
     this.current = tab;
     for (const other of this.tabs) {
       other.panel.hidden = other !== tab;
@@ -59,7 +60,7 @@ const page = {
   // One line for the reader, with a way on: `retry` is called by the button "Try again". It stays until the reader goes
   // on, such as by new input in the error's `field`.
   fail(error, retry) {
-    if (error?.name === "AbortError") return;
+    if (error?.name === "AbortError" || error?.status === 401) return; // the form for a key says so
     if (error && !(error instanceof ServerError)) console.error(error);
     const notice = document.getElementById("notice"), again = document.getElementById("again");
     document.getElementById("message").textContent = error ? sentence(error.message) : "";
@@ -78,11 +79,27 @@ const page = {
     this.noted = setTimeout(() => { place.textContent = ""; }, 5000);
   },
 
-  // Without a key, or with one that ended. A server of `headway open` has no keys to type in.
-  askForKey(code) {
+  // For as long as the server compiles the engine, once on a computer: since how many seconds it does (null: not now).
+  showPreparing(seconds) {
+    const place = document.getElementById("preparing"), isOver = seconds === null && !place.hidden;
+    clearTimeout(this.preparing);
+    place.hidden = seconds === null;
+    if (seconds !== null) {
+      const passed = Math.round(seconds / 5) * 5;
+      const text = "Getting ready: this computer prepares itself for models that write, which takes about a minute, once. Everything else works meanwhile.";
+      setText(place, "textContent", passed > 0 ? `${text} (${passed} seconds so far)` : text);
+      this.preparing = setTimeout(() => server.loadModels(false).catch(() => {}), 5000);
+    } else if (isOver) this.note("Ready: models that write answer without a wait now.");
+  },
+
+  // Without a key, or with one that ended: the only message then. A server of `headway open` has no keys to type in.
+  askForKey({ code, param, message }) {
     const form = document.getElementById("access"), isSession = code === "session_key";
     if (!form.hidden) return;
+    this.fail(null);
     form.hidden = false;
+    const isRefused = param === "one_time_key" || (!isSession && server.key);
+    document.getElementById("access-reason").textContent = isRefused ? sentence(message.split("; ")[0]) : "";
     document.getElementById("access-typed").hidden = isSession;
     document.getElementById("access-session").hidden = !isSession;
     if (!isSession) document.getElementById("key").focus();
@@ -138,7 +155,15 @@ function keepDraft(field, name, example = "") {
 // A model in plain words, to tell it from others.
 function modelInWords(model) {
   const kind = sentence(model.kind.replace(/ \(heads: .*\)/, "")).slice(0, -1);
-  return `${kind} with ${roundNumber(model.parameters)} parameters, the numbers it learned; ${model.is_run ? "trained with headway" : "published, or from a file"}.`;
+  return `${kind} with ${roundNumber(model.parameters)} parameters, the numbers it learned; ${originOf(model)}.`;
+}
+
+const originOf = (model) => model.is_starter ? "made on the tab Models" : model.is_run ? "one of your runs" : "published, or from a file";
+
+// The name of a model in a list; of two with the same last part, such as digits and models/digits, also where it is from.
+function nameInList(model, models) {
+  const last = (id) => id.split("/").at(-1), hasTwin = models.some((other) => other.id !== model.id && last(other.id) === last(model.id));
+  return hasTwin ? `${model.id} (${originOf(model)})` : model.id;
 }
 
 // A selection of the models that a tab can use: at first the largest, or the first of `order`. It keeps its choice while
@@ -153,7 +178,7 @@ function modelChoice(name, serves, changed = () => {}, order = (one, other) => o
     refresh(again = false) {
       const before = (!again && select.value) || drafts.get(`model:${name}`), usable = server.models.filter(serves), isKnown = usable.some((model) => model.id === before);
       choice.isGone = !again && Boolean(select.value) && !isKnown && last?.id === before;
-      select.replaceChildren(...(choice.isGone ? [last, ...usable] : usable).map((model) => new Option(model.id, model.id)));
+      select.replaceChildren(...(choice.isGone ? [last, ...usable] : usable).map((model) => new Option(nameInList(model, usable), model.id)));
       select.value = isKnown || choice.isGone ? before : usable.toSorted(order)[0]?.id ?? "";
       last = choice.model;
       choice.field.lastChild.textContent = choice.isGone ? `${shortName(before)} is gone from the server.${usable.length ? " Choose another model to go on." : ""}` : last ? modelInWords(last) : "";
@@ -166,28 +191,28 @@ function modelChoice(name, serves, changed = () => {}, order = (one, other) => o
   return choice;
 }
 
-// A place for files, dropped or chosen. `limit` (bytes) is stated before the upload; `changed(files)` gets what fits;
-// `dropped` returns the files of a drop.
-function fileInput({ label, accept = "", multiple = false, folder = false, limit, changed, dropped = async (transfer) => [...transfer.files] }) {
+// A place for files, dropped or chosen. `limit` (bytes) is stated before the upload; `changed(files)` gets what fits, or with
+// `takesLarge` everything; `dropped` returns the files of a drop.
+function fileInput({ label, accept = "", multiple = false, folder = false, limit, takesLarge = false, changed, dropped = async (transfer) => [...transfer.files] }) {
   const input = element("input", { type: "file", accept, multiple: multiple || folder, webkitdirectory: folder });
   const names = element("p", { className: "soft", "aria-live": "polite" });
   const zone = labelled(label, input, `At most ${formatBytes(limit)}${multiple ? " each" : ""}. You can also drop ${multiple || folder ? "them" : "it"} here.`);
   zone.classList.add("drop");
   zone.append(names);
-  const take = (files) => {
-    const tooLarge = files.find((file) => file.size > limit);
+  const take = (files, isDropped = false) => { // the field itself names files that were chosen
+    const tooLarge = !takesLarge && files.find((file) => file.size > limit);
     if (tooLarge) {
       page.fail(new ServerError(`${shortName(tooLarge.name)} has ${formatBytes(tooLarge.size)}, and the limit is ${formatBytes(limit)}; choose a smaller file`, 413));
       return;
     }
     page.fail(null);
-    names.textContent = files.length === 1 ? shortName(files[0].name) : files.length ? `${integers.format(files.length)} files` : "";
+    names.textContent = !isDropped ? "" : files.length === 1 ? shortName(files[0].name) : files.length ? `${integers.format(files.length)} files` : "";
     changed(multiple || folder ? files : files.slice(0, 1));
   };
   input.addEventListener("change", () => take([...input.files]));
   zone.addEventListener("dragover", (event) => { event.preventDefault(); zone.classList.add("over"); });
   zone.addEventListener("dragleave", () => zone.classList.remove("over"));
-  zone.addEventListener("drop", (event) => { event.preventDefault(); zone.classList.remove("over"); dropped(event.dataTransfer).then(take, (error) => page.fail(error)); });
+  zone.addEventListener("drop", (event) => { event.preventDefault(); zone.classList.remove("over"); dropped(event.dataTransfer).then((files) => { input.value = ""; take(files, true); }, (error) => page.fail(error)); });
   const clear = () => { input.value = names.textContent = ""; };
   return { zone, input, take, clear };
 }

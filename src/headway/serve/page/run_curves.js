@@ -10,7 +10,12 @@ const METRIC_NAMES = { loss: "loss", lr: "learning rate", grad_norm: "gradient n
 const seriesSwatch = (index) => svg("svg", { viewBox: "0 0 30 10", width: 30, height: 10, "aria-hidden": "true" },
   svg("line", { x1: 1, x2: 29, y1: 5, y2: 5, class: `series-${index % MAX_CURVES}`, "stroke-dasharray": CURVE_DASHES[index % MAX_CURVES] }));
 
-// The lines of one run, as they arrive from /v1/runs/NAME/points.
+// Parts of a chart: a text, lines at `ticks` with their numbers at the left, and the points of a curve.
+const chartText = (content, x, y, anchor) => svg("text", { x, y, "text-anchor": anchor }, content);
+const chartGrid = (ticks, y, left, right) => ticks.flatMap((value) => [svg("line", { x1: left, x2: right, y1: y(value), y2: y(value), class: "grid" }), chartText(formatNumber(Number(value.toPrecision(6))), left - 8, y(value) + 4, "end")]);
+const curvePoints = (points, x, y) => points.map(([step, value]) => `${x(step).toFixed(1)},${y(value).toFixed(1)}`).join(" ");
+
+// The lines of one run, as they arrive from /v1/runs.
 class RunLines {
   constructor(name, index) {
     this.name = name;
@@ -31,17 +36,6 @@ class RunLines {
     this.after = answer.after;
     this.every = Math.max(this.every, answer.every);
     return answer.is_restart || answer.lines.length > 0;
-  }
-
-  // Read what is new; whether there was anything.
-  async read() {
-    let isNew = false;
-    for (let more = true; more;) {
-      const answer = await server.json(`/v1/runs/${encodeURIComponent(this.name)}/points?after=${encodeURIComponent(this.after)}`);
-      isNew = this.take(answer) || isNew;
-      more = answer.has_more;
-    }
-    return isNew;
   }
 
   // Steps and values of a metric such as "training:loss", smoothed by a moving average, which `weight` of the past enters.
@@ -106,19 +100,14 @@ class RunCurves {
     return this.runs.find((run) => run.name === name)?.index ?? 0;
   }
 
-  // Where the curves of runs that have begun end, and new lines from there, by run.
-  positions(isFollowed) {
-    return Object.fromEntries(this.runs.filter((run) => run.after && isFollowed(run.name)).map((run) => [run.name, run.after]));
+  // Where the known part of each run's curve ends.
+  positions() {
+    return Object.fromEntries(this.runs.map((run) => [run.name, run.after]));
   }
 
+  // Take new lines of runs by their names.
   take(points) {
     const changed = this.runs.filter((run) => points[run.name]).map((run) => run.take(points[run.name]));
-    if (changed.some(Boolean)) this.draw();
-  }
-
-  // Read what is new of a run, or of all.
-  async read(names = this.runs.map((run) => run.name)) {
-    const changed = await Promise.all(this.runs.filter((run) => names.includes(run.name)).map((run) => run.read()));
     if (changed.some(Boolean)) this.draw();
   }
 
@@ -177,9 +166,9 @@ class RunCurves {
     if (drawn !== this.drawn) this.makeChart({ width, height, left, right, top, bottom }, ticks, y);
     this.drawn = drawn;
     this.lines.forEach(([, points], index) => {
-      const places = points.map(([step, value]) => [this.x(step).toFixed(1), y(value).toFixed(1)]), [curve, dots] = this.shapes[index];
-      curve.setAttribute("points", places.join(" "));
-      if (points.length <= 40 || dots.firstChild) dots.replaceChildren(...(points.length <= 40 ? places.map(([cx, cy]) => svg("circle", { cx, cy, r: 2.5, class: curve.getAttribute("class") })) : []));
+      const [curve, dots] = this.shapes[index], isShort = points.length <= 40;
+      curve.setAttribute("points", curvePoints(points, this.x, y));
+      if (isShort || dots.firstChild) dots.replaceChildren(...(isShort ? points.map(([step, value]) => svg("circle", { cx: this.x(step), cy: y(value), r: 2.5, class: curve.getAttribute("class") })) : []));
     });
     setText(this.lastLabel, "textContent", integers.format(this.last));
     const name = `${text}, steps ${integers.format(this.first)} to ${integers.format(this.last)}, of ${this.lines.length === 1 ? shortName(this.lines[0][0].name) : `${this.lines.length} runs`}`;
@@ -189,14 +178,12 @@ class RunCurves {
 
   // The elements of the chart: grid, words, and for each run a line and dots without points.
   makeChart({ width, height, left, right, top, bottom }, ticks, y) {
-    const words = (content, x, y, anchor) => svg("text", { x, y, "text-anchor": anchor }, content);
-    const grid = ticks.flatMap((value) => [svg("line", { x1: left, x2: width - right, y1: y(value), y2: y(value), class: "grid" }), words(formatNumber(Number(value.toPrecision(6))), left - 8, y(value) + 4, "end")]);
     this.shapes = this.lines.map(([run]) => [svg("polyline", { class: `series-${run.index}`, "stroke-dasharray": CURVE_DASHES[run.index] }), svg("g")]);
     this.cursor = svg("line", { y1: top, y2: height - bottom, class: "cursor" });
     this.chosen = svg("rect", { y: top, height: height - top - bottom, class: "chosen", width: 0 });
-    this.lastLabel = words("", width - right, height - 12, "end");
-    const drawing = this.drawing = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img" }, svg("title"), ...grid, this.chosen, ...this.shapes.flat(), this.cursor,
-      words(integers.format(this.first), left, height - 12, "start"), words("step", (left + width - right) / 2, height - 12, "middle"), this.lastLabel);
+    this.lastLabel = chartText("", width - right, height - 12, "end");
+    const drawing = this.drawing = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img" }, svg("title"), ...chartGrid(ticks, y, left, width - right), this.chosen, ...this.shapes.flat(), this.cursor,
+      chartText(integers.format(this.first), left, height - 12, "start"), chartText("step", (left + width - right) / 2, height - 12, "middle"), this.lastLabel);
     this.followPointer(drawing, (event) => {
       const share = ((event.clientX - drawing.getBoundingClientRect().left) * width / drawing.getBoundingClientRect().width - left) / (width - left - right);
       return Math.round(this.first + Math.max(0, Math.min(1, share)) * (this.last - this.first));

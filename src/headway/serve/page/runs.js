@@ -1,13 +1,14 @@
 "use strict";
 // The tab of runs: a table of all runs, the curves of some of them together, what differs between them, and what can be done with each.
 
-const POLL_SECONDS = 1.85, IDLE_SECONDS = 10, FIRST_ROWS = 100, MAX_DIFFERENCES = 40;
+const RETRY_SECONDS = 1.75, ROW_SECONDS = 10, FIRST_ROWS = 100, MAX_DIFFERENCES = 40;
 const RUN_STATES = { starting: "◌ starting", running: "▶ running", stopped: "■ stopped", finished: "✓ finished", broken: "✕ broken" };
 const RUN_COLUMNS = [["name", "name"], ["state", "status"], ["recipe", "recipe"], ["value", "best value"], ["step", "steps"], ["minutes", "minutes"], ["parameters", "parameters"], ["device", "device"], ["modified", "when"]];
 
 const runPath = (name) => `/v1/runs/${encodeURIComponent(name)}`;
 const localTime = (seconds) => new Date(1000 * seconds - 60000 * new Date(1000 * seconds).getTimezoneOffset()).toISOString().slice(0, 16).replace("T", " ");
 const minutesText = (minutes) => minutes < 1 ? "less than a minute" : `${formatNumber(Math.round(minutes))} ${Math.round(minutes) === 1 ? "minute" : "minutes"}`;
+const folderOf = (run) => run.name.slice(0, run.name.lastIndexOf("/") + 1).slice(0, -1); // of several runs, such as a comparison
 const isTraining = (run) => run.state === "running" || run.state === "starting";
 
 page.addTab({
@@ -15,8 +16,10 @@ page.addTab({
   title: "Runs",
   exists: false,
   runs: new Map(),
+  rowTimes: new Map(), // when the row of a run was drawn
   deleted: [],
   version: "",
+  failures: 0, // streams that failed one after the other
   chosen: drafts.get("runs:chosen", []),
   sort: drafts.get("runs:sort", { key: "modified", down: true }),
 
@@ -44,6 +47,8 @@ page.addTab({
     this.state = select("state", [new Option("all", ""), ...Object.entries(RUN_STATES).map(([value, text]) => new Option(text, value))]);
     this.state.value = drafts.get("runs:state", "");
     this.recipe = select("recipe", [new Option("all", "")]);
+    this.folder = select("folder", [new Option("all", "")]);
+    this.folderField = labelled("Folder", this.folder);
     this.count = element("p", { className: "soft", role: "status" });
     this.head = element("tr");
     this.body = element("tbody");
@@ -57,7 +62,7 @@ page.addTab({
     this.table = element("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": "Runs" }, element("table", { className: "runs" }, element("thead", {}, this.head), this.body));
     panel.append(element("h2", {}, "Runs"),
       element("p", {}, `A run is one training together with the model that it made. Tick up to ${MAX_CURVES} of them to see their curves, samples and settings next to each other.`),
-      element("div", { className: "row" }, labelled("Search", this.text), labelled("Status", this.state), labelled("Recipe", this.recipe)),
+      element("div", { className: "row" }, labelled("Search", this.text), labelled("Status", this.state), labelled("Recipe", this.recipe), this.folderField),
       this.count, this.table, this.all, this.done, this.trash, this.curves.view, this.cards, this.comparison, this.command);
     document.addEventListener("visibilitychange", () => this.follow());
     this.draw();
@@ -74,29 +79,34 @@ page.addTab({
     this.follow();
   },
 
-  // Read what changed, again and again while somebody sees the tab: a new point is shown within two seconds.
-  async follow() {
-    clearTimeout(this.timer);
-    if (document.visibilityState !== "visible" || page.current !== this) return;
-    try {
-      const followed = JSON.stringify(this.curves.positions((name) => isTraining(this.runs.get(name) ?? {})));
-      const answer = await server.json(`/v1/runs?since=${encodeURIComponent(this.version)}&points=${encodeURIComponent(followed)}`);
-      const changed = this.take(answer).filter((name) => this.runs.has(name) && !answer.points[name]);
-      this.curves.take(answer.points);
-      if (changed.length) await this.curves.read(changed);
-      if (this.isLost) page.fail(null);
-      this.isLost = false;
-    } catch (error) {
-      if (error.status === 401) return;
-      if (!this.isLost) page.fail(error);
-      this.isLost = true; // one line, until the server is there again
-    }
-    clearTimeout(this.timer);
-    const isBusy = [...this.runs.values()].some((run) => isTraining(run) || run.export === "running");
-    this.timer = setTimeout(() => this.follow(), 1000 * (isBusy || this.isLost ? POLL_SECONDS : IDLE_SECONDS));
+  left() {
+    this.following?.abort();
   },
 
-  // Take a list of changes; the names that changed.
+  // While somebody sees the tab, the server streams what changes: a new point is shown within two seconds.
+  async follow() {
+    this.following?.abort();
+    clearTimeout(this.timer);
+    if (document.visibilityState !== "visible" || page.current !== this) return;
+    const { signal } = this.following = new AbortController();
+    try {
+      const query = new URLSearchParams({ follow: 1, since: this.version, points: JSON.stringify(this.curves.positions()) });
+      for await (const answer of server.events(`/v1/runs?${query}`, undefined, signal)) {
+        if (signal.aborted) return;
+        this.take(answer);
+        this.curves.take(answer.points);
+        if (this.failures > 1) page.fail(null);
+        this.failures = 0;
+      }
+    } catch (error) {
+      if (signal.aborted || error.status === 401) return;
+      this.failures++;
+      if (this.failures === 2) page.fail(error); // one line, until the server is there again; it may only have started anew
+    }
+    if (!signal.aborted) this.timer = setTimeout(() => this.follow(), 1000 * RETRY_SECONDS);
+  },
+
+  // Take a list of changes.
   take(answer) {
     const before = new Map(this.runs);
     if (answer.is_complete) this.runs.clear();
@@ -105,28 +115,37 @@ page.addTab({
     const isDeleted = JSON.stringify(answer.deleted) !== JSON.stringify(this.deleted);
     Object.assign(this, { version: answer.version, deleted: answer.deleted, mayTrain: answer.may_train });
     const isOther = before.size !== this.runs.size || [...this.runs.keys()].some((name) => !before.has(name));
-    if (!this.wasShown || !this.body) return [];
+    if (!this.wasShown || !this.body) return;
     if (isDeleted) this.drawTrash();
     if (isOther || answer.is_complete) this.draw();
-    else for (const run of answer.runs) this.drawRow(run);
+    else for (const run of answer.runs) this.drawRow(run, before.get(run.name));
     const gone = this.chosen.filter((name) => !this.runs.has(name));
     if (gone.length) this.choose(this.chosen.filter((name) => this.runs.has(name)));
     for (const run of answer.runs) this.drawCard(run, before.get(run.name));
-    return answer.runs.map((run) => run.name);
   },
 
   shown() {
     const words = this.text.value.toLowerCase().split(/\s+/).filter(Boolean), { key, down } = this.sort;
-    const runs = [...this.runs.values()].filter((run) => (!this.state.value || run.state === this.state.value) && (!this.recipe.value || run.recipe === this.recipe.value)
+    const runs = [...this.runs.values()].filter((run) => (!this.state.value || run.state === this.state.value) && (!this.recipe.value || run.recipe === this.recipe.value) && (!this.folder.value || folderOf(run) === this.folder.value)
       && words.every((word) => `${run.name} ${run.recipe} ${run.goal} ${run.goal_title} ${run.device} ${run.reason}`.toLowerCase().includes(word)));
     const compare = (one, other) => one === other ? 0 : one === null ? 1 : other === null ? -1 : (typeof one === "string" ? one.localeCompare(other, "en", { numeric: true }) : one - other) * (down ? -1 : 1);
-    return runs.sort((one, other) => compare(one[key], other[key]) || one.name.localeCompare(other.name));
+    runs.sort((one, other) => compare(one[key], other[key]) || one.name.localeCompare(other.name));
+    const folders = Map.groupBy(runs, (run) => folderOf(run) || run); // runs of a folder follow the first of them
+    return [...folders.values()].flat();
+  },
+
+  // Fill a selection with what the runs have, and keep its choice if it is still there.
+  updateChoice(select, name, values) {
+    const known = [...new Set(values.filter(Boolean))].sort(), before = select.value || drafts.get(`runs:${name}`, "");
+    select.replaceChildren(new Option("all", ""), ...known.map((value) => new Option(shortName(value), value)));
+    select.value = known.includes(before) ? before : "";
+    return known.length;
   },
 
   draw() {
-    const recipes = [...new Set([...this.runs.values()].map((run) => run.recipe).filter(Boolean))].sort(), before = this.recipe.value || drafts.get("runs:recipe", "");
-    this.recipe.replaceChildren(new Option("all", ""), ...recipes.map((name) => new Option(shortName(name), name)));
-    this.recipe.value = recipes.includes(before) ? before : "";
+    const all = [...this.runs.values()];
+    this.updateChoice(this.recipe, "recipe", all.map((run) => run.recipe));
+    this.folderField.hidden = !this.updateChoice(this.folder, "folder", all.map(folderOf));
     const runs = this.shown(), visible = this.isWhole ? runs : runs.slice(0, FIRST_ROWS);
     this.head.replaceChildren(element("th", { scope: "col" }, "show"), ...RUN_COLUMNS.map(([key, title]) => {
       const direction = this.sort.key !== key ? undefined : this.sort.down ? "descending" : "ascending";
@@ -134,7 +153,10 @@ page.addTab({
       return element("th", { scope: "col", "aria-sort": direction }, element("button", { type: "button", className: "plain", "data-key": key, onclick: sort }, `${title}${direction ? (this.sort.down ? " ↓" : " ↑") : ""}`));
     }));
     this.rows = new Map(visible.map((run) => [run.name, this.row(run)]));
-    this.body.replaceChildren(...this.rows.values());
+    this.body.replaceChildren(...visible.flatMap((run, index) => {
+      const folder = folderOf(run), isFirst = folder && (index === 0 || folderOf(visible[index - 1]) !== folder);
+      return [...(isFirst ? [this.folderRow(folder, runs)] : []), this.rows.get(run.name)];
+    }));
     this.all.hidden = visible.length === runs.length;
     this.all.textContent = `Show all ${integers.format(runs.length)} runs`;
     const training = runs.filter(isTraining).length, total = this.runs.size;
@@ -142,20 +164,30 @@ page.addTab({
     this.table.hidden = !runs.length;
   },
 
+  // The title of the runs in a folder, with a button that shows their curves together.
+  folderRow(folder, runs) {
+    const names = runs.filter((run) => folderOf(run) === folder).map((run) => run.name), count = `${integers.format(names.length)} ${names.length === 1 ? "run" : "runs"}`;
+    const show = element("button", { type: "button", "aria-label": `Compare the runs of ${shortName(folder)}`, onclick: () => { this.choose(names); this.curves.view.scrollIntoView({ block: "nearest" }); } },
+      names.length > MAX_CURVES ? `Compare the first ${MAX_CURVES}` : "Compare");
+    return element("tr", { className: "folder" }, element("td", {}), element("td", { colSpan: RUN_COLUMNS.length }, element("strong", {}, shortName(folder)), ` ${count} `, names.length > 1 ? show : null));
+  },
+
   row(run) {
     const box = element("input", { type: "checkbox", checked: this.chosen.includes(run.name), "aria-label": `Show ${shortName(run.name)}`, onchange: () => this.tick(run.name, box) });
-    const name = element("button", { type: "button", className: "plain", onclick: () => { this.choose([run.name]); this.cards.scrollIntoView({ block: "nearest" }); } }, shortName(run.name));
+    const name = element("button", { type: "button", className: "plain", onclick: () => { this.choose([run.name]); this.cards.scrollIntoView({ block: "nearest" }); } }, shortName(run.name.slice(run.name.lastIndexOf("/") + 1)));
     const steps = run.steps === null ? "" : run.step === run.steps ? formatNumber(run.step) : `${formatNumber(run.step)} of ${formatNumber(run.steps)}`;
     const value = run.value === null ? "" : element("span", { title: `${run.better} is better` }, run.value_text, element("span", { className: "soft" }, ` ${run.goal_title} ${run.better === "lower" ? "↓" : "↑"}`));
     const cells = [value, steps, run.minutes ?? "", run.parameters ?? "", shortName(run.device), run.modified ? localTime(run.modified) : ""];
-    return element("tr", {}, element("td", {}, box), element("td", { className: "name" }, name), element("td", { className: run.state === "broken" ? "wrong state" : "state", title: run.reason }, RUN_STATES[run.state]),
+    return element("tr", {}, element("td", {}, box), element("td", { className: folderOf(run) ? "name inner" : "name" }, name), element("td", { className: run.state === "broken" ? "wrong state" : "state", title: run.reason }, RUN_STATES[run.state]),
       element("td", { className: "name" }, shortName(run.recipe)), ...cells.map((cell, index) => element("td", { className: index < 4 ? "number" : "" }, typeof cell === "number" ? formatNumber(cell) : cell)));
   },
 
-  // Replace the cells of a run that changed; the first two, which may have the focus, stay.
-  drawRow(run) {
-    const row = this.rows?.get(run.name);
-    if (!row) return;
+  // Replace the cells of a run that changed; the first two, which may have the focus, stay. The steps of a training are
+  // shown now and then, because a table is laid out as a whole; the run's card has them at once.
+  drawRow(run, before) {
+    const row = this.rows?.get(run.name), isSoon = Date.now() < (this.rowTimes.get(run.name) ?? 0) + 1000 * ROW_SECONDS;
+    if (!row || (isSoon && run.state === before?.state && run.value === before.value)) return;
+    this.rowTimes.set(run.name, Date.now());
     const fresh = this.row(run).cells;
     [...row.cells].forEach((cell, index) => { if (index > 1 && cell.textContent !== fresh[index].textContent) cell.replaceWith(fresh[index].cloneNode(true)); });
   },
@@ -182,7 +214,8 @@ page.addTab({
     this.command.update();
     this.compare();
     try {
-      await Promise.all([this.curves.read(), ...[...this.shownCards.values()].map((card) => card.load())]);
+      this.follow();
+      await Promise.all([...this.shownCards.values()].map((card) => card.load()));
       this.compare();
     } catch (error) {
       page.fail(error, () => this.choose(names));
@@ -219,7 +252,7 @@ page.addTab({
       const undo = answer.can_restore ? element("button", { type: "button", onclick: () => this.act(name, "restore") }, "Undo") : null;
       this.done.replaceChildren(element("div", { className: "row done" }, element("span", {}, `${shortName(name)}: ${answer.message}.`), ...(undo ? [undo] : [])));
       undo?.focus();
-      await this.follow();
+      this.follow();
     } catch (error) {
       page.fail(error, error.status === 0 || error.status >= 500 ? () => this.act(name, action, body) : undefined);
     }
@@ -294,7 +327,7 @@ class RunCard {
     this.run = run;
     const reason = run.reason ? ` (${run.reason})` : "", speed = run.tokens_per_second === null ? "" : `, ${formatNumber(Math.round(run.tokens_per_second))} ${run.unit}s per second`;
     const left = run.minutes_left === null ? "" : `, ${minutesText(run.minutes_left)} left`;
-    const steps = run.steps && run.state !== "starting" ? `: step ${formatNumber(run.step)} of ${formatNumber(run.steps)}${left}${speed}` : "";
+    const steps = run.state === "starting" ? ": reading its data and measuring this computer" : run.steps ? `: step ${formatNumber(run.step)} of ${formatNumber(run.steps)}${left}${speed}` : "";
     this.status.textContent = `${RUN_STATES[run.state]}${run.state === "finished" ? `: ${formatNumber(run.step)} steps in ${minutesText(run.minutes ?? 0)}` : steps}${reason}`;
     this.status.className = run.state === "broken" ? "wrong" : "";
     this.bar.hidden = !isTraining(run);
@@ -317,7 +350,7 @@ class RunCard {
       if (run.state === "stopped") shown.push(act("Continue", "resume", "main"), act("Finish early", "finish"));
       if (run.state === "stopped" || run.state === "finished") {
         if (run.can_extend || run.state === "stopped") shown.push(element("div", { className: "pair" }, labelled("More minutes", this.minutes), button("Train on", () => tab.act(run.name, "extend", { minutes: Number(this.minutes.value) }))));
-        else shown.push(element("p", { className: "soft" }, "It was too short to be trained on: a new run with more minutes starts again."));
+        else shown.push(element("p", { className: "soft" }, "This run was too short to add minutes to it; start a new run with more minutes."));
         if (run.has_model && run.export !== "running") shown.push(element("div", { className: "pair" }, labelled("Export as", this.format), button("Export", () => tab.act(run.name, "export", { format: this.format.value }))));
       }
     }

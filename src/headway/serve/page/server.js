@@ -10,6 +10,8 @@ class ServerError extends Error {
   }
 }
 
+const LIST_SECONDS = 3; // between two looks at the list of models
+
 const server = {
   key: sessionStorage.getItem("key") ?? "",
   models: [],
@@ -35,7 +37,7 @@ const server = {
     if (answer.ok && !isListed) this.loadModels().catch(() => {}); // a model that was gone is there again
     if (answer.ok) return answer;
     const details = await answer.json().catch(() => null);
-    if (answer.status === 401) page.askForKey(details?.error?.code);
+    if (answer.status === 401) page.askForKey(details?.error ?? {});
     if (details?.error?.code === "model_not_found" && isListed) this.loadModels().catch(() => {}); // the server came back with other models
     throw new ServerError(details?.error?.message ?? `the server returned HTTP status ${answer.status}`, answer.status, details?.error?.code, details?.error?.param);
   },
@@ -71,10 +73,18 @@ const server = {
 
   // Read the list of models again, and tell the page about it: always, or only if it has changed.
   async loadModels(always = true) {
-    const { data, limits } = await this.json("/v1/models"), isSame = JSON.stringify(data) === JSON.stringify(this.models);
+    const { data, limits, preparing } = await this.json("/v1/models"), isSame = JSON.stringify(data) === JSON.stringify(this.models);
     this.models = data;
     this.limits = limits;
+    page.showPreparing(preparing);
     if (always || !isSame) page.modelsChanged();
+  },
+
+  // Models that are new, have changed or are gone are noticed within seconds, while somebody sees the page.
+  async watchModels() {
+    const isLetIn = this.limits.body_bytes > 0 && document.getElementById("access").hidden, isRead = page.current?.id === "models"; // by this tab itself
+    if (isLetIn && !isRead && !document.hidden) await this.loadModels(false).catch(() => {});
+    setTimeout(() => this.watchModels(), 1000 * LIST_SECONDS);
   },
 
   // Open a report in a window of its own; POST to the path returns its address, which opens once.

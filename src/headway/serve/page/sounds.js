@@ -74,7 +74,7 @@ page.addTab({
   show(panel) {
     this.intro = element("p");
     this.place = element("div");
-    this.recorder = new Recorder((file) => this.input.take([file]));
+    this.recorder = new Recorder((file) => this.input.take([file], true));
     this.player = element("audio", { controls: true, preload: "metadata", onerror: () => { this.silent.hidden = false; }, onloadedmetadata: () => this.findLength() });
     this.silent = element("p", { className: "soft", hidden: true }, "This browser cannot play the file, but the model may still read it.");
     this.chosen = element("p", { className: "soft" });

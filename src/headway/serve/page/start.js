@@ -2,7 +2,7 @@
 // The last script: the page starts when all tabs are there.
 
 function load() {
-  server.loadModels().catch((error) => { if (error.status !== 401) page.fail(error, load); });
+  server.loadModels().catch((error) => page.fail(error, load));
 }
 
 function useKey(key) {
@@ -22,7 +22,7 @@ async function start() {
     try {
       useKey((await server.json("/v1/session", { body: { one_time_key: oneTimeKey } })).key);
     } catch (error) {
-      page.fail(error, error.status === 401 ? undefined : exchange);
+      page.fail(error, exchange);
       if (error.status !== 401 || !server.key) return;
     }
     load();
@@ -52,3 +52,4 @@ window.addEventListener("resize", () => page.revealTab());
 window.addEventListener("dragover", (event) => event.preventDefault()); // a file dropped next to a form must not replace the page
 window.addEventListener("drop", (event) => event.preventDefault());
 start();
+server.watchModels();
