@@ -36,7 +36,7 @@ def reward_function(name: str | None) -> str:
     if name in REWARDS:
         return REWARDS[name].function
     if ":" not in name:
-        raise UserError(f"there is no reward {name!r}; {nearest(name, REWARDS)} Your own is module:function")
+        raise UserError(f"there is no reward {name!r}; {nearest(name, [*REWARDS, 'module:function'])}")
     if name not in CONFIRMED and os.environ.get(REWARD_VARIABLE) != name:
         raise UserError(
             f"the recipe names the reward {name!r}, which would run its own code; allow it with --reward {name}, or "

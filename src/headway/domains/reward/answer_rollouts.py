@@ -191,7 +191,9 @@ class RewardedPrompts(SplitExamples, OnPolicyExamples):
         return rollout
 
     def _report(self, scored: ScoredAnswers, difference: float) -> None:
-        """Log what is wrong with a rollout, once."""
+        """Log what is wrong with a rollout, once. Before a run has its folder, a random model measures the speed."""
+        if not self.workspace.is_dir():
+            return
         if difference > max(TOLERANCE, 2 * self.largest_difference):
             _LOG.warning(
                 "log probabilities of sampler and trainer differ by %.1e, more than %.0e; the trainer's are used",

@@ -80,7 +80,7 @@ class PolicyGradient(Objective[E], Generic[E]):
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
         """The negated policy objective and the weighted KL penalty, each summed over the answers. The objective's value
-        says nothing, because advantages add up to 0; that of the rewards replaces it, with the same gradient.
+        is near 0 whatever the model learns, because advantages add up to 0; the rewards replace it, with its gradient.
         """
         targets, count = cast(PolicyTargets, batch.targets), batch.tokens
         encoded = model(*batch.inputs)
