@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 SIZE = {"width": 1280, "height": 900}
+expect.set_options(timeout=20_000)  # a busy computer
 
 
 @contextmanager

@@ -15,7 +15,6 @@ from headway.serve.models import LoadOptions, ServedModels
 from headway.serve.session_keys import SessionKeys
 
 SECRET = "the secret of this server"
-expect.set_options(timeout=20_000)  # of a busy machine
 
 
 @pytest.fixture(scope="module")

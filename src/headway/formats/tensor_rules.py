@@ -26,9 +26,8 @@ T = TypeVar("T")
 def expect(part: Any, kind: type[T]) -> T:
     """Return `part` if it is of the kind that a family can express, otherwise raise UserError."""
     if not isinstance(part, kind):
-        raise UserError(
-            f"the model has a {type(part).__name__} where this family has a {kind.__name__}; choose another family"
-        )
+        found, expected = (getattr(cls, "kind", cls.__name__) for cls in (type(part), kind))
+        raise UserError(f"the model has {found!r} where this family has {expected!r}; choose another family")
     return part
 
 
