@@ -32,11 +32,11 @@ from headway.nn.models import build
 from headway.nn.models.presets import preset
 from measure import RESULTS, write
 
-EXAMPLES, PROBLEMS = 30_000, 3000  # learned from, and rewarded or held out
+EXAMPLES, PROBLEMS = 30_000, 20_000  # learned from, and rewarded or held out
 MODEL = {"width": 64, "depth": 2, "heads": 4, "context": 16, "dropout": 0.0}
 BATCH, LR, MAX_STEPS, CHECK, TARGET, PROBED = 256, 3e-3, 4000, 5, 0.4, 500
 REWARD = {"task.reward": "exact", "task.max_new_tokens": 6, "task.prompts": 32, "task.group": 8}
-TUNED = {"train.batch_size": 256, "train.evaluate_limit": 200, "optim.lr": 2e-4}
+TUNED = {"train.batch_size": 256, "train.evaluate_limit": 200, "optim.lr": 3e-4}
 
 
 def problems(count: int, seed: int) -> list[tuple[int, int]]:
