@@ -153,6 +153,8 @@ page.addTab({
       const source = answer.attention?.source ?? [], written = source.length ? ` and wrote ${tokenCount(answer.tokens.length - 1)}` : "";
       this.status.textContent = `${model.id} read ${tokenCount(source.length || answer.tokens.length)}${written}. It has ${integers.format(model.parameters)} parameters, the numbers that it learned.`;
       this.results.replaceChildren(...this.parts(answer, other));
+      if (this.showsLast) this.results.lastElementChild.scrollIntoView();
+      this.showsLast = false;
     } catch (error) { // an earlier answer is not that of this sentence
       this.status.textContent = "";
       this.answer = null;
@@ -175,7 +177,8 @@ page.addTab({
       recurrentPart(other, answer, this.other.field, (text) => {
         this.text.value = text;
         drafts.set("inside", text);
-        return this.form.requestSubmit();
+        this.showsLast = true;
+        this.look();
       }),
     ].filter(Boolean);
     parts.forEach((part, index) => part.querySelector("h3").prepend(`${index + 1}. `));

@@ -144,8 +144,8 @@ function attentionPart(answer) {
   element("p", { className: "soft" }, "A row is the token that looks, a column the token that it looks at. The stronger its colour, the more it looks there. Point at a square, or use the arrow keys."),
   picture, numbers, element("h4", {}, "What each head does with this sentence"),
   element("p", { className: "soft" }, "A label holds for this sentence only: with another one, the same head can do something else."),
-  anyClear ? null : element("p", {}, "With this sentence, no head follows one rule clearly. Another one can show more, such as a longer sentence in which a name or a word occurs twice."),
-  mixedHeads(all, maps, cross), overview, headLegend(all));
+  mixedHeads(all, maps, cross) ?? (anyClear ? null : element("p", {}, "With this sentence, no head follows one rule clearly. Another one can show more, such as a longer sentence in which a name or a word occurs twice.")),
+  overview, headLegend(all));
 }
 
 // Where to look when most heads follow no rule: the strongest look at one word, as an example.
