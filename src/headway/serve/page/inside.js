@@ -36,10 +36,10 @@ function quotedToken(tokens, index) {
   return `“${name}”${isRepeated ? ` (token ${index + 1})` : ""}`;
 }
 
-// Whether a word is complete after a token: the next one does not continue it. Vocabularies without spaces in their tokens
-// have words as tokens, or mark a continuation with ##.
+// Whether a word is complete after a token: the next one does not continue it. In a vocabulary like BERT's, whose tokens have
+// no spaces, ## marks a continuation.
 function endsWord(tokens, index) {
-  const next = tokens[index + 1]?.text ?? "", hasSpaces = tokens.some(({ text }) => /^\s|\s$/.test(text));
+  const next = tokens[index + 1]?.text ?? "", hasSpaces = tokens.some(({ text }) => /^\s|\s$/.test(text)) || !tokens.some(({ text }) => /^\[(CLS|SEP)\]$/.test(text));
   return !/^##/.test(next) && !(hasSpaces && /[\p{L}\p{N}\ufffd]$/u.test(tokens[index].text) && /^[\p{L}\p{N}\ufffd]/u.test(next));
 }
 
