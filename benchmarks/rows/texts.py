@@ -116,6 +116,32 @@ def memory(result: Result) -> Iterator[Row]:
     )
 
 
+def qlora(result: Result) -> Iterator[Row]:
+    for precision in ("fp32", "bf16"):
+        parts = result["large"].get(precision)
+        if parts is None:
+            continue
+        cells = {
+            name: f"{part['peak_bytes'] / 1e9:.1f} GB, {part['tokens_per_core_second']:.0f} tokens per core-second"
+            for name, part in parts.items()
+        }
+        quantised = "; ".join(f"{name}: {cell}" for name, cell in cells.items() if name != "fp32")
+        what = f"LoRA on frozen weights of 1.1B parameters, 1 x 512 tokens, products in {precision}"
+        yield (
+            f"{what}: peak memory and speed",
+            quantised,
+            f"weights in fp32: {cells['fp32']}" if "fp32" in cells else "",
+        )
+    if "curves" in result:
+        curves = result["curves"]
+        finals = {name: f"{curves[name]['final']['median']:.3f}" for name in ("fp32", "int8", "int4")}
+        yield (
+            "LoRA of rank 8 on another text, five seeds: median validation loss",
+            f"int8: {finals['int8']}; int4: {finals['int4']}",
+            f"weights in fp32: {finals['fp32']}, standard deviation {curves['fp32']['deviation']:.4f}",
+        )
+
+
 def banking77(result: Result) -> Iterator[Row]:
     how = f"LoRA of rank {result['lora']}" if result["lora"] else "full fine-tuning"
     accuracy = percent(result["test"]["accuracy"])
@@ -145,6 +171,27 @@ def masked(result: Result) -> Iterator[Row]:
                 f"banking77, {what}, BERT of 4 layers and width 256, pre-trained for 20 min: accuracy",
                 ours,
                 f"not pre-trained: {scratch}",
+            )
+
+
+_PRETRAINING = {
+    "banking77": "banking77 after its own questions without labels",
+    "banking77-debian": "banking77 after Debian's descriptions and documentation",
+    "debian": "sections of Debian's packages after other descriptions",
+    "banking77-gpt": "banking77 by a GPT with its auxiliary loss, after its own questions without labels",
+}
+
+
+def pretraining(result: Result) -> Iterator[Row]:
+    for case, part in result["cases"].items():
+        ours, scratch = part.get("pretrained"), part.get("scratch")
+        if ours and scratch:
+            minutes = part["pretraining"]["core_seconds"] / 60
+            yield (
+                f"{_PRETRAINING[case]} ({minutes:.0f} core-minutes), 10 labelled texts per class: accuracy, "
+                f"median of {len(ours['values'])} seeds",
+                f"{percent(ours['median'])} ({percent(ours['min'])} to {percent(ours['max'])})",
+                f"not pre-trained: {percent(scratch['median'])}",
             )
 
 

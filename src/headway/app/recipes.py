@@ -15,6 +15,7 @@ from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains import recipe_domains, scale_of
 from headway.errors import ConfigError, UserError, nearest
+from headway.formats.deferred import deferred_weights
 from headway.formats.native import QUANTISED, quantised_config
 from headway.formats.open import open_config, open_usage
 from headway.formats.usage import Usage, read_usage
@@ -31,6 +32,7 @@ from headway.nn.models import ModelConfig, describe
 from headway.nn.models.presets import PRESETS, preset
 from headway.predict.in_memory_data import Paths
 from headway.predict.model_evaluation import check_hub_data
+from headway.rewards import CONFIRMED
 
 
 def configure_recipe(
@@ -48,12 +50,16 @@ def configure_recipe(
     adapter. With a `start`, a generic recipe requested by name gets the learning rates for fine-tuning.
     """
     configured = load_recipe(recipe)
+    if isinstance(reward := (settings or {}).get("task.reward"), str):
+        CONFIRMED.add(reward)
     for argument in (start, *(settings or {}).values()):
         if isinstance(argument, str) and argument.startswith(HUB_PREFIX):
             find_folder(argument)  # download what the user named now; later the recipe finds it locally
     if start is not None:
         find_folder(start)
-        configured = replace(configured, start=_absolute(start), model=open_start(_absolute(start)).model.config)
+        with deferred_weights():  # only its configuration is needed
+            model = open_start(_absolute(start)).model.config
+        configured = replace(configured, start=_absolute(start), model=model)
     if lora is not None:
         lora_config = configured.adapter if isinstance(configured.adapter, LoRAConfig) else LoRAConfig()
         configured = replace(configured, adapter=replace(lora_config, rank=lora))
