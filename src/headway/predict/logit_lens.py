@@ -250,8 +250,8 @@ def _neighbours(
 
 
 def vector_statistics(table: Float[Tensor, "C D"]) -> VectorStatistics:
-    """The mean of the rows, their first D/100 principal directions (Mu and Viswanath 2018, algorithm 1), and what is
-    left without both.
+    """The mean of the rows, their first D/100 principal directions (Mu and Viswanath 2018, algorithm 1), and the
+    norms of the rows without both.
 
     All rows share a few directions: for example, one that makes tokens improbable which training never saw. Subspace
     iteration finds them in a sample of the rows.
