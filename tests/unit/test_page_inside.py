@@ -109,7 +109,7 @@ def test_temperature_moves_the_bars_of_the_chosen_token(browser: Browser, url: s
         look(page, TEXT, "decoder")
         slider, section = page.get_by_label("Temperature, 0 to 2"), part(page, "6. Temperature")
         numbers = section.locator(".bars .number")  # type: ignore[attr-defined]
-        expect(section.get_by_text("this is where the model is least sure")).to_be_visible()  # type: ignore[attr-defined]
+        expect(section.get_by_text("this is where the temperature changes most")).to_be_visible()  # type: ignore[attr-defined]
         for position in (unsure, 2):
             page.get_by_role("button", name=f"Layer 2, token {position + 1},").first.click()
             slider.fill("1")

@@ -234,7 +234,7 @@ function neighboursPart({ lens, model, text }) {
 // Questions that a reader can answer now, each with its answer.
 function insideQuestions() {
   const questions = [
-    ["What does attention look at?", "At the other tokens that this one may see: in a language model those before it and itself, in a masked model those on both sides. Each gets a share, and the shares add up to 100 %. The token takes over information from each in proportion to its share."],
+    ["What does attention look at?", "At the other tokens that this one may see: in a language model those before it and itself, in a model that fills gaps those on both sides. Each gets a share, and the shares add up to 100 %. The token takes over information from each in proportion to its share."],
     ["What does a head do?", "It is one of several attentions that work side by side in a layer, each with its own learned rule for whom to look at: one looks at the token before, another at the same word earlier in the text. The layer joins what they found."],
     ["Why does the order matter?", "Because the same words in another order mean something else. Attention alone would not notice, so a transformer is also told where each token stands. Swap two words above, and attention and prediction change."],
     ["What does the temperature do?", "It changes how boldly the next token is chosen, not what the model knows. At 0 the most probable token is always taken; at 1 each has the model's own probability; above 1 improbable tokens come up more often."],

@@ -55,14 +55,15 @@ function headHint(weights, { rows, columns, kind, causal }) {
   const [label, text, { share, byChance, clearest }] = rules.reduce((one, other) => other[2].share > one[2].share ? other : one);
   const figures = (rule) => `${unbroken(rule.share)} of its attention on average, and ${unbroken(rule.byChance)} if it looked everywhere alike`;
   if (evenness.length && even > 0.92) return { rule: null, label: "even", text: "spreads its attention nearly evenly over all tokens that it sees", strength: 0 };
+  const howOften = (part) => part >= 0.5 ? "mostly" : "often";
   // The first token is where heads rest, so another habit is shown first.
-  if (share >= 0.4 && share > 1.5 * byChance) return { rule: [label, text], label: `${label} ${percent(share)}`, text: `mostly ${text}: ${figures({ share, byChance })}`, strength: label === "first" ? share / 2 : share, clearest };
+  if (share >= 0.4 && share > 1.5 * byChance) return { rule: [label, text], label: `${label} ${percent(share)}`, text: `${howOften(share)} ${text}: ${figures({ share, byChance })}`, strength: label === "first" ? share / 2 : share, clearest };
   const nearby = across ? none : follows((t) => t > 3 ? [t - 1, t - 2, t - 3] : []);
   if (nearby.share >= 0.4 && nearby.share > 1.5 * nearby.byChance) {
     const where = "looks at the three tokens before";
-    return { rule: ["nearby", where], label: `nearby ${percent(nearby.share)}`, text: `mostly ${where}: ${figures(nearby)}`, strength: nearby.share / 2, clearest: nearby.clearest };
+    return { rule: ["nearby", where], label: `nearby ${percent(nearby.share)}`, text: `${howOften(nearby.share)} ${where}: ${figures(nearby)}`, strength: nearby.share / 2, clearest: nearby.clearest };
   }
-  if (share >= 0.2 && share > 2 * byChance) return { rule: [label, text], label: `partly ${label} ${percent(share)}`, text: `partly ${text}: ${figures({ share, byChance })}`, strength: 0 };
+  if (share >= 0.2 && share > 2 * byChance) return { rule: [label, text], label: `partly ${label} ${percent(share)}`, text: `partly ${text}: ${figures({ share, byChance })}`, strength: 0, clearest };
   return { rule: null, label: "mixed", text: "follows no simple rule here: where it looks depends on the words", strength: 0 };
 }
 
@@ -127,7 +128,7 @@ function attentionPart(answer) {
   const cross = maps.findIndex((entry) => entry.kind === "cross"), kept = drafts.get("inside-head");
   // At first, the head whose rule is the clearest, and the token that follows it most.
   const hints = maps.map((entry, index) => entry.weights.map((weights, number) => ({ ...headHint(weights, entry), place: [index, number] }))), all = hints.flat();
-  const anyClear = all.some(({ strength }) => strength > 0), rests = all.some(({ label }) => /first/.test(label));
+  const anyClear = all.some(({ strength }) => strength > 0), resting = all.filter(({ label }) => /first/.test(label)).length;
   const clearest = all.filter(({ place }) => cross < 0 || maps[place[0]].kind === "cross").reduce((one, other) => other.strength > one.strength ? other : one);
   const { place, reader } = kept?.of === answer.model.id ? { place: kept.head } : clearest.strength > 0 ? clearest : strongestLook(maps, cross);
   const opening = all.find((entry) => String(entry.place) === String(place));
@@ -135,8 +136,8 @@ function attentionPart(answer) {
   choose(...place);
   return insidePart("Attention: which words a word looks at", [
     `In each layer, every token looks at ${answer.lens && !answer.lens.masked && !isPair ? "itself and the tokens before it, never at those that come later" : "other tokens"}, and takes over information from them. How strongly is a share; the shares of a token add up to 100 %.`,
-    "A layer has several heads that look at different things at the same time. Nobody told a head what to look at: it learned that in training. Choose a layer and a head, and then a token.",
-    rests ? "Many heads look at the first token: it is a resting place for when nothing else fits." : null,
+    "A layer has several heads that look at different things at the same time. Nobody told a head what to look at: it learned that in training. The layer joins what its heads took over and adds it to the token's list of numbers, so that a token also stands for its context. Choose a layer and a head, and then a token.",
+    resting ? `${resting >= all.length / 4 ? "Many heads look" : resting > 1 ? "Some heads look" : "One head looks"} at the first token: it is a resting place for when nothing else fits.` : null,
   ].filter(Boolean), element("div", { className: "row" }, labelled("Layer", layer), labelled("Head", head)), hint,
   element("h4", {}, "Choose a token: where does it look?"), strip,
   maps.some(({ causal }) => causal) ? element("p", { className: "soft" }, "Hatched: not yet written when this token is read, so it cannot look there. 0 %: it could look there, and does not.") : null,

@@ -14,6 +14,12 @@ function leastSure({ each, tokens, next, masked }) {
   return each.reduce((best, { entropy, position }) => !isMark(tokens[position]) && endsWord(tokens, position) && entropy > each[best].entropy ? position : best, next.position);
 }
 
+// Where the temperature moves the most probable token most, of the same places: there are a strong candidate and others.
+function mostMoved(lens) {
+  const range = (next) => nextAt(next, 0.5)[0][1] - nextAt(next, 2)[0][1], { each, tokens } = lens;
+  return lens.masked ? lens.next.position : each.reduce((best, next) => !isMark(tokens[next.position]) && endsWord(tokens, next.position) && range(next) > range(each[best]) ? next.position : best, lens.next.position);
+}
+
 // The last tokens up to a position, as text that begins with a complete word.
 function textUpTo({ tokens }, position) {
   let start = Math.max(0, position - 5);
@@ -106,7 +112,7 @@ function temperaturePart(lens) {
   const shown = 8, slider = element("input", { type: "range", min: 0, max: 2, step: 0.05 }), value = element("output");
   keepDraft(slider, "inside-temperature", "1");
   const list = element("div"), told = element("p", { className: "finding", "aria-live": "polite" }), where = element("p", { "aria-live": "polite" });
-  const opening = leastSure(lens), state = {};
+  const opening = mostMoved(lens), state = {};
   const update = () => {
     const temperature = Number(slider.value), shares = nextAt(state.next, temperature).slice(0, shown).map(([, share]) => share);
     shares.push(Math.max(0, 1 - shares.reduce((sum, share) => sum + share, 0)));
@@ -125,7 +131,7 @@ function temperaturePart(lens) {
     state.next = lens.each[chosen] ?? lens.next;
     const { position } = state.next;
     list.replaceChildren(bars([...state.next.candidates.slice(0, shown).map((token) => [tokenLabel(token.text), 0]), ["all others together", 0]]));
-    const sure = lens.each.length && position === opening && !lens.masked ? " Of all places after a complete word, this is where the model is least sure what comes next." : "";
+    const sure = lens.each.length && position === opening && !lens.masked ? " Of all places after a complete word, this is where the temperature changes most." : "";
     where.textContent = `Here are the most probable ones ${lens.masked ? `in the place of token ${position + 1}, “${shortToken(lens.tokens[position].text)}”` : `after “${textUpTo(lens, position)}”`}.${sure} ${lens.each.length ? "Choose a square of the step above to see those of another token." : "Shorten the text to see those of other tokens."}`;
     update();
   };
