@@ -394,7 +394,7 @@ def test_the_command_lists_runs(runs: Path, capsys: pytest.CaptureFixture[str]) 
     make_run(runs, "run")
     assert main(["board", str(runs), "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["runs"]
-    assert (row["name"], row["state"], row["value"]) == ("run", "finished", 30.0)
+    assert (row["name"], row["state"], row["value"]) == ("run", "finished", 12.0)
     for path, message in (
         (runs / "run", f"is a run; .* headway board {runs}"),
         (runs / "none", "is not a folder; pass"),
