@@ -72,7 +72,7 @@ def test_the_table_is_filtered_and_sorted(browser: Browser, some: str) -> None:
         page.get_by_label("Status").select_option("")
         page.get_by_label("Recipe").select_option("tiny")
         assert sorted(names(page)) == ["first", "second-run"]
-        expect(page.get_by_text("2 of 4 runs. Best value: ↑ higher is better")).to_be_visible()
+        expect(page.get_by_text("2 of 4 runs. Result: ↑ higher is better")).to_be_visible()
         assert page.locator("table.runs tbody td:nth-child(5)").all_inner_texts() == ["30 BLEU ↑", "12 BLEU ↑"]
 
 

@@ -146,7 +146,15 @@ def test_from_files_to_a_model(browser: Browser, url: str, runs: Path, commands:
         expect(page.get_by_role("img", name=re.compile("From 2 to 1 after 2 steps"))).to_be_visible()
         expect(page.get_by_text("<i>b</i>", exact=True)).to_be_visible()
         assert serious_violations(page) == []
+        page.get_by_role("tab", name="Models").click()
+        notices = page.get_by_role("region", name="Your trainings")
+        expect(notices.get_by_text("shop is ready.")).to_be_visible()
+        assert serious_violations(page) == []
+        page.get_by_role("button", name="Close the line about shop").click()
         page.reload()
+        expect(page.get_by_role("heading", name="Make one")).to_be_visible()
+        expect(notices.get_by_text("shop is ready.")).to_be_hidden()
+        page.get_by_role("tab", name="Train", exact=True).click()
         expect(page.get_by_role("heading", name="The training of shop")).to_be_visible()
         expect(page.get_by_text("how wrong the model is, so lower is better")).to_be_visible()
         expect(page.locator(".loss text").filter(has_text="steps")).to_be_visible()
@@ -403,6 +411,9 @@ def test_a_stopped_training_without_a_model_offers_an_early_end(
         expect(page.get_by_role("button", name="Finish early")).to_be_hidden()
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
         assert serious_violations(page) == []
+        page.get_by_role("tab", name="Models").click()
+        expect(page.get_by_text("stopped is stopped at 2 %.")).to_be_visible()
+        expect(page.get_by_role("button", name="Continue stopped")).to_be_visible()
 
 
 def test_times_that_are_too_short_say_why(browser: Browser, url: str, commands: Commands) -> None:

@@ -53,7 +53,7 @@ def test_only_what_changed_is_listed(runs: Path, board: RunBoard) -> None:
         "finished",
         "tiny",
         "bleu",
-        30.0,
+        12.0,
         20,
         1234,
     )
@@ -104,12 +104,32 @@ def test_planned_minutes_decide_how_far_a_run_is(runs: Path, board: RunBoard) ->
 
 def test_a_run_that_continues_says_after_which_step(runs: Path, board: RunBoard) -> None:
     path = make_run(runs, "live", 40, 10)
+    change_status(path, "interrupted")  # after the last line of metrics
     with trained(path):
         assert board.row("live").stage == "continuing"
         change_status(path, "running")
         assert board.row("live").stage == "training"
         board.stop("live")
         assert board.row("live").stage in ("stopping", None)
+
+
+def test_the_image_of_a_sample_is_read_only_from_an_upload(runs: Path, tmp_path: Path) -> None:
+    names = {"uploaded": runs / ".uploads/0/files", "elsewhere": tmp_path / "photos"}
+    for name, folder in names.items():
+        (folder / "cat").mkdir(parents=True)
+        (folder / "cat/1.png").write_bytes(b"pixels")
+        samples = [{"source": source, "output": "dog", "reference": "cat"} for source in ("1.png", "../cat/1.png")]
+        path = make_run(runs, name, samples=samples)
+        (path / "recipe.json").write_text(json.dumps({"name": "vision", "data": [str(folder)]}))
+    with asking(keys=(ApiKey("reader"), ApiKey("trainer", None, True)), runs=runs, log=False) as client:
+        get = lambda path, key="trainer": client.get(  # noqa: E731
+            f"/v1/runs/{path}", headers={"Authorization": f"Bearer {key}"}
+        )
+        answer = get("uploaded/samples/0")
+        assert (answer.status_code, answer.content, answer.headers["content-type"]) == (200, b"pixels", "image/png")
+        assert get("uploaded/samples/0", "reader").status_code == 403
+        for path in ("uploaded/samples/1", "uploaded/samples/2", "uploaded/samples/x", "elsewhere/samples/0"):
+            assert get(path).status_code == 404, path
 
 
 def test_a_run_that_trains_is_followed_and_stopped(runs: Path, board: RunBoard) -> None:

@@ -139,6 +139,8 @@ class RunBoard:
         words += ["--threads", str(threads)] if threads and threads <= (os.cpu_count() or 1) else []
         words += ["--processes", str(processes)] if processes > 1 else []
         start_job(self.folder, _job_names(name)[0], words)
+        with self._lock:
+            self._refresh_jobs(True)
 
     def export(self, name: str, target_format: Literal["hf", "gguf", "onnx"]) -> Path:
         """Start the conversion of a run's model in a process of its own; return the path of the output."""

@@ -136,10 +136,8 @@ def read_run(path: Path, name: str, entry: RunEntry, job: Job | None) -> RunRow 
     command = job.command if job is not None and is_starting else ()
     has_plan = "--resume" not in command or "--minutes" in command  # a run that continues keeps its number of steps
     row = _with_progress(row, entry, path, summary, has_plan)
-    written = max((state[3] / 1e9 for name in ("run.json", "metrics.jsonl") if (state := states[name])), default=0.0)
-    stage = _stage(summary["status"], is_starting, row.started is not None and written < row.started)
-    row = replace(row, stage=stage)
-    if stage != "training":
+    row = replace(row, stage=_stage(summary["status"], states, row.started))
+    if row.stage != "training":
         row = replace(row, minutes_left=None, tokens_per_second=None)
     if trainer is not None:
         return replace(row, state="running", reason=trainer.description)
@@ -155,11 +153,16 @@ def read_run(path: Path, name: str, entry: RunEntry, job: Job | None) -> RunRow 
     return replace(row, state="stopped", reason=reason)
 
 
-def _stage(status: str, has_job: bool, is_older: bool) -> Stage:
-    """What the process of a run does; `is_older` is whether its files were written before its job started."""
-    if is_older or (status == "interrupted" and not has_job):
+def _stage(status: str, states: Mapping[str, FileState], started: float | None) -> Stage:
+    """What the process of a run does, by the times of its files and of the start of its job."""
+    written, measured = ((state[3] / 1e9 if (state := states[name]) else 0.0) for name in ("run.json", "metrics.jsonl"))
+    if started is not None and max(written, measured) < started:
         return "continuing"
-    return "checking" if status == "finished" else "stopping" if status == "interrupted" else "training"
+    if status == "running" or measured > written:
+        return "training"
+    if status == "finished":
+        return "checking"
+    return "continuing" if started is None else "stopping"  # another process may continue an interrupted run
 
 
 def _read_summary(path: Path) -> dict[str, Any]:
@@ -231,9 +234,9 @@ def _with_progress(row: RunRow, entry: RunEntry, path: Path, summary: Mapping[st
     value = entry.evaluation.get(row.goal)
     value = row.value if value is None else finite(value)
     earlier = (summary.get("elapsed") or 0.0) - (summary.get("seconds") or 0.0)
-    minutes, planned = (seconds + max(0.0, earlier)) / 60, finite(summary.get("minutes")) or 0.0
-    is_planned = has_plan and planned > minutes and step < steps
-    left = planned - minutes if is_planned else max(0, steps - step) * seconds / step / 60
+    minutes, planned_minutes = (seconds + max(0.0, earlier)) / 60, finite(summary.get("minutes")) or 0.0
+    is_planned = has_plan and planned_minutes > minutes and step < steps
+    left = planned_minutes - minutes if is_planned else max(0, steps - step) * seconds / step / 60
     return replace(
         row,
         step=step,
@@ -241,12 +244,20 @@ def _with_progress(row: RunRow, entry: RunEntry, path: Path, summary: Mapping[st
         loss=finite(line.get("loss")),
         value=value,
         value_text=_value_text(row.goal, value),
-        share=_share(minutes, minutes + left) if is_planned else _share(step, steps),
+        share=_share(minutes, planned_minutes) if is_planned else _resumed_share(summary, planned_minutes, step, steps),
         minutes=round(minutes, 2),
         minutes_left=round(left, 2),
         tokens=count(line.get("tokens")),
         tokens_per_second=finite(line.get("tokens_per_second")),
     )
+
+
+def _resumed_share(summary: Mapping[str, Any], planned_minutes: float, step: int, steps: int) -> float | None:
+    """The share of a run that continues: its other steps follow the share of the minutes at which it had stopped."""
+    if not planned_minutes:
+        return _share(step, steps)
+    start, before = summary["step"], min(0.99, (summary.get("elapsed") or 0.0) / 60 / planned_minutes)
+    return _share(before + (1 - before) * max(0, step - start) / max(1, steps - start), 1.0)
 
 
 def _follow(path: Path, entry: RunEntry) -> None:

@@ -4,7 +4,7 @@
 const RETRY_SECONDS = 1.75, ROW_SECONDS = 10, MESSAGE_SECONDS = 12, UNDO_SECONDS = 120, FIRST_ROWS = 100, MAX_DIFFERENCES = 40, MAX_SAMPLE = 4000, GOOD_ACCURACY = 0.8;
 const RUN_STATES = { starting: "◌ starting", running: "▶ running", stopped: "■ stopped", finished: "✓ finished", broken: "✕ broken" };
 const STAGE_WORDS = { continuing: "▶ continuing", checking: "▶ checking", stopping: "■ stopping" };
-const RUN_COLUMNS = [["name", "name"], ["state", "status"], ["recipe", "recipe"], ["value", "best value"], ["share", "progress"], ["minutes", "time"], ["parameters", "parameters"], ["device", "device"], ["modified", "when"]];
+const RUN_COLUMNS = [["name", "name"], ["state", "status"], ["recipe", "recipe"], ["value", "result"], ["share", "progress"], ["minutes", "time"], ["parameters", "parameters"], ["device", "device"], ["modified", "when"]];
 
 const runPath = (name) => `/v1/runs/${encodeURIComponent(name)}`;
 const localTime = (seconds) => new Date(1000 * seconds - 60000 * new Date(1000 * seconds).getTimezoneOffset()).toISOString().slice(0, 16).replace("T", " ");
@@ -203,7 +203,7 @@ page.addTab({
     this.all.hidden = visible.length === runs.length;
     this.all.textContent = `Show all ${integers.format(runs.length)} runs`;
     const training = runs.filter(isTraining).length, total = this.runs.size;
-    this.count.textContent = !total ? "There is no run in this folder yet." : `${integers.format(runs.length)} of ${integers.format(total)} runs${training ? `, ${training} of them training now` : ""}. Best value: ↑ higher is better, ↓ lower is better.`;
+    this.count.textContent = !total ? "There is no run in this folder yet." : `${integers.format(runs.length)} of ${integers.format(total)} runs${training ? `, ${training} of them training now` : ""}. Result: ↑ higher is better, ↓ lower is better.`;
     this.table.hidden = !runs.length;
   },
 
@@ -383,7 +383,7 @@ class RunCard {
     const reason = run.reason ? ` (${run.reason})` : "", speed = run.tokens_per_second === null ? "" : `, ${formatNumber(Math.round(run.tokens_per_second))} ${run.unit}s per second`;
     const after = isTraining(run) ? `: ${stageText(run)}` : run.state === "finished" ? `: trained for ${minutesText(run.minutes ?? 0)}. ${resultText(run)}` : run.share ? ` at ${sharePercent(run.share)}` : "";
     this.status.textContent = `${run.state === "starting" ? "▶ being trained" : RUN_STATES[run.state]}${after}${isTraining(run) ? "" : reason}`;
-    this.facts.textContent = `${stepsText(run)}${speed}${isTraining(run) ? reason : ""}`;
+    this.facts.textContent = `${run.state === "finished" ? `${integers.format(run.step)} steps` : stepsText(run)}${speed}${isTraining(run) ? reason : ""}`;
     this.status.className = run.state === "broken" ? "wrong" : "";
     this.bar.hidden = !isTraining(run);
     if (run.stage === "training" && run.share !== null) this.bar.value = run.share;
