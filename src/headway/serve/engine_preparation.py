@@ -43,7 +43,7 @@ class EnginePreparation:
             self._running = asyncio.create_task(self._compile())
 
     async def wait_for(self, model: ModelSummary) -> None:
-        """Wait until a model would find everything compiled, but not for ever."""
+        """Wait until a model would find everything compiled, `_MAX_WAIT` seconds at most."""
         if self._running is not None and _uses_engine(model):
             await asyncio.wait([self._running], timeout=max(0.0, self._started + _MAX_WAIT - time.monotonic()))
 
