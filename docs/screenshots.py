@@ -51,7 +51,7 @@ def picture(page: Page, name: str) -> None:
 
 def train(page: Page, folder: Path) -> None:
     """Train on the example, stop, continue, and use the model on one of the example's images."""
-    page.get_by_role("tab", name="New run").click()
+    page.get_by_role("tab", name="Train", exact=True).click()
     page.get_by_role("radio", name="Images in folders").check()
     picture(page, "new-run")
     with page.expect_download() as download:
@@ -62,7 +62,7 @@ def train(page: Page, folder: Path) -> None:
     page.get_by_label("Name of the model").fill("shapes")
     picture(page, "what-was-read")
     page.get_by_role("button", name="Start the training").click()
-    expect(page.get_by_text("Training. Step")).to_be_visible(timeout=WAIT)
+    expect(page.get_by_text("Training: ")).to_be_visible(timeout=WAIT)
     page.wait_for_timeout(4000)
     picture(page, "training")
     page.get_by_role("button", name="Stop the training").click()

@@ -224,7 +224,10 @@ def test_files_that_are_no_images(page: Page) -> None:
 
 def test_limits_are_stated_before_the_upload(browser: Browser, models: Path, tmp_path: Path) -> None:
     served = ServedModels([models / "sort"], [], LoadOptions(device="cpu", backend="torch"), open_engine_loop)
-    with server(served, ServerSettings(log=False, body_bytes=40_000)) as url, opened(browser, url) as page:
+    with (
+        server(served, ServerSettings(runs=tmp_path / "runs", log=False, body_bytes=40_000)) as url,
+        opened(browser, url) as page,
+    ):
         panel = tab(page, "Images")
         expect(panel).to_contain_text("At most 23.9 kB each")
         expect(panel).to_contain_text("Uses the model sort.")  # the only one
@@ -235,6 +238,16 @@ def test_limits_are_stated_before_the_upload(browser: Browser, models: Path, tmp
         drop(panel, "fits.png", "image/png", "x" * 23_850)
         panel.get_by_role("button", name="Classify").click()
         expect(panel.locator("article .wrong")).to_contain_text("is not a supported image")  # and so has arrived
+        panel.get_by_role("button", name="Train", exact=True).click()  # next to "Teach it your own photos"
+        expect(page.get_by_role("heading", name="Train a model on your own files")).to_be_visible()
+        expect(page.get_by_role("radio", name="Images in folders")).to_be_checked()
+
+
+def test_a_model_that_was_trained_here_is_chosen_first(page: Page) -> None:
+    for name in ("sort", "match"):
+        page.evaluate("(name) => settings.set('trainings', [{ name, time: 0 }])", name)
+        page.reload()
+        expect(tab(page, "Images").get_by_label("Model", exact=True)).to_have_value(name)
 
 
 def test_a_sound_is_classified(page: Page, models: Path, tmp_path: Path) -> None:

@@ -72,8 +72,8 @@ def test_the_table_is_filtered_and_sorted(browser: Browser, some: str) -> None:
         page.get_by_label("Status").select_option("")
         page.get_by_label("Recipe").select_option("tiny")
         assert sorted(names(page)) == ["first", "second-run"]
-        expect(page.get_by_text("2 of 4 runs. Best value: ↑ higher is better")).to_be_visible()
-        assert page.locator("table.runs tbody td:nth-child(5)").all_inner_texts() == ["30 BLEU ↑", "30 BLEU ↑"]
+        expect(page.get_by_text("2 of 4 runs. Result: ↑ higher is better")).to_be_visible()
+        assert page.locator("table.runs tbody td:nth-child(5)").all_inner_texts() == ["30 BLEU ↑", "12 BLEU ↑"]
 
 
 def test_several_runs_are_compared(browser: Browser, some: str) -> None:
@@ -124,7 +124,7 @@ def test_the_runs_of_a_comparison(browser: Browser, some: str, runs: Path) -> No
         assert names(page) == [HTML, "cells 2 runs Compare", "gru", "lstm", "first", "newer", "second-run"]
         page.get_by_role("button", name="Compare the runs of cells").click()
         expect(page.locator(".chart polyline")).to_have_count(2)
-        expect(page.get_by_role("region", name="Run cells/gru")).to_contain_text("of cells/gru")
+        expect(page.get_by_role("region", name="Results of cells/gru")).to_contain_text("of cells/gru")
         page.get_by_label("Folder").select_option("cells")
         expect(page.get_by_text("2 of 6 runs.")).to_be_visible()
         page.get_by_role("checkbox", name="Show cells/lstm").uncheck()
@@ -139,7 +139,7 @@ def test_a_run_is_followed_while_it_trains_and_stopped(browser: Browser, some: s
     with trained(path) as process, opened(browser, some) as page:
         page.get_by_role("button", name="live", exact=True).click()
         card = page.get_by_role("region", name="Run live")
-        expect(card).to_contain_text("step 10 of 40, less than a minute left, 100 tokens per second")
+        expect(card).to_contain_text("25 %, less than a minute leftStep 10 of 40, 100 tokens per second")
         expect(page.locator("table.runs tbody tr").filter(has_text="live")).to_contain_text("1.8 % accuracy ↑")
         page.get_by_label("Curve of").select_option("training:lr")  # its scale stays
         curve = page.locator(".chart polyline").element_handle()
@@ -147,14 +147,14 @@ def test_a_run_is_followed_while_it_trains_and_stopped(browser: Browser, some: s
         edge = curve.evaluate(last_x)
         with (path / "metrics.jsonl").open("a") as file:
             file.write("".join(lines(11, 21)))
-        expect(card).to_contain_text("step 20 of 40", timeout=2500)
+        expect(card).to_contain_text("Step 20 of 40", timeout=2500)
         expect(page.locator(".values")).to_contain_text("at step 20")
         assert curve.evaluate("node => node.isConnected"), "the curve grows, and is not drawn anew"
         assert curve.evaluate(last_x) == edge
         assert not card.get_by_role("button", name="Delete").is_visible()
         card.get_by_role("button", name="Stop").click()
-        expect(page.get_by_text("Stopping after this step")).to_be_visible()
         process.wait(10)
+        expect(card).to_contain_text("stopped at 50 %")
         expect(card.get_by_role("button", name="Continue")).to_be_visible()
 
 
@@ -208,7 +208,8 @@ def test_what_is_done_with_a_run(browser: Browser, some: str, runs: Path, monkey
             page.get_by_role("button", name="Report").click()
         expect(report.value.get_by_text("of first")).to_be_visible()
         card = page.get_by_role("region", name="Run first")
-        expect(card.get_by_role("region", name="Samples of its output")).to_contain_text("a <b>bold</b> start")
+        results = page.get_by_role("region", name="Results of first")
+        expect(results.get_by_role("region", name="Samples of its output")).to_contain_text("a <b>bold</b> start")
         card.get_by_label("Export as").select_option("gguf")
         card.get_by_role("button", name="Export").click()
         expect(page.get_by_text("The model is being converted")).to_be_visible()

@@ -1,4 +1,4 @@
-"""The tab New run in a browser: files, what was read, plans and a training. The commands are faked but for one test."""
+"""The tab Train in a browser: files, what was read, plans and a training. The commands are faked but for one test."""
 
 from __future__ import annotations
 
@@ -146,7 +146,15 @@ def test_from_files_to_a_model(browser: Browser, url: str, runs: Path, commands:
         expect(page.get_by_role("img", name=re.compile("From 2 to 1 after 2 steps"))).to_be_visible()
         expect(page.get_by_text("<i>b</i>", exact=True)).to_be_visible()
         assert serious_violations(page) == []
+        page.get_by_role("tab", name="Models").click()
+        notices = page.get_by_role("region", name="Your trainings")
+        expect(notices.get_by_text("shop is ready.")).to_be_visible()
+        assert serious_violations(page) == []
+        page.get_by_role("button", name="Close the line about shop").click()
         page.reload()
+        expect(page.get_by_role("heading", name="Make one")).to_be_visible()
+        expect(notices.get_by_text("shop is ready.")).to_be_hidden()
+        page.get_by_role("tab", name="Train", exact=True).click()
         expect(page.get_by_role("heading", name="The training of shop")).to_be_visible()
         expect(page.get_by_text("how wrong the model is, so lower is better")).to_be_visible()
         expect(page.locator(".loss text").filter(has_text="steps")).to_be_visible()
@@ -154,7 +162,7 @@ def test_from_files_to_a_model(browser: Browser, url: str, runs: Path, commands:
         expect(page.get_by_role("alert")).to_contain_text("does not offer the models of its runs", timeout=10_000)
         page.get_by_role("tab", name="Models").click()
         expect(page.get_by_role("alert")).to_be_hidden()  # it stays on its tab
-        page.get_by_role("tab", name="New run").click()
+        page.get_by_role("tab", name="Train", exact=True).click()
         page.get_by_role("button", name="Train another").click()
         expect(page.get_by_text("1 file has arrived")).to_be_visible()
         page.get_by_role("button", name="Start the training").click()  # the name is taken
@@ -377,7 +385,8 @@ def test_a_training_that_starts_shows_its_output_and_other_trainings(
             if name == "slow":
                 page.evaluate("newRun.remember({ run: null })")
                 page.reload()
-        expect(page.get_by_text("At the same time, slow is being trained")).to_be_visible()
+        expect(page.get_by_text("another training on this computer, slow, is going on")).to_be_visible()
+        expect(page.get_by_text("slow is being trained: reading its data")).to_be_visible()
         assert serious_violations(page) == []
         for name in ("slow", "slower"):
             page.evaluate("(name) => server.json(`/v1/runs/${name}/stop`, { body: {} })", name)
@@ -392,7 +401,7 @@ def test_a_stopped_training_without_a_model_offers_an_early_end(
         choose(page, "Labelled texts", named("a.csv", CSV))
         page.get_by_label("Name of the model").fill("stopped")
         page.get_by_role("button", name="Start the training").click()
-        state = "Stopped. It can continue from its last checkpoint. Step 15 of 507."
+        state = "Stopped at 2 %. It can continue from its last saved state."
         expect(page.get_by_text(state, exact=True)).to_be_visible()
         expect(page.get_by_role("button", name="Finish early")).to_be_visible()
         expect(page.get_by_text("It has no model to use yet.")).to_be_visible()
@@ -402,6 +411,9 @@ def test_a_stopped_training_without_a_model_offers_an_early_end(
         expect(page.get_by_role("button", name="Finish early")).to_be_hidden()
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
         assert serious_violations(page) == []
+        page.get_by_role("tab", name="Models").click()
+        expect(page.get_by_text("stopped is stopped at 2 %.")).to_be_visible()
+        expect(page.get_by_role("button", name="Continue stopped")).to_be_visible()
 
 
 def test_times_that_are_too_short_say_why(browser: Browser, url: str, commands: Commands) -> None:
@@ -420,12 +432,12 @@ def test_times_that_are_too_short_say_why(browser: Browser, url: str, commands: 
 def test_without_runs_there_is_no_tab_and_a_key_that_may_not_train_is_told(browser: Browser, tmp_path: Path) -> None:
     with server(Resident(()), ServerSettings(log=False)) as url, opened(browser, f"{url}/#new") as page:
         expect(page.get_by_role("tab", name="Models")).to_be_visible()
-        expect(page.get_by_role("tab", name="New run")).to_be_hidden()
+        expect(page.get_by_role("tab", name="Train", exact=True)).to_be_hidden()
     settings = ServerSettings(runs=tmp_path, keys=(ApiKey("reads"),), log=False)
     with server(Resident(()), settings) as url, opened(browser, f"{url}/#new") as page:
         page.get_by_label("API key").fill("reads")
         page.get_by_role("button", name="Use key").click()
-        page.get_by_role("tab", name="New run").click()
+        page.get_by_role("tab", name="Train", exact=True).click()
         expect(page.get_by_text("This key may not train")).to_be_visible()
 
 

@@ -53,7 +53,7 @@ def test_only_what_changed_is_listed(runs: Path, board: RunBoard) -> None:
         "finished",
         "tiny",
         "bleu",
-        30.0,
+        12.0,
         20,
         1234,
     )
@@ -70,6 +70,12 @@ def test_only_what_changed_is_listed(runs: Path, board: RunBoard) -> None:
         assert len(board.changes(unknown).runs) == (2 if not unknown.startswith(renamed.version) else 0)
 
 
+def change_status(path: Path, status: str) -> None:
+    summary = json.loads((path / "run.json").read_text())
+    (path / "run.new").write_text(json.dumps({**summary, "status": status}))
+    os.replace(path / "run.new", path / "run.json")
+
+
 def test_a_stopped_run_shows_how_far_it_got(runs: Path, board: RunBoard) -> None:
     make_run(runs, "stopped", 40, 20)
     make_run(runs, "killed", 40, 30, status="running", step=0)
@@ -77,7 +83,53 @@ def test_a_stopped_run_shows_how_far_it_got(runs: Path, board: RunBoard) -> None
     assert (rows["stopped"].state, rows["stopped"].step, rows["stopped"].steps) == ("stopped", 20, 40)
     assert (rows["killed"].state, rows["killed"].step, rows["killed"].value) == ("stopped", 30, 45.0)
     assert "without a message" in rows["killed"].reason
-    assert rows["killed"].minutes_left is rows["killed"].tokens_per_second is None
+    assert rows["killed"].minutes_left is rows["killed"].tokens_per_second is rows["killed"].stage is None
+    assert (rows["stopped"].share, rows["stopped"].value_samples) == (0.5, None)
+
+
+def test_a_finished_run_shows_its_final_score(runs: Path, board: RunBoard) -> None:
+    make_run(runs, "finished", goal="accuracy", scores={"split": "test", "accuracy": 18 / 31, "samples": 31})
+    row = board.row("finished")
+    assert (row.value_text, row.value_samples, row.share) == ("58.1 %", 31, 1.0)
+
+
+def test_planned_minutes_decide_how_far_a_run_is(runs: Path, board: RunBoard) -> None:
+    path = make_run(runs, "live", 40, 10, status="running", minutes=1.0)
+    with trained(path):
+        row = board.row("live")
+        assert (row.share, row.minutes_left) == (0.3333, 0.67), "10 of 40 steps, but 20 of 60 seconds"
+        change_status(path, "finished")
+        assert (board.row("live").stage, board.row("live").minutes_left) == ("checking", None)
+
+
+def test_a_run_that_continues_says_after_which_step(runs: Path, board: RunBoard) -> None:
+    path = make_run(runs, "live", 40, 10)
+    change_status(path, "interrupted")  # after the last line of metrics
+    with trained(path):
+        assert board.row("live").stage == "continuing"
+        change_status(path, "running")
+        assert board.row("live").stage == "training"
+        board.stop("live")
+        assert board.row("live").stage in ("stopping", None)
+
+
+def test_the_image_of_a_sample_is_read_only_from_an_upload(runs: Path, tmp_path: Path) -> None:
+    names = {"uploaded": runs / ".uploads/0/files", "elsewhere": tmp_path / "photos"}
+    for name, folder in names.items():
+        (folder / "cat").mkdir(parents=True)
+        (folder / "cat/1.png").write_bytes(b"pixels")
+        samples = [{"source": source, "output": "dog", "reference": "cat"} for source in ("1.png", "../cat/1.png")]
+        path = make_run(runs, name, samples=samples)
+        (path / "recipe.json").write_text(json.dumps({"name": "vision", "data": [str(folder)]}))
+    with asking(keys=(ApiKey("reader"), ApiKey("trainer", None, True)), runs=runs, log=False) as client:
+        get = lambda path, key="trainer": client.get(  # noqa: E731
+            f"/v1/runs/{path}", headers={"Authorization": f"Bearer {key}"}
+        )
+        answer = get("uploaded/samples/0")
+        assert (answer.status_code, answer.content, answer.headers["content-type"]) == (200, b"pixels", "image/png")
+        assert get("uploaded/samples/0", "reader").status_code == 403
+        for path in ("uploaded/samples/1", "uploaded/samples/2", "uploaded/samples/x", "elsewhere/samples/0"):
+            assert get(path).status_code == 404, path
 
 
 def test_a_run_that_trains_is_followed_and_stopped(runs: Path, board: RunBoard) -> None:
@@ -336,7 +388,7 @@ def test_a_training_without_a_folder_yet(runs: Path, board: RunBoard) -> None:
 def test_why_a_run_stopped_has_no_commands(runs: Path, board: RunBoard) -> None:
     make_run(runs, "run", 40, 20)
     for message, reason in (
-        ("stopped at step 20 of 40; resume runs/run with --resume", "it can continue from its last checkpoint"),
+        ("stopped at step 20 of 40; resume runs/run with --resume", "it can continue from its last saved state"),
         (
             "stopped during step 21 and lost; resume runs/run after step 20 with --resume",
             "stopped during step 21 and lost",
@@ -362,7 +414,7 @@ def test_the_command_lists_runs(runs: Path, capsys: pytest.CaptureFixture[str]) 
     make_run(runs, "run")
     assert main(["board", str(runs), "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["runs"]
-    assert (row["name"], row["state"], row["value"]) == ("run", "finished", 30.0)
+    assert (row["name"], row["state"], row["value"]) == ("run", "finished", 12.0)
     for path, message in (
         (runs / "run", f"is a run; .* headway board {runs}"),
         (runs / "none", "is not a folder; pass"),

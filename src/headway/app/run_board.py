@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import re
-import stat
 import sys
 import threading
 import time
@@ -20,13 +19,13 @@ from typing import Any, Literal, NamedTuple
 
 from headway.app.jobs import FOLDER as JOBS_FOLDER
 from headway.app.jobs import Job, is_name, read_job, signal_process, start_job, stop_job
-from headway.app.run_points import RunPoints, count, finite, position_at_tail, read_points, short
+from headway.app.run_points import RunPoints, read_points, short
+from headway.app.run_rows import FileState, RunEntry, RunRow, RunState, file_state, read_run
 from headway.errors import UserError
-from headway.io.durable import read_json, remove
+from headway.io.durable import remove
 from headway.io.lease import exclusive_lock, holder
 from headway.io.outputs import check_folder
-from headway.learn.run import FORMAT, RunDirectory
-from headway.learn.run_report import LOWER_IS_BETTER, format_metric, title
+from headway.learn.run import RunDirectory
 
 EXPORTS = "exports"  # folder of exported models, next to the runs
 TRASH = ".trash"
@@ -39,54 +38,6 @@ _MAX_EXPORT_NAME = 200  # bytes of a run's name in the name of its export
 _MAX_REASON = 500  # characters
 _HEADWAY = (sys.executable, "-m", "headway")
 EXPORT_SUFFIX = " (export)"  # end of the names of jobs that export
-
-RunState = Literal["starting", "running", "stopped", "finished", "broken"]
-_FILES = ("run.json", "recipe.json", ".lease", "metrics.jsonl", "report.html", "model.safetensors")
-_STOPPED = re.compile(r"stopped at step [\d,]+ of ")  # the last line of a run that was asked to stop
-_FileState = tuple[int, int, int, int] | None
-
-
-@dataclass(frozen=True)
-class RunRow:
-    """A run in a list. `reason` explains in one line who trains it, or why it stopped or is broken.
-
-    name: of its folder; FOLDER/NAME for a run in a folder of several, such as those of `headway compare`.
-    value: of the metric `goal`: of the best model or, while the run trains, of the last evaluation. `goal_title` and
-        `value_text` are both for people, such as accuracy and 98.1 %.
-    minutes: of training so far; minutes_left: until its last step, without evaluations.
-    modified: in seconds since 1970.
-    can_stop: whether a process of this machine trains it.
-    can_extend: whether it can train for more minutes after it has finished.
-    export: the state of its last export; export_message: the last line of its output; export_path: where it is.
-    """
-
-    name: str
-    state: RunState
-    modified: float
-    reason: str = ""
-    recipe: str = ""
-    goal: str = "loss"
-    goal_title: str = "loss"
-    better: Literal["lower", "higher"] = "lower"
-    value: float | None = None
-    value_text: str = ""
-    loss: float | None = None
-    step: int | None = None
-    steps: int | None = None
-    minutes: float | None = None
-    minutes_left: float | None = None
-    tokens: int | None = None
-    tokens_per_second: float | None = None
-    unit: str = "token"
-    parameters: int | None = None
-    device: str = ""
-    has_model: bool = False
-    can_extend: bool = False
-    has_report: bool = False
-    can_stop: bool = False
-    export: str | None = None
-    export_message: str = ""
-    export_path: str | None = None
 
 
 @dataclass(frozen=True)
@@ -111,31 +62,18 @@ class UnknownRunError(UserError):
     """There is no run of this name."""
 
 
-class _RunEntry:
-    """What is known about a run: its row, the version in which it changed, the states of its files when they were read,
-    and how far its metrics.jsonl was read.
-    """
-
-    def __init__(self) -> None:
-        self.row: RunRow | None = None
-        self.version = 0
-        self.states: tuple[Any, ...] = ()
-        self.position = ""
-        self.training: dict[str, Any] = {}  # last line of a training step
-        self.evaluation: dict[str, Any] = {}  # last line of an evaluation
-
-
 class RunBoard:
     """The runs in a folder. Threads may share it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._entries: dict[str, _RunEntry] = {}
+        self._entries: dict[str, RunEntry] = {}
         self._removed: dict[str, int] = {}  # version in which a run vanished
+        self._stopping: set[str] = set()  # runs that were asked to stop and have not stopped yet
         self._jobs: dict[str, tuple[Any, Job | None]] = {}  # by file name, with the states of their files
         self._version, self._epoch = 0, f"{time.time_ns():x}"
         self._next_scan = self._next_emptying = 0.0
-        self._folder_states: tuple[_FileState, ...] = ()
+        self._folder_states: tuple[FileState, ...] = ()
         self._deleted: list[DeletedRun] = []
         self._lock = threading.Lock()
 
@@ -185,6 +123,8 @@ class RunBoard:
             stop_job(self.folder, _job_names(name)[0])
         elif trainer.began is None or not signal_process(trainer.process, trainer.began):
             raise UserError(f"{short(name)} is trained by {trainer.description}; stop it there")
+        with self._lock:
+            self._stopping.add(name)
         return row.state
 
     def resume(self, name: str, minutes: float | None = None, finish: bool = False) -> None:
@@ -199,6 +139,8 @@ class RunBoard:
         words += ["--threads", str(threads)] if threads and threads <= (os.cpu_count() or 1) else []
         words += ["--processes", str(processes)] if processes > 1 else []
         start_job(self.folder, _job_names(name)[0], words)
+        with self._lock:
+            self._refresh_jobs(True)
 
     def export(self, name: str, target_format: Literal["hf", "gguf", "onnx"]) -> Path:
         """Start the conversion of a run's model in a process of its own; return the path of the output."""
@@ -289,7 +231,7 @@ class RunBoard:
 
     def _refresh(self) -> None:
         now = time.monotonic()
-        states = tuple(_state(self.folder / name) for name in ("", JOBS_FOLDER, TRASH))
+        states = tuple(file_state(self.folder / name) for name in ("", JOBS_FOLDER, TRASH))
         is_scan = now >= self._next_scan or states != self._folder_states
         if is_scan:
             self._next_scan = now + _SCAN_SECONDS * (1 + len(self._entries) / _MANY_RUNS)
@@ -352,7 +294,7 @@ class RunBoard:
             for name in self._jobs.keys() - dict.fromkeys(names):
                 del self._jobs[name]
         for name in names:
-            states = _state(folder / name), _state(folder / f"{name[:-5]}.log")
+            states = file_state(folder / name), file_state(folder / f"{name[:-5]}.log")
             known = self._jobs.get(name)
             if known is None or known[0] != states or (known[1] is not None and known[1].state == "running"):
                 job = read_job(folder / name)
@@ -366,18 +308,21 @@ class RunBoard:
 
     def _refresh_run(self, name: str, jobs: Mapping[str, Job], is_exact: bool = False) -> None:
         path, (job, export) = self.folder / name, map(jobs.get, _job_names(name))
-        entry = self._entries.setdefault(name, _RunEntry())
+        entry = self._entries.setdefault(name, RunEntry())
         # A run's files are replaced, which changes its folder. While it trains, metrics.jsonl grows. A lease may stay
         # when its process is killed.
-        key = (_state(path), _state(path / "run.json") if is_exact else None, job, export)
+        key = (file_state(path), file_state(path / "run.json") if is_exact else None, job, export)
         is_live = entry.row is not None and entry.row.state in ("running", "starting")
         if key == entry.states and not is_live:
             return
         entry.states = key
-        row = _read_run(path, name, entry, job)
+        row = read_run(path, name, entry, job)
         if row is not None:
-            text = "" if row.value is None else format_metric(row.goal, row.value)
-            row = replace(row, reason=self._without_folder(row.reason), value_text=text)
+            row = replace(row, reason=self._without_folder(row.reason))
+        if row is None or row.state not in ("running", "starting"):
+            self._stopping.discard(name)
+        elif name in self._stopping:
+            row = replace(row, stage="stopping")
         if row is not None and export is not None:
             target = next((word for word in export.command if Path(word).parent == self.folder / EXPORTS), None)
             message = self._without_folder(export.message)
@@ -406,141 +351,14 @@ def _inner_runs(folder: Path) -> list[str]:
     """The names of runs in a folder that is not a run itself, such as that of a comparison. OSError if it cannot be
     read.
     """
-    if any(_state(folder / name) is not None for name in ("run.json", "recipe.json")):
+    if any(file_state(folder / name) is not None for name in ("run.json", "recipe.json")):
         return []
     with suppress(PermissionError, FileNotFoundError), os.scandir(folder) as entries:
         inner = [entry for entry in itertools.islice(entries, _MAX_INNER) if not entry.name.startswith(".")]
-        return [f"{folder.name}/{entry.name}" for entry in inner if _state(Path(entry.path, "run.json")) is not None]
+        return [
+            f"{folder.name}/{entry.name}" for entry in inner if file_state(Path(entry.path, "run.json")) is not None
+        ]
     return []
-
-
-def _read_run(path: Path, name: str, entry: _RunEntry, job: Job | None) -> RunRow | None:
-    """A run's row; None for a folder without a run."""
-    if path.is_symlink():
-        return RunRow(name, "broken", 0.0, "it is a link to another folder; pass that folder to headway board")
-    states = {name: _state(path / name) for name in _FILES}
-    modified = max([state[3] for state in states.values() if state is not None], default=0) / 1e9
-    trainer = holder(path / ".lease") if states[".lease"] else None
-    is_starting = job is not None and job.state == "running"
-    row = RunRow(
-        name,
-        "starting",
-        modified or (job.started if job is not None else 0.0),
-        has_model=states["model.safetensors"] is not None,
-        can_extend=(path / "trunk").is_dir(),  # the checkpoint from before the learning rate fell
-        has_report=states["report.html"] is not None,
-        can_stop=is_starting or (trainer is not None and trainer.began is not None),
-    )
-    if states["run.json"] is None:
-        if trainer is not None or is_starting:
-            return replace(row, reason=job.message if job is not None else trainer.description if trainer else "")
-        if job is not None and job.state in ("failed", "ended"):
-            return replace(row, state="broken", modified=job.started, reason=job.message)
-        is_run = states["recipe.json"] or states["metrics.jsonl"] or (path / "checkpoints").is_dir()
-        reason = "it has no run.json of its own: it was never started completely, or the file was removed"
-        return replace(row, state="broken", reason=reason) if is_run else None
-    try:
-        summary = _read_summary(path)
-    except UserError as error:
-        reason = f"it is damaged or half written: {error}".replace(f"{path}{os.sep}", "")
-        with suppress(UserError, AttributeError):
-            version = read_json(path / "run.json").get("format")
-            if isinstance(version, int) and version > FORMAT:
-                reason = (
-                    f"a newer headway wrote it (format {version}; this one reads {FORMAT}); update headway to open it"
-                )
-        return replace(row, state="broken", reason=reason)
-    row = _with_summary(row, summary)
-    if trainer is None and not is_starting and summary["status"] == "finished":
-        return replace(row, state="finished")
-    _follow(path / "metrics.jsonl", entry)
-    row = _with_progress(row, entry, path, summary)
-    if trainer is not None:
-        return replace(row, state="running", reason=trainer.description)
-    row = replace(row, minutes_left=None, tokens_per_second=None)
-    if is_starting:
-        return replace(row, reason=job.message if job else "")
-    reason = "it can continue from its last checkpoint"
-    if job is not None and job.state == "failed" and job.message and not _STOPPED.match(job.message):
-        reason = job.message.partition("; resume ")[0]
-    elif summary["status"] == "running":
-        reason = "its process ended without a message (it was killed, or the machine stopped); it can continue"
-    return replace(row, state="stopped", reason=reason)
-
-
-def _read_summary(path: Path) -> dict[str, Any]:
-    """A run's run.json. What the board uses is checked here, which takes a tenth of the time of a complete check."""
-    summary = read_json(path / "run.json")
-    with suppress(LookupError, TypeError, AttributeError):
-        is_valid = summary["format"] == FORMAT and summary["status"] in ("running", "interrupted", "finished")
-        counts = all(count(summary[name]) >= 0 for name in ("parameters", "steps", "step", "tokens"))
-        strings = all(isinstance(summary.get(name, ""), str) for name in ("recipe", "goal", "unit", "device"))
-        objects = all(isinstance(summary.get(name) or {}, dict) for name in ("best", "scores"))
-        seconds = all(finite(summary.get(name) or 0.0) is not None for name in ("seconds", "elapsed"))
-        if is_valid and counts and strings and objects and seconds:
-            return summary
-    return RunDirectory(path).read_status()
-
-
-def _with_summary(row: RunRow, summary: Mapping[str, Any]) -> RunRow:
-    best, goal = summary.get("best") or {}, summary.get("goal", "loss")
-    return replace(
-        row,
-        recipe=short(str(summary.get("recipe", ""))),
-        goal=short(goal),
-        goal_title=short(title(goal)),
-        better="lower" if goal in LOWER_IS_BETTER else "higher",
-        value=finite(best.get(goal)),
-        loss=finite(best.get("loss")),
-        step=summary["step"],
-        steps=summary["steps"],
-        minutes=round((summary.get("elapsed") or summary["seconds"]) / 60, 2),
-        tokens=summary["tokens"],
-        unit=short(summary.get("unit", "token")),
-        parameters=summary["parameters"],
-        device=short(summary.get("device", "")),
-    )
-
-
-def _with_progress(row: RunRow, entry: _RunEntry, path: Path, summary: Mapping[str, Any]) -> RunRow:
-    """The row of a run that is not finished: its metrics are newer than its run.json."""
-    line, steps = entry.training, row.steps or 0
-    with suppress(UserError, LookupError, TypeError):  # the plan may have changed since run.json was written
-        planned = read_json(path / "recipe.json")["train"]["steps"]
-        steps = planned if isinstance(planned, int) else steps
-    step, seconds = max(count(line.get("step")), 0), finite(line.get("seconds")) or 0.0
-    if not step:
-        return replace(row, steps=steps)
-    value = entry.evaluation.get(row.goal)
-    earlier = (summary.get("elapsed") or 0.0) - (summary.get("seconds") or 0.0)
-    return replace(
-        row,
-        step=step,
-        steps=steps,
-        loss=finite(line.get("loss")),
-        value=row.value if value is None else finite(value),
-        minutes=round((seconds + max(0.0, earlier)) / 60, 2),
-        minutes_left=round(max(0, steps - step) * seconds / step / 60, 2),
-        tokens=count(line.get("tokens")),
-        tokens_per_second=finite(line.get("tokens_per_second")),
-    )
-
-
-def _follow(path: Path, entry: _RunEntry) -> None:
-    """Read what was added to a metrics.jsonl, at first only its end, for its last lines."""
-    if not entry.position:
-        with suppress(OSError):
-            entry.position = position_at_tail(path)
-    with suppress(UserError):
-        while True:
-            points = read_points(path, entry.position)
-            if points.is_restart:
-                entry.training, entry.evaluation = {}, {}
-            entry.position = points.after
-            for line in points.lines:
-                setattr(entry, "evaluation" if "split" in line else "training", line)
-            if not points.has_more:
-                break
 
 
 def settings(recipe: Any) -> dict[str, str]:
@@ -576,16 +394,3 @@ def _trash_entries(trash: Path) -> list[tuple[int, str]]:
 def _trash_name(moment: int, name: str) -> str:
     """The name in the trash of a run that was deleted at this moment, in seconds since 1970."""
     return f"{moment}-{name.replace('%', '%25').replace('/', '%2F')}"
-
-
-def _state(path: Path) -> _FileState:
-    """The state of a file or folder; None for a missing one, and for a link, which could lead anywhere."""
-    try:
-        status = os.lstat(path)
-    except (OSError, ValueError):
-        return None
-    return (
-        None
-        if stat.S_ISLNK(status.st_mode)
-        else (status.st_ino, status.st_size, status.st_ctime_ns, status.st_mtime_ns)
-    )

@@ -17,7 +17,9 @@ from urllib.parse import quote
 import msgspec
 from starlette.responses import HTMLResponse, Response
 
-from headway.app.run_board import DeletedRun, RunBoard, RunRow, UnknownRunError, settings
+from headway.app.run_board import DeletedRun, RunBoard, UnknownRunError, settings
+from headway.app.run_rows import RunRow
+from headway.app.uploads import FOLDER as UPLOADS
 from headway.errors import UserError
 from headway.io.durable import read_json
 from headway.io.outputs import check_kind
@@ -34,6 +36,8 @@ _FOLLOW_SECONDS = 1.75  # seconds between two looks at the runs that a client fo
 _ENDING_SECONDS = 0.5  # seconds between two looks at whether the server ends
 _MAX_FOLLOW_SECONDS = 300.0  # seconds after which the client has to ask again
 _PATH = re.compile(r"""(^|["'\s=:])(~|\.{0,2}/|[A-Za-z]:[\\/])""")  # a path in the value of a setting
+_MAX_PICTURE = 1 << 24  # bytes
+_PICTURE_TYPES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".gif": "gif", ".bmp": "bmp"}
 _REPORT_HEADERS = {
     # A report contains text of models and data. It has no scripts, and no access to this page's keys.
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:; "
@@ -257,6 +261,29 @@ def report_answer(folder: Path) -> Response:
         raise UserError(f"the report cannot be read ({error.strerror}); it is written when the run ends") from None
 
 
+async def get_sample_picture(body: None, context: Context) -> Response:
+    """The image of a sample whose file a client has sent, for keys that may train."""
+    check_may_train(context)
+    name, number = context.path["name"], context.path["number"]
+    return await _work(context, lambda board: _sample_picture(board, name, number))
+
+
+def _sample_picture(board: RunBoard, name: str, number: str) -> Response:
+    """The image of a sample. StatusError 404 unless exactly one file of the run's upload has its name and folder."""
+    samples, uploads = RunDirectory(board.path(name)).read_status().get("samples") or [], board.folder / UPLOADS
+    sample = samples[int(number)] if re.fullmatch("[0-9]{1,4}", number) and int(number) < len(samples) else {}
+    source, label = sample.get("source", ""), sample.get("reference")
+    roots = [os.path.abspath(root) for root in read_json(board.folder / name / "recipe.json").get("data") or []]
+    folders = (entry for root in roots if Path(root).is_relative_to(uploads.absolute()) for entry in os.walk(root))
+    paths = [Path(folder, source) for folder, _, files in folders if source in files and Path(folder).name == label]
+    media_type = _PICTURE_TYPES.get(Path(source).suffix.lower())
+    if len(paths) != 1 or media_type is None or os.lstat(paths[0]).st_size > _MAX_PICTURE:
+        raise StatusError(404, "this sample has no image here; look for its name in your files", code="no_picture")
+    check_kind(paths[0], os.lstat(paths[0]))
+    headers = {**_REPORT_HEADERS, "X-Content-Type-Options": "nosniff"}
+    return Response(paths[0].read_bytes(), media_type=f"image/{media_type}", headers=headers)
+
+
 async def change_run(action: str, body: RunChange, context: Context) -> RunChanged:
     check_may_train(context)
     name = context.path["name"]
@@ -264,7 +291,7 @@ async def change_run(action: str, body: RunChange, context: Context) -> RunChang
     def change(board: RunBoard) -> str:
         if action == "stop":
             is_training = board.stop(name) == "running"
-            return "stopping after this step; a checkpoint is written first" if is_training else "stopping"
+            return "stopping after this step, which is saved first" if is_training else "stopping"
         if action == "extend":
             if body.minutes is None:
                 raise StatusError(400, "minutes is missing; pass how long to train", "minutes")
@@ -279,7 +306,7 @@ async def change_run(action: str, body: RunChange, context: Context) -> RunChang
             return "restored"
         board.resume(name, finish=action == "finish")
         return (
-            "continuing from the last checkpoint"
+            "continuing from its last saved state"
             if action == "resume"
             else "finishing within a tenth of the steps so far"
         )
@@ -312,6 +339,7 @@ ENDPOINTS = (
     Endpoint("GET", "/v1/runs/{name:path}/points", get_points, "a run's curves", answer=RunLines, query=("after",)),
     Endpoint("POST", "/v1/runs/{name:path}/report", issue_report, "an address of a run's report", answer=ReportAddress),
     Endpoint("GET", "/v1/runs/{name:path}/report", get_report, "a run's report", query=("ticket",)),
+    Endpoint("GET", "/v1/runs/{name:path}/samples/{number}", get_sample_picture, "the image of a sample"),
     *(
         Endpoint(
             "POST", f"/v1/runs/{{name:path}}/{action}", partial(change_run, action), summary, RunChange, RunChanged

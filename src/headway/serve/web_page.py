@@ -37,6 +37,7 @@ _SCRIPTS = (
     "new_run_files",
     "new_run_classes",
     "new_run_live",
+    "training_notices",
     "new_run",
     "models",
     "start",

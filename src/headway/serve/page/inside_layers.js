@@ -8,13 +8,7 @@ function nextAt(next, temperature) {
   return next.candidates.map((token) => [token, Math.exp(token.score / temperature - next.log_totals[place])]);
 }
 
-// Where the model is least sure what comes next, of the places after a complete word; of a masked model its mask.
-function leastSure({ each, tokens, next, masked }) {
-  if (masked) return next.position;
-  return each.reduce((best, { entropy, position }) => !isMark(tokens[position]) && endsWord(tokens, position) && entropy > each[best].entropy ? position : best, next.position);
-}
-
-// Where the temperature moves the most probable token most, of the same places: there are a strong candidate and others.
+// Where the temperature moves the most probable token most, of the places after a complete word; of a masked model its mask.
 function mostMoved(lens) {
   const range = (next) => nextAt(next, 0.5)[0][1] - nextAt(next, 2)[0][1], { each, tokens } = lens;
   return lens.masked ? lens.next.position : each.reduce((best, next) => !isMark(tokens[next.position]) && endsWord(tokens, next.position) && range(next) > range(each[best]) ? next.position : best, lens.next.position);
@@ -57,7 +51,7 @@ function layersPart(lens, chosen) {
     `The sentence passes through ${lens.layers.length} layers, one after the other. Each adds something to the list of numbers at every token. What if the model stopped after the first layer, or the second? Each square shows the token that it would predict ${lens.masked ? "in this place" : "to come next"}, and its probability.`,
     `The last row is what the model really predicts. Read a column downwards to see how the guess changes. Choose a square to see its five most probable tokens.${lens.masked ? " This model sees the words on both sides, so it also predicts those that it was given; only [MASK] is hidden from it." : ""}`,
     [firstAndLast(lens), changingGuess(lens)].filter(Boolean).join(" "),
-  ].filter(Boolean), lensGrid(lens, leastSure(lens), chosen));
+  ].filter(Boolean), lensGrid(lens, mostMoved(lens), chosen));
 }
 
 // A grid of layers and tokens; a square is a button, arrow keys move between them, and its details are below. At first that

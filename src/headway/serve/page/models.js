@@ -151,11 +151,17 @@ const inputsOf = (model) => model.reads.map((kind) => ({ texts: "text", images: 
 function tryButton(model) {
   const tab = page.tabs.find((entry) => entry.serves?.(model));
   return tab ? element("button", { type: "button", "aria-label": `Try ${model.id}`, onclick: () => {
-    drafts.set(`model:${tab.id}`, model.id); // for a tab that was not opened yet
+    chooseModel(tab, model);
     page.open(tab.id);
-    const select = tab.choice?.field.querySelector("select");
-    if (!select || select.value === model.id) return;
-    select.value = model.id;
-    select.dispatchEvent(new Event("change"));
   } }, "Try it") : null;
+}
+
+// Choose a model in a tab that uses it.
+function chooseModel(tab, model) {
+  drafts.set(`model:${tab.id}`, model.id); // for a tab that was not opened yet
+  const select = tab.choice?.field.querySelector("select");
+  if (!select || select.value === model.id) return;
+  tab.choice.refresh(); // the model may be new
+  select.value = model.id;
+  select.dispatchEvent(new Event("change"));
 }

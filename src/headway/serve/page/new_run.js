@@ -1,5 +1,5 @@
 "use strict";
-// The tab of a new run: what somebody has, their files, what was read, how long to train, and the training itself.
+// The tab to train: what somebody has, their files, what was read, how long to train, and the training itself.
 
 const newRun = {
   limits: null,
@@ -34,7 +34,7 @@ const newRun = {
 
 page.addTab({
   id: "new",
-  title: "New run",
+  title: "Train",
   exists: false,
 
   // Whether this server trains, and whether this key may. It is asked again for another key.
@@ -45,11 +45,14 @@ page.addTab({
       newRun.limits = await server.json("/v1/uploads");
       newRun.refusal = "";
     } catch (error) {
+      newRun.limits = null;
       newRun.refusal = error.status === 403 ? error.message : "";
       if (error.status === 0 || error.status === 401) this.checked = null;
     }
     this.exists = Boolean(newRun.limits || newRun.refusal);
     this.button.hidden = !this.exists;
+    for (const line of document.querySelectorAll(".teach")) line.hidden = !newRun.limits;
+    trainingNotices.follow();
     if (this.wasShown) this.show(this.panel);
     if (this.exists && location.hash === "#new") page.open("new", false);
   },
@@ -261,8 +264,16 @@ page.addTab({
         });
         if (!started) return;
         newRun.remember({ run: started.name, minutes: minutes() });
+        trainingNotices.started(started.name);
         this.follow(started.name);
       }, "Start the training"), command);
+  },
+
+  // Open this tab with a training.
+  showRun(name) {
+    newRun.remember({ run: name });
+    page.open(this.id);
+    this.follow(name);
   },
 
   // The training from now on, instead of the form.

@@ -2,7 +2,7 @@
 // A training that goes on: its state, time left, curve, and what the model writes at its end.
 
 const FOLLOW_SECONDS = 2, USE_ATTEMPTS = 5;
-const TRAINING_STATES = { starting: "Starting: the files are being read, and the speed of this computer is measured.", running: "Training.", stopped: "Stopped.", finished: "Finished.", broken: "It failed." };
+const STAGE_TITLES = { reading: "Starting: the files are being read, and the speed of this computer is measured.", stopping: "Stopping. The step that has begun is finished and saved first." };
 
 // Show a training in `place` and keep it up to date; the result ends that. `another()` is called for a new run.
 function followRun(place, name, another) {
@@ -12,9 +12,9 @@ function followRun(place, name, another) {
   const others = otherTrainings(name);
   let timer = 0, position = "", last = "", drawn = "", isOver = false, hasFailed = false, isStopping = false, looks = 0;
   const outlives = element("p", { className: "soft" }, "The training continues if you close this page or the server stops.");
-  const stage = element("p", { className: "soft" });
+  const stage = element("p", { className: "soft" }), facts = element("p", { className: "soft" }), details = element("details", {}, element("summary", {}, "Details"), facts);
   parts.problem.setAttribute("role", "alert");
-  parts.state.append(status, bar, stage, outlives);
+  parts.state.append(status, bar, stage, outlives, details);
   place.replaceChildren(element("h3", {}, `The training of ${name}`), ...Object.values(parts));
 
   const act = (action, body = {}) => async ({ target }) => {
@@ -23,6 +23,7 @@ function followRun(place, name, another) {
     try {
       parts.problem.replaceChildren();
       await server.json(`${address}/${action}`, { body });
+      if (!isStopping) trainingNotices.started(name);
       await look();
       target.disabled = isStopping;
     } catch (error) {
@@ -33,11 +34,11 @@ function followRun(place, name, another) {
   const button = (text, onclick, className = "") => element("button", { type: "button", className, onclick }, text);
   const use = (text, className) => button(text, () => useModel(name, parts.problem), className);
   const buttons = {
-    running: () => [button("Stop the training", act("stop"))],
+    running: (run) => isStopping || run.stage === "checking" ? [] : [button("Stop the training", act("stop")), run.step ? element("span", { className: "soft" }, KEPT) : null],
     stopped: (run) => [button("Continue", act("resume"), "main"), run.has_model ? use("Use it as it is") : button("Finish early", act("finish")), button("Train another", another)],
     finished: (run) => [use("Use it", "main"), run.can_extend ? button("Train 5 more minutes", act("extend", { minutes: 5 })) : null, button("Train another", another)],
     broken: () => [button("Back to the files", another, "main")],
-    starting: () => [button("Stop the training", act("stop"))],
+    starting: (run) => buttons.running(run),
   };
 
   // A button looks, too; an earlier look that has not ended yet changes nothing then.
@@ -49,28 +50,32 @@ function followRun(place, name, another) {
       await readPoints(isLate);
       if (isLate()) return;
       const reason = ["stopped", "broken"].includes(run.state) && run.reason ? ` ${sentence(shortTimeReason(shortReason(run.reason)))}` : "";
-      isStopping &&= isTraining(run);
-      const text = isStopping ? "Stopping. The step that has begun is finished and saved first." : `${TRAINING_STATES[run.state]}${reason}${trainingProgress(run)}`;
-      if (status.textContent !== text) status.textContent = text;
-      const isBusy = isTraining(run);
-      stage.textContent = [run.state === "starting" && !isStopping ? startingStage(run) : "", isBusy && names.length ? `At the same time, ${shortName(names[0])}${names.length > 1 ? ` and ${names.length - 1} more` : ""} is being trained, which makes both slower.` : "",
+      isStopping = isTraining(run) && (isStopping || run.stage === "stopping");
+      const isBusy = isTraining(run), other = names.length === 1 ? `another training on this computer, ${shortName(names[0])}, is` : `${names.length} other trainings on this computer are`;
+      const text = isStopping ? STAGE_TITLES.stopping : `${trainingTitle(run)}${reason}`;
+      setText(status, "textContent", text);
+      facts.textContent = `${stepsText(run)}${run.parameters ? `. The model has ${integers.format(run.parameters)} numbers (parameters).` : ""}`;
+      details.hidden = !run.steps;
+      stage.textContent = [run.stage === "reading" && !isStopping ? startingStage(run) : "", isBusy && !isStopping && names.length ? `At the same time, ${other} going on, which makes all slower.` : "",
         run.state === "stopped" && !run.has_model ? "It has no model to use yet. Finish early trains for a tenth of the steps so far at most, and then you can use the model." : ""].join(" ").trim();
       status.className = run.state === "broken" ? "wrong" : "";
-      bar.hidden = outlives.hidden = !isBusy;
-      if (run.state === "running" && run.steps) bar.value = run.step / run.steps;
+      bar.hidden = !isBusy;
+      outlives.hidden = !isBusy || isStopping;
+      if (run.stage === "training" && run.share !== null) bar.value = run.share;
       else bar.removeAttribute("value");
-      const width = Math.max(280, Math.min(704, place.clientWidth)), news = [width, isBusy, position, JSON.stringify([samples, scores])].join(" ");
+      const width = Math.max(280, Math.min(704, place.clientWidth)), news = [width, isBusy, isStopping, position, JSON.stringify([run.state, samples, scores])].join(" ");
       if (news !== drawn) {
         const isOpen = parts.chart.querySelector("details")?.open ?? false;
-        parts.chart.replaceChildren(...lossChart(curves, width, isBusy, isOpen));
-        parts.samples.replaceChildren(...trainingResult(samples, scores));
+        parts.chart.replaceChildren(...lossChart(curves, width, isBusy && !isStopping, isOpen));
+        parts.samples.replaceChildren(...trainingResult(run, samples, scores));
       }
       drawn = news;
-      if (last !== `${run.state} ${run.has_model}`) {
+      const offered = [run.state, run.has_model, isStopping, run.stage === "checking", Boolean(run.step)].join(" ");
+      if (last !== offered) {
         parts.buttons.replaceChildren(element("div", { className: "row" }, ...buttons[run.state](run), runsLink()));
         if (run.state === "finished") server.loadModels().catch(() => {});
       }
-      last = `${run.state} ${run.has_model}`;
+      last = offered;
       if (hasFailed) page.fail(null);
       hasFailed = false;
     } catch (error) {
@@ -107,7 +112,7 @@ const shortReason = (reason) => reason.replace(/(\S*\/)?\.uploads\/[0-9a-f]+\/fi
 
 // How long a training has been starting, and the last line of its output.
 function startingStage(run) {
-  const seconds = Math.max(0, Math.round(Date.now() / 1000 - run.modified)), time = seconds < 90 ? `${seconds} ${seconds === 1 ? "second" : "seconds"}` : minutesText(seconds / 60);
+  const time = minutesText(Math.max(0, Date.now() / 1000 - (run.started ?? run.modified)) / 60);
   return `So far this has taken ${time}.${run.reason ? ` Its last message: ${sentence(shortReason(run.reason))}` : ""}`;
 }
 
@@ -126,12 +131,10 @@ function otherTrainings(name) {
   };
 }
 
-function trainingProgress(run) {
-  const size = run.parameters && run.state === "running" ? ` The model has ${integers.format(run.parameters)} numbers (parameters).` : "";
-  const steps = run.steps ? ` Step ${integers.format(run.step)} of ${integers.format(run.steps)}.${size}` : "";
-  if (run.state !== "running" || run.minutes_left === null) return steps;
-  const left = run.minutes_left < 1 ? "less than a minute" : `about ${Math.round(run.minutes_left)} ${Math.round(run.minutes_left) === 1 ? "minute" : "minutes"}`;
-  return `${steps} ${sentence(`${left} left`)}`;
+// The state of a training, and how far it is.
+function trainingTitle(run) {
+  if (isTraining(run)) return STAGE_TITLES[run.stage] ?? (run.stage === "training" ? `Training: ${stageText(run)}.` : sentence(stageText(run)));
+  return { stopped: `Stopped${run.share ? ` at ${sharePercent(run.share)}` : ""}.`, finished: "Finished.", broken: "It failed." }[run.state];
 }
 
 const runsLink = () => page.tabs.some((tab) => tab.id === "runs" && !tab.button.hidden)
@@ -179,14 +182,11 @@ function lossChart({ training, validation }, width, isBusy, isOpen) {
 }
 
 // Scores and samples at the end of a training.
-function trainingResult(samples, scores) {
-  const accuracy = scores.find((row) => row.metric === "accuracy")?.test;
-  const shown = scores.length ? [accuracy ? element("p", {}, `Of samples that it has not seen, ${accuracy} of its answers are right.`) : "", element("details", { open: true }, element("summary", {}, "How good it is"), table(Object.keys(scores[0]), scores.map((row) => Object.values(row)), "Scores"))] : [];
+function trainingResult(run, samples, scores) {
+  const shown = scores.length ? [element("p", {}, element("strong", {}, resultText(run))), element("details", {}, element("summary", {}, "All scores"), table(Object.keys(scores[0]), scores.map((row) => Object.values(row)), "Scores"))] : [];
   if (samples.length) {
     const names = { "": "right?", source: "input", prompt: "input", output: "the model's answer", reference: "right answer" };
-    const keys = Object.keys(samples[0]).sort((one, other) => (one === "") - (other === ""));
-    const rows = samples.slice(0, 5).map((sample) => keys.map((key) => String(sample[key] ?? "").slice(0, 500)));
-    shown.push(element("h4", {}, "What it does with files that it has not seen"), table(keys.map((key) => names[key] ?? key), rows, "Samples"));
+    shown.push(element("h4", {}, "What it does with files that it was not trained on"), sampleTable(run, samples.slice(0, 5), names));
   }
   return shown;
 }

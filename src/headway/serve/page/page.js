@@ -36,8 +36,10 @@ const page = {
     if (!tab.wasShown) {
       tab.wasShown = true;
       tab.show(tab.panel);
+      addTeachLine(tab);
     }
     tab.opened?.();
+    trainingNotices.draw();
   },
 
   modelsChanged() {
@@ -166,7 +168,7 @@ function nameInList(model, models) {
   return hasTwin ? `${model.id} (${originOf(model)})` : model.id;
 }
 
-// A selection of the models that a tab can use: at first the largest, or the first of `order`. It keeps its choice while
+// A selection of the models that a tab can use: at first the one that this browser trained last, otherwise the largest, or the first of `order`. It keeps its choice while
 // the models change, also one that is gone, except with refresh(true).
 function modelChoice(name, serves, changed = () => {}, order = (one, other) => other.parameters - one.parameters) {
   const select = element("select", { onchange: () => { drafts.set(`model:${name}`, select.value); page.fail(null); choice.refresh(); changed(); } });
@@ -179,7 +181,7 @@ function modelChoice(name, serves, changed = () => {}, order = (one, other) => o
       const before = (!again && select.value) || drafts.get(`model:${name}`), usable = server.models.filter(serves), isKnown = usable.some((model) => model.id === before);
       choice.isGone = !again && Boolean(select.value) && !isKnown && last?.id === before;
       select.replaceChildren(...(choice.isGone ? [last, ...usable] : usable).map((model) => new Option(nameInList(model, usable), model.id)));
-      select.value = isKnown || choice.isGone ? before : usable.toSorted(order)[0]?.id ?? "";
+      select.value = isKnown || choice.isGone ? before : (ownModel(usable) ?? usable.toSorted(order)[0])?.id ?? "";
       last = choice.model;
       choice.field.lastChild.textContent = choice.isGone ? `${shortName(before)} is gone from the server.${usable.length ? " Choose another model to go on." : ""}` : last ? modelInWords(last) : "";
       choice.field.hidden = select.options.length < 2;

@@ -1,15 +1,57 @@
 "use strict";
 // The tab of runs: a table of all runs, the curves of some of them together, what differs between them, and what can be done with each.
 
-const RETRY_SECONDS = 1.75, ROW_SECONDS = 10, FIRST_ROWS = 100, MAX_DIFFERENCES = 40;
+const RETRY_SECONDS = 1.75, ROW_SECONDS = 10, MESSAGE_SECONDS = 12, UNDO_SECONDS = 120, FIRST_ROWS = 100, MAX_DIFFERENCES = 40, MAX_SAMPLE = 4000, GOOD_ACCURACY = 0.8;
 const RUN_STATES = { starting: "◌ starting", running: "▶ running", stopped: "■ stopped", finished: "✓ finished", broken: "✕ broken" };
-const RUN_COLUMNS = [["name", "name"], ["state", "status"], ["recipe", "recipe"], ["value", "best value"], ["step", "steps"], ["minutes", "minutes"], ["parameters", "parameters"], ["device", "device"], ["modified", "when"]];
+const STAGE_WORDS = { continuing: "▶ continuing", checking: "▶ checking", stopping: "■ stopping" };
+const RUN_COLUMNS = [["name", "name"], ["state", "status"], ["recipe", "recipe"], ["value", "result"], ["share", "progress"], ["minutes", "time"], ["parameters", "parameters"], ["device", "device"], ["modified", "when"]];
 
 const runPath = (name) => `/v1/runs/${encodeURIComponent(name)}`;
 const localTime = (seconds) => new Date(1000 * seconds - 60000 * new Date(1000 * seconds).getTimezoneOffset()).toISOString().slice(0, 16).replace("T", " ");
-const minutesText = (minutes) => minutes < 1 ? "less than a minute" : `${formatNumber(Math.round(minutes))} ${Math.round(minutes) === 1 ? "minute" : "minutes"}`;
+const counted = (count, noun) => `${integers.format(count)} ${noun}${count === 1 ? "" : "s"}`;
+const minutesText = (minutes) => minutes < 1 ? "less than a minute" : minutes < 90 ? counted(Math.round(minutes), "minute")
+  : `${counted(Math.floor(Math.round(minutes) / 60), "hour")}${Math.round(minutes) % 60 ? ` ${counted(Math.round(minutes) % 60, "minute")}` : ""}`;
 const folderOf = (run) => run.name.slice(0, run.name.lastIndexOf("/") + 1).slice(0, -1); // of several runs, such as a comparison
 const isTraining = (run) => run.state === "running" || run.state === "starting";
+const sharePercent = (share) => `${Math.floor(100 * share + 1e-6)} %`;
+const KEPT = "Everything learned so far is kept; you can continue later.";
+
+// What a run that is being trained does now, and how far it is.
+function stageText(run) {
+  const stage = {
+    reading: "reading its data and measuring this computer", continuing: run.step ? `continuing after step ${integers.format(run.step)}` : "starting again",
+    checking: "checking the finished model", stopping: "stopping after this step, which is saved first",
+  }[run.stage];
+  if (stage) return stage;
+  return run.share === null ? "its first step" : `${sharePercent(Math.min(run.share, 0.99))}${run.minutes_left === null ? "" : `, ${minutesText(run.minutes_left)} left`}`;
+}
+
+const stepsText = (run) => run.steps ? `Step ${integers.format(run.step)} of ${integers.format(run.steps)}` : "";
+
+// The final result of a run in plain words; "" before its end.
+function resultText(run) {
+  if (run.state !== "finished" || run.value === null) return "";
+  const noun = { vision: "photos", audio: "sounds", classification: "texts", translation: "pairs" }[run.recipe] ?? "samples";
+  const samples = `${run.value_samples === null ? "the" : integers.format(run.value_samples)} ${noun} that it was not trained on`;
+  if (run.goal !== "accuracy") return `Its result with ${samples}: ${run.value_text} ${run.goal_title} (${run.better} is better).`;
+  const advice = run.value < GOOD_ACCURACY ? ` To make it better, train it longer, or add ${noun} and train again.` : "";
+  return `It is right for ${run.value_text} of ${samples}.${advice}`;
+}
+
+// A table of a run's samples; for keys that may train, with the images whose files are on the server.
+function sampleTable(run, samples, titles, first = 0) {
+  const names = [...new Set(samples.flatMap((sample) => Object.keys(sample)))].sort((one, other) => (one === "") - (other === ""));
+  return table(names.map((name) => titles[name] ?? name), samples.map((sample, index) => names.map((name) => {
+    const text = String(sample[name] ?? "").slice(0, MAX_SAMPLE);
+    if (name !== "source" || !newRun.limits || !/\.(png|jpe?g|webp|gif|bmp)$/i.test(text)) return text;
+    const place = element("span", {}, text);
+    server.request(`${runPath(run.name)}/samples/${first + index}`).then((answer) => answer.blob()).then((blob) => {
+      const url = URL.createObjectURL(blob);
+      place.prepend(element("img", { src: url, alt: "", className: "sample", onload: () => URL.revokeObjectURL(url) }), element("br"));
+    }).catch(() => {}); // its name stays
+    return place;
+  })), "Samples of its output");
+}
 
 page.addTab({
   id: "runs",
@@ -56,6 +98,7 @@ page.addTab({
     this.done = element("div", { role: "status" });
     this.trash = element("details", { hidden: true }, element("summary", {}, "Deleted runs"), element("ul"));
     this.curves = new RunCurves();
+    this.heads = element("div", { className: "cards" });
     this.cards = element("div", { className: "cards" });
     this.comparison = element("div");
     this.command = commandView(() => this.commandLines());
@@ -63,7 +106,7 @@ page.addTab({
     panel.append(element("h2", {}, "Runs"),
       element("p", {}, `A run is one training together with the model that it made. Tick up to ${MAX_CURVES} of them to see their curves, samples and settings next to each other.`),
       element("div", { className: "row" }, labelled("Search", this.text), labelled("Status", this.state), labelled("Recipe", this.recipe), this.folderField),
-      this.count, this.table, this.all, this.done, this.trash, this.curves.view, this.cards, this.comparison, this.command);
+      this.count, this.table, this.all, this.done, this.trash, this.heads, this.curves.view, this.cards, this.comparison, this.command);
     document.addEventListener("visibilitychange", () => this.follow());
     this.draw();
     this.drawTrash();
@@ -160,7 +203,7 @@ page.addTab({
     this.all.hidden = visible.length === runs.length;
     this.all.textContent = `Show all ${integers.format(runs.length)} runs`;
     const training = runs.filter(isTraining).length, total = this.runs.size;
-    this.count.textContent = !total ? "There is no run in this folder yet." : `${integers.format(runs.length)} of ${integers.format(total)} runs${training ? `, ${training} of them training now` : ""}. Best value: ↑ higher is better, ↓ lower is better.`;
+    this.count.textContent = !total ? "There is no run in this folder yet." : `${integers.format(runs.length)} of ${integers.format(total)} runs${training ? `, ${training} of them training now` : ""}. Result: ↑ higher is better, ↓ lower is better.`;
     this.table.hidden = !runs.length;
   },
 
@@ -174,11 +217,11 @@ page.addTab({
 
   row(run) {
     const box = element("input", { type: "checkbox", checked: this.chosen.includes(run.name), "aria-label": `Show ${shortName(run.name)}`, onchange: () => this.tick(run.name, box) });
-    const name = element("button", { type: "button", className: "plain", onclick: () => { this.choose([run.name]); this.cards.scrollIntoView({ block: "nearest" }); } }, shortName(run.name.slice(run.name.lastIndexOf("/") + 1)));
-    const steps = run.steps === null ? "" : run.step === run.steps ? formatNumber(run.step) : `${formatNumber(run.step)} of ${formatNumber(run.steps)}`;
-    const value = run.value === null ? "" : element("span", { title: `${run.better} is better` }, run.value_text, element("span", { className: "soft" }, ` ${run.goal_title} ${run.better === "lower" ? "↓" : "↑"}`));
-    const cells = [value, steps, run.minutes ?? "", run.parameters ?? "", shortName(run.device), run.modified ? localTime(run.modified) : ""];
-    return element("tr", {}, element("td", {}, box), element("td", { className: folderOf(run) ? "name inner" : "name" }, name), element("td", { className: run.state === "broken" ? "wrong state" : "state", title: run.reason }, RUN_STATES[run.state]),
+    const name = element("button", { type: "button", className: "plain", onclick: () => { this.choose([run.name]); this.heads.scrollIntoView({ block: "nearest" }); } }, shortName(run.name.slice(run.name.lastIndexOf("/") + 1)));
+    const progress = run.share === null ? "" : element("span", { title: stepsText(run) }, sharePercent(run.share));
+    const value = run.value === null ? "" : element("span", { title: resultText(run) || `in the last evaluation; ${run.better} is better` }, run.value_text, element("span", { className: "soft" }, ` ${run.goal_title} ${run.better === "lower" ? "↓" : "↑"}`));
+    const cells = [value, progress, run.minutes === null ? "" : minutesText(run.minutes), run.parameters ?? "", shortName(run.device), run.modified ? localTime(run.modified) : ""];
+    return element("tr", {}, element("td", {}, box), element("td", { className: folderOf(run) ? "name inner" : "name" }, name), element("td", { className: run.state === "broken" ? "wrong state" : "state", title: run.reason }, STAGE_WORDS[run.stage] ?? RUN_STATES[run.state]),
       element("td", { className: "name" }, shortName(run.recipe)), ...cells.map((cell, index) => element("td", { className: index < 4 ? "number" : "" }, typeof cell === "number" ? formatNumber(cell) : cell)));
   },
 
@@ -186,7 +229,7 @@ page.addTab({
   // shown now and then, because a table is laid out as a whole; the run's card has them at once.
   drawRow(run, before) {
     const row = this.rows?.get(run.name), isSoon = Date.now() < (this.rowTimes.get(run.name) ?? 0) + 1000 * ROW_SECONDS;
-    if (!row || (isSoon && run.state === before?.state && run.value === before.value)) return;
+    if (!row || (isSoon && run.state === before?.state && run.stage === before.stage && run.value === before.value)) return;
     this.rowTimes.set(run.name, Date.now());
     const fresh = this.row(run).cells;
     [...row.cells].forEach((cell, index) => { if (index > 1 && cell.textContent !== fresh[index].textContent) cell.replaceWith(fresh[index].cloneNode(true)); });
@@ -210,7 +253,8 @@ page.addTab({
     const known = this.shownCards ?? new Map();
     this.shownCards = new Map(this.chosen.map((name) => [name, known.get(name) ?? new RunCard(this, this.runs.get(name))]));
     for (const [name, card] of this.shownCards) card.setIndex(this.curves.indexOf(name));
-    this.cards.replaceChildren(...[...this.shownCards.values()].map((card) => card.view));
+    this.heads.replaceChildren(...[...this.shownCards.values()].map((card) => card.view));
+    this.cards.replaceChildren(...[...this.shownCards.values()].map((card) => card.results));
     this.command.update();
     this.compare();
     try {
@@ -244,18 +288,26 @@ page.addTab({
       element("h3", {}, "Settings that differ"), rows.length ? table(["setting", ...titles], rows, "Settings that differ") : element("p", { className: "soft" }, rest.length ? "The settings that all have are the same." : "All settings are the same."), ...(more ? [more] : []));
   },
 
-  // Change a run; the answer is one sentence.
+  // Change a run; the answer is one sentence next to its buttons, or for a deleted run below the table. It ends by itself.
   async act(name, action, body = {}) {
     page.fail(null);
     try {
       const answer = await server.json(`${runPath(name)}/${action}`, { body });
-      const undo = answer.can_restore ? element("button", { type: "button", onclick: () => this.act(name, "restore") }, "Undo") : null;
-      this.done.replaceChildren(element("div", { className: "row done" }, element("span", {}, `${shortName(name)}: ${answer.message}.`), ...(undo ? [undo] : [])));
+      const undo = answer.can_restore ? element("button", { type: "button", onclick: () => this.act(name, "restore") }, "Undo") : null, card = this.shownCards?.get(name);
+      if (["resume", "extend", "finish"].includes(action)) trainingNotices.started(name);
+      if (action !== "stop" && action !== "delete" && card) card.say(sentence(answer.message));
+      else if (action !== "stop") this.say(element("div", { className: "row done" }, element("span", {}, `${shortName(name)}: ${answer.message}.`), undo), undo ? UNDO_SECONDS : MESSAGE_SECONDS);
       undo?.focus();
       this.follow();
     } catch (error) {
       page.fail(error, error.status === 0 || error.status >= 500 ? () => this.act(name, action, body) : undefined);
     }
+  },
+
+  say(message, seconds) {
+    clearTimeout(this.said);
+    this.done.replaceChildren(message);
+    this.said = setTimeout(() => { if (!message.contains(document.activeElement)) message.remove(); }, 1000 * seconds);
   },
 
   drawTrash() {
@@ -287,12 +339,15 @@ class RunCard {
     this.title = element("h3");
     this.status = element("p");
     this.bar = element("progress", { max: 1, "aria-label": "Steps done" });
-    this.actions = element("div", { className: "row" });
+    this.facts = element("p", { className: "soft" });
+    this.actions = element("div");
+    this.message = element("div", { role: "status" });
     this.export = element("p", { "aria-live": "polite" });
     this.more = element("div");
     this.minutes = keepDraft(element("input", { type: "number", min: 0.1, max: 1000000, step: "any" }), `runs:minutes:${run.name}`, "5");
     this.format = element("select", {}, new Option("folder for transformers", "hf"), new Option(".gguf for llama.cpp", "gguf"), new Option(".onnx", "onnx"));
-    this.view = element("section", { className: "card", "aria-label": `Run ${shortName(run.name)}` }, this.title, this.status, this.bar, this.actions, this.export, this.more);
+    this.view = element("section", { className: "card", "aria-label": `Run ${shortName(run.name)}` }, this.title, this.status, this.bar, this.facts, this.actions, this.message, this.export);
+    this.results = element("section", { className: "card", "aria-label": `Results of ${shortName(run.name)}` }, this.more);
     this.index = 0;
     this.update(run);
   }
@@ -311,12 +366,12 @@ class RunCard {
     }
     const { samples, scores, environment, notes, folder, settings } = this.details, open = new Set([...this.more.querySelectorAll("details[open]")].map((part) => part.dataset.part));
     const part = (title, isOpen, ...content) => content[0] && element("details", { open: open.size ? open.has(title) : isOpen, "data-part": title }, element("summary", {}, title), ...content);
-    const names = [...new Set(samples.flatMap((sample) => Object.keys(sample)))], isAlone = this.tab.chosen.length === 1;
-    const sampleTable = (some) => table(names.map((name) => name || "right"), some.map((sample) => names.map((name) => sample[name] ?? "")), "Samples of its output");
+    const isAlone = this.tab.chosen.length === 1, titles = { "": "right" };
     this.more.replaceChildren(...[
+      isAlone ? null : element("h3", {}, shortName(this.run.name)),
       part("Scores", isAlone, scores.length ? table(Object.keys(scores[0]), scores.map((row) => Object.values(row)), "Scores") : null),
-      part("Samples", true, samples.length ? sampleTable(samples.slice(0, 3)) : null),
-      part("More samples", false, samples.length > 3 ? sampleTable(samples.slice(3)) : null),
+      part("Samples", true, samples.length ? sampleTable(this.run, samples.slice(0, 3), titles) : null),
+      part("More samples", false, samples.length > 3 ? sampleTable(this.run, samples.slice(3), titles, 3) : null),
       part("What happened", false, notes.length ? element("ul", {}, ...notes.map((note) => element("li", {}, note))) : null),
       part("Settings", false, Object.keys(settings).length ? table(["setting", "value"], Object.entries(settings), "Settings") : null),
       part("Machine and versions", false, Object.keys(environment).length ? table(["what", "value"], [...(folder ? [["folder", folder]] : []), ...Object.entries(environment)], "Machine and versions") : null),
@@ -326,43 +381,49 @@ class RunCard {
   update(run) {
     this.run = run;
     const reason = run.reason ? ` (${run.reason})` : "", speed = run.tokens_per_second === null ? "" : `, ${formatNumber(Math.round(run.tokens_per_second))} ${run.unit}s per second`;
-    const left = run.minutes_left === null ? "" : `, ${minutesText(run.minutes_left)} left`;
-    const steps = run.state === "starting" ? ": reading its data and measuring this computer" : run.steps ? `: step ${formatNumber(run.step)} of ${formatNumber(run.steps)}${left}${speed}` : "";
-    this.status.textContent = `${RUN_STATES[run.state]}${run.state === "finished" ? `: ${formatNumber(run.step)} steps in ${minutesText(run.minutes ?? 0)}` : steps}${reason}`;
+    const after = isTraining(run) ? `: ${stageText(run)}` : run.state === "finished" ? `: trained for ${minutesText(run.minutes ?? 0)}. ${resultText(run)}` : run.share ? ` at ${sharePercent(run.share)}` : "";
+    this.status.textContent = `${run.state === "starting" ? "▶ being trained" : RUN_STATES[run.state]}${after}${isTraining(run) ? "" : reason}`;
+    this.facts.textContent = `${run.state === "finished" ? `${integers.format(run.step)} steps` : stepsText(run)}${speed}${isTraining(run) ? reason : ""}`;
     this.status.className = run.state === "broken" ? "wrong" : "";
     this.bar.hidden = !isTraining(run);
-    if (run.state === "running" && run.steps) this.bar.value = run.step / run.steps;
+    if (run.stage === "training" && run.share !== null) this.bar.value = run.share;
     else this.bar.removeAttribute("value");
     const place = run.export_path ? ` to ${run.export_path}` : "", why = run.export_message ? `: ${run.export_message}` : "";
     const exported = run.export === "running" ? `Export${place} is running${why}` : run.export === "finished" ? `Exported${place}` : run.export ? `The export failed${why}` : "";
     setText(this.export, "textContent", exported);
     this.export.className = run.export === "failed" || run.export === "ended" ? "wrong" : "";
-    const key = `${run.state} ${run.can_extend} ${run.can_stop} ${run.has_report} ${run.export === "running"} ${this.tab.mayTrain}`;
+    if (this.state !== run.state) this.message.replaceChildren();
+    this.state = run.state;
+    const key = `${run.state} ${run.stage} ${run.has_model} ${run.step === null} ${run.can_extend} ${run.can_stop} ${run.has_report} ${run.export === "running"} ${this.tab.mayTrain}`;
     if (key !== this.key) this.drawActions();
     this.key = key;
   }
 
+  // A message about the last action, which ends by itself.
+  say(text) {
+    clearTimeout(this.said);
+    this.message.replaceChildren(element("p", {}, text));
+    this.said = setTimeout(() => this.message.replaceChildren(), 1000 * MESSAGE_SECONDS);
+  }
+
+  // The buttons in the order of need; the question before a deletion replaces the last ones.
   drawActions() {
     const { run, tab } = this, button = (text, onclick, className = "") => element("button", { type: "button", className, onclick }, text);
-    const act = (text, action, className) => button(text, () => tab.act(run.name, action), className), shown = [];
-    if (tab.mayTrain) {
-      if (isTraining(run) && run.can_stop) shown.push(act("Stop", "stop"));
-      if (run.state === "stopped") shown.push(act("Continue", "resume", "main"), act("Finish early", "finish"));
-      if (run.state === "stopped" || run.state === "finished") {
-        if (run.can_extend || run.state === "stopped") shown.push(element("div", { className: "pair" }, labelled("More minutes", this.minutes), button("Train on", () => tab.act(run.name, "extend", { minutes: Number(this.minutes.value) }))));
-        else shown.push(element("p", { className: "soft" }, "This run was too short to add minutes to it; start a new run with more minutes."));
-        if (run.has_model && run.export !== "running") shown.push(element("div", { className: "pair" }, labelled("Export as", this.format), button("Export", () => tab.act(run.name, "export", { format: this.format.value }))));
-      }
-    }
-    if (run.has_report) shown.push(button("Report", () => server.openReport(`${runPath(run.name)}/report`)));
-    if (tab.mayTrain && !isTraining(run)) shown.push(button("Delete", () => this.askDelete()));
-    if (!tab.mayTrain) shown.push(element("p", { className: "soft" }, "Your key may look at runs, but not change them."));
-    this.actions.replaceChildren(...shown);
+    const act = (text, action, className) => button(text, () => tab.act(run.name, action), className), row = (...parts) => parts.some(Boolean) ? element("div", { className: "row" }, ...parts) : null;
+    const isStopped = run.state === "stopped", isIdle = isStopped || run.state === "finished", may = tab.mayTrain;
+    const use = may && isIdle && run.has_model ? button("Use it", () => useModel(run.name, this.message), isStopped ? "" : "main") : null;
+    const more = may && (isStopped || (isIdle && run.can_extend)) ? element("div", { className: "pair" }, labelled("More minutes", this.minutes), button("Train on", () => tab.act(run.name, "extend", { minutes: Number(this.minutes.value) }))) : null;
+    const stop = may && isTraining(run) && run.can_stop && !["stopping", "checking"].includes(run.stage) ? act("Stop", "stop") : null;
+    const hint = stop ? (run.step ? KEPT : "") : !may ? "Your key may look at runs, but not change them." : isStopped ? "Continue trains to the planned end. Train on trains for the minutes that you type, counted from now. Finish early ends the training soon, with a model."
+      : more ? "Train on makes this model learn for more minutes." : isIdle ? "This run was too short to add minutes to it; start a new run with more minutes." : "";
+    const convert = may && isIdle && run.has_model && run.export !== "running" ? element("div", { className: "pair" }, labelled("Export as", this.format), button("Export", () => tab.act(run.name, "export", { format: this.format.value }))) : null;
+    this.last = element("div", { className: "row" }, convert, run.has_report ? button("Report", () => server.openReport(`${runPath(run.name)}/report`)) : null, may && !isTraining(run) ? button("Delete", () => this.askDelete(), "apart") : null);
+    this.actions.replaceChildren(...[row(may && isStopped ? act("Continue", "resume", "main") : null, stop, use, more, may && isStopped ? act("Finish early", "finish") : null), hint ? element("p", { className: "soft" }, hint) : null, this.last].filter(Boolean));
   }
 
   askDelete() {
     const keep = element("button", { type: "button", onclick: () => { this.drawActions(); this.actions.querySelector("button")?.focus(); } }, "Keep it");
-    this.actions.replaceChildren(element("span", {}, this.run.steps === null ? `Delete ${shortName(this.run.name)}?` : `Delete ${shortName(this.run.name)} with its model? You can restore it for a day.`),
+    this.last.replaceChildren(element("span", {}, this.run.steps === null ? `Delete ${shortName(this.run.name)}?` : `Delete ${shortName(this.run.name)} with its model? You can restore it for a day.`),
       element("button", { type: "button", className: "main", onclick: () => { this.drawActions(); this.tab.act(this.run.name, "delete"); } }, "Delete it"), keep);
     keep.focus();
   }

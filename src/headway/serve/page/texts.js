@@ -210,7 +210,7 @@ page.addTab({
     this.forms = new Map(); // by verb; each keeps its result
     this.place = element("div");
     this.select = element("select", { onchange: () => { drafts.set("texts:verb", this.select.value); this.showForm(); } });
-    const suited = server.models.find((model) => readsTexts(model) && !model.verbs.includes("generate")); // not one that is for writing
+    const suited = ownModel(server.models.filter(readsTexts)) ?? server.models.find((model) => readsTexts(model) && !model.verbs.includes("generate")); // not one that is for writing
     if (suited && drafts.get("model:texts") === null) drafts.set("model:texts", suited.id);
     this.choice = modelChoice("texts", readsTexts, () => this.modelChanged());
     this.verbField = labelled("Task", this.select);
