@@ -25,6 +25,7 @@ from headway.app.predictors import predictor, signature
 from headway.app.starters import models_folder
 from headway.app.verb_table import REMOTE_VERBS
 from headway.domains.forecast.predictors import continue_history, read_history
+from headway.domains.vision.predictors import describe_outliers
 from headway.errors import UserError
 from headway.learn.run import RunDirectory
 from headway.nn.models import kinds
@@ -128,9 +129,12 @@ class VerbAnswer(msgspec.Struct):
 
 
 class ClassifyAnswer(VerbAnswer, kw_only=True):
-    """`thresholds` are the probabilities from which each label is predicted, if a text can have several labels."""
+    """`thresholds` are the probabilities from which each label is predicted, if a text can have several labels.
+    `unexpected` has an item per image: in which way it is unlike those in training, or null.
+    """
 
     thresholds: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
+    unexpected: list[str | None] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ServedModel(msgspec.Struct):
@@ -247,10 +251,15 @@ async def _run_verb(verb: str, body: msgspec.Struct, context: Context) -> VerbAn
             result = await asyncio.to_thread(_compact, answer, _VERBS[verb].digits)
         else:
             kind = (verb, *((name, tuple(v) if isinstance(v, list) else v) for name, v in settings.items()))
-            results = await ready.batcher.submit(lambda batch: run(batch, **settings), kind, converted)
+            has_images = verb == "classify" and kinds.is_vision_classifier(ready.model.module)
+            describe = partial(describe_outliers, ready.model) if has_images else lambda batch: [None] * len(batch)
+            call = lambda batch: list(zip(run(batch, **settings), describe(batch)))  # noqa: E731
+            results, unexpected = zip(*await ready.batcher.submit(call, kind, converted))
             result = plain(results[0] if is_single else results)
-    if verb == "classify":
-        return ClassifyAnswer(result, ready.name, thresholds=ready.model.thresholds or msgspec.UNSET)
+            if verb == "classify":
+                differences = list(unexpected) if has_images else msgspec.UNSET
+                thresholds = ready.model.thresholds or msgspec.UNSET
+                return ClassifyAnswer(result, ready.name, thresholds=thresholds, unexpected=differences)
     return VerbAnswer(result, ready.name)
 
 
