@@ -22,7 +22,7 @@ from torch import Tensor
 
 from headway.app.model import Model
 from headway.app.predictors import predictor, signature
-from headway.app.starters import models_folder
+from headway.app.starters import STARTERS, models_folder
 from headway.app.verb_table import REMOTE_VERBS
 from headway.domains.forecast.predictors import continue_history, read_history
 from headway.domains.vision.predictors import describe_outliers
@@ -139,9 +139,9 @@ class ClassifyAnswer(VerbAnswer, kw_only=True):
 
 class ServedModel(msgspec.Struct):
     """A model, its tasks (`verbs`), its kinds of input (`reads`), and its context length in tokens. `is_run`: headway
-    trained it; `is_training`: a process of this machine still does; `is_starter`: it was made by `headway models make`.
-    `examples` are text inputs from the held-out samples of its run, `languages` the codes of those that it transcribes,
-    if there are several.
+    trained it; `is_training`: a process of this machine still does; `is_starter`: it was made by `headway models make`,
+    for its `purpose`. `examples` are text inputs, mostly from the held-out samples of its run, `languages` the codes of
+    those that it transcribes, if there are several.
     """
 
     id: str
@@ -154,6 +154,7 @@ class ServedModel(msgspec.Struct):
     is_run: bool
     is_training: bool
     is_starter: bool
+    purpose: str
     examples: list[str]
     languages: Sequence[str]
     object: str = "model"
@@ -195,7 +196,10 @@ def _served_model(name: str, summary: ModelSummary) -> ServedModel:
     facts = name, summary.modified, summary.kind, tasks, summary.inputs, summary.context, summary.parameters
     is_training = summary.is_run and summary.path is not None and RunDirectory(summary.path).trainer() is not None
     is_starter = summary.path is not None and summary.path.parent == Path(os.path.abspath(models_folder()))
-    return ServedModel(*facts, summary.is_run, is_training, is_starter, list(summary.examples), summary.languages)
+    made = STARTERS.get(summary.path.name) if is_starter and summary.path is not None else None
+    examples = [*(() if made is None else made.beginnings), *summary.examples]
+    kinds_of_model = summary.is_run, is_training, is_starter, "" if made is None else made.purpose
+    return ServedModel(*facts, *kinds_of_model, examples, summary.languages)
 
 
 def _body_type(verb: str) -> type[msgspec.Struct]:
