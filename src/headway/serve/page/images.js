@@ -100,10 +100,11 @@ page.addTab({
   },
 
   async takeExample() {
+    const { files } = this;
     this.exampleTask = this.task;
     const canvas = this.task === "classify" || this.task === "look" ? this.drawDigit() : this.drawShapes();
     const blob = await new Promise((resolve) => canvas.toBlob(resolve));
-    this.take([new File([blob], "example.png", { type: "image/png" })], true);
+    if (this.files === files) this.take([new File([blob], "example.png", { type: "image/png" })], true); // none was chosen meanwhile
   },
 
   // A handwritten three, white on black, as in the data that digits are learned from.

@@ -1,8 +1,8 @@
 "use strict";
 // The text of an answer, token by token: the alternatives of each on hover, on focus and by arrow keys, and how surprising it was.
 
-// A token in this list: the space before a word has no sign.
-const wordLabel = (text) => tokenLabel(/^ +\S/.test(text) ? text.trimStart() : text);
+// A token in this list: only spaces alone have a sign.
+const wordLabel = (text) => /^ *$/.test(text) ? tokenLabel(text) : tokenLabel(text.replace(/^ +/, "")).replaceAll("␣", " ");
 
 // The list of a token's alternatives, next to it.
 const alternatives = {
