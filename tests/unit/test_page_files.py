@@ -159,6 +159,7 @@ def test_the_result_is_a_sentence(page: Page) -> None:
     panel.get_by_text("Try it with dark and light swapped").click()
     expect(panel.get_by_role("img", name="The example, dark and light swapped")).to_be_visible()
     expect(panel.locator("details .bars .name")).to_have_text("7")
+    expect(panel.locator("details").first).to_contain_text("The model takes this for a 7 (100 %).")
 
 
 def test_a_folder_of_images(page: Page, tmp_path: Path) -> None:

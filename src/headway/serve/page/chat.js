@@ -80,7 +80,7 @@ page.addTab({
         element("div", {}, this.messages, this.pointing, this.status, this.form, ...this.settings(), this.command)));
     this.messages.addEventListener("scroll", () => { this.isAtEnd = this.messages.scrollHeight - this.messages.scrollTop - this.messages.clientHeight < 40; });
     window.addEventListener("storage", (event) => this.stored(event));
-    window.addEventListener("pagehide", () => this.left());
+    window.addEventListener("pagehide", () => this.saveUnfinished());
     this.modelChanged();
     this.open(new Conversation(drafts.get("conversation") ?? undefined));
   },
@@ -238,7 +238,7 @@ page.addTab({
   },
 
   // The page is left while an answer is written: what has arrived is kept.
-  left() {
+  saveUnfinished() {
     if (!this.writing) return;
     const { conversation, message } = this.writing;
     this.writing.wasLeft = true;

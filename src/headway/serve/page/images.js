@@ -50,6 +50,9 @@ class AttentionView {
 AttentionView.places = ["top", "middle", "bottom"].map((row) => ["left", "centre", "right"].map((column) =>
   row === "middle" && column === "centre" ? "centre" : column === "centre" ? `${row} in the middle` : `${row} ${column}`.replace("middle ", "")));
 
+// A class in a sentence: labels are not always nouns.
+const nameClass = (label) => /^\d+$/.test(label) ? `${/^(8|1[18]$)/.test(label) ? "an" : "a"} ${label}` : `“${label}”`;
+
 page.addTab({
   id: "images",
   title: "Images",
@@ -187,28 +190,24 @@ page.addTab({
   async classify(body, image, signal) {
     const { result, thresholds, unexpected } = await server.json("/v1/classify", { body, signal }), labels = likeliest(result), [label, share] = labels[0];
     const looked = this.choice.model.verbs.includes("look") ? this.onDemand("Where the model looked", image.name, async () => this.look({ model: body.model, images: await dataUrl(image.file) }, image)) : "";
-    const doubt = unexpected?.[0] ? this.doubt(unexpected[0], body, image) : "";
+    const doubt = unexpected?.[0] ? element("p", { className: "wrong" }, `Careful: this picture is ${unexpected[0].replace("the images in training", "those that the model was trained on")}, so the answer may be wrong.`) : "";
+    const swapped = /brighter|darker/.test(unexpected?.[0]) ? this.onDemand("Try it with dark and light swapped", image.name, () => this.swapped(body, image, signal)) : ""; // that may be like them
     if (labels.length === 1 && label === "value") return [element("p", {}, `Value: ${formatNumber(share)}`), doubt, looked];
-    const named = /^\d+$/.test(label) ? `${/^(8|1[18]$)/.test(label) ? "an" : "a"} ${label}` : `“${label}”`; // labels are not always nouns
+    const named = nameClass(label);
     const text = thresholds ? `Labels: ${labels.filter(([one, value]) => value >= thresholds[one]).map(([one]) => one).join(", ") || "none"}.`
       : doubt ? `The model takes this for ${named} (${percent(share)}).` : share < 0.5 ? `The model is not sure. Its best guess is ${named} (${percent(share)}).` : `This is probably ${named} (${percent(share)}).`;
     const rest = labels.length > 3 ? this.onDemand("The other classes", image.name, () => [bars(labels.slice(3))]) : "";
-    return [element("p", {}, element("strong", {}, text)), doubt, bars(labels.slice(0, 3)), element("div", { className: "row" }, rest, looked)];
+    return [element("p", {}, element("strong", {}, text)), doubt, bars(labels.slice(0, 3)), element("div", { className: "row" }, swapped, rest, looked)];
   },
 
-  // A picture is `unexpected`, unlike those in training. If it is much brighter or darker, its negative may be like them.
-  doubt(unexpected, body, { file, name, url }) {
-    const warning = element("p", { className: "wrong" }, `Careful: this picture is ${unexpected.replace("the images in training", "those that the model was trained on")}, so the answer may be wrong.`);
-    if (!/brighter|darker/.test(unexpected)) return warning;
-    const negative = this.onDemand("Try it with dark and light swapped", name, async () => {
-      const picture = await createImageBitmap(file), canvas = element("canvas", { width: picture.width, height: picture.height, className: "picture", role: "img", "aria-label": `${name}, dark and light swapped` });
-      const context = canvas.getContext("2d");
-      context.filter = "invert(1)";
-      context.drawImage(picture, 0, 0);
-      const { result } = await server.json("/v1/classify", { body: { ...body, items: canvas.toDataURL() } });
-      return [canvas, bars(likeliest(result).slice(0, 3))];
-    });
-    return element("div", {}, warning, negative);
+  // The answer for the negative of a picture.
+  async swapped(body, { file, name }, signal) {
+    const picture = await createImageBitmap(file), canvas = element("canvas", { width: picture.width, height: picture.height, className: "picture", role: "img", "aria-label": `${name}, dark and light swapped` });
+    const context = canvas.getContext("2d");
+    context.filter = "invert(1)";
+    context.drawImage(picture, 0, 0);
+    const { result } = await server.json("/v1/classify", { body: { ...body, items: canvas.toDataURL() }, signal }), labels = likeliest(result);
+    return [canvas, element("p", {}, `The model takes this for ${nameClass(labels[0][0])} (${percent(labels[0][1])}).`), bars(labels.slice(0, 3))];
   },
 
   // A part that is made when it is opened first, and again after an error.
