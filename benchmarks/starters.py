@@ -18,6 +18,7 @@ import time
 from typing import Any
 
 from headway.app.starters import score_text, starter
+from headway.bench.benchmark import machine
 from headway.learn.run import RunDirectory
 from measure import RESULTS, data_folder, write
 
@@ -39,6 +40,7 @@ def make(name: str, minutes: float | None) -> dict[str, Any]:
         "bytes": size,
         "load_average": round(load, 1),
         "threads": summary["threads"],
+        "processor": machine()["processor"],
         "parameters": summary["parameters"],
         "steps": summary["step"],
         "scores": scores,

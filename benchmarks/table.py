@@ -204,6 +204,7 @@ SUBJECTS: dict[str, dict[str, Callable[[Result], Iterator[Row]]]] = {
         ENGINE[-1]: speeds.engine,
         "load": texts.loading,
         "memory": texts.memory,
+        "qlora": texts.qlora,
         "padding": texts.padding,
     },
     "Fuzzing": {"fuzz": texts.fuzz},

@@ -12,7 +12,9 @@ from tempfile import mkdtemp
 
 _FORKING = get_context("forkserver")
 # Packages alone: what of headway a program imports, and in which state, is its own affair.
-_FORKING.set_forkserver_preload(["torch", "torch.distributed", "numba", "tokenizers", "safetensors.torch"])
+_FORKING.set_forkserver_preload(
+    ["torch", "torch.distributed", "numba", "tokenizers", "safetensors.torch", "jaxtyping", "jinja2"]
+)
 
 
 class Program:
@@ -59,6 +61,7 @@ def _run(source: str | Path, words: tuple[str, ...], environment: dict[str, str]
     os.environ.clear()
     os.environ.update(environment)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever nohup these tests run under
+    os.fsync = os.fstat  # as in conftest.py: what a killed process has written is there
     if isinstance(source, Path):
         runpy.run_path(str(source), run_name="__main__")
     else:

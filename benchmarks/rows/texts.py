@@ -116,6 +116,32 @@ def memory(result: Result) -> Iterator[Row]:
     )
 
 
+def qlora(result: Result) -> Iterator[Row]:
+    for precision in ("fp32", "bf16"):
+        parts = result["large"].get(precision)
+        if parts is None:
+            continue
+        cells = {
+            name: f"{part['peak_bytes'] / 1e9:.1f} GB, {part['tokens_per_core_second']:.0f} tokens per core-second"
+            for name, part in parts.items()
+        }
+        quantised = "; ".join(f"{name}: {cell}" for name, cell in cells.items() if name != "fp32")
+        what = f"LoRA on frozen weights of 1.1B parameters, 1 x 512 tokens, products in {precision}"
+        yield (
+            f"{what}: peak memory and speed",
+            quantised,
+            f"weights in fp32: {cells['fp32']}" if "fp32" in cells else "",
+        )
+    if "curves" in result:
+        curves = result["curves"]
+        finals = {name: f"{curves[name]['final']['median']:.3f}" for name in ("fp32", "int8", "int4")}
+        yield (
+            "LoRA of rank 8 on another text, five seeds: median validation loss",
+            f"int8: {finals['int8']}; int4: {finals['int4']}",
+            f"weights in fp32: {finals['fp32']}, standard deviation {curves['fp32']['deviation']:.4f}",
+        )
+
+
 def banking77(result: Result) -> Iterator[Row]:
     how = f"LoRA of rank {result['lora']}" if result["lora"] else "full fine-tuning"
     accuracy = percent(result["test"]["accuracy"])

@@ -280,6 +280,15 @@ def greedy(model: Any, given: Batch, new: int = 20) -> Tensor:
     return torch.stack(found, dim=1)
 
 
+def continued(model: Any, prompt: list[int], found: list[int]) -> list[int]:
+    """Their most probable symbol at each position of `found`, which comes after the prompt: `found` itself if and only
+    if it is greedy. One forward takes a tenth of the time of their generate.
+    """
+    ids = torch.tensor([prompt + found])
+    with torch.inference_mode():
+        return model(ids, attention_mask=torch.ones_like(ids)).logits[0, len(prompt) - 1 : -1].argmax(-1).tolist()
+
+
 def their_greedy(model: Any, prompt: list[int], new: int = 20) -> list[int]:
     """`greedy` by their generate, for one row."""
     ids, how = torch.tensor([prompt]), T.GenerationConfig(max_new_tokens=new, do_sample=False, pad_token_id=0)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from headway.app.cli import main as cli
 from headway.claims import runner, sequences
@@ -31,6 +32,7 @@ from headway.claims.claim import (
     student_quantile,
 )
 from headway.claims.experiments import claims, select_claims
+from headway.claims.experiments.sigma_pi import SigmaPiUnits
 from headway.claims.networks import config_of_size, num_parameters
 from headway.claims.page import plot_lines, render_svg
 from headway.claims.runner import _code_digest, load_evidence, record, run_claim
@@ -260,6 +262,18 @@ TINY: dict[str, dict[str, Any]] = {
     "gru-or-lstm": {"width": 8, **SHORT_RUNS},
     "reversed-source": {"width": 8, **SHORT_RUNS},
     "long-sentences": {"most": 2, "trained": 20, "judged": 2, "width": 8, **SHORT_RUNS},
+    "pre-training": {
+        "labels": [4, 8],
+        "few": 8,
+        "tested": 20,
+        "width": 8,
+        "rows": 2,
+        "pretraining.steps": 2,
+        "training.steps": 2,
+    },
+    "dynamic-links": {"objects": [1, 2], "width": 8, "rows": 2, "training.steps": 2},
+    "sigma-pi": {"pixels": 8, "active": 4, "pairs": 1, "trained": 2, "training.steps": 2},
+    "counted-cost": {"counted": [8, 16, 32], "lengths": [8, 16, 32], "width": 8, "row": 4, "enough": 0.0},
     "rewriting": {"times": [1, 2], "keys": 3, "capacity": [3, 4], "width": 8, "rows": 2, "training.steps": 2},
 }
 
@@ -325,13 +339,13 @@ def test_phonemes_backwards(few_words: None, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def frozen() -> None:
-    """What lives already is not looked through for garbage: clocks collect it before each measurement."""
-    gc.freeze()
+def uncollected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clocks collect garbage before each measurement, which takes longer than tiny runs."""
+    monkeypatch.setattr(gc, "collect", lambda: 0)
 
 
 @pytest.mark.parametrize("name", TINY)
-@pytest.mark.usefixtures("frozen")
+@pytest.mark.usefixtures("uncollected")
 def test_every_experiment_runs_and_draws(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     pytest.importorskip("matplotlib")
     if SHORT_RUNS.keys() <= TINY[name].keys():
@@ -343,8 +357,25 @@ def test_every_experiment_runs_and_draws(name: str, tmp_path: Path, request: pyt
     assert render_svg(evidence).startswith("<svg")
     if name == "fast-weights":  # nothing is trained here: what is tiny holds too
         assert evidence.finding.holds
-    elif name not in ("one-after-the-other", "cost-of-context"):  # times are what they are
+    elif name not in ("one-after-the-other", "cost-of-context", "counted-cost"):  # times are what they are
         assert not evidence.finding.holds, "two steps show nothing, so the rule must say no"
+
+
+def test_operations_are_counted_in_the_plain_form_of_attention() -> None:
+    claim = claims()["counted-cost"]
+    settings = override(claim.settings, {**TINY[claim.name], "counted": [32, 64]})
+    per_token = 2 * 8 * settings.width**2  # queries, keys, values, output, and a feed-forward layer of twice the width
+    forward = [n * (per_token + 4 * settings.width * n) for n in settings.counted]
+    assert claim.measure(settings, "attention", 0)["operations"] == [3 * n for n in forward]
+
+
+def test_sigma_pi_units_sum_the_products_of_all_shifts() -> None:
+    units = SigmaPiUnits(3, pixels=7, classes=2)
+    a = torch.rand(3, 7, generator=torch.Generator().manual_seed(0))
+    net = units(a)
+    triples = [sum(a[:, i] * a[:, (i + d) % 7] * a[:, (i + e) % 7] for i in range(7)) for d, e in units.offsets]
+    torch.testing.assert_close(net, units.weigh(torch.stack([torch.as_tensor(t) for t in triples], 1)))
+    torch.testing.assert_close(units(a.roll(3, 1)), net)
 
 
 def test_an_experiment_gives_the_same_numbers_again(tmp_path: Path) -> None:

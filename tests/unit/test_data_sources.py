@@ -183,7 +183,7 @@ def test_a_text_without_any_safe_place_is_cut_all_the_same() -> None:
 @pytest.mark.parametrize("name", ["lm/tinyshakespeare.txt", "lm/wikitext-2-raw-valid-test.tar.xz"])
 def test_ids_of_chunks_are_those_of_the_document(data_dir: Path, name: str) -> None:
     text = next(iter_documents([data_dir / name]))
-    codec = train_codec("bpe", [text], 2000)
+    codec = train_codec("bpe", [text[:100_000]], 2000)
     cut = [part.text for part in split_chunks([text], 8192)]
     assert len(cut) > 100
     assert [i for ids in codec.encode_batch(cut) for i in ids] == codec.encode(text)

@@ -28,6 +28,7 @@ README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 pytestmark = pytest.mark.usefixtures("brief_samples")
 RUN = "<!-- run -->\n"  # above a block of Python that a test runs
+SHORT = {"train.steps": 10, "train.evaluate_limit": 20, "model.width": 32, "model.depth": 1, "train.batch_tokens": 512}
 
 
 def name_of(page: Path) -> str:
@@ -121,13 +122,13 @@ def test_python_of_pages(page: Path) -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if RUN in page.read_text(encoding="utf-8")], ids=name_of)
 def test_python_that_runs(page: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks marked to run, one after the other; their minutes are shortened to a few steps."""
+    """Blocks marked to run, one after the other; their minutes are shortened to a few steps of a small model."""
     monkeypatch.setenv("HEADWAY_DATA", str(data_dir))
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for kind, text, runs in blocks(page):
         if kind == "python" and runs:
-            short = re.sub(r"minutes=[\d.]+", 'set={"train.steps": 10, "train.evaluate_limit": 20}', text)
+            short = re.sub(r"minutes=[\d.]+", f"set={SHORT}", text)
             exec(compile(short, name_of(page), "exec"), names)
 
 

@@ -36,8 +36,9 @@ USER = {"role": "user", "content": "And now?"}
 
 @pytest.fixture(autouse=True)
 def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages of runs have tests of their own, and take as long as these runs."""
+    """Pages of runs have tests of their own, and take as long as these runs; so do answers that find no end."""
     monkeypatch.setattr("headway.app.api.available", lambda: False)
+    monkeypatch.setattr("headway.domains.chat.task._MAX_REPLY_TOKENS", 30)
 
 
 @pytest.fixture
@@ -158,8 +159,10 @@ def test_it_learns_to_prefer(chosen: Path) -> None:
     task = opened(recipe, chosen)
     model, batch, loss = overfit(task, recipe, 40)
     assert loss < 0.1  # log 2 where nothing is preferred
+    labels, reference = batch.targets
     with torch.no_grad():
-        chosen_rewards, rejected_rewards = task.objective.rewards(model, model(*batch.inputs).x, batch)
+        log_probs = choosing.log_probabilities(model, model(*batch.inputs).x, labels)
+    chosen_rewards, rejected_rewards = task.objective.pair_loss.rewards(log_probs, reference, log_probs)
     assert (chosen_rewards > rejected_rewards).all()
     assert task.evaluate(model, "train", limit=3)["samples"] == 3
 
@@ -216,6 +219,33 @@ def test_the_anchor_is_the_cross_entropy_of_the_chosen_endings(chosen: Path) -> 
     assert set(alone.loss(model, batch)) == {"loss"}
 
 
+@pytest.mark.parametrize("loss", ["orpo", "simpo"])
+def test_losses_without_a_reference_compute_none(
+    chosen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str
+) -> None:
+    """The loss by hand, from the means of the tokens' log probabilities; nothing of the start model is stored."""
+    monkeypatch.setattr(choosing, "_write_reference", lambda *_: pytest.fail("a reference was computed"))
+    recipe = small(preference(), **{"task.loss": loss})
+    task = opened(recipe, chosen)
+    model = moved(build(task.adapt(recipe.model)))
+    batch = next(task.batches("train"))
+    (inputs, layout), (labels, _) = batch.inputs, batch.targets
+    with torch.no_grad():
+        found = float(task.loss(model, batch)["loss"].total)
+        logs = model.heads["vocabulary"](model(inputs, layout).x).log_softmax(-1).double()
+    picked = logs.gather(2, labels.clamp(min=0)[..., None])[..., 0]
+    mask = labels != IGNORE_INDEX
+    mean = ((picked * mask).sum(1) / mask.sum(1)).view(2, -1)
+    odds = mean - torch.log(1 - mean.exp())
+    wanted = -0.1 * F.logsigmoid(odds[0] - odds[1]) if loss == "orpo" else -F.logsigmoid(2 * (mean[0] - mean[1]) - 1)
+    assert found == pytest.approx(float(wanted.sum()), rel=1e-4)
+    scores = task.evaluate(model)
+    assert "perplexity" in scores
+    assert "perplexity_change" not in scores
+    task.save(tmp_path)
+    assert not (tmp_path / "reference.safetensors").exists()
+
+
 GOOD = {"empty_rate": 0.0, "endless_rate": 0.0, "equal_rate": 0.25, "perplexity_change": 1.02}
 
 
@@ -231,6 +261,10 @@ GOOD = {"empty_rate": 0.0, "endless_rate": 0.0, "equal_rate": 0.25, "perplexity_
 def test_answers_that_got_worse_are_a_fault(name: str, value: float, said: str) -> None:
     assert failure_reason(GOOD, GOOD) is None
     assert failure_reason({**GOOD, name: value}, GOOD) == said
+    reference_free = {name: value for name, value in GOOD.items() if name != "perplexity_change"}
+    assert failure_reason({**reference_free, "perplexity": 6.0}, {**GOOD, "perplexity": 5.0, "step": 20}) == (
+        "the perplexity of the chosen answers is 1.2 times what it was at step 20"
+    )
     known = name != "perplexity_change"  # what the start has already is not the training's fault
     assert (failure_reason({**GOOD, name: value}, {**GOOD, name: value}) is None) == known
 
@@ -280,11 +314,12 @@ def test_a_start_that_never_learned_to_answer_is_reported(
 
 
 def test_training_ends_when_the_margin_is_enough_and_the_answers_win() -> None:
-    objective = choosing.DirectPreference(0.1, 0.0, enough=2.0)
+    objective = choosing.PreferredEndings(choosing.PreferenceConfig().pair_loss, enough=2.0)
     assert objective.stop_reason({"margin": 1.9, "win_rate": 1.0}) is None
     assert objective.stop_reason({"margin": 2.1, "win_rate": 0.5}) is None
     assert objective.stop_reason({"margin": 2.1, "win_rate": 1.0}) == (
         "the reward margin is 2.1 and 100% of its answers resemble the chosen ones"
     )
     assert objective.stop_reason({"margin": 8.1, "win_rate": 0.5}) is not None
-    assert choosing.DirectPreference(0.1, 0.0).stop_reason({"margin": 9.0, "win_rate": 1.0}) is None
+    endless = choosing.PreferredEndings(objective.pair_loss)
+    assert endless.stop_reason({"margin": 9.0, "win_rate": 1.0}) is None

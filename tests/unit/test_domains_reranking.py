@@ -187,7 +187,7 @@ def test_a_reranker_is_trained_further_with_its_own_inputs(kind: str, table: Pat
     found = torch.tensor([one.score for one in sorted(model.rerank(query, texts))])
     assert torch.allclose(found, wanted, atol=1e-3)
     pairs = list(map(documents, range(60)))
-    flat = [(q, text, float(text == r)) for q, r, o in pairs for text in (r, *o)]
-    each = [sorted(model.rerank(q, [text]))[0].score for q, text, _ in flat]
-    loss = torch.nn.functional.binary_cross_entropy(torch.tensor(each), torch.tensor([label for *_, label in flat]))
+    each = [one.score for q, r, o in pairs for one in sorted(model.rerank(q, [r, *o]))]
+    labels = [float(text == r) for _, r, o in pairs for text in (r, *o)]
+    loss = torch.nn.functional.binary_cross_entropy(torch.tensor(each), torch.tensor(labels))
     assert model.evaluate(table, split="all")["loss"] == pytest.approx(float(loss), abs=1e-4)

@@ -105,6 +105,10 @@ def test_what_looks_like_no_training_image_is_told() -> None:
     assert SampleStatistics.fit(np.stack([image_statistics(texture(rng))] * 99)) is None
     met = TrainingStatistics(alike=alike)
     assert met.unexpected_samples(["a"], stack_image_statistics([texture(rng)])) == []
+    brighter = "much brighter than the images in training"
+    told = met.describe_images(stack_image_statistics([texture(rng), inverted[0], blank[2], noise[0]]))
+    assert told == [None, brighter, brighter, brighter]
+    assert TrainingStatistics().describe_images(stack_image_statistics(noise[:2])) == [None, None]
     assert met.unexpected_samples(["a", "b"], stack_image_statistics([texture(rng), noise[0]]))[0].startswith(
         "unlike the images in training: 1 of 2, such as b"
     )

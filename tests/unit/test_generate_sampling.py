@@ -14,7 +14,7 @@ from headway.generate import GREEDY, Sampling, Session
 from headway.generate.sampling import row_keys
 
 PROBABILITIES = torch.tensor([0.4, 0.3, 0.15, 0.1, 0.05])
-ROWS = 20_000
+ROWS, STEPS = 1000, 20  # a row takes longer to begin than to draw
 
 
 @pytest.fixture(params=["torch", "engine"])
@@ -26,11 +26,11 @@ def threads(request: pytest.FixtureRequest) -> Pool | None:
 def counts(
     sampling: Sampling, threads: Pool | None = None, probabilities: torch.Tensor = PROBABILITIES
 ) -> torch.Tensor:
-    """How often each symbol is drawn by many rows, as a fraction."""
-    keys = row_keys([[i] for i in range(ROWS)])
-    sampler = Rows(sampling, keys, [[]] * ROWS, threads)
-    chosen, _ = sampler.pick(probabilities.log().expand(ROWS, -1), 0)
-    return torch.bincount(chosen, minlength=len(probabilities)) / ROWS
+    """How often each symbol is drawn by many rows in their first steps, as a fraction."""
+    sampler = Rows(sampling, row_keys([[i] for i in range(ROWS)]), [[]] * ROWS, threads)
+    logits = probabilities.log().expand(ROWS, -1)
+    chosen = torch.cat([sampler.pick(logits, step)[0] for step in range(STEPS)])
+    return torch.bincount(chosen, minlength=len(probabilities)) / (ROWS * STEPS)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_draws_follow_the_filtered_distribution(
     wanted = torch.tensor(expected) / sum(expected)
     found = counts(sampling, threads)
     assert (found[wanted == 0] == 0).all()
-    assert (found - wanted).abs().max() < 5 * math.sqrt(0.25 / ROWS)
+    assert (found - wanted).abs().max() < 5 * math.sqrt(0.25 / (ROWS * STEPS))
 
 
 def test_a_large_nucleus_is_found_too(threads: Pool | None) -> None:

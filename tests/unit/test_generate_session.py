@@ -90,19 +90,19 @@ def test_ends(codec: TokenizerCodec) -> None:
     with torch.no_grad():
         model.heads["vocabulary"].project.weight.zero_()  # all symbols alike, so that draws are by the seed alone
     flat = Sampling(seed=0)
-    session, many = Session(model, codec), [[i] for i in range(40)]
-    plain = session.generate(many, flat, Limits(200))
+    session, many = Session(model, codec), [[i] for i in range(20)]
+    plain = session.generate(many, flat, Limits(100))
     ended = [c for c in plain if c.finish_reason == "stop"]
     assert ended
     assert all(codec.eos_id not in c.ids for c in plain)
-    ignored = session.generate(many, flat, Limits(200, ignore_end=True))
-    assert all(len(c.ids) == 200 and c.finish_reason == "length" for c in ignored)
+    ignored = session.generate(many, flat, Limits(100, ignore_end=True))
+    assert all(len(c.ids) == 100 and c.finish_reason == "length" for c in ignored)
     assert any(codec.eos_id in c.ids for c in ignored)
     for one, other in zip(plain, ignored):
         assert one.ids == other.ids[: len(one.ids)]
-    stopped = session.generate(many, flat, Limits(200, stop_ids=(65, 66), ignore_end=True))
+    stopped = session.generate(many, flat, Limits(100, stop_ids=(65, 66), ignore_end=True))
     for one, other in zip(stopped, ignored):
-        cut = next((i for i, symbol in enumerate(other.ids) if symbol in (65, 66)), 200)
+        cut = next((i for i, symbol in enumerate(other.ids) if symbol in (65, 66)), 100)
         assert one.ids == other.ids[:cut]
 
 

@@ -17,6 +17,7 @@ from headway.app.cli.main import _find, module_of
 from headway.app.cli.options import Parser, add_common
 from headway.app.recipes import configure_recipe, find_model_config
 from headway.claims.experiments import claims, select_claims
+from headway.claims.runner import load_evidence
 from headway.config import parse_settings
 
 ROOT = Path(__file__).parents[2]
@@ -66,6 +67,7 @@ def test_all_claims_stand_in_the_table() -> None:
         result = json.loads((ROOT / path).read_text(encoding="utf-8"))
         assert result["name"] == name
         assert verdict.startswith("holds") == (result["verdict"] == "holds")
+        assert load_evidence(claims()[name], (ROOT / path).parent), "the page of results needs it"
 
 
 def test_every_claim_is_told() -> None:

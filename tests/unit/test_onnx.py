@@ -118,7 +118,7 @@ def test_a_classifier_of_pairs_and_a_sentence_encoder(data_dir: Path, tmp_path: 
 
 
 def test_a_published_folder_and_the_check_of_its_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder, config = tmp_path / "model", published_config(LLAMA)
+    folder, config = tmp_path / "model", published_config(LLAMA, num_hidden_layers=1)
     save_published(drawn(config), config, folder)
     assert cli.main(["export", str(folder), str(tmp_path / "out.onnx"), "--format", "onnx", "--json"]) == cli.DONE
     check = json.loads(capsys.readouterr().out)["check"]

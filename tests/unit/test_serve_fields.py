@@ -84,13 +84,24 @@ NOTHING: list[tuple[str, dict[str, Any]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("path", "fields"), NOTHING)
-def test_what_asks_for_nothing_changes_nothing(server: TestClient, path: str, fields: dict[str, Any]) -> None:
+def answer(server: TestClient, path: str, **fields: Any) -> dict[str, Any]:
     body = {"model": "stories", "prompt": PROMPT} if path == COMPLETE else {"model": "echo", "messages": HELLO}
-    body |= {"max_tokens": 3, "temperature": 0}
-    plain, found = (server.post(path, json={**body, **more}) for more in ({}, fields))
+    found = server.post(path, json={**body, "max_tokens": 3, "temperature": 0, **fields})
     assert found.status_code == 200, found.text
-    assert found.json()["choices"][0] == plain.json()["choices"][0]
+    return found.json()["choices"][0]
+
+
+@pytest.fixture(scope="module")
+def plain(server: TestClient) -> dict[str, Any]:
+    """The answers to requests without further fields, by path."""
+    return {path: answer(server, path) for path in (COMPLETE, CHAT)}
+
+
+@pytest.mark.parametrize(("path", "fields"), NOTHING)
+def test_what_asks_for_nothing_changes_nothing(
+    server: TestClient, plain: dict[str, Any], path: str, fields: dict[str, Any]
+) -> None:
+    assert answer(server, path, **fields) == plain[path]
 
 
 MORE: list[tuple[str, dict[str, Any], str]] = [

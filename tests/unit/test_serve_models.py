@@ -383,6 +383,27 @@ def test_a_run_is_listed_once_it_has_a_model_and_again_with_a_better_one(
     within(ServedModels([], [runs], TORCH, open_engine_loop, may_be_empty=True), work)
 
 
+def test_a_list_reloads_a_model_that_has_trained_on(trained: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(serving, "_CHECK_SECONDS", 0.0)
+    runs = tmp_path / "runs"
+    shutil.copytree(trained, runs / "mine")
+
+    async def work(models: ServedModels) -> None:
+        await models.refresh()
+        async with models.using("mine") as ready:
+            first = ready.fingerprint
+        path = runs / "mine/model.safetensors"
+        (runs / "mine/draft").write_bytes(path.read_bytes()[:-4] + bytes(4))
+        (runs / "mine/draft").rename(path)
+        await models.refresh()
+        while any(entry.loading for entry in models._entries.values()):
+            await asyncio.sleep(0.005)
+        async with models.using("mine") as ready:
+            assert ready.fingerprint != first
+
+    within(ServedModels([], [runs], TORCH, open_engine_loop, may_be_empty=True), work)
+
+
 def test_too_many_models_and_a_folder_that_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(model_folders, "_MAX_MODELS", 1)
     for name in ("a.bin", "b.bin"):

@@ -19,7 +19,7 @@ from headway.app.cli.main import main
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs/tutorials").glob("*.md"))  # `make package` runs the demo of the first run
 COUNTS = {  # what scripts of examples/ are asked for instead of their defaults
-    "library_labels.py": "20",
+    "library_labels.py": "10",
     "library_text.py": "2",
     "dates.py": "200",
     "digit_images.py": "8",
@@ -28,15 +28,21 @@ COUNTS = {  # what scripts of examples/ are asked for instead of their defaults
     "chess_games.py": "2",
 }
 SHORT = {  # options instead of minutes
-    "train": ["--set", "train.steps=2", "train.evaluate_limit=4"],
-    "compare": ["--tokens", "2000", "--set", "train.evaluate_limit=4"],
+    "train": ["--set", "train.steps=2", "train.evaluate_limit=2"],
+    "compare": ["--tokens", "2000", "--set", "train.evaluate_limit=2"],
 }
-SHORTER = {"train robotics": ["task.episodes=1", "task.final=2"], "chess match": ["--search", "policy"]}
+SHORTER = {
+    "train robotics": ["task.episodes=1", "task.final=1"],
+    "train translation": ["task.beam=1"],
+    "compare translation": ["task.beam=1"],
+    "chess match": ["--search", "policy"],
+}
 SMALL = ["model.width=32", "model.depth=1"]  # where minutes would choose the size
 SIZED = (
     "train text",
     "train translation",
     "train classification",
+    "train instruct",
     "train chess",
     "train robotics",
     "compare translation",

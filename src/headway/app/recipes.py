@@ -15,6 +15,7 @@ from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains import recipe_domains, scale_of
 from headway.errors import ConfigError, UserError, nearest
+from headway.formats.deferred import deferred_weights
 from headway.formats.native import QUANTISED, quantised_config
 from headway.formats.open import open_config, open_usage
 from headway.formats.usage import Usage, read_usage
@@ -53,7 +54,9 @@ def configure_recipe(
             find_folder(argument)  # download what the user named now; later the recipe finds it locally
     if start is not None:
         find_folder(start)
-        configured = replace(configured, start=_absolute(start), model=open_start(_absolute(start)).model.config)
+        with deferred_weights():  # only its configuration is needed
+            model = open_start(_absolute(start)).model.config
+        configured = replace(configured, start=_absolute(start), model=model)
     if lora is not None:
         lora_config = configured.adapter if isinstance(configured.adapter, LoRAConfig) else LoRAConfig()
         configured = replace(configured, adapter=replace(lora_config, rank=lora))

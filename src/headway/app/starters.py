@@ -110,6 +110,8 @@ STARTERS: dict[str, Starter] = {
             use='translate {run} "Where is the station?"',
             sets=("tatoeba-deu-eng",),
             packages={"sacrebleu": "metrics"},
+            megabytes=12,
+            score="BLEU 30.04 (28.2 to 32.1)",
         ),
         Starter(
             "digits",

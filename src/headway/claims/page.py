@@ -110,7 +110,7 @@ def plot_bars(axes: Axes, values: Mapping[str, Interval], **labels: Any) -> None
     tones = [colour(name, index) for index, name in enumerate(names)]
     axes.barh(range(len(names)), middle, color=tones, xerr=error_bars, height=0.62, error_kw={"capsize": 3, "lw": 1.1})
     axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
+    axes.yaxis.set_inverted(True)  # inverting twice would undo it if axes share their y axis
     axes.grid(False, axis="y")
     style_axes(axes, legend=False, **labels)
 

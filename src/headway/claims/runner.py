@@ -18,8 +18,8 @@ import torch
 from headway.claims.claim import Claim, Evidence, Trial, Trials
 from headway.claims.experiments import claims
 from headway.claims.page import render_svg, write_page
-from headway.config import to_dict
-from headway.errors import UserError
+from headway.config import from_dict, to_dict
+from headway.errors import ConfigError, UserError
 from headway.io.durable import read_json, write_json, write_text
 from headway.learn.run import environment
 
@@ -108,14 +108,17 @@ def record(evidence: Evidence) -> dict[str, Any]:
 
 def load_evidence(claim: Claim, directory: Path) -> Evidence | None:
     """The evidence in `directory`, evaluated by the current rule; None if there is no evidence with the current
-    settings.
+    settings. Settings that did not exist when it was saved count as their defaults.
     """
     path = directory / f"{claim.name}.json"
     if not path.exists():
         return None
     saved = read_json(path)
     settings = _settings(claim, saved["full"])
-    if saved["settings"] != _finite(to_dict(settings)):
+    try:
+        if from_dict(type(settings), saved["settings"]) != settings:
+            return None
+    except ConfigError:
         return None
     trials = Trials([Trial(**trial) for trial in saved["trials"]])
     finding = claim.apply_rule(settings, trials)

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 _NUM_STORIES = 12_000
 _SEED = 2017
@@ -97,15 +99,26 @@ They mended {the_thing} and played with it together.
 
 
 def write_stories(path: Path) -> None:
-    """Write the stories as JSON lines, always the same ones."""
-    rng = random.Random(_SEED)
+    """Write the stories as JSON lines."""
     with open(path, "w", encoding="utf-8") as file:
-        for _ in range(_NUM_STORIES):
-            file.write(json.dumps({"text": _tell(rng)}) + "\n")
+        for story in generate_stories():
+            file.write(json.dumps({"text": story.text}) + "\n")
 
 
-def _tell(rng: random.Random) -> str:
-    """One story."""
+class Story(NamedTuple):
+    """A story, and the number of its plot from 0 to 3: a lost thing, shared food, a fear, a quarrel."""
+
+    text: str
+    plot: int
+
+
+def generate_stories() -> Iterator[Story]:
+    """The stories, always the same ones."""
+    rng = random.Random(_SEED)
+    return (_tell(rng) for _ in range(_NUM_STORIES))
+
+
+def _tell(rng: random.Random) -> Story:
     (name, he, him, his), friend = rng.sample(_NAMES, 2)
     animal, animal2 = rng.sample(_ANIMALS, 2)
     trait, trait2 = rng.sample(_TRAITS, 2)
@@ -117,6 +130,6 @@ def _tell(rng: random.Random) -> str:
         **{"home": rng.choice(_HOMES), "place": rng.choice(_PLACES), "food": rng.choice(_FOODS)},
         **{"time": rng.choice(_TIMES), "fear": rng.choice(_FEARS)},
     }
-    story = _OPENING.strip() + "\n" + rng.choice(_PLOTS.strip().split("\n\n"))
-    sentences = story.replace("\n| ", "|").split("\n")
-    return " ".join(rng.choice(alternatives.split("|")).format(**fields) for alternatives in sentences)
+    plot, lines = rng.choice(list(enumerate(_PLOTS.strip().split("\n\n"))))
+    sentences = f"{_OPENING.strip()}\n{lines}".replace("\n| ", "|").split("\n")
+    return Story(" ".join(rng.choice(alternatives.split("|")).format(**fields) for alternatives in sentences), plot)

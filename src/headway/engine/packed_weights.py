@@ -20,7 +20,7 @@ from headway.engine.machine import announce_compilation
 from headway.engine.pool import max_threads, pool
 from headway.engine.products import SCRATCH_BYTES, packed_product, unpack_rows
 from headway.engine.tiles import FP32, GROUP, INT4, INT8, TILE, TILE4, TILE8
-from headway.engine.tiling import pack_tiles
+from headway.engine.tiling import pack_tiles, unpack_tiles
 from headway.errors import UserError
 from headway.formats.deferred import DeferredTensor, computed, deferred_parts
 from headway.formats.native import (
@@ -90,12 +90,20 @@ def unpack(packed: PackedMatrix) -> Float[Tensor, "R C"]:
     if packed.scales is None:
         return packed.weights
     tile_rows, groups = packed.scales.shape[:2]
-    lines = packed.weights.view(tile_rows, groups, -1, TILE, 4)
-    if packed.kind == INT4:
-        lines = torch.cat([lines & 15, lines >> 4], dim=2).to(torch.int16) - 8
-    values = lines.permute(0, 3, 1, 2, 4).float().reshape(tile_rows, TILE, groups, GROUP)
-    values *= packed.scales.permute(0, 2, 1)[:, :, :, None]
-    return values.view(tile_rows * TILE, groups * GROUP)[: packed.rows, : packed.columns].contiguous()
+    values = torch.empty(tile_rows * TILE, groups * GROUP)
+    unpack_block(packed, slice(0, tile_rows), slice(0, groups), values)
+    return values[: packed.rows, : packed.columns].contiguous()
+
+
+def unpack_block(packed: PackedMatrix, tile_rows: slice, groups: slice, out: Float[Tensor, "R C"]) -> None:
+    """Unpack rows of tiles and groups of columns of a quantised matrix into `out`, with their padding."""
+    assert packed.scales is not None  # fp32 is never packed
+    first, count = tile_rows.start, tile_rows.stop - tile_rows.start
+    codes, scales, all_groups = packed.weights[first], packed.scales[first], packed.scales.shape[1]
+    fields = (packed.kind, codes.data_ptr(), scales.data_ptr(), all_groups, count)
+    fields += (groups.start, groups.stop - groups.start, out.data_ptr())
+    threads = _threads(out.numel())
+    threads.run(lambda thread: unpack_tiles(*fields, thread, threads.threads))
 
 
 class PackedTensor(DeferredTensor):
@@ -119,11 +127,11 @@ class PackedTensor(DeferredTensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.linear and isinstance(args[1], PackedTensor):
-            return _linear(*args, **kwargs)
+            return args[1].linear(args[0], *args[2:], **kwargs)
         if func is F.embedding and isinstance(args[1], PackedTensor):
             return look_up(args[1].packed, args[0])  # the other arguments are for training
         if func is torch.Tensor.detach:  # otherwise torch imports its distributed tensors, 37 MB
-            return PackedTensor(args[0].packed)
+            return args[0].alias()
         if torch.is_inference_mode_enabled() and func.__name__ not in ("__get__", "detach"):
             # Views of tensors created outside this mode cannot be made below.
             args, kwargs = tree_map(computed, args), tree_map(computed, kwargs)
@@ -131,7 +139,11 @@ class PackedTensor(DeferredTensor):
             return func(*args, **kwargs)
 
     def alias(self) -> PackedTensor:
-        return PackedTensor(self.packed)
+        return type(self)(self.packed)
+
+    def linear(self, x: Float[Tensor, "... C"], bias: Tensor | None = None) -> Float[Tensor, "... R"]:
+        """The linear layer with this weight, whose inputs are quantised to 8 bits."""
+        return _linear(x, self, bias)
 
 
 def quantisable(model: nn.Module) -> dict[str, Tensor]:

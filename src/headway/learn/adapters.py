@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from headway.config import from_dict, setting
 from headway.config_kinds import family, register
 from headway.errors import ConfigError, nearest
-from headway.formats.native import named_tensors
+from headway.formats.deferred import DeferredTensor, computed
+from headway.formats.native import Weights, named_tensors
 from headway.nn.kernels import linear
 from headway.nn.parts.dropout import Dropout
 from headway.nn.parts.projection import Projection, slice_names
@@ -53,6 +55,9 @@ class LoRAConfig(AdapterConfig):
     `targets` are names of projections inside the stacks (q, k, v, o, gate, up, down), "attention", "feed_forward", or
     "all"; each slice of a fused projection has its own A and B. `dropout` applies to the adapters' input. `rslora`
     scales by alpha / sqrt(rank) (Kalajdzievski 2023), so that high ranks learn as fast as low ones.
+
+    `base` stores the frozen projections of the stacks in 8 or 4 bits (QLoRA, Dettmers et al. 2023), on a CPU only; the
+    adapter stays in fp32. Groups of 64 weights share a scale, as in the CPU engine. Embeddings and heads stay in fp32.
     """
 
     rank: int = 8  # rows of A, columns of B
@@ -60,6 +65,7 @@ class LoRAConfig(AdapterConfig):
     targets: tuple[str, ...] = ("all",)
     dropout: float = 0.0
     rslora: bool = False
+    base: Weights = "fp32"  # number format of the frozen projections
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -76,7 +82,8 @@ class LoRAConfig(AdapterConfig):
 
     @property
     def title(self) -> str:
-        return f"rank-{self.rank} LoRA on {', '.join(self.targets)}"
+        base = "" if self.base == "fp32" else f", frozen weights in {self.base}"
+        return f"rank-{self.rank} LoRA on {', '.join(self.targets)}{base}"
 
     def attach(self, model: nn.Module, seed: int) -> None:
         projections = list(target_projections(model))
@@ -146,8 +153,9 @@ class LoRA(nn.Module):
         self.slices = projection.slices
         self.chosen = chosen
         weight, rows = projection.weight, tuple(projection.slices[i] for i in chosen)
-        self.a = nn.Parameter(weight.new_empty(len(chosen) * config.rank, weight.shape[1]))
-        self.b = nn.Parameter(weight.new_zeros(sum(rows), config.rank))
+        like: Any = {"dtype": weight.dtype, "device": weight.device}  # its method new_empty would unpack a packed one
+        self.a = nn.Parameter(torch.empty(len(chosen) * config.rank, weight.shape[1], **like))
+        self.b = nn.Parameter(torch.zeros(sum(rows), config.rank, **like))
         bound = weight.shape[1] ** -0.5
         with torch.no_grad():
             self.a.copy_(torch.empty(self.a.shape).uniform_(-bound, bound, generator=generator))
@@ -190,6 +198,25 @@ def with_adapter(model: nn.Module, config: AdapterConfig | None, fresh: Collecti
     return model
 
 
+def frozen_format(config: AdapterConfig | None) -> Weights:
+    """The number format of the projections that an adapter freezes."""
+    return config.base if isinstance(config, LoRAConfig) else "fp32"
+
+
+def frozen_formats(model: nn.Module, config: AdapterConfig | None, fresh: Collection[str] = ()) -> dict[str, Weights]:
+    """The number formats of the matrices of `model`, which may be an outline, that an adapter keeps quantised, by name:
+    the projections of its stacks, but not routers, matrices from a state to the next, and the trained `fresh` ones.
+    """
+    dtype = frozen_format(config)
+    if dtype == "fp32":
+        return {}
+    return {
+        f"{path}.weight": dtype
+        for path, projection, names in target_projections(model)
+        if not projection.recurrent and not set(names) & set(_EXCLUDED) and f"{path}.weight" not in fresh
+    }
+
+
 def adapters(model: nn.Module) -> dict[str, LoRA]:
     """A model's adapters, by projection name."""
     return {path.removesuffix(".lora"): part for path, part in model.named_modules() if isinstance(part, LoRA)}
@@ -197,13 +224,23 @@ def adapters(model: nn.Module) -> dict[str, LoRA]:
 
 @torch.no_grad()
 def merged(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of an equivalent model with the adapters merged into the weights."""
+    """The tensors of an equivalent model with the adapters merged into the weights. Quantised weights are unpacked, and
+    changed, when they are read.
+    """
     loras = adapters(model)
     adapter_names = _adapter_tensor_names(loras)
     tensors = {name: tensor for name, tensor in named_tensors(model) if name not in adapter_names}
     for path, lora in loras.items():
-        tensors[f"{path}.weight"] = tensors[f"{path}.weight"] + lora.product()
+        weight = tensors[f"{path}.weight"]
+        merge = partial(_merge, weight, lora)
+        is_deferred = isinstance(weight, DeferredTensor)
+        tensors[f"{path}.weight"] = DeferredTensor(weight.shape, weight.dtype, merge) if is_deferred else merge()
     return tensors
+
+
+@torch.no_grad()
+def _merge(weight: Tensor, lora: LoRA) -> Tensor:
+    return computed(weight.detach()) + lora.product()
 
 
 def _adapter_tensor_names(paths: Iterable[str]) -> set[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -20,11 +20,14 @@ from headway.codecs.special_tokens import MARIAN_FILES
 from headway.codecs.tokenizer import FILE as TOKENIZER
 from headway.config import override
 from headway.errors import ConfigError, UserError, nearest
+from headway.formats.deferred import computed, deferred_weights
 from headway.formats.heads import NUMBER
-from headway.formats.native import FILE, load_model, named_tensors, save_model
+from headway.formats.native import FILE, QUANTISED, load_model, named_tensors, save_model
+from headway.formats.native import Weights as Format
 from headway.formats.open import OpenedModel, open_model
 from headway.io.hub import named_folder
-from headway.learn.adapters import with_adapter
+from headway.learn.adapters import AdapterConfig, frozen_format, frozen_formats, with_adapter
+from headway.learn.frozen_base import load_frozen, quantise_matrices, released_matrices
 from headway.learn.parallel.processes import Processes
 from headway.learn.parallel.rows import copy_rows, sampled_rows, whole_shape
 from headway.learn.recipe import Recipe, open_task
@@ -39,6 +42,7 @@ from headway.nn.models import (
     TwoTowerConfig,
     build,
     kinds,
+    outline,
 )
 from headway.nn.models.block import BlockConfig
 from headway.nn.models.patches import Grid, resize_positions
@@ -94,11 +98,13 @@ class TensorMatch(NamedTuple):
         return f"{len(self.matched)} of {total} tensors; newly initialised: {names}{interpolation}"
 
 
-def open_start(start: str) -> OpenedModel:
-    """Load the pretrained model, with its usage in training. Raises UserError for a language model that has no
+def open_start(start: str, adapter: AdapterConfig | None = None) -> OpenedModel:
+    """Load the pretrained model, with its usage in training. If the adapter quantises it, its weights are not read
+    before they are used, so that they are never all in memory. Raises UserError for a language model that has no
     tokenizer.
     """
-    pretrained = open_model(named_folder(start))
+    with deferred_weights() if frozen_format(adapter) != "fp32" else nullcontext():
+        pretrained = open_model(named_folder(start))
     if pretrained.codec is None and kinds.reads_prompts(pretrained.model):
         raise UserError(f"{start} has no tokenizer next to its weights; add its tokenizer.json to start from it")
     return pretrained._replace(usage=pretrained.usage.to_train())
@@ -112,7 +118,7 @@ def open_new_task(recipe: Recipe, directory: Path) -> Task:
     """
     if recipe.start is None:
         return open_task(recipe, directory)
-    pretrained, folder = open_start(recipe.start), named_folder(recipe.start)
+    pretrained, folder = open_start(recipe.start, recipe.adapter), named_folder(recipe.start)
     with TemporaryDirectory() as temporary:
         workspace = Path(temporary)
         if (folder / MARIAN_FILES["target"][0]).is_file():  # one tokenizer per language
@@ -192,13 +198,18 @@ def match_tensors(model: nn.Module, start: nn.Module, name: str) -> TensorMatch:
 
 
 @torch.no_grad()
-def copy_matching_weights(model: nn.Module, start: nn.Module) -> None:
-    """Copy the weights from `start` that match the model's in name and shape, and interpolate position embeddings."""
+def copy_matching_weights(model: nn.Module, start: nn.Module, formats: Mapping[str, Format] | None = None) -> None:
+    """Copy the weights from `start` that match the model's in name and shape, and interpolate position embeddings.
+    Matrices with a number format in `formats` are quantised one by one.
+    """
     tensors, pretrained_tensors = dict(named_tensors(model)), dict(named_tensors(start))
-    for key, source in _source_names(
-        {key: whole_shape(tensor) for key, tensor in tensors.items()}, pretrained_tensors
-    ).items():
-        copy_rows(tensors[key], pretrained_tensors[source])
+    matched = _source_names({key: whole_shape(tensor) for key, tensor in tensors.items()}, pretrained_tensors)
+    if formats:
+        wanted = [key for key in formats if key in matched]
+        quantise_matrices(model, {key: (pretrained_tensors[matched[key]], formats[key]) for key in wanted})
+    for key, source in matched.items():
+        if not formats or key not in formats:
+            copy_rows(tensors[key], computed(pretrained_tensors[source].detach()))
     heads, pretrained_heads = (getattr(module, "heads", {}) for module in (model, start))
     if NUMBER in heads and NUMBER in pretrained_heads:  # predict the same numbers under the new scale and shift
         head, pretrained_head = heads[NUMBER], pretrained_heads[NUMBER].config
@@ -209,8 +220,9 @@ def copy_matching_weights(model: nn.Module, start: nn.Module) -> None:
     grids = _grids(model.config, start.config)
     if grids is not None:
         prefix = whole_shape(tensors[_POSITIONS])[0] - grids[1][0] * grids[1][1]
-        patches = resize_positions(pretrained_tensors[_POSITIONS][prefix:].float(), *grids)
-        copy_rows(tensors[_POSITIONS], torch.cat([pretrained_tensors[_POSITIONS][:prefix], patches]))
+        table = computed(pretrained_tensors[_POSITIONS].detach())
+        patches = resize_positions(table[prefix:].float(), *grids)
+        copy_rows(tensors[_POSITIONS], torch.cat([table[:prefix], patches]))
 
 
 def initial_rows(recipe: Recipe, processes: Processes, needs_all: bool = False) -> AbstractContextManager[None]:
@@ -230,18 +242,41 @@ def initial_model(recipe: Recipe, fresh: Collection[str], base: Path, started: b
     With an adapter, resuming needs the frozen weights, so the process with `saves_base` writes them to the folder
     `base`. Without one, a run that has `started` has all weights in its checkpoint.
     """
-    train = recipe.train
-    if recipe.adapter is not None and (base / FILE).is_file():
-        return prepare_for_training(load_model(base), recipe, fresh)
-    model = build(recipe.model, train.seed)
+    adapter, formats = recipe.adapter, frozen_formats(outline(recipe.model), recipe.adapter, fresh)
+    if adapter is not None and (base / (QUANTISED if formats else FILE)).is_file():
+        return prepare_for_training(load_frozen(base) if formats else load_model(base), recipe, fresh)
+    seed = recipe.train.seed if fresh or not formats else None  # all other weights come from the start
+    with released_matrices(recipe.model, formats):
+        model = build(recipe.model, seed)
     if not started:
         if recipe.start is not None:
-            copy_matching_weights(model, open_start(recipe.start).model)
+            copy_matching_weights(model, open_start(recipe.start, adapter).model, formats)
         for part, start in recipe.task.part_starts().items():
-            copy_matching_weights(model.get_submodule(part), start.open())
-    if recipe.adapter is not None and saves_base:
-        save_model(model, recipe.model, base)
+            inner: dict[str, Format] = {name.removeprefix(f"{part}."): dtype for name, dtype in formats.items()}
+            copy_matching_weights(model.get_submodule(part), start.open(), inner)
+    if adapter is not None and saves_base:
+        if formats:
+            from headway.engine.packed_weights import save_quantised  # imports LLVM
+
+            save_quantised(model, {}, base)
+        else:
+            save_model(model, recipe.model, base)
     return prepare_for_training(model, recipe, fresh)
+
+
+def reference_model(recipe: Recipe, config: ModelConfig) -> nn.Module:
+    """The model that a run of `recipe`, whose model is `config`, starts from, in evaluation mode, with the quantised
+    weights that an adapter has.
+    """
+    if recipe.start is None:
+        return build(config, recipe.train.seed).eval()
+    start, formats = open_start(recipe.start, recipe.adapter).model, frozen_formats(outline(config), recipe.adapter)
+    if not formats:
+        return start
+    with released_matrices(config, formats):
+        model = build(config, seed=None)
+    copy_matching_weights(model, start, formats)
+    return model.eval()
 
 
 def _source_names(shapes: dict[str, torch.Size], pretrained_tensors: dict[str, Tensor]) -> dict[str, str]:

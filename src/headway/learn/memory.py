@@ -11,7 +11,9 @@ from torch import nn
 
 from headway.config import shortcuts
 from headway.io.machine_memory import check_free_memory, glibc
+from headway.learn.adapters import frozen_format, frozen_formats
 from headway.learn.fine_tuning import prepare_for_training
+from headway.learn.frozen_base import check_frozen_base
 from headway.learn.optim import Optimizer
 from headway.learn.recipe import Recipe
 from headway.nn.models import outline
@@ -50,10 +52,16 @@ def training_bytes(recipe: Recipe, model: nn.Module, fresh: Collection[str] = ()
     """
     if recipe.adapter is not None:  # an adapter changes the modules
         model = outline(recipe.model)
+    formats = frozen_formats(model, recipe.adapter, fresh)
     model = prepare_for_training(model, recipe, fresh)
     optimizer = Optimizer(recipe.optim, model)
     trained = optimizer.flat.data.nbytes
-    frozen = sum(parameter.nbytes for parameter in model.parameters() if not parameter.requires_grad)
+    frozen_sizes = {name: part.nbytes for name, part in model.named_parameters() if not part.requires_grad}
+    if formats:
+        from headway.engine.packed_weights import packed_bytes  # imports LLVM
+
+        frozen_sizes |= {name: packed_bytes(model.get_parameter(name), dtype) for name, dtype in formats.items()}
+    frozen = sum(frozen_sizes.values())
     return {
         "weights": trained + frozen,
         "gradients": optimizer.flat.grads_and_tail.nbytes,
@@ -72,8 +80,10 @@ def check_memory(
     evaluates: bool = True,
 ) -> int:
     """The bytes of memory that a process of a run holds throughout; with `shards`, the one that `evaluates` also holds
-    a copy of the whole model. Raises UserError if they do not fit in free memory.
+    a copy of the whole model. Raises UserError if they do not fit in free memory, or if the adapter's frozen weights
+    cannot be quantised there.
     """
+    check_frozen_base(frozen_format(recipe.adapter), device, shards, recipe.train.compile)
     parts = training_bytes(recipe, model, fresh)
     if shards > 1:
         whole = {"weights for evaluation": parts["weights"]} if evaluates else {}
@@ -81,6 +91,8 @@ def check_memory(
     remedy = "lower model.width or model.depth"
     if "cells" in shortcuts(type(recipe.model)):
         remedy = "lower model.width, model.depth or model.cells"
+    if recipe.adapter is not None and frozen_format(recipe.adapter) == "fp32" and device.type == "cpu":
+        remedy = "store the frozen weights in 8 or 4 bits with adapter.base=int8 or int4"
     if parts["optimiser"]:
         remedy += ", or use optim=sgd, which has no optimiser state"
     check_free_memory(f"training {recipe.name} (without batches)", parts, device, remedy)

@@ -271,7 +271,7 @@ class AdamW:
     def __init__(self, flat: FlatParameters, segment: slice, settings: AdamSettings) -> None:
         self.settings = settings
         self.data, self.grads = flat.data[segment], flat.grads[segment]
-        self.buffers = {"mean": torch.zeros_like(self.data), "square": torch.zeros_like(self.data)}
+        self.buffers = {"mean": self.data.new_zeros(self.data.shape), "square": self.data.new_zeros(self.data.shape)}
         self._count = torch.zeros((), device=self.data.device)
 
     def step(self, factor: float, count: int) -> None:
@@ -315,7 +315,7 @@ class SGD:
     def __init__(self, flat: FlatParameters, segment: slice, config: SGDConfig) -> None:
         self.config = config
         self.data, self.grads, self.exact = flat.data[segment], flat.grads[segment], flat.exact
-        self.buffers = {"velocity": torch.zeros_like(self.data)} if config.momentum else {}
+        self.buffers = {"velocity": self.data.new_zeros(self.data.shape)} if config.momentum else {}
 
     def step(self, factor: float, count: int) -> None:
         direction, lr = self.grads, self.config.lr * factor
@@ -410,7 +410,7 @@ class Muon:
     ) -> None:
         self.config, self.names = config, names
         self.data, self.grads, self.exact = flat.data[segment], flat.grads[segment], flat.exact
-        self.buffers = {"velocity": torch.zeros_like(self.data)}
+        self.buffers = {"velocity": self.data.new_zeros(self.data.shape)}
         self._prepare(flat, names, slices, torch.bfloat16 if precision == "bf16" else self.data.dtype)
 
     def _prepare(self, flat: Any, names: list[str], slices: dict[str, tuple[int, ...]], dtype: torch.dtype) -> None:

@@ -168,6 +168,8 @@ class ServedModels:
                     entry.summary, entry.error = None, UserError("its files were removed")
                     entry.is_removed = True
                     self._release(entry)
+                elif entry.loaded is not None:  # so that the first request after a training has its model
+                    self._reload_if_changed(entry, entry.loaded)
             if self._preparation is not None and not self._closing:
                 self._preparation.start(self.listed())
             self._folder_error = ""
@@ -309,18 +311,21 @@ class ServedModels:
         its files have changed, it is reloaded, and the old version answers until then.
         """
         if entry.loaded is not None:
-            now = time.monotonic()
-            if entry.loading is None and now >= entry.next_check:
-                entry.next_check = now + _CHECK_SECONDS
-                states = current_states(entry.loaded.files)
-                if states not in (entry.loaded.files, entry.tried_files):  # they changed since the last attempt
-                    entry.tried_files = states
-                    self._start_loading(entry)
+            self._reload_if_changed(entry, entry.loaded)
             return entry.loaded
         if entry.loading is None:
             self._start_loading(entry)
         assert entry.loading is not None
         return await asyncio.shield(entry.loading)
+
+    def _reload_if_changed(self, entry: _Entry, loaded: _LoadedModel) -> None:
+        now = time.monotonic()
+        if entry.loading is None and now >= entry.next_check:
+            entry.next_check = now + _CHECK_SECONDS
+            states = current_states(loaded.files)
+            if states not in (loaded.files, entry.tried_files):  # they changed since the last attempt
+                entry.tried_files = states
+                self._start_loading(entry)
 
     def _start_loading(self, entry: _Entry) -> None:
         entry.loading = asyncio.create_task(self._load(entry))

@@ -18,7 +18,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from rich.console import Console
 from rich.progress import track
@@ -33,6 +32,7 @@ from headway.data.array_store import ColumnWriter, cache_key, cache_root, open_o
 from headway.data.dialogues import find_chat_files, read_preferences
 from headway.data.input_files import File
 from headway.data.token_store import ChatCache, ChatSample, TokenizedChat, open_chats
+from headway.domains.chat.preference_losses import PAIR_LOSSES, PairLoss, PairLossName
 from headway.domains.chat.task import (
     EVAL_BATCH_TOKENS,
     ChatConfig,
@@ -49,12 +49,12 @@ from headway.formats.usage import read_usage
 from headway.layout import Layout
 from headway.learn import Recipe, Task
 from headway.learn.examples import Batch, LengthBatches, RngKey, spread_evenly
-from headway.learn.fine_tuning import open_start
+from headway.learn.fine_tuning import reference_model
 from headway.learn.objective import Objective, evaluate_batches
 from headway.learn.parallel.evaluation import on_main_process
 from headway.learn.recipe import batch_tokens_of
 from headway.metrics import wilson_interval
-from headway.nn.models import Loss, ModelConfig, VocabularyHead, build
+from headway.nn.models import Loss, ModelConfig, VocabularyHead
 
 _MAX_PROMPTS = 8  # prompts per evaluation
 # An answer is endless from this many times the longest chosen one, plus this many tokens.
@@ -94,9 +94,12 @@ def failure_reason(scores: Mapping[str, Any], best: Mapping[str, Any] | None) ->
     for name, description in faults.items():
         if scores[name] > _MAX_BAD_SHARE and (best is None or best.get(name, 0.0) <= _MAX_BAD_SHARE):
             return f"{scores[name]:.0%} of its answers to held-out prompts are {description}"
-    change = scores["perplexity_change"]
+    name, reference, time = "perplexity_change", 1.0, "at the start"
+    if name not in scores:  # there is no reference model; the start is evaluated first
+        name, reference, time = "perplexity", (best or scores)["perplexity"], f"at step {(best or {}).get('step', 0):,}"
+    change = scores[name] / reference
     if change > _MAX_PERPLEXITY_CHANGE:
-        return f"the perplexity of the chosen answers is {change:.3g} times what it was at the start"
+        return f"the perplexity of the chosen answers is {change:.3g} times what it was {time}"
     return None
 
 
@@ -119,30 +122,46 @@ _LOG = logger(__name__)
 @register("preference")
 @dataclass(frozen=True)
 class PreferenceConfig(ChatConfig):
-    """Direct preference optimisation (Rafailov et al. 2023, equation 7).
+    """Preference optimisation by pairs of endings, with the `loss` of DPO (Rafailov et al. 2023), IPO (Azar et al.
+    2023), ORPO (Hong et al. 2024) or SimPO (Meng et al. 2024). ORPO and SimPO need no reference model.
 
-    `beta` sets how close the model stays to its start model; `smoothing` is the share of choices assumed to be labelled
-    the wrong way round (conservative DPO, Mitchell 2023). `anchor` adds the cross-entropy of the chosen endings to the
-    loss (Pang et al. 2024, equation 4), so that training on a few choices does not make both endings unlikely. Training
-    ends once the mean margin on the validation split is at least `enough` and the answers are better too. A batch has
-    train.batch_tokens tokens, counting both endings.
+    `beta` is the strength of the reference in DPO and IPO (higher values stay closer to the start model), the weight of
+    the odds ratio in ORPO, and the factor of the rewards in SimPO. `smoothing` is the share of choices assumed to be
+    labelled the wrong way round (conservative DPO, Mitchell 2023). `anchor` adds the cross-entropy of the chosen
+    endings to the loss (Pang et al. 2024, equation 4), so that training on a few choices does not make both endings
+    unlikely; ORPO has it by definition. Training ends once the mean margin on the validation split is at least `enough`
+    and the answers are better too. A batch has train.batch_tokens tokens, counting both endings.
     """
 
-    beta: float = 0.1  # how close the model stays to the one it starts from
-    smoothing: float = 0.0  # share of choices assumed to be labelled the wrong way round
+    loss: PairLossName = "dpo"  # loss of a pair of endings
+    beta: float | None = None  # strength of the preference loss; none: 2 for simpo, otherwise 0.1
+    target_margin: float = 1.0  # margin of rewards that SimPO aims at (gamma)
+    smoothing: float = 0.0  # share of choices assumed to be labelled the wrong way round, in dpo and simpo
     anchor: float = 0.0  # weight of the cross-entropy of the chosen endings
     enough: float | None = None  # mean margin of rewards on the validation split at which training may end
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.beta <= 0:
+        if self.beta is not None and self.beta <= 0:
             raise ConfigError(f"task.beta is {self.beta}; choose a number above 0, such as 0.1")
+        if self.target_margin < 0:
+            raise ConfigError(f"task.target_margin is {self.target_margin}; choose 0 or more, such as 1")
         if not 0 <= self.smoothing < 0.5:
             raise ConfigError(f"task.smoothing is {self.smoothing}; choose a fraction of at least 0 and below 0.5")
+        if self.smoothing and not PAIR_LOSSES[self.loss].reads_smoothing:
+            raise ConfigError(f"task.smoothing is {self.smoothing}, but {self.loss} has no smoothing; set it to 0")
         if self.anchor < 0:
             raise ConfigError(f"task.anchor is {self.anchor}; choose 0 or more")
+        if self.loss == "orpo" and not self.anchor:
+            raise ConfigError("task.anchor is 0, but orpo needs the cross-entropy of the chosen endings; set it to 1")
         if self.enough is not None and self.enough <= 0:
             raise ConfigError(f"task.enough is {self.enough}; choose a margin above 0, such as 2, or none")
+
+    @property
+    def pair_loss(self) -> PairLoss:
+        """The loss of pairs with its parameters."""
+        kind = PAIR_LOSSES[self.loss]
+        return kind(kind.default_beta if self.beta is None else self.beta, self.smoothing, self.target_margin)
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that cannot be read, are too small, or do not fit the settings."""
@@ -173,7 +192,7 @@ class PreferenceConfig(ChatConfig):
 
         cache = open_chats(sources, 2, codec, samples, template.text)
         preferences = Preferences(self, recipe, codec, template, cache, workspace)
-        return Task(preferences, DirectPreference(self.beta, self.smoothing, self.anchor, self.enough))
+        return Task(preferences, PreferredEndings(self.pair_loss, self.anchor, self.enough))
 
 
 class Preferences(Conversations):
@@ -192,6 +211,7 @@ class Preferences(Conversations):
     ) -> None:
         super().__init__(config, recipe, codec, template, cache)
         self._model, self._workspace = recipe.model, workspace
+        self._reads_reference = config.pair_loss.reads_reference
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
         self._model = super().adapt(model)
@@ -199,13 +219,16 @@ class Preferences(Conversations):
 
     @cached_property
     def reference(self) -> Float[Tensor, "N 2"]:
-        """Log probabilities of all choices, read from the run if it has them; 0 for choices that do not fit."""
+        """Log probabilities of all choices, read from the run if it has them; 0 for choices that do not fit, and for a
+        loss without a reference model.
+        """
+        if not self._reads_reference:
+            return torch.zeros(len(self.cache), 2)
         path, cache_name = self._workspace / FILE, self.cache.directory.name
         stored = read_tensors(path, "remove it to create it again")[0].get(cache_name) if path.is_file() else None
         if stored is not None:
             return stored
-        start_model, context = self.recipe.start, self.config.context
-        module = build(self._model, self.seed).eval() if start_model is None else open_start(start_model).model
+        context, module = self.config.context, reference_model(self.recipe, self._model)
         digest = hashlib.blake2b(json.dumps(to_dict(module.config)).encode(), digest_size=16)
         for tensor_name, tensor in named_tensors(module):
             digest.update(tensor_name.encode())
@@ -232,7 +255,8 @@ class Preferences(Conversations):
     def save(self, directory: Path) -> None:
         """Also save the reference, so that the run no longer needs its start model."""
         super().save(directory)
-        write_tensors(directory / FILE, {self.cache.directory.name: self.reference}, {"format": "headway"})
+        if self._reads_reference:
+            write_tensors(directory / FILE, {self.cache.directory.name: self.reference}, {"format": "headway"})
 
 
 def _ending_batch(cache: ChatCache, rows: np.ndarray) -> tuple[tuple[Int[Tensor, "R T"], Layout], Int[Tensor, "R T"]]:
@@ -282,65 +306,63 @@ def log_probabilities(model: nn.Module, x: Float[Tensor, "R T D"], labels: Int[T
     return torch.stack([-head.loss(*row).total for row in zip(x, labels)]).view(2, -1)
 
 
-class DirectPreference(Objective[Preferences]):
-    """-log sigmoid of the reward margin between two endings (Rafailov et al. 2023, equation 7), mixed with that of the
-    reversed choice by the weight `smoothing` (Mitchell 2023).
-    """
+def _lengths(labels: Int[Tensor, "R T"]) -> Int[Tensor, "2 B"]:
+    """The tokens of each ending."""
+    return (labels != IGNORE_INDEX).sum(1).view(2, -1)
+
+
+class PreferredEndings(Objective[Preferences]):
+    """The loss of pairs of endings, and the cross-entropy of the chosen ones with the weight `anchor`."""
 
     shares_evaluation = True
 
     unit = "pair"
     evaluates_start = True
 
-    def __init__(self, beta: float, smoothing: float, anchor: float = 0.0, enough: float | None = None) -> None:
-        self.beta, self.smoothing, self.anchor, self.enough = beta, smoothing, anchor, enough
+    def __init__(self, pair_loss: PairLoss, anchor: float = 0.0, enough: float | None = None) -> None:
+        self.pair_loss, self.anchor, self.enough = pair_loss, anchor, enough
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
         encoded = model(*batch.inputs)
         labels, reference = batch.targets
-        log_probs = log_probabilities(model, encoded.x, labels)
-        chosen, rejected = self.beta * (log_probs - reference)
+        log_probs, lengths = log_probabilities(model, encoded.x, labels), _lengths(labels)
+        chosen, rejected = self.pair_loss.rewards(log_probs, reference, lengths)
         count = batch.tokens
-        losses = {"loss": Loss(self._margin_losses(chosen - rejected).sum(), count)}
+        losses = {"loss": Loss(self.pair_loss.losses(chosen - rejected).sum(), count)}
         if self.anchor:
-            nats = -log_probs[0].sum() / (labels[:count] != IGNORE_INDEX).sum()
-            losses["anchor"] = Loss(self.anchor * count * nats, count)
+            losses["anchor"] = Loss(self.anchor * count * (-log_probs[0].sum() / lengths[0].sum()), count)
         return losses | {name: Loss(term * count, count) for name, term in encoded.auxiliary.items()}
-
-    def _margin_losses(self, margins: Float[Tensor, "B"]) -> Float[Tensor, "B"]:
-        return -(1 - self.smoothing) * F.logsigmoid(margins) - self.smoothing * F.logsigmoid(-margins)
-
-    def rewards(self, model: nn.Module, x: Float[Tensor, "R T D"], batch: Batch) -> Float[Tensor, "2 B"]:
-        """The rewards of the chosen and rejected endings, beta log(p / reference p) (section 4)."""
-        labels, reference = batch.targets
-        return self.beta * (log_probabilities(model, x, labels) - reference)
 
     def evaluate(self, model: nn.Module, examples: Preferences, split: str, limit: int | None = None) -> dict[str, Any]:
         """The scores: the loss; how often the chosen ending has the higher reward (`accuracy`; a tie counts half), and
-        by how much (`margin`); the mean reward of each; the perplexity of the chosen endings as a multiple of the start
-        model's; and those from `answer_scores`.
+        by how much (`margin`); the mean reward of each; the perplexity of the chosen endings, as a multiple of the
+        start model's if the loss has a reference; and those from `answer_scores`.
         """
         samples = examples.of(split).limited_to(limit)
-        batch_rewards, tokens = [], 0
+        batch_rewards, nats, tokens = [], 0.0, 0
 
-        def compute(_: np.ndarray, batch: Batch) -> tuple[Tensor, int]:
-            rewards = self.rewards(model, model(*batch.inputs).x, batch).double().cpu()
-            return rewards, int((batch.targets[0][: batch.tokens] != IGNORE_INDEX).sum())
+        def compute(_: np.ndarray, batch: Batch) -> tuple[Tensor, float, int]:
+            labels, reference = batch.targets
+            log_probs, lengths = log_probabilities(model, model(*batch.inputs).x, labels), _lengths(labels)
+            rewards = self.pair_loss.rewards(log_probs, reference, lengths).double().cpu()
+            return rewards, float((reference[0] - log_probs[0]).double().sum()), int(lengths[0].sum())
 
-        for rewards, batch_tokens in evaluate_batches(model, samples, compute):
+        for rewards, batch_nats, batch_tokens in evaluate_batches(model, samples, compute):
             batch_rewards.append(rewards)
-            tokens += batch_tokens
+            nats, tokens = nats + batch_nats, tokens + batch_tokens
         rewards = torch.cat(batch_rewards, dim=1)
         margins = rewards[0] - rewards[1]
         correct = float((margins > 0).double().sum() + (margins == 0).double().sum() / 2)
         return {
-            "loss": float(self._margin_losses(margins).mean()),
+            "loss": float(self.pair_loss.losses(margins).mean()),
             "accuracy": correct / len(samples),
             "accuracy_interval": wilson_interval(round(correct), len(samples)),
             "margin": float(margins.mean()),
             "chosen_reward": float(rewards[0].mean()),
             "rejected_reward": float(rewards[1].mean()),
-            "perplexity_change": math.exp(min(-float(rewards[0].sum()) / self.beta / tokens, _MAX_LOG_CHANGE)),
+            "perplexity_change" if self.pair_loss.reads_reference else "perplexity": math.exp(
+                min(nats / tokens, _MAX_LOG_CHANGE)
+            ),
             **on_main_process(lambda: answer_scores(model, examples, examples.rows_of(split)[:limit])),
             "samples": len(samples),
         }

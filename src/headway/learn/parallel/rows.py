@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from headway.io.machine_memory import release_freed_memory
 from headway.nn.parts.init import after_sampling
 
-_SHAPE, _START = "whole_shape", "first_row"  # attributes of a parameter of which only rows are left
+SHAPE, _START = "whole_shape", "first_row"  # attributes of a parameter of which only rows are left
 _RELEASED = 1 << 26  # bytes after which freed memory is returned to the system
 
 
@@ -48,9 +48,9 @@ def sampled_rows(shard: int, shards: int) -> Iterator[None]:
 
     def keep(parameter: nn.Parameter) -> None:
         nonlocal freed
-        if parameter.dim() >= 2 and not hasattr(parameter, _SHAPE):
+        if parameter.dim() >= 2 and not hasattr(parameter, SHAPE):
             start, count = span(parameter.shape[0], shard, shards)
-            setattr(parameter, _SHAPE, parameter.shape)
+            setattr(parameter, SHAPE, parameter.shape)
             setattr(parameter, _START, start)
             freed += parameter.nbytes
             parameter.data = parameter.data[start : start + count].clone()
@@ -65,7 +65,7 @@ def sampled_rows(shard: int, shards: int) -> Iterator[None]:
 
 def whole_shape(tensor: Tensor) -> torch.Size:
     """The shape of a tensor, or of the one of whose rows it is."""
-    return getattr(tensor, _SHAPE, tensor.shape)
+    return getattr(tensor, SHAPE, tensor.shape)
 
 
 def copy_rows(tensor: Tensor, whole: Tensor) -> None:

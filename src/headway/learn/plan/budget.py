@@ -15,15 +15,17 @@ from torch import nn
 
 from headway.errors import UserError
 from headway.io.arguments import format_value
+from headway.learn.adapters import frozen_formats
 from headway.learn.examples import OnPolicyExamples
 from headway.learn.fine_tuning import initial_rows, prepare_for_training
 from headway.learn.formatting import format_number
+from headway.learn.frozen_base import quantise_matrices, released_matrices
 from headway.learn.learner import Learner
 from headway.learn.parallel.processes import Processes
 from headway.learn.precision import choose_precision
 from headway.learn.recipe import Recipe, TrainConfig
 from headway.learn.task import Task
-from headway.nn.models import build
+from headway.nn.models import build, outline
 
 _WARM_UP = 1  # untimed steps after the first
 _MEASURE_FRACTION = 0.02  # fraction of the time spent measuring the speed, within these limits in seconds:
@@ -87,8 +89,15 @@ class SpeedMeter:
     def __init__(
         self, recipe: Recipe, fresh: Collection[str], task: Task, processes: Processes, precision: str
     ) -> None:
-        with initial_rows(recipe, processes):
-            model = prepare_for_training(build(recipe.model, recipe.train.seed), recipe, fresh)
+        whole = outline(recipe.model)
+        formats = frozen_formats(whole, recipe.adapter, fresh)
+        with initial_rows(recipe, processes), released_matrices(recipe.model, formats):
+            model = build(recipe.model, recipe.train.seed)
+        if formats:  # the time does not depend on the values
+            shapes = {name: whole.get_parameter(name).shape for name in formats}
+            means = {name: torch.tensor(1 / shape[1]).expand(shape) for name, shape in shapes.items()}
+            quantise_matrices(model, {name: (values, formats[name]) for name, values in means.items()})
+        model = prepare_for_training(model, recipe, fresh)
         self.task = task
         self.processes = processes
         self.learner = Learner(model, recipe, task, processes, precision)

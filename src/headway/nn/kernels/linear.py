@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.overrides import has_torch_function
 
 T = TypeVar("T")
 
@@ -116,6 +117,7 @@ def linear(
         padded_weight = F.pad(weight, (0, padding)) if padding else weight
         blocks = [F.linear(block.contiguous(), padded_weight, bias) for block in padded.split(_ROWS)]
         return torch.cat(blocks)[: rows.shape[0]].reshape(*x.shape[:-1], weight.shape[0])
-    if are_products_bf16() and x.numel() >= _MIN_ROWS * x.shape[-1]:
+    # A weight of another class, such as a packed one, has a linear layer of its own.
+    if are_products_bf16() and x.numel() >= _MIN_ROWS * x.shape[-1] and not has_torch_function((weight,)):
         return _BF16Linear.apply(x, weight, bias, bf16_output)
     return F.linear(x, weight, bias)
