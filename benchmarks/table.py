@@ -155,6 +155,7 @@ SUBJECTS: dict[str, dict[str, Callable[[Result], Iterator[Row]]]] = {
         "understanding-banking77": texts.banking77,
         "understanding-banking77-lora": texts.banking77,
         "masked": texts.masked,
+        "pretraining": texts.pretraining,
         "few": texts.few,
         "names": texts.names,
         "understanding-embed": texts.embedding,

@@ -174,6 +174,27 @@ def masked(result: Result) -> Iterator[Row]:
             )
 
 
+_PRETRAINING = {
+    "banking77": "banking77 after its own questions without labels",
+    "banking77-debian": "banking77 after Debian's descriptions and documentation",
+    "debian": "sections of Debian's packages after other descriptions",
+    "banking77-gpt": "banking77 by a GPT with its auxiliary loss, after its own questions without labels",
+}
+
+
+def pretraining(result: Result) -> Iterator[Row]:
+    for case, part in result["cases"].items():
+        ours, scratch = part.get("pretrained"), part.get("scratch")
+        if ours and scratch:
+            minutes = part["pretraining"]["core_seconds"] / 60
+            yield (
+                f"{_PRETRAINING[case]} ({minutes:.0f} core-minutes), 10 labelled texts per class: accuracy, "
+                f"median of {len(ours['values'])} seeds",
+                f"{percent(ours['median'])} ({percent(ours['min'])} to {percent(ours['max'])})",
+                f"not pre-trained: {percent(scratch['median'])}",
+            )
+
+
 def loading(result: Result) -> Iterator[Row]:
     for target in ("float32", "float16"):
         ours, theirs = (

@@ -18,7 +18,7 @@ import headway as hw
 from headway.app.cli import main as cli
 from headway.errors import UserError
 from headway.layout import Layout
-from headway.predict.logit_lens import ScoredToken, _neighbours
+from headway.predict.logit_lens import ScoredToken, _neighbours, vector_statistics
 from headway.serve.app import create_app
 from headway.serve.engine_loop import open_engine_loop
 from headway.serve.interfaces import ServerSettings
@@ -92,6 +92,9 @@ def test_neighbours_are_those_of_the_largest_cosine_without_what_all_share(folde
     chance = deviation * math.sqrt(2 * math.log(num_tokens * (len(rows) - 1)))
     assert lens.chance == pytest.approx(min(1, chance), abs=1e-3)
     assert model.lens(TEXT).chance == 0
+    statistics = model.vector_statistics
+    assert model.lens(TEXT, neighbours=3) == lens
+    assert model.vector_statistics is statistics  # computed once
     assert len(model.lens(TEXT, neighbours=100).neighbours[0]) == model.module.config.vocab_size - 1
 
 
@@ -101,7 +104,7 @@ def test_the_chance_of_random_vectors_is_that_of_their_width() -> None:
     table = torch.randn(1000, 64, generator=random)
     table[:30] = 0.3 * table[:30] + torch.randn(3, 64, generator=random).repeat_interleave(10, 0)
     table += 2 + 3 * torch.randn(1000, 1, generator=random)
-    nearest, chance = _neighbours(table, torch.arange(60), 9, lambda values, count: [
+    nearest, chance = _neighbours(table, vector_statistics(table), torch.arange(60), 9, lambda values, count: [
         [ScoredToken("", int(i), float(v)) for v, i in zip(*row)] for row in zip(*values.topk(count))
     ])  # fmt: skip
     assert chance == pytest.approx(math.sqrt(2 * math.log(60 * 999) / 63), rel=0.1)

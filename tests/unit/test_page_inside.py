@@ -70,7 +70,7 @@ def test_a_sentence_is_followed_through_a_model(browser: Browser, url: str, fold
         told = page.locator(".told")
         page.locator("section.part").nth(2).locator(".strip button").nth(5).click()
         expect(page.locator(".finding").nth(1)).to_contain_text(
-            f"“mat” looks at “{lens.tokens[strongest].text.strip()}” with"
+            re.compile(f"“mat” looks at “{lens.tokens[strongest].text.strip()}”( .token {strongest + 1}.)? with")
         )
         expect(told).to_contain_text(
             f"(token 6) looks at “{lens.tokens[strongest].text.strip()}” (token {strongest + 1})"
@@ -90,7 +90,9 @@ def test_a_sentence_is_followed_through_a_model(browser: Browser, url: str, fold
         strip = page.locator("section.part").nth(2).locator(".strip").first
         assert strip.locator(".number").all_inner_texts()[4:] == ["not yet"] * 2
         page.get_by_text("The numbers of this picture as a table").click()
-        expect(page.get_by_role("region", name="Attention weights").locator("tbody tr")).to_have_count(6)
+        rows = page.get_by_role("region", name="Attention weights").locator("tbody tr")
+        expect(rows).to_have_count(6)
+        assert rows.nth(3).locator("td").all_inner_texts()[5:] == ["not yet"] * 2
         square = page.get_by_role("button", name="Layer 2, token 6, mat:").first
         square.focus()
         page.keyboard.press("ArrowUp")
@@ -137,7 +139,9 @@ def test_two_words_are_swapped(browser: Browser, url: str) -> None:
         page.get_by_label("First word").select_option("0")
         page.get_by_label("Second word").select_option("4")
         page.get_by_role("button", name="Swap both words").click()
-        expect(page.locator("#message")).to_contain_text("“the” and “the” are the same word")
+        expect(section.get_by_text("“the” and “the” are the same word; choose two different ones.")).to_be_visible()  # type: ignore[attr-defined]
+        expect(section.get_by_text("What changed")).to_have_count(0)  # type: ignore[attr-defined]
+        expect(page.locator("#notice")).to_be_hidden()
         page.get_by_label("First word").select_option("1")
         page.get_by_label("Second word").select_option("5")
         page.get_by_role("button", name="Swap both words").click()
@@ -159,12 +163,24 @@ def test_two_words_are_swapped(browser: Browser, url: str) -> None:
           const ask = async (text) => read(text, text === "The man bit the dog" ? 0.9 : 0.5);
           document.getElementById("panel-inside").replaceChildren(orderPart(read("The dog bit the man", 0.9), ask));
         }""")
-        expect(page.get_by_text("its probability goes from “a” (90 %) to “a” (50 %)")).to_be_visible()
+        expect(
+            page.get_by_text("the first guess for the token after the last one stays “a”: 90 % before, 50 % after.")
+        ).to_be_visible()
         assert [page.get_by_label(f"{name} word").input_value() for name in ("First", "Second")] != ["1", "4"]
         page.get_by_label("First word").select_option("1")
         page.get_by_label("Second word").select_option("4")
         page.get_by_role("button", name="Swap both words").click()
-        expect(page.get_by_text("This prediction hardly depends on the order of “dog” and “man”")).to_be_visible()
+        expect(page.get_by_text("stays “a”: 90 % before and after. This prediction hardly depends on")).to_be_visible()
+        # Of a word in several tokens, the same token is compared; one whose tokens differ is not.
+        spans = page.evaluate(
+            """tokenSpans({ text: "a Straße on 42",
+              tokens: ["a", " Stra", "\ufffd", "\ufffd", "e", " on", " 42"].map((text) => ({ text })) })"""
+        )
+        assert spans == [[0, 1], [2, 6], None, None, [7, 8], [9, 11], [12, 14]]
+        readers = """([one, other]) => swappedToken(["It is red", "red is It"].map((text, index) =>
+          ({ text, tokens: [one, other][index].map((text) => ({ text })) })), [[6, 9], [0, 3]])"""
+        assert page.evaluate(readers, [["It", " is", " re", "d"], ["r", "e", "d", " is", " It"]]) == [3, 2]
+        assert page.evaluate(readers, [["It", " is", " red"], ["r", "ed", " is", " It"]]) is None
 
 
 def test_only_neighbours_above_chance_are_shown(browser: Browser, url: str, folder: Path) -> None:
@@ -205,6 +221,12 @@ def test_a_clear_head_is_shown_first(browser: Browser, url: str) -> None:
         expect(page.get_by_text("With this sentence, no head follows one rule clearly.")).to_be_visible()
         expect(page.get_by_role("button", name="Layer 2, head 1: even")).to_be_visible()  # the table agrees
         expect(page.get_by_role("list", name="What the labels mean")).to_have_text(re.compile("^even: spreads"))
+        page.evaluate("""() => {
+          const first = [[[1, 0], [.9, .1]]], tokens = ["<s>", "cat"].map((text) => ({ text }));
+          const head = headHint(first[0], { rows: tokens, columns: tokens, kind: "own", causal: true });
+          document.getElementById("panel-inside").replaceChildren(head.text);
+        }""")
+        expect(page.locator("#panel-inside")).to_contain_text("mostly looks at the first token")
         page.set_viewport_size({"width": 360, "height": 800})  # the open tab stays in sight
         page.wait_for_timeout(100)
         box = page.locator("#tab-inside").bounding_box()
@@ -244,6 +266,66 @@ def test_an_lstm_reads_the_same_sentence(browser: Browser, url: str, folder: Pat
         expect(page.locator("pre").first).to_contain_text(f"headway lens decoder --text '{TEXT}' --server {url}")
         look(page, "the cat sat")
         expect(page.locator("pre").first).to_contain_text("headway lens decoder --text 'the cat sat' --server")
+
+
+def test_a_word_far_back_and_complete_words(browser: Browser, url: str) -> None:
+    """In answers made for it: what step 7 finds in a long text, and where steps 5 and 6 look first."""
+    with opened(browser, f"{url}/#inside") as page:
+        expect(page.locator(".part").first).to_be_visible()
+        answer = """const answer = (id, text, guess, share) => ({ model: { id }, text,
+          tokens: text.split(/(?= )/).map((text) => ({ text })),
+          lens: { next: { temperatures: [1], log_totals: [0], candidates: [
+            { text: guess, id: 1, score: Math.log(share) }, { text: " golden", id: 2, score: Math.log(.1) }] } } });"""
+        text = "a golden key" + " and so on" * 5 + " the"
+        finding = f"""([one, other]) => {{ {answer} const text = {text!r};
+          return recallFinding(answer("stories", text, one, .9), answer("lstm", text, other, .3)); }}"""
+        told = page.evaluate(finding, [" golden", " blue"])
+        assert told.replace("\u00a0", " ") == (
+            "stories predicts “golden” (90 %), which it read 18 tokens before. lstm predicts “blue” (30 %), which is"
+            " not in the text. It gives “golden” 10 %. The transformer looked back and found the word; the state of the"
+            " other network has lost it."
+        )
+        assert "the state of lstm has kept it" in page.evaluate(finding, [" golden", " golden"])
+        assert "has lost it" not in page.evaluate(finding, [" golden", " and"])
+        assert page.evaluate(finding, [" blue", "."]) is None
+        tokens = "[' The', ' gir', 'l', ' is', '.'].map((text) => ({ text }))"
+        assert page.evaluate(f"{tokens}.map((_, index, all) => endsWord(all, index))") == [
+            True,
+            False,
+            True,
+            True,
+            True,
+        ]
+        assert page.evaluate(f"{tokens}.map((_, index, all) => isWholeWord(all, index))") == [
+            True, False, False, True, False
+        ]  # fmt: skip
+        each = f"""{{ tokens: {tokens}, next: {{ position: 4 }},
+          each: [1, 9, 3, 2, 0].map((entropy, position) => ({{ entropy, position }})) }}"""
+        assert page.evaluate(f"leastSure({each})") == 2
+        assert page.evaluate(f"textUpTo({each}, 3)") == "The girl is"
+        page.set_viewport_size({"width": 360, "height": 800})  # a table that scrolls begins with a complete column
+        look(page, "the cat sat on the mat on the mat on the mat", "decoder")
+        grid = page.locator(".lens-grid").first
+        expect(page.get_by_text("Scroll the table sideways to see all 12 tokens.").first).to_be_visible()
+        edges = """(grid) => { const [names, ...columns] = grid.querySelectorAll("th[scope=col]");
+          const { right } = names.getBoundingClientRect();
+          return columns.map((column) => Math.abs(column.getBoundingClientRect().left - right)); }"""
+        page.wait_for_function(f"(grid) => Math.min(...({edges})(grid)) < 1.5", arg=grid.element_handle())
+        assert page.locator(".lens-grid").nth(1).evaluate("(grid) => grid.scrollLeft") == 0
+        look(page, TEXT)
+        expect(page.get_by_text("Neither predicts a word here that it read far back.")).to_be_visible()
+        page.evaluate("LONG_TEXTS.splice(0, 3, 'the cat sat')")
+        page.get_by_role("button", name="Find a longer text where they differ").click()
+        expect(page.get_by_text("In 1 longer texts, decoder predicted no word far back that")).to_be_visible()
+        look(page, "cat")
+        expect(page.get_by_text("A swap needs two different words")).to_be_visible()
+        page.evaluate("""() => {
+          server.models = server.models.filter(({ id }) => /^(decoder|lstm)$/.test(id))
+            .map((model) => ({ ...model, examples: ["was a duck.", "The duck."] }));
+          page.tabs.find((tab) => tab.id === "inside").refresh();
+        }""")
+        expect(page.get_by_text("Model: decoder. A language model with")).to_be_visible()
+        assert page.evaluate("page.tabs.find((tab) => tab.id === 'inside').sentences()") == ["The duck."]
 
 
 @pytest.mark.parametrize("dark", [False, True])

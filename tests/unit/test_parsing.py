@@ -84,6 +84,8 @@ OWN = {
     "codecs/tokenizer_limits.py",
     "io/helper.py",
     "io/lease.py",
+    "rewards/scorer.py",
+    "rewards/scoring.py",
     "codecs/tokenizer_training.py",
     "data/array_store.py",
     "domains/masked/fill.py",

@@ -200,7 +200,7 @@ ENDINGS = {"py", "json", "jsonl", "html", "md", "csv", "npz", "safetensors"}
 FOREIGN = {  # of other programs, files and formats
     *("cpu.cfs_quota_us", "lichess_db_puzzle.csv", "CHANGELOG.md", "FooConfig", "NAMESettings", "Qg7mate"),
     *("observation_0", "observation_1", "action_0", "reward_0", "terminal_0"),
-    *("nn.Module", "TrainingArguments", "DPOTrainer", "tokenizer.bin"),
+    *("nn.Module", "TrainingArguments", "DPOTrainer", "GRPOTrainer", "tokenizer.bin"),
     *("chance_at_K", "neighbour_at_K", "image_recall_at_K"),
 }
 

@@ -16,6 +16,7 @@ import torch
 
 from headway.app.loading import find_device, load
 from headway.app.model import Model
+from headway.app.pretraining import check_pretrain, train_first_stage
 from headway.app.recipes import configure_recipe, load_recipe, load_recorded_recipe
 from headway.codecs import published_codec
 from headway.config import override
@@ -64,6 +65,7 @@ def train(
     lora: int | None = None,
     *,
     from_: str | Path | None = None,
+    pretrain: str | Path | Sequence[str | Path] | None = None,
     device: str = "auto",
     threads: int | None = None,
     seed: int | None = None,
@@ -88,32 +90,36 @@ def train(
     start, from_: a run or a published model to fine-tune (two names for one argument). The run takes over its
     configuration, tokenizer and weights, with new heads where the task needs them.
     lora: train a low-rank adapter of this rank instead of all weights.
+    pretrain: unlabelled data to train the model on first, in the run directory's `pretraining`; both stages share the
+    minutes.
     samples: how many outputs of the trained model to store in the summary and the report.
 
     Raises UserError before any work starts if the arguments or the data cannot be used, and KeyboardInterrupt after
     Ctrl-C, once a checkpoint has been written.
     """
-    if start is not None and from_ is not None:
-        raise UserError(f"start is {start} and from_ is {from_}, but both name the same argument; remove one")
     timeout = ParallelConfig().timeout
     with suppress(UserError):  # reported below, once for all processes
         parallel = {name: value for name, value in (set or {}).items() if name.startswith("parallel.")}
         timeout = override(load_recipe(recipe), parallel).parallel.timeout
     with joined(timeout):
-        clock, start, torch_device = Clock(spent), from_ if start is None else start, find_device(device)
-        check_minutes([] if minutes is None else [minutes])
-        if threads is not None:
-            torch.set_num_threads(threads)
+        clock, torch_device, start = Clock(spent), find_device(device), _prepare(start, from_, minutes, threads)
         base = load_recipe(recipe)
         run_directory = RunDirectory(Path("runs") / base.name if run is None else Path(run))
         directory, resuming = run_directory.path, run_directory.claim(resume)
+        if pretrain is not None:
+            check_pretrain(base.name, minutes, start, directory, resuming)
         lock = run_directory.locked() if process_rank() == 0 else nullcontext()
         with lock, data_paths(data, base.domain, directory) as paths:
+            reasons: tuple[str, ...] = ()
+            if pretrain is not None and not resuming:
+                arguments = recipe, paths, set or {}, seed, minutes or 0.0, directory
+                options = {"device": device, "threads": threads, "progress": progress, "resume": resume}
+                start, set, clock, reasons = train_first_stage(train, pretrain, *arguments, clock, options)
             if resuming:
                 chosen = load_recorded_recipe(directory, base.name, paths, set, seed, start, lora)
                 setup = TrainingSetup(chosen, open_task(chosen, directory))
             else:
-                chosen = configure_recipe(recipe, paths, set, seed, start, lora)
+                chosen = replace(configure_recipe(recipe, paths, set, seed, start, lora), reasons=reasons)
                 scale = scale_of(chosen.name) if recipe == chosen.name else None  # scaled only if requested by name
                 setup = plan_run(chosen, scale, set or {}, minutes, clock, torch_device, directory)
             scale = scale_of(setup.recipe.name)
@@ -130,6 +136,18 @@ def train(
                 patience=setup.patience,
             )
             return _report(trainer, trainer.fit(resume, finish), scale, samples)
+
+
+def _prepare(
+    start: str | Path | None, from_: str | Path | None, minutes: float | None, threads: int | None
+) -> str | Path | None:
+    """Set the number of threads; the model to start from. Raises UserError for arguments that cannot be used."""
+    if start is not None and from_ is not None:
+        raise UserError(f"start is {start} and from_ is {from_}, but both name the same argument; remove one")
+    check_minutes([] if minutes is None else [minutes])
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return from_ if start is None else start
 
 
 @deduplicated_logs()

@@ -32,6 +32,7 @@ from headway.nn.models import ModelConfig, describe
 from headway.nn.models.presets import PRESETS, preset
 from headway.predict.in_memory_data import Paths
 from headway.predict.model_evaluation import check_hub_data
+from headway.rewards import CONFIRMED
 
 
 def configure_recipe(
@@ -49,6 +50,8 @@ def configure_recipe(
     adapter. With a `start`, a generic recipe requested by name gets the learning rates for fine-tuning.
     """
     configured = load_recipe(recipe)
+    if isinstance(reward := (settings or {}).get("task.reward"), str):
+        CONFIRMED.add(reward)
     for argument in (start, *(settings or {}).values()):
         if isinstance(argument, str) and argument.startswith(HUB_PREFIX):
             find_folder(argument)  # download what the user named now; later the recipe finds it locally

@@ -3,7 +3,7 @@
 Each package lists in RECIPES the names of the recipes that its `recipes` module builds, and in TASKS the module that
 registers each task. VERBS maps each model verb that it implements to the predicate in `headway.nn.models.kinds` that
 selects suitable models; its `predictors` module has a function for each verb. SCALES in its `recipes` module describes
-how auto-scaled recipes grow with data and time.
+how auto-scaled recipes grow with data and time, and PRETRAINING how recipes are trained on unlabelled data first.
 
 A domain may be in another Python package, whose entry points name its recipes and tasks:
 
@@ -29,6 +29,7 @@ from headway.errors import UserError, logger, nearest
 if TYPE_CHECKING:  # torch takes seconds to import, and a chess engine must answer sooner
     from headway.learn import Recipe
     from headway.learn.plan.scale import Scale
+    from headway.learn.pretraining import Pretraining
 
 _LOG = logger(__name__)
 
@@ -102,6 +103,13 @@ def scale_of(name: str) -> Scale | None:
     return getattr(import_module(f"{_package(recipe_domains()[name])}.recipes"), "SCALES", {}).get(name)
 
 
+def pretraining_of(name: str) -> Pretraining | None:
+    """How the recipe with this name is pre-trained; None if it cannot be."""
+    if name not in recipe_domains():
+        return None
+    return getattr(import_module(f"{_package(recipe_domains()[name])}.recipes"), "PRETRAINING", {}).get(name)
+
+
 @cache
 def _domains() -> tuple[str, ...]:
     for folder in __path__:
@@ -124,4 +132,4 @@ def _makers(domain: str) -> dict[str, Callable[[], Recipe]]:
     return {make().name: make for make in import_module(f"{_package(domain)}.recipes").RECIPES}
 
 
-__all__ = ["VerbProvider", "recipe", "recipe_domains", "recipes", "scale_of", "tasks", "verbs"]
+__all__ = ["VerbProvider", "pretraining_of", "recipe", "recipe_domains", "recipes", "scale_of", "tasks", "verbs"]

@@ -207,6 +207,20 @@ class Engine(nn.Module):
             sampling.run(logits, self.pool)
         return logits
 
+    def refresh(self) -> None:
+        """Follow weights that were changed in place, as by a training step. The programs keep their sizes and their
+        compiled code, and read contiguous fp32 matrices where the model has them; constants that were computed from
+        weights are computed again. Sequences in progress would mix old and new weights.
+        """
+        with self._lock:
+            self.weights = PackedWeights()
+            lowered: dict[int, StepProgram] = {}
+            for program in self._programs.values():
+                reach = program.memory_tables.tables.shape[1] * BLOCK - BLOCK
+                if id(program) not in lowered:
+                    lowered[id(program)] = self._lower(program.rows, program.capacity, reach)
+            self._programs = {wide: lowered[id(program)] for wide, program in self._programs.items()}
+
     def limit_cache(self, size: int | None) -> None:
         """Limit keys and values to this many bytes."""
         self._kv_blocks.max_blocks = (

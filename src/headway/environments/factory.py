@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 
 from headway.data.episodes import actions_text
 from headway.errors import UserError, logger, nearest
+from headway.io.user_callables import first_line, import_user_callable
 
 INSTALL = "pip install 'headway[rl]'"
 METAWORLD = "metaworld/"
@@ -138,37 +139,10 @@ def make_user_defined(name: str, render: bool) -> Any:
     return environment
 
 
-def import_user_callable(name: str, noun: str, missing_is_none: bool = False) -> Callable[..., Any] | None:
-    """Import the user's module:name, from the current folder or an installed module."""
-    module, _, attribute = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        imported = import_module(module)
-    except Exception as error:  # a module may raise anything
-        raise UserError(
-            f"{noun} {name!r}: the module {module!r} cannot be imported ({first_line(error)}); "
-            "run from the folder that contains it, or install it"
-        ) from error
-    target = getattr(imported, attribute, None)
-    if target is None and not missing_is_none:
-        raise UserError(f"the module {module!r} has no {attribute!r}; {nearest(attribute, dir(imported))}")
-    if target is not None and not callable(target):
-        raise UserError(
-            f"{noun} {name!r} is a {type(target).__name__}, which is not callable; name a class or a function"
-        )
-    return target
-
-
 def _creation_error(name: str, error: Exception) -> UserError:
     return UserError(
         f"the environment {name!r} cannot be created ({type(error).__name__}: {first_line(error)}); correct its code"
     )
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error."""
-    return (str(error) or type(error).__name__).split("\n")[0].rstrip(". ")
 
 
 State = np.ndarray

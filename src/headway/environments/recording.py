@@ -15,10 +15,11 @@ from headway.data.array_store import ColumnWriter, output_errors
 from headway.data.episode_files import open_arrays
 from headway.data.episodes import Episode, Episodes, collate_episodes, concatenate_episodes, numbers_text
 from headway.data.video import MAX_FRAME_RATE, Frames, JoinedFrames, MappedFrames
-from headway.environments.factory import METAWORLD, Spaces, import_user_callable
+from headway.environments.factory import METAWORLD, Spaces
 from headway.environments.rollouts import Player
 from headway.environments.vector_env import VectorEnv
 from headway.errors import UserError
+from headway.io.user_callables import import_user_callable
 
 Policy = Callable[[np.ndarray], np.ndarray]
 """States [B, *shape] to actions: discrete int [B], or floats [B, A]."""

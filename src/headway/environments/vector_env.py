@@ -16,13 +16,13 @@ from headway.environments.factory import (
     Spaces,
     State,
     configure_offscreen,
-    first_line,
     gymnasium,
     make_registered,
     make_user_defined,
     spaces_of,
 )
 from headway.errors import UserError, nearest
+from headway.io.user_callables import first_line
 
 MAX_SIDE = 4096  # maximum pixels per side
 _DISABLED_FLAGS = ("mjRND_SHADOW", "mjRND_REFLECTION")  # on a CPU they take four fifths of the rendering time

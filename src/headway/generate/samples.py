@@ -83,7 +83,7 @@ class Sample:
         assert event.id is not None
         self.sampler.take(event.id)
         if event.id in self._stop_ids:
-            event.id = None
+            event.end, event.id = (event.id, event.logprob), None
             self.finish(event, "stop")
             return
         self.ids.append(event.id)

@@ -165,3 +165,4 @@ class Event:
     reasoning: str = ""  # final text of the thinking, which is not part of `text`
     thinking: bool = False  # whether its token is part of the thinking
     recipient: str = ""  # the tool that the text is for, in models that address their messages
+    end: tuple[int, float] | None = None  # the stop id that ended the sequence, and its log probability

@@ -219,7 +219,8 @@ except ImportError:  # Windows
     fcntl = None
 
 FORMAT = 1
-_WITHOUT_DIGESTS = ("checkpoints", "trunk", "data", "tensorboard", "wandb")  # folders excluded from a run's digests
+PRETRAINING = "pretraining"  # folder in a run with the run that pre-trained it
+_WITHOUT_DIGESTS = ("checkpoints", "trunk", "data", PRETRAINING, "tensorboard", "wandb")  # excluded from digests
 _MAX_PID_DIGITS = 20  # maximum digits in a process id
 _PACKAGES = ("headway", "torch", "numpy", "safetensors", "tokenizers")
 

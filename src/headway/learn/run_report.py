@@ -56,6 +56,10 @@ TITLES = {
     "weighted_quantile_loss_naive": "weighted quantile loss, seasonal naive",
     "legal_rate": "legal top moves",
     "perplexity_change": "perplexity of the chosen answers, relative to the initial model",
+    "answer_tokens": "tokens per answer",
+    "endless_rate": "answers without an end",
+    "equal_rewards_rate": "prompts with equal rewards",
+    "sampler_difference": "sampler and trainer, largest difference of log probabilities",
     "samples": "samples",
     "tokens": "tokens",
 }

@@ -28,7 +28,9 @@ Paths = str | Path | Sequence[str | Path]
 Data = str | Path | Iterable[Any]  # files, or in-memory data as `data_paths` accepts
 
 _TEXT_DOMAINS = ("text", "masked")  # domains
-_ROW_DOMAINS = (*_TEXT_DOMAINS, "translation", "understanding", "chat", "vision", "audio", "image_text", "forecast")
+_ROW_DOMAINS = (
+    *_TEXT_DOMAINS, "translation", "understanding", "chat", "reward", "vision", "audio", "image_text", "forecast",
+)  # fmt: skip
 _FILE_KINDS = {*TEXT_KINDS, *PAIR_KINDS, *TABLE_KINDS}
 _EXAMINED = 1000  # number of strings examined to distinguish paths from texts
 _MISSING_TYPES = ("NAType", "NaTType")  # pandas' types

@@ -19,6 +19,7 @@ from headway.io.summary_card import SummaryCard, summary_repr
 from headway.nn.kernels import recording
 from headway.nn.mixers.recurrence import Recurrence
 from headway.nn.models import Stack, evaluation_mode
+from headway.predict.model_handle import ModelHandle
 
 TEMPERATURES = tuple(step / 20 for step in range(1, 41))  # 0.05 to 2
 _MAX_TOKENS, _MAX_TOP = 256, 100  # tokens of a text, and predictions or neighbours of each
@@ -108,6 +109,19 @@ class Lens(NamedTuple):
         return SummaryCard("Lens", {"tokens": len(self.tokens), "layers": len(self.layers)}, rows)
 
 
+class VectorStatistics(NamedTuple):
+    """What the C rows of a table of token vectors share: their mean and their first principal directions.
+
+    norms: of the rows without both. deviation: standard deviation of the cosine of two independent vectors with the
+    covariance of these rows.
+    """
+
+    mean: Float[Tensor, "D"]
+    directions: Float[Tensor, "D N"]
+    norms: Float[Tensor, "C"]
+    deviation: float
+
+
 def check_request(top: int, neighbours: int) -> None:
     """Raise UserError for numbers out of range."""
     if not 1 <= top <= _MAX_TOP:
@@ -117,6 +131,7 @@ def check_request(top: int, neighbours: int) -> None:
 
 
 def read_lens(
+    handle: ModelHandle,
     model: nn.Module,
     run: Callable[[Any], Any],
     ids: Sequence[int],
@@ -125,7 +140,8 @@ def read_lens(
     neighbours: int,
     mask: int | None = None,
 ) -> Lens:
-    """The lens over the tokens `ids` of a model with `stack` and `heads`; `run` takes the ids [1, T] and runs
+    """The lens over the tokens `ids` of a model with `stack` and `heads`, a part of that of `handle`, which stores the
+    statistics of its token vectors for later requests; `run` takes the ids [1, T] and runs
     the model. `mask` is the id of a masked model's mask, -1 if it has none; None for a model that predicts next tokens.
     UserError for too many tokens.
     """
@@ -154,7 +170,10 @@ def read_lens(
                 layers.append(LensLayer([], changes))
         following, each = _distributions(logits, position, scored)
         table = head["vocabulary"].weight[:num_tokens].float() if neighbours else None
-        nearest, chance = ([], 0.0) if table is None else _neighbours(table, row[0], neighbours, scored)
+        nearest, chance = [], 0.0
+        if table is not None:
+            handle.vector_statistics = handle.vector_statistics or vector_statistics(table)
+            nearest, chance = _neighbours(table, handle.vector_statistics, row[0], neighbours, scored)
     tokens = [LensToken(pieces(token), token) for token in ids]
     return Lens(tokens, layers, following, each, nearest, chance, mask is not None)
 
@@ -209,6 +228,7 @@ def _layers(stack: Stack, run: Callable[[], Any]) -> list[tuple[Float[Tensor, "1
 
 def _neighbours(
     table: Float[Tensor, "C D"],
+    statistics: VectorStatistics,
     ids: Tensor,
     count: int,
     scored: Callable[[Tensor, int], list[list[ScoredToken]]],
@@ -216,24 +236,28 @@ def _neighbours(
     """The nearest other tokens of each token, by the cosine of their vectors without what all share, and the cosine
     that chance would reach: the largest of n normal numbers is about sqrt(2 ln n) standard deviations above 0.
     """
-    rows, deviation = _without_common_directions(table)
-    norms = rows.norm(dim=-1).clamp(min=1e-12)
+    mean, directions, norms, deviation = statistics
     tokens, index = ids.unique(return_inverse=True)
-    cosines = rows[tokens] @ rows.T / norms[tokens, None] / norms
+    rows = table[tokens] - mean
+    for _ in range(2):  # once leaves rounding errors, by which the directions of the table would count
+        rows -= rows @ directions @ directions.T
+    # The rows have no part in the directions, so removing these from the table, too, would change no product.
+    cosines = (rows @ table.T - (rows @ mean)[:, None]) / norms[tokens, None] / norms
     cosines[torch.arange(len(tokens)), tokens] = -torch.inf  # not the token itself
     chance = deviation * math.sqrt(2 * math.log(max(2, len(tokens) * (len(table) - 1))))
     nearest = scored(cosines, min(count, len(table) - 1))
     return [nearest[number] for number in index.tolist()], min(1.0, chance)
 
 
-def _without_common_directions(table: Float[Tensor, "C D"]) -> tuple[Float[Tensor, "C D"], float]:
-    """The rows without their mean and their first D/100 principal directions (Mu and Viswanath 2018, algorithm 1), and
-    the standard deviation of the cosine of two independent vectors with the covariance of these rows.
+def vector_statistics(table: Float[Tensor, "C D"]) -> VectorStatistics:
+    """The mean of the rows, their first D/100 principal directions (Mu and Viswanath 2018, algorithm 1), and the
+    norms of the rows without both.
 
     All rows share a few directions: for example, one that makes tokens improbable which training never saw. Subspace
     iteration finds them in a sample of the rows.
     """
-    rows = table - table.mean(0)
+    mean = table.mean(0)
+    rows = table - mean
     step = max(1, len(rows) // _MAX_SAMPLE)
     sample = rows[::step].contiguous()
     start = torch.randn(rows.shape[1], max(1, rows.shape[1] // 100), generator=torch.Generator().manual_seed(0))
@@ -245,4 +269,5 @@ def _without_common_directions(table: Float[Tensor, "C D"]) -> tuple[Float[Tenso
     squares = products.diagonal()
     num_pairs = max(1, len(sample) * (len(sample) - 1))
     mean_square = (products.square().sum() - squares.square().sum()) / num_pairs  # of different rows
-    return rows, float(mean_square.clamp(min=0).sqrt() / squares.mean().clamp(min=1e-12))
+    deviation = float(mean_square.clamp(min=0).sqrt() / squares.mean().clamp(min=1e-12))
+    return VectorStatistics(mean, directions, rows.norm(dim=-1).clamp(min=1e-12), deviation)

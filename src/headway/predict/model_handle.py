@@ -46,6 +46,7 @@ class ModelHandle:
         self._codec = opened.codec
         self.unexpected: list[str] = []
         self.draft = draft
+        self.vector_statistics: Any = None  # of `read_lens`, which computes them once
         self._generator = _LazyGenerator(self.module, backend, cache)
         if draft is not None:
             check_draft(self.directory, self.module, self._codec, draft.directory, draft.module, draft._codec)

@@ -18,6 +18,7 @@ headway train shakespeare --minutes 5
 headway train text --data my-books/ --set model.width=256 train.steps=2000
 headway train translation --data train.en train.de --run runs/en-de --resume
 headway train text --data my-books/ --from runs/shakespeare --run runs/my-books
+headway train classification --data few.csv --pretrain unlabelled.txt --minutes 20
 """
 MAX_SAMPLES = 3  # samples to print; the report has more
 
@@ -26,6 +27,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="name from `headway recipes`, or path of a recipe.json")
     add_training(parser)
     add_fine_tuning(parser)
+    parser.add_argument(
+        "--pretrain",
+        nargs="+",
+        action="extend",
+        type=Path,
+        metavar="PATH",
+        help="unlabelled data of the same kind to train the model on first; both stages share --minutes",
+    )
     parser.add_argument("--run", type=Path, metavar="DIR", help="run directory (default: runs/RECIPE)")
     parser.add_argument(
         "--resume",
@@ -76,6 +85,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             resume=args.resume,
             start=args.start,
             lora=args.lora,
+            pretrain=args.pretrain,
             device=args.device,
             threads=args.threads,
             seed=args.seed,

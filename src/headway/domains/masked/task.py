@@ -20,6 +20,7 @@ from headway.config_kinds import deferred_check, register
 from headway.data import IGNORE_INDEX, Spans, SplitConfig, TokenCache, open_tokens
 from headway.data.packing import best_fit_rows, expand_ranges
 from headway.data.shuffling import splitmix64
+from headway.domains.masked.contrast import masking_contrast
 from headway.errors import ConfigError, UserError
 from headway.generate.prompts import device_of
 from headway.learn import Recipe, Task, TaskConfig
@@ -343,10 +344,12 @@ class MaskedConfig(TaskConfig):
 
     `masking` chooses the masked tokens. Without `next`, documents fill rows of `context` tokens (none: the model's
     context), short ones share a row, and every epoch has new masks (RoBERTa, Liu et al. 2019). With `next`, rows are
-    pairs of segments, and the head "next" predicts whether the second follows the first. `codec`, `size` (maximum
-    vocabulary size) and `lowercase` set the codec to train, unless `tokenizer` names a published one (its file, folder
-    or hf:owner/name). `split` sets the held-out shares if no files are named for the splits. A batch has
-    train.batch_size rows or, if that is not set, as many as fit into train.batch_tokens.
+    pairs of segments, and the head "next" predicts whether the second follows the first. `contrast` is the weight of a
+    loss for vectors of short documents: each is masked twice, and the means of its tokens are nearer to each other than
+    to those of other documents (SimCSE, Gao et al. 2021). `codec`, `size` (maximum vocabulary size) and `lowercase` set
+    the codec to train, unless `tokenizer` names a published one (its file, folder or hf:owner/name). `split` sets the
+    held-out shares if no files are named for the splits. A batch has train.batch_size rows or, if that is not set, as
+    many as fit into train.batch_tokens.
     """
 
     codec: Kind = "wordpiece"  # kind of the tokenizer to train
@@ -356,19 +359,27 @@ class MaskedConfig(TaskConfig):
     context: int | None = None  # tokens per row; none: the model's context
     masking: MaskingConfig = MaskingConfig()  # which tokens are masked
     next: bool = False  # whether to predict if the second segment in a pair follows the first (BERT)
+    contrast: float = 0.0  # weight of the contrast between two maskings of each document
     split: SplitConfig = SplitConfig()  # held-out shares
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that cannot be read, are too small, or do not fit the settings."""
         context = recipe.row_length(self.context)
         rows = recipe.train.rows(context)
+        if self.contrast < 0 or (self.contrast and self.next):
+            raise ConfigError(
+                f"task.contrast={self.contrast:g} with task.next={str(self.next).lower()} is not valid; set one of "
+                "them, and a weight of at least 0"
+            )
+        if self.contrast:  # both views of a row count as its tokens
+            rows = max(1, rows // 2)
         paths = recipe.files(data)
         train_tokenizer = partial(sentence_codec, self.codec, size=self.size, special=SPECIAL, lowercase=self.lowercase)
         codec = codec_of(paths, workspace, self.tokenizer, train_tokenizer)
         masking = Masking(self.masking, token_tables(codec))
         cache = open_tokens(paths, codec)
         dataset = MaskedDataset(self, cache, codec, masking, context, rows, recipe.train.seed)
-        return Task(dataset, MaskedTokens())
+        return Task(dataset, MaskedTokens(self.contrast))
 
 
 class MaskedDataset(SplitExamples):
@@ -420,16 +431,23 @@ class MaskedDataset(SplitExamples):
         """The tokens in a split, including special tokens."""
         return self.segments.select(self.splits.rows(split)).tokens
 
-    def batch(self, rows: TokenRowBatch, indices: np.ndarray, seed: int) -> Batch:
+    def batch(self, rows: TokenRowBatch, indices: np.ndarray, seed: int, is_training: bool) -> Batch:
         """Rows, masked as determined by their indices, int [B], and the seed. Targets are the masked tokens, int [B,
         T], -100 elsewhere, and for pairs int [B]: 0 if the second segment follows the first, and 1 if not.
+
+        With contrast, the second half of a training batch are the same rows with other masks.
         """
-        masked = self.masking(rows.ids, rows.positions, indices, seed)
+        if self.config.contrast and is_training:
+            views = (self.masking(rows.ids, rows.positions, indices, view_seed) for view_seed in (seed, ~seed))
+            masked = MaskedRows(*map(np.concatenate, zip(*views)))
+            rows = rows._replace(positions=np.concatenate([rows.positions] * 2))
+        else:
+            masked = self.masking(rows.ids, rows.positions, indices, seed)
         types, unrelated = (None if t is None else torch.from_numpy(t) for t in (rows.types, rows.unrelated))
         inputs = TokenInputs(torch.from_numpy(masked.inputs), types)
         num_masked = int((masked.labels != IGNORE_INDEX).sum())
         targets = torch.from_numpy(masked.labels), unrelated
-        return Batch((inputs, self._layouts.of(rows.positions)), targets, num_masked, rows.ids.size)
+        return Batch((inputs, self._layouts.of(rows.positions)), targets, num_masked, masked.inputs.size)
 
     def contents(self) -> Contents:
         return {"texts": (self.cache.keys,)}
@@ -450,7 +468,7 @@ class MaskedRowSamples:
 
     def take(self, indices: np.ndarray, rng_key: RngKey | None = None) -> Batch:
         keys, seed = (indices, _EVAL_SEED) if rng_key is None else (rng_key.positions, self.dataset.seed)
-        return self.dataset.batch(self.source.rows(indices, keys, seed), keys, seed)
+        return self.dataset.batch(self.source.rows(indices, keys, seed), keys, seed, rng_key is not None)
 
     def training_order(self) -> FixedSizeBatches:
         return FixedSizeBatches(len(self.source), self.dataset.rows, self.dataset.seed)
@@ -463,11 +481,16 @@ class MaskedRowSamples:
 
 
 class MaskedTokens(Objective[MaskedDataset]):
-    """Masked tokens and, for pairs, whether the second segment follows the first (Devlin et al. 2019, section 3.1)."""
+    """Masked tokens and, for pairs, whether the second segment follows the first (Devlin et al. 2019, section 3.1), or
+    in training, with the weight `contrast`, which two maskings belong to the same document.
+    """
 
     shares_evaluation = True
 
     unit = "masked token"
+
+    def __init__(self, contrast: float = 0.0) -> None:
+        self.contrast = contrast
 
     def adapt(self, model: ModelConfig, examples: MaskedDataset) -> ModelConfig:
         """`model` with this task's heads; keeps its own vocabulary head if it has one."""
@@ -478,9 +501,10 @@ class MaskedTokens(Objective[MaskedDataset]):
         return replace(model, heads=heads)
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Counts of masked tokens and of pairs, by which their losses are divided separately."""
+        """Counts of masked tokens and of pairs or documents, by which their losses are divided separately."""
         _, unrelated = batch.targets
-        return {"masked": batch.tokens} | ({} if unrelated is None else {"next": len(unrelated)})
+        counts = {"masked": batch.tokens} | ({} if unrelated is None else {"next": len(unrelated)})
+        return counts | ({"contrast": int(batch.inputs[1].starts.sum()) // 2} if self.contrast else {})
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
         """Cross-entropy of masked tokens (with the model's auxiliary losses) and of next-sentence prediction."""
@@ -492,6 +516,9 @@ class MaskedTokens(Objective[MaskedDataset]):
         if unrelated is not None:
             total = F.cross_entropy(_next_logits(model, encoded), unrelated, reduction="sum")
             losses["next"] = Loss(total, len(unrelated))
+        if self.contrast:
+            contrast = masking_contrast(encoded, batch.inputs[1])
+            losses["contrast"] = Loss(self.contrast * contrast.total, contrast.count)
         return losses
 
     def evaluate(

@@ -175,7 +175,7 @@ def lens(model: ModelHandle, text: str, top: int = 5, neighbours: int = 0, targe
     check_request(top, neighbours)
     mask = getattr(model.codec, "mask", None)
     masked = None if kinds.is_causal(model.module) else -1 if mask is None else mask
-    return read_lens(model.module, model.module, _text_ids(model, text), model.codec, top, neighbours, masked)
+    return read_lens(model, model.module, model.module, _text_ids(model, text), model.codec, top, neighbours, masked)
 
 
 evaluate = evaluate_published("text", lambda model, paths: language.language_task(model.module, model.codec, paths))

@@ -134,7 +134,9 @@ def attention(model: ModelHandle, text: str, target: str | None = None) -> Atten
 def lens(model: ModelHandle, text: str, top: int = 5, neighbours: int = 0, target: str | None = None) -> Lens:
     check_request(top, neighbours)
     module, codecs, source, decoder = _read_pair(model, text, target)
-    return read_lens(module.decoder, lambda ids: _run(model, source, ids), decoder, codecs.target, top, neighbours)
+    return read_lens(
+        model, module.decoder, lambda ids: _run(model, source, ids), decoder, codecs.target, top, neighbours
+    )
 
 
 def _read_pair(model: ModelHandle, text: str, target: str | None) -> tuple[Any, Codecs, list[int], list[int]]:

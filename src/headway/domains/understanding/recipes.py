@@ -16,9 +16,18 @@ from headway.data import ClassSplitConfig, read_conll, read_table
 from headway.data.splits import split_code
 from headway.domains.understanding.reranking import RerankingConfig
 from headway.domains.understanding.tagging import TaggedSentences, TaggingConfig
-from headway.domains.understanding.task import ClassificationConfig, EmbeddingConfig, TextPairsConfig
+from headway.domains.understanding.task import (
+    ClassificationConfig,
+    EmbeddingConfig,
+    EncoderTaskConfig,
+    PooledTaskConfig,
+    TextPairsConfig,
+    check_encoder,
+)
+from headway.domains.understanding.unlabelled import read_unlabelled
 from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, Task, TaskConfig, TrainConfig
 from headway.learn.plan.scale import DataSettings, Scale, ScalingLaw, Settings, held_out_shares, vocabulary_settings
+from headway.learn.pretraining import Pretraining
 from headway.learn.recipe import generic
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
@@ -220,3 +229,33 @@ SCALES = {
         data_settings=_embedding_settings,
     ),
 }
+
+
+def _first_stage(recipe: Recipe) -> str:
+    """A causal model predicts next tokens (Radford et al. 2018), any other masked tokens (Devlin et al. 2019)."""
+    return "text" if check_encoder(recipe.model).stack.causal else "masked"
+
+
+def _first_stage_settings(recipe: Recipe) -> Settings:
+    """Texts of any length fit the model, because its positions are relative."""
+    task = cast(EncoderTaskConfig, recipe.task)
+    settings = {"model.context": None, "task.context": 128, "task.split": {"validation": 0.05, "test": 0.0}}
+    if _first_stage(recipe) == "text":
+        return settings
+    contrast = 0.0 if isinstance(task, TaggingConfig) else 0.3  # tags need the vectors of words, not of texts
+    return {**settings, "task.lowercase": task.lowercase, "task.masking.rate": 0.3, "task.contrast": contrast}
+
+
+def _tuning(recipe: Recipe) -> Settings:
+    """The mean of all tokens, because masked tokens do not train the first one to represent the text; for GPT, the
+    auxiliary loss with the weight of the paper.
+    """
+    if _first_stage(recipe) == "masked":
+        return {"task.pool": "mean"} if isinstance(recipe.task, PooledTaskConfig) else {}
+    return {"task.language_weight": 0.5} if isinstance(recipe.task, ClassificationConfig) else {}
+
+
+PRETRAINING = dict.fromkeys(
+    ("classification", "pairs", "tagging", "embedding", "reranking", "banking77"),
+    Pretraining(_first_stage, _first_stage_settings, _tuning, read_unlabelled),
+)

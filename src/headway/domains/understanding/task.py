@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
@@ -33,7 +34,9 @@ from headway.learn.examples import (
     removal_notes,
     spread_evenly,
 )
+from headway.learn.objectives.classes import Classification
 from headway.learn.objectives.contrastive import Contrastive, check_splits, contrastive_batch_size, encode_chunks
+from headway.learn.objectives.language import LanguageClassification
 from headway.learn.objectives.targets import ChosenTarget, TargetConfig, TargetSamples, choose_target, target_task
 from headway.learn.recipe import batch_tokens_of
 from headway.learn.token_rows import (
@@ -120,6 +123,11 @@ class EncodedTextDataset(IndexedExamples):
         is_train[self.splits.indices["train"]] = True
         return TrainingStatistics.from_ids(self.rows.ids[np.repeat(is_train, self.rows.lengths)], self.codec.vocab_size)
 
+    def texts_of(self, split: str) -> list[str]:
+        """The texts of the samples in a split, which may be empty; of pairs, the first and then the second texts."""
+        rows = self.splits.indices[split].tolist()
+        return [cast(str, column[row]) for column in self.contents()["texts"] for row in rows]
+
     def save(self, directory: Path) -> None:
         super().save(directory)
         self.codec.save(directory)
@@ -142,12 +150,14 @@ class PooledTaskConfig(EncoderTaskConfig):
 class ClassificationConfig(PooledTaskConfig, TargetConfig):
     """Predict the class, the number or the labels of each text, depending on the labels or `target`.
 
-    `text` and `label` name the columns. `smoothing` is label smoothing (Szegedy et al. 2016). `skip_bad` skips texts
-    without a label and counts them.
+    `text` and `label` name the columns. `smoothing` is label smoothing (Szegedy et al. 2016). `language_weight` adds
+    the next-token loss of the texts to that of classes, for a causal model (Radford et al. 2018). `skip_bad` skips
+    texts without a label and counts them.
     """
 
     text: str = "text"  # column with the texts
     smoothing: float = 0.0
+    language_weight: float = 0.0  # weight of the next-token loss
     split: ClassSplitConfig = ClassSplitConfig(validation=0.1, test=0.1)  # held-out shares
     skip_bad: bool = False  # whether to skip and count texts without a label
 
@@ -162,7 +172,18 @@ class ClassificationConfig(PooledTaskConfig, TargetConfig):
         noun = "pair" if "text2" in table.columns else "text"
         chosen = choose_target(table.columns["label"], table.location, self, noun, self.skip_bad)
         dataset = TextDataset(self, recipe, table.select(chosen.rows), workspace, chosen)
-        return target_task(dataset, self, noun, self.smoothing, workspace)
+        return target_task(dataset, self, noun, self.smoothing, workspace, self._class_objective(chosen))
+
+    def _class_objective(self, chosen: ChosenTarget) -> Callable[..., Classification[Any]]:
+        """The objective for classes. Raises ConfigError for a language loss that cannot be added."""
+        if not self.language_weight:
+            return Classification
+        if self.language_weight < 0 or chosen.target.kind != "class":
+            raise ConfigError(
+                f"task.language_weight is {self.language_weight:g} with target {chosen.target.kind!r}; use a number "
+                "above 0 with task.target=class, or 0"
+            )
+        return partial(LanguageClassification, self.language_weight)
 
 
 @register("pairs")
@@ -337,6 +358,11 @@ class RelatedTextDataset(SplitExamples):
 
     def of(self, split: str) -> RelatedTextSplit:
         return RelatedTextSplit(self, self.splits.rows(split))
+
+    def texts_of(self, split: str) -> list[str]:
+        """The texts in a split, which may be empty, and then their partners."""
+        rows = self.splits.indices[split].tolist()
+        return [column[row] for column in (self.texts, self.partners or ()) if column for row in rows]
 
     @property
     def remarks(self) -> tuple[str, ...]:

@@ -178,7 +178,8 @@ def tune_recipe(
         settings["optim.lr"] = float(f"{recipe.optim.lr * min(1.0, math.sqrt(samples / _MANY_SAMPLES)):.2g}")
         head_samples = int(_HEAD_SHARE * seconds * _FORWARD_SPEEDUP * pace.targets * samples / max(1, targets))
         settings["train.linear_probe"] = max(recipe.train.linear_probe, min(head_samples, samples))
-    chosen = replace(with_user_settings(recipe, settings, user), reasons=(*reasons, plan.reason))
+    all_reasons = (*recipe.reasons, *reasons, plan.reason)
+    chosen = replace(with_user_settings(recipe, settings, user), reasons=all_reasons)
     if chosen.train != recipe.train or reasons:
         task.close()
         task = open_new_task(chosen, directory)

@@ -30,6 +30,21 @@ const byLikeness = (id) => (one, other) => {
 // The beginning of a token, without the spaces around it.
 const shortToken = (text) => tokenLabel(text.trim() || text).slice(0, 14);
 
+// A token in a sentence, with its number if the text has this token more than once.
+function quotedToken(tokens, index) {
+  const name = shortToken(tokens[index].text), isRepeated = tokens.some(({ text }, other) => other !== index && shortToken(text) === name);
+  return `“${name}”${isRepeated ? ` (token ${index + 1})` : ""}`;
+}
+
+// Whether a word is complete after a token: the next one does not continue it. In a vocabulary like BERT's, whose tokens have
+// no spaces, ## marks a continuation.
+function endsWord(tokens, index) {
+  const next = tokens[index + 1]?.text ?? "", hasSpaces = tokens.some(({ text }) => /^\s|\s$/.test(text)) || !tokens.some(({ text }) => /^\[(CLS|SEP)\]$/.test(text));
+  return !/^##/.test(next) && !(hasSpaces && /[\p{L}\p{N}\ufffd]$/u.test(tokens[index].text) && /^[\p{L}\p{N}\ufffd]/u.test(next));
+}
+
+const isWholeWord = (tokens, index) => isWord(tokens[index]) && !isMark(tokens[index]) && endsWord(tokens, index) && (index === 0 || endsWord(tokens, index - 1));
+
 // A part of the tab: a heading, sentences that explain it, and its content.
 const insidePart = (title, sentences, ...content) => element("section", { className: "part" },
   element("h3", {}, title), ...sentences.map((text) => element("p", {}, text)), ...content);
@@ -46,8 +61,10 @@ page.addTab({
     this.other.field.querySelector("label").textContent = "Recurrent model";
     keepDraft(this.text, "inside", this.example());
     this.examples = element("div");
+    this.only = element("p"); // names the model where there is no choice
     this.form = workForm([
       this.choice.field,
+      this.only,
       labelled("Sentence", this.text, "A model reads at most 256 tokens here, about 200 words. Twenty words are easier to look at."),
       this.examples,
     ], (signal) => this.work(signal), "Look inside");
@@ -55,23 +72,32 @@ page.addTab({
     this.status = element("p", { className: "soft", role: "status" });
     this.command = commandView(() => this.commandLines());
     panel.append(element("h2", {}, "Inside a transformer"),
-      element("p", {}, "A language model reads a text and guesses how it goes on. A transformer is the kind of network that most of them are today: its tokens exchange information by attention, in several layers, which are stages that every token passes one after the other. Follow one sentence, step by step: everything below is computed by the model that you choose, from its own weights, the numbers that it learned. Change the sentence and look again."),
+      element("p", {}, "A language model reads a text and guesses how it goes on. A transformer is the kind of network that most of them are today: its tokens exchange information by attention, in several layers, which are stages that every token passes one after the other. Follow one sentence, step by step: everything below is computed by the model named here, from its own weights, the numbers that it learned. Change the sentence and look again."),
       this.form, this.status, this.results, insideQuestions(), this.command);
     this.showExamples();
+    this.nameModel();
     this.look();
+  },
+  nameModel() {
+    const model = this.choice.model;
+    this.only.hidden = !this.choice.field.hidden;
+    setText(this.only, "textContent", model ? `Model: ${model.id}. ${modelInWords(model)}` : "");
   },
   refresh() {
     this.choice.refresh();
     this.other.refresh();
+    this.nameModel();
     this.command.update();
   },
   opened() {
     if (!this.answer) this.look();
   },
-  // Sentences that fit the model: its own examples, which are in its vocabulary. A model that the tab Models made of stories,
+  // Sentences that fit the model: its own examples, which are in its vocabulary, without those that begin in the middle of
+  // a sentence: with a small letter, while others begin with a capital one or have one. A model that the tab Models made of stories,
   // and one without examples, begins with a sentence of this page.
   sentences() {
-    const model = this.choice.model, own = model?.examples.filter((text) => text.length <= MAX_EXAMPLE) ?? [];
+    const model = this.choice.model, hasCapitals = model?.examples.some((text) => /\p{Lu}/u.test(text));
+    const own = model?.examples.filter((text) => text.length <= MAX_EXAMPLE && !(hasCapitals && /^\P{L}*\p{Ll}/u.test(text))) ?? [];
     const isStories = model?.is_starter && model.kind === "a language model";
     return own.length && !isStories ? own : [INSIDE_EXAMPLES[model?.kind] ?? INSIDE_SENTENCE, ...own];
   },
@@ -127,6 +153,8 @@ page.addTab({
       const source = answer.attention?.source ?? [], written = source.length ? ` and wrote ${tokenCount(answer.tokens.length - 1)}` : "";
       this.status.textContent = `${model.id} read ${tokenCount(source.length || answer.tokens.length)}${written}. It has ${integers.format(model.parameters)} parameters, the numbers that it learned.`;
       this.results.replaceChildren(...this.parts(answer, other));
+      if (this.showsLast) this.results.lastElementChild.scrollIntoView();
+      this.showsLast = false;
     } catch (error) { // an earlier answer is not that of this sentence
       this.status.textContent = "";
       this.answer = null;
@@ -143,10 +171,15 @@ page.addTab({
       lens?.neighbours.length ? neighboursPart(answer) : null,
       isShort ? insidePart("Attention", [`The model read one token, so there is no other to look at. Write more words above, or choose one of the examples.`])
         : hasMaps ? attentionPart(answer) : insidePart("Attention", [`${answer.model.id} has no attention. Choose a transformer to see some; the last step explains what this model does instead.`]),
-      hasMaps && !isShort && attention.source.length === 0 ? orderPart(answer, (text) => this.ask(answer.model, text)) : null,
+      hasMaps && attention.source.length === 0 && (!isShort || wordsOf(answer.text).length < 2) ? orderPart(answer, (text) => this.ask(answer.model, text)) : null,
       lens ? layersPart(lens, temperature.follow) : insidePart("What each layer would predict", [`${answer.model.id} has no vocabulary to predict words from: it was trained for another task.`]),
       temperature?.part,
-      recurrentPart(other, answer, this.other.field),
+      recurrentPart(other, answer, this.other.field, (text) => {
+        this.text.value = text;
+        drafts.set("inside", text);
+        this.showsLast = true;
+        this.look();
+      }),
     ].filter(Boolean);
     parts.forEach((part, index) => part.querySelector("h3").prepend(`${index + 1}. `));
     return parts;
@@ -174,6 +207,7 @@ function tokensPart(answer) {
     lens ? "The number below a piece is its id: its place in the vocabulary, the list of all tokens that the model knows." : null,
     tokens.some((token) => token.text === "<|endoftext|>") ? "<|endoftext|> is a mark that nobody types: it marks the border between two texts."
       : tokens.some(isMark) ? "Tokens in brackets, such as the first one, are marks that nobody types: they tell the model where a text begins or ends." : null,
+    tokens.some(({ text }) => text.includes("\ufffd")) ? "� is a part of a letter. The computer stores a letter such as é as two or more numbers, its bytes; where a letter is rare in the training texts, each of its bytes is a token, and together they are the letter." : null,
     isPair ? "This model reads a source sentence and writes a target. These are the tokens of the target, its own translation; below are those of the source." : null,
   ].filter(Boolean), misfit(answer), chips(tokens), isPair ? element("p", { className: "soft" }, `Source: ${attention.source.map(tokenLabel).join(" | ")}`) : null);
 }

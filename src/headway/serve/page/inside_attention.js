@@ -39,8 +39,8 @@ function headHint(weights, { rows, columns, kind, causal }) {
   };
   const sameAs = (t, step) => across ? [] : columns.flatMap((token, s) => s !== t && token.text === rows[t].text && (!causal || s + step < t) && s + step !== t ? [s + step] : []);
   const rules = [
-    ["before", "looks at the token before", across ? none : follows((t) => [t - 1])],
-    ["first", `looks at the first token${across ? " of the source" : ""}`, follows((t) => t > 1 || across ? [0] : [])],
+    ["before", "looks at the token before", across || rows.length < 3 ? none : follows((t) => [t - 1])],
+    ["first", `looks at the first token${across ? " of the source" : ""}`, follows((t) => t > 1 || across || (t && rows.length < 3) ? [0] : [])],
     ["itself", "looks at the token itself", across ? none : follows((t) => t ? [t] : [])],
     ["after", "looks at the token after", causal || across ? none : follows((t) => [t + 1])],
     ["same word", "looks at the same token elsewhere in the text", follows((t) => sameAs(t, 0), 2)],
@@ -105,8 +105,8 @@ function attentionPart(answer) {
     if (again) strip.querySelector("[aria-pressed=true]")?.focus();
     state.picture.choose(state.reader);
     const name = chosen() === MEAN_OF_HEADS ? "the mean of all heads" : `head ${chosen() + 1}`, strongest = line.indexOf(Math.max(...line));
-    const target = own && strongest === state.reader ? "itself" : `“${shortToken(columns[strongest].text)}”`;
-    hint.textContent = `“${shortToken(rows[state.reader].text)}” looks at ${target} with ${unbroken(line[strongest])}. Over the whole sentence, ${name} of ${map().title.toLowerCase()} ${headHint(weights, map()).text}.`;
+    const target = own && strongest === state.reader ? "itself" : quotedToken(columns, strongest);
+    hint.textContent = `${quotedToken(rows, state.reader)} looks at ${target} with ${unbroken(line[strongest])}. Over the whole sentence, ${name} of ${map().title.toLowerCase()} ${headHint(weights, map()).text}.`;
   };
   const draw = () => {
     answer.head = [Number(layer.value), chosen()];
@@ -115,7 +115,7 @@ function attentionPart(answer) {
     picture.replaceChildren(state.picture.node);
     overview.replaceChildren(headTable(maps, hints, answer.head, (...place) => { choose(...place); keep(); }));
     numbers.ontoggle = () => numbers.open && numbers.children.length < 2 && numbers.append(table(["token", ...current.columns.map((token) => shortToken(token.text))],
-      weights.map((row, t) => [shortToken(current.rows[t].text), ...row.map((weight) => percent(weight))]), "Attention weights"));
+      weights.map((row, t) => [shortToken(current.rows[t].text), ...row.map((weight, s) => (current.causal && s > t ? "not yet" : percent(weight)))]), "Attention weights"));
     numbers.open = false;
     numbers.replaceChildren(element("summary", {}, "The numbers of this picture as a table"));
     read(Math.min(state.reader, current.rows.length - 1));
@@ -143,8 +143,18 @@ function attentionPart(answer) {
   element("h4", {}, "The same for all tokens"),
   element("p", { className: "soft" }, "A row is the token that looks, a column the token that it looks at. The stronger its colour, the more it looks there. Point at a square, or use the arrow keys."),
   picture, numbers, element("h4", {}, "What each head does with this sentence"),
-  anyClear ? null : element("p", {}, "With this sentence, no head follows one rule clearly. Another one can show more, such as a longer sentence in which a name or a word occurs twice."),
+  element("p", { className: "soft" }, "A label holds for this sentence only: with another one, the same head can do something else."),
+  mixedHeads(all, maps, cross) ?? (anyClear ? null : element("p", {}, "With this sentence, no head follows one rule clearly. Another one can show more, such as a longer sentence in which a name or a word occurs twice.")),
   overview, headLegend(all));
+}
+
+// Where to look when most heads follow no rule: the strongest look at one word, as an example.
+function mixedHeads(hints, maps, cross) {
+  const mixed = hints.filter(({ label }) => label === "mixed").length;
+  if (mixed < 0.6 * hints.length) return null;
+  const { place: [index, head], reader, share } = strongestLook(maps, cross), map = maps[index];
+  const example = reader === undefined ? "" : ` For example, ${quotedToken(map.rows, reader)} looks at ${quotedToken(map.columns, map.weights[head][reader].indexOf(share))} with ${unbroken(share)} in ${map.title.toLowerCase()}, head ${head + 1}.`;
+  return element("p", {}, `${integers.format(mixed)} of ${integers.format(hints.length)} heads are “mixed” here: they follow none of the simple rules over the whole sentence. Look at single words instead: choose a name or a word such as “his” above, and go through the heads.${example}`);
 }
 
 // The head and the word that looks most at one other word which is not its neighbour: {place, reader}.
@@ -165,7 +175,7 @@ function strongestLook(maps, cross) {
 // What the labels of a table of heads mean, of those that are in it.
 function headLegend(hints) {
   const rules = new Map(hints.filter(({ rule }) => rule).map(({ rule }) => rule)), has = (label) => hints.some((hint) => hint.label.startsWith(label));
-  const lines = [...[...rules].map(([label, text]) => [label, text]),
+  const lines = [...rules,
     rules.size ? ["%", "the share of the attention that follows this rule, on average over the sentence"] : null,
     has("partly") ? ["partly", "the rule is followed, but with less than 40 % of the attention; the rest goes elsewhere"] : null,
     has("even") ? ["even", "spreads its attention nearly alike over all tokens that it sees"] : null,

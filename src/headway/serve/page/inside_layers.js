@@ -8,22 +8,25 @@ function nextAt(next, temperature) {
   return next.candidates.map((token) => [token, Math.exp(token.score / temperature - next.log_totals[place])]);
 }
 
-// Where the model is least sure what comes next; of a masked model its mask.
+// Where the model is least sure what comes next, of the places after a complete word; of a masked model its mask.
 function leastSure({ each, tokens, next, masked }) {
   if (masked) return next.position;
-  return each.reduce((best, { entropy, position }) => !isMark(tokens[position]) && entropy > each[best].entropy ? position : best, next.position);
+  return each.reduce((best, { entropy, position }) => !isMark(tokens[position]) && endsWord(tokens, position) && entropy > each[best].entropy ? position : best, next.position);
 }
 
-// The last tokens up to a position, as text.
+// The last tokens up to a position, as text that begins with a complete word.
 function textUpTo({ tokens }, position) {
-  const text = tokens.slice(Math.max(0, position - 5), position + 1).map((token) => token.text).join("").replaceAll("\n", "⏎");
-  return position > 5 ? `... ${text.trim()}` : text.trim() || "⏎";
+  let start = Math.max(0, position - 5);
+  while (start > 0 && !endsWord(tokens, start - 1)) start--;
+  const text = tokens.slice(start, position + 1).map((token) => token.text).join("").replaceAll("\n", "⏎");
+  return start > 0 ? `... ${text.trim()}` : text.trim() || "⏎";
 }
 
-// A sentence on the token at which the guess changes most from layer to layer.
+// A sentence on the token at which the guess changes most from layer to layer: at first a complete word, and a guess of one.
 function changingGuess({ layers, tokens }) {
   const guesses = tokens.map((_, position) => layers.map((layer) => layer.predictions[position]?.[0]));
-  const clarity = guesses.map((best) => best.some((guess) => !guess) || best[0].id === best.at(-1).id ? 0 : new Set(best.map((guess) => guess.id)).size + best.at(-1).score);
+  const clarity = guesses.map((best, position) => best.some((guess) => !guess) || best[0].id === best.at(-1).id ? 0
+    : new Set(best.map((guess) => guess.id)).size + best.at(-1).score + (isWholeWord(tokens, position) ? 200 : endsWord(tokens, position) ? 100 : 0) + (isWord(best.at(-1)) ? 50 : 0));
   const position = clarity.indexOf(Math.max(...clarity)), best = guesses[position];
   if (!clarity[position]) return null;
   const changes = best.map((guess, layer) => [guess, layer]).filter(([guess, layer]) => layer === 0 || guess.id !== best[layer - 1].id);
@@ -31,17 +34,29 @@ function changingGuess({ layers, tokens }) {
   return `For example, look at the column of “${shortToken(tokens[position].text)}” (token ${position + 1}): ${steps.join(", then ")}.`;
 }
 
+// What the first and the last layer guess at all tokens, in figures: a guess that the first layer makes at many of them, and
+// how often it is that of the last.
+function firstAndLast({ layers, tokens }) {
+  const [first, last] = [layers[0], layers.at(-1)].map(({ predictions }) => predictions.map(([best]) => best)), count = tokens.length;
+  if (layers.length < 2 || first.length < count || last.length < count) return null;
+  const often = (list, id) => list.filter((token) => token.id === id).length;
+  const common = first.reduce((one, other) => often(first, other.id) > often(first, one.id) ? other : one), [early, late] = [first, last].map((list) => often(list, common.id));
+  const same = first.filter((token, position) => token.id === last[position].id).length;
+  if (early > 2 && early >= count / 4 && early > late) return `The first layer guesses “${shortToken(common.text)}” at ${early} of ${tokenCount(count)}, and the last one at ${late}: later layers use the context.`;
+  return `At ${same} of ${tokenCount(count)}, the first layer makes the same guess as the last one.`;
+}
+
 function layersPart(lens, chosen) {
   return insidePart("What each layer would predict", [
     `The sentence passes through ${lens.layers.length} layers, one after the other. Each adds something to the list of numbers at every token. What if the model stopped after the first layer, or the second? Each square shows the token that it would predict ${lens.masked ? "in this place" : "to come next"}, and its probability.`,
-    `The last row is what the model really predicts. Read a column downwards: early layers often guess a common word, and later ones use the context. Choose a square to see its five most probable tokens.${lens.masked ? " This model sees the words on both sides, so it also predicts those that it was given; only [MASK] is hidden from it." : ""}`,
-    changingGuess(lens),
-  ].filter(Boolean), lensGrid(lens, chosen));
+    `The last row is what the model really predicts. Read a column downwards to see how the guess changes. Choose a square to see its five most probable tokens.${lens.masked ? " This model sees the words on both sides, so it also predicts those that it was given; only [MASK] is hidden from it." : ""}`,
+    [firstAndLast(lens), changingGuess(lens)].filter(Boolean).join(" "),
+  ].filter(Boolean), lensGrid(lens, leastSure(lens), chosen));
 }
 
-// A grid of layers and tokens; a square is a button, arrow keys move between them, and its details are below.
-// `chosen(position)` follows.
-function lensGrid(lens, chosen = () => {}) {
+// A grid of layers and tokens; a square is a button, arrow keys move between them, and its details are below. At first that
+// of the token `opening` is chosen. `chosen(position)` follows.
+function lensGrid(lens, opening, chosen = () => {}) {
   const details = element("div", { "aria-live": "polite" }), buttons = [];
   const choose = (layer, position) => {
     for (const button of buttons.flat()) button.tabIndex = -1;
@@ -74,13 +89,16 @@ function lensGrid(lens, chosen = () => {}) {
     event.preventDefault();
     next?.focus();
   } }, element("table", {}, element("thead", {}, head), element("tbody", {}, ...body)));
-  const opening = leastSure(lens);
   choose(lens.layers.length - 1, opening);
-  requestAnimationFrame(() => { // to the chosen square
-    const button = buttons.at(-1)?.[opening];
-    if (button) grid.scrollLeft += button.getBoundingClientRect().left - grid.getBoundingClientRect().left - grid.clientWidth / 2;
+  const hint = element("p", { className: "soft", hidden: true }, `Scroll the table sideways to see all ${tokenCount(lens.tokens.length)}.`);
+  requestAnimationFrame(() => { // to the chosen square, with a complete column at the left
+    const [names, ...columns] = grid.querySelectorAll("thead th"), edge = names.offsetWidth, target = columns[opening];
+    const wanted = Math.min(target.offsetLeft + (target.offsetWidth - grid.clientWidth - edge) / 2, grid.scrollWidth - grid.clientWidth);
+    grid.style.scrollPaddingLeft = `${edge}px`;
+    grid.scrollLeft = (columns.findLast(({ offsetLeft }) => offsetLeft - edge <= wanted)?.offsetLeft ?? edge) - edge;
   });
-  return element("div", {}, grid, details);
+  new ResizeObserver(() => { hint.hidden = grid.scrollWidth <= grid.clientWidth; }).observe(grid);
+  return element("div", {}, hint, grid, details);
 }
 
 // The part, and `follow(position)`, which shows the chances after another token.
@@ -107,7 +125,7 @@ function temperaturePart(lens) {
     state.next = lens.each[chosen] ?? lens.next;
     const { position } = state.next;
     list.replaceChildren(bars([...state.next.candidates.slice(0, shown).map((token) => [tokenLabel(token.text), 0]), ["all others together", 0]]));
-    const sure = lens.each.length && position === opening && !lens.masked ? " Of all tokens of the sentence, this is where the model is least sure what comes next." : "";
+    const sure = lens.each.length && position === opening && !lens.masked ? " Of all places after a complete word, this is where the model is least sure what comes next." : "";
     where.textContent = `Here are the most probable ones ${lens.masked ? `in the place of token ${position + 1}, “${shortToken(lens.tokens[position].text)}”` : `after “${textUpTo(lens, position)}”`}.${sure} ${lens.each.length ? "Choose a square of the step above to see those of another token." : "Shorten the text to see those of other tokens."}`;
     update();
   };
@@ -125,12 +143,70 @@ function firstGuess(lens) {
   return `“${shortToken(token.text)}” (${unbroken(share)})`;
 }
 
-// The changes of a layer's state; the colours reach from the smallest to the largest after the first token.
+// The changes of a layer's state; all layers have the same colours, of which the strongest means 100 %.
 function stateStrip(tokens, { changes, number }) {
-  const later = changes.length > 1 ? changes.slice(1) : changes, least = Math.min(...later), most = Math.max(...later);
+  const later = changes.slice(1), [least, most] = [Math.min(...later), Math.max(...later)];
+  const at = (change) => `${quotedToken(tokens, 1 + later.indexOf(change))} (${unbroken(change)})`;
   return element("div", {},
-    element("p", { className: "soft" }, `Layer ${number}. The square with the least colour is the smallest change in this sentence (${unbroken(least)}), that with the most colour the largest (${unbroken(most)}).`),
-    attentionStrip(tokens, changes, -1, { shade: (change) => Math.min(1, (change - least) / (most - least || 1)) }));
+    element("p", { className: "soft" }, `Layer ${number}. ${later.length > 1 ? `After the first token, ${at(most)} changes the state most: here the network forgets and adds most. ${at(least)} changes it least: here it keeps most.` : ""}`),
+    attentionStrip(tokens, changes, -1, { shade: (change) => change ** 2 }));
+}
+
+// Texts in which a word has to be predicted that stands far back, in the style of the starter models and of other stories.
+const LONG_TEXTS = [
+  "Once upon a time there was a bear named Anna. One day Anna and Tom found a golden key at the well. “It is mine,” said Anna. “No, it is mine,” said Tom. They pulled until it broke. Anna looked at Tom, and Tom looked at Anna. “I am sorry,” said Anna. They mended the",
+  "There was a brave frog named Otto. Otto was afraid of the dark. In spring Rosa the hen called for help from the mill. Otto was scared, but he went to the mill. There he found the hen and showed her the way. “You are very brave,” said",
+  "Once upon a time there was a little girl named Lily. She had a toy robot. One day she went to the park with her mom. They saw a big dog and ate some cake. It was a lot of fun. When they came home, Lily was tired. She went to her room to play with her toy",
+].map((text) => text.replace(/[“”]/g, '"'));
+const FAR_BACK = 10; // tokens
+
+// A model's first guess for the next token, and where in the text it was read last: {name, share, isNew, back} in tokens;
+// back is 0 for a guess that is not a word by itself, or not in the text, and isNew tells both apart.
+function recalledGuess({ lens, tokens }) {
+  const [guess, share] = nextAt(lens.next, 1)[0], name = guess.text.trim(), isName = /^\p{L}{3,}$/u.test(name) && !SMALL_WORDS.test(name);
+  const place = isName ? tokens.findLastIndex((token, index) => token.text.trim() === name && isWholeWord(tokens, index)) : -1;
+  return { name, share, isNew: isName && place < 0, back: place < 0 ? 0 : tokens.length - place };
+}
+
+const isRecalled = (guess, other) => guess.back >= FAR_BACK && guess.name !== other.name;
+
+// What both models make of a word far back, in sentences; null if neither predicts one.
+function recallFinding(answer, other) {
+  const both = [answer, other].map((one) => ({ ...recalledGuess(one), id: one.model.id, next: one.lens.next })), [mine, its] = both;
+  const read = ({ back }) => `which it read ${tokenCount(back)} before`;
+  if (mine.name === its.name && mine.back >= FAR_BACK && its.back > 0) return `Both predict “${mine.name}” here, which is ${tokenCount(mine.back)} back: the state of ${its.id} has kept it this far.`;
+  const finder = [[mine, its], [its, mine]].find(([one, two]) => isRecalled(one, two));
+  if (!finder) return null;
+  const [one, two] = finder, share = nextAt(two.next, 1).find(([token]) => token.text.trim() === one.name)?.[1];
+  const rest = share === undefined ? "" : ` It gives “${one.name}” ${unbroken(share)}.`;
+  const what = `${one.id} predicts “${one.name}” (${unbroken(one.share)}), ${read(one)}. ${two.id} predicts “${shortToken(two.name)}” (${unbroken(two.share)})${two.isNew ? ", which is not in the text" : ""}.${rest}`;
+  return one === mine && two.isNew ? `${what} The transformer looked back and found the word; the state of the other network has lost it.` : what;
+}
+
+// A button that looks for a longer text in which the transformer predicts a word far back and the recurrent model does not.
+function longerText(answer, other, choose) {
+  const told = element("p", { role: "status" }), read = async ({ model }, text) => {
+    const { result } = await server.json("/v1/lens", { body: { model: model.id, text, top: 1 } });
+    return recalledGuess({ lens: result, tokens: result.tokens });
+  };
+  const button = element("button", { type: "button", onclick: async () => {
+    button.disabled = true;
+    told.textContent = "Both models read longer texts ...";
+    page.fail(null);
+    try {
+      for (const text of LONG_TEXTS) {
+        const [mine, its] = await Promise.all([answer, other].map((one) => read(one, text)));
+        if (isRecalled(mine, its)) return choose(text);
+      }
+      told.textContent = `In ${LONG_TEXTS.length} longer texts, ${answer.model.id} predicted no word far back that ${other.model.id} missed. Write a long text yourself, whose next word was named at its beginning.`;
+    } catch (error) {
+      told.textContent = "";
+      page.fail(error, error.status === 0 || error.status >= 500 ? () => button.click() : undefined);
+    } finally {
+      button.disabled = false;
+    }
+  } }, "Find a longer text where they differ");
+  return element("div", {}, element("div", { className: "row" }, button), told);
 }
 
 // The tokens of an answer as the words that they belong to, each with the largest change of its tokens.
@@ -154,7 +230,7 @@ function twoVocabularies(other, answer) {
   ];
 }
 
-function recurrentPart(other, answer, field) {
+function recurrentPart(other, answer, field, choose) {
   const title = "The same sentence in an LSTM", explanation = [
     "Before transformers, networks such as the LSTM (1997) read texts. An LSTM has no attention. It reads one token after the other and carries one list of numbers, its state, from token to token. At each token it decides what to keep of the state, what to forget and what to add.",
     "So an LSTM has to keep everything that it needs later in this one list, while a transformer can look back at each earlier token. And an LSTM has to wait for the token before, while a transformer reads all tokens of a training text at once, which suits the machines of today better.",
@@ -168,14 +244,17 @@ function recurrentPart(other, answer, field) {
   const { lens, model } = other, layers = lens.layers.map((layer, index) => ({ ...layer, number: index + 1 })).filter((layer) => layer.changes.length);
   const state = layers.length ? [
     element("h4", {}, "How much each token changes the state"),
-    element("p", { className: "soft" }, "0 %: the token leaves the state as it was. The higher the number, the more of the state is new. The first token counts as 100 %, because there was no state before it."),
+    element("p", { className: "soft" }, "At each token, the network keeps a part of its state, forgets the rest and adds something new. The number compares the state before and after. 0 %: it kept everything and added nothing. The higher the number, the more it forgot and added; the number does not separate these two. The stronger the colour, the higher the number, by the same scale in all layers. The first token counts as 100 %, because there was no state before it."),
     differs ? element("p", { className: "soft" }, "A word of several tokens is shown with the largest change of its tokens.") : null,
     ...layers.map(({ changes, number }) => {
       const words = differs ? changesOfWords(other, changes) : null;
       return stateStrip(words ?? lens.tokens, { number, changes: words?.map(({ change }) => change) ?? changes });
     }),
   ] : [];
+  const comparesNext = other !== answer && isSameText && answer.lens, finding = comparesNext ? recallFinding(answer, other) : null;
+  const comparison = comparesNext ? [finding ? element("p", { className: "finding" }, finding)
+    : element("p", {}, "Neither predicts a word here that it read far back. The difference shows in a longer text, in which the next word was named long before."), LONG_TEXTS.includes(answer.text) ? null : longerText(answer, other, choose)] : [];
   return insidePart(title, explanation, field,
-    element("p", {}, other === answer ? `${model.id} is such a model: it carries a state from token to token.` : `${model.id} read ${answer.lens?.masked && /\[MASK\]|<mask>/.test(answer.text) ? "the words before the mask" : "the same sentence"}. It has ${integers.format(model.parameters)} parameters; ${answer.model.id} has ${integers.format(answer.model.parameters)}.${answer.lens?.masked === false && !isPair ? ` Its first guess for the next token is ${firstGuess(lens)}, that of ${answer.model.id} ${firstGuess(answer.lens)}.` : ""}`),
-    ...(differs && isSameText ? twoVocabularies(other, answer) : []), ...state, ...(other === answer ? [] : [element("h4", {}, "What its layers would predict"), lensGrid(lens)]));
+    element("p", {}, other === answer ? `${model.id} is such a model: it carries a state from token to token.` : `${model.id} read ${answer.lens?.masked && /\[MASK\]|<mask>/.test(answer.text) ? "the words before the mask" : "the same sentence"}. It has ${integers.format(model.parameters)} parameters; ${answer.model.id} has ${integers.format(answer.model.parameters)}.${answer.lens?.masked === false && !isPair && !finding ? ` Its first guess for the next token is ${firstGuess(lens)}, that of ${answer.model.id} ${firstGuess(answer.lens)}.` : ""}`),
+    ...comparison, ...(differs && isSameText ? twoVocabularies(other, answer) : []), ...state, ...(other === answer ? [] : [element("h4", {}, "What its layers would predict"), lensGrid(lens, Math.max(0, lens.tokens.findIndex((token, index) => !isMark(token) && endsWord(lens.tokens, index))))]));
 }

@@ -1,13 +1,18 @@
 "use strict";
 // The same words in another order: two of them are swapped, and attention and prediction are compared.
 
-// The tokens of each word at its place in the text: [start, end] of a token, or null for a mark that nobody typed.
+// The tokens of each word at its place in the text: [start, end] of a token, or null for a mark that nobody typed, a part of
+// a letter or an unknown word. After these, what they stand for is left out.
 function tokenSpans({ text, tokens }) {
-  let end = 0, wasFound = true;
+  let end = 0, lost = 0;
   return tokens.map((token) => {
     const piece = token.text.trim().replace(/^##/, ""), start = piece ? text.toLowerCase().indexOf(piece.toLowerCase(), end) : -1;
-    if (start < 0 || (wasFound && text.slice(end, start).trim())) return null;
-    end = start + piece.length;
+    const gap = text.slice(end, Math.max(end, start)).trim();
+    if (start < 0 || (gap && gap.split(/\s+/).length > lost)) {
+      if (piece.includes("\ufffd") || isUnknown(token)) lost++;
+      return null;
+    }
+    [end, lost] = [start + piece.length, 0];
     return [start, end];
   });
 }
@@ -35,10 +40,10 @@ function swapPairs({ text }, words, spans) {
 
 const isSameWord = (one, other) => one.text.toLowerCase() === other.text.toLowerCase();
 
-// A text with two of its words swapped, and where the second word ended and ends.
+// A text with two of its words swapped, and where the second word was and is: [start, end] in each text.
 function swapWords(text, a, b) {
   const between = text.slice(a.index + a.text.length, b.index);
-  return { swapped: text.slice(0, a.index) + b.text + between + a.text + text.slice(b.index + b.text.length), ends: [b.index + b.text.length, a.index + b.text.length] };
+  return { swapped: text.slice(0, a.index) + b.text + between + a.text + text.slice(b.index + b.text.length), ranges: [b.index, a.index].map((start) => [start, start + b.text.length]) };
 }
 
 // The distribution after the text: {token, share} by id, of the 50 most probable tokens.
@@ -59,8 +64,8 @@ function orderPart(answer, ask) {
   const draw = () => state.changed && result.replaceChildren(...orderComparison(answer, state.changed));
   answer.headChanged = draw;
   const swapOf = async (first, second) => {
-    const { swapped, ends } = swapWords(answer.text, words[first], words[second]);
-    return { answer: await ask(swapped), ends, words: [words[first].text, words[second].text] };
+    const { swapped, ranges } = swapWords(answer.text, words[first], words[second]);
+    return { answer: await ask(swapped), ranges, words: [words[first].text, words[second].text] };
   };
   const tryPairs = async () => {
     const count = Math.min(MAX_SWAPS, Math.floor(SWAPPED_PARAMETERS / answer.model.parameters));
@@ -83,7 +88,8 @@ function orderPart(answer, ask) {
     const [first, second] = [Number(one.value), Number(two.value)].sort((a, b) => a - b);
     state.isTouched = true;
     if (isSameWord(words[first], words[second])) {
-      page.fail(new ServerError(`“${words[first].text}” and “${words[second].text}” are the same word; choose two different ones`, 400));
+      state.changed = null;
+      result.replaceChildren(element("p", { className: "finding" }, first === second ? `“${words[first].text}” is chosen twice; choose two different words.` : `“${words[first].text}” and “${words[second].text}” are the same word; choose two different ones.`));
       return;
     }
     swap.disabled = true;
@@ -101,35 +107,56 @@ function orderPart(answer, ask) {
   return insidePart("Why the order matters", [
     "“The dog bit the man” and “the man bit the dog” have the same words. Attention compares words whatever their order, so the model is also told where each one stands. Swap two words and see what changes.",
   ], pairs.length ? element("div", { className: "row" }, labelled("First word", one), labelled("Second word", two), swap)
-    : element("p", {}, "This sentence has no two different words to swap. Write a longer one above, or choose one of the examples."), result);
+    : element("p", {}, "A swap needs two different words, and this sentence does not have them. Write a longer one above, or choose one of the examples."), result);
 }
 
-// The text before and after a swap: where the second word looks, and what the model predicts.
-function orderComparison(before, { answer: after, ends, words }) {
-  const [layer, head] = before.head;
-  const looks = [before, after].map((answer, index) => {
-    const map = attentionMaps(answer)[layer], place = tokenSpans(answer).findLastIndex((span) => span && span[1] <= ends[index]);
-    const reader = place < 0 ? map.rows.length - 1 : place, weights = headWeights(map, head)[reader], most = weights.indexOf(Math.max(...weights));
-    return { map, reader, weights, most: most === reader ? "itself" : `“${shortToken(map.columns[most].text)}”`, share: unbroken(weights[most]) };
+// The token of a swapped word to compare, as its index before and after: the last one, which has read the whole word, or the
+// first one; null if no token is the same in both texts.
+function swappedToken(answers, ranges) {
+  const spans = answers.map(tokenSpans);
+  for (const side of [1, 0]) {
+    const places = spans.map((list, index) => list.findIndex((span) => span?.[side] === ranges[index][side]));
+    const [one, other] = places.map((place, index) => answers[index].tokens[place]?.text.trim());
+    if (one && one === other) return places;
+  }
+  return null;
+}
+
+// The attention of a swapped word before and after, {sentence, strips}; null if its tokens are not the same in both texts.
+function attentionAfterSwap(answers, ranges) {
+  const [layer, head] = answers[0].head, readers = swappedToken(answers, ranges);
+  if (!readers) return null;
+  const looks = answers.map((answer, index) => {
+    const map = attentionMaps(answer)[layer], reader = readers[index], weights = headWeights(map, head)[reader], most = weights.indexOf(Math.max(...weights));
+    const isSelf = most === reader;
+    return { map, reader, weights, word: isSelf ? "" : map.columns[most].text.trim(), target: isSelf ? "itself" : quotedToken(map.columns, most), share: unbroken(weights[most]) };
   });
   const strips = looks.flatMap(({ map, reader, weights }, index) => [
     element("p", { className: "soft" }, `${["Before", "After"][index]}: where “${shortToken(map.rows[reader].text)}” looks, as token ${reader + 1} (${map.title.toLowerCase()}, ${head === MEAN_OF_HEADS ? "mean of all heads" : `head ${head + 1}`})`),
     attentionStrip(map.rows, weights, reader, { causal: map.causal }),
   ]);
   const [was, is] = looks, name = shortToken(was.map.rows[was.reader].text);
-  const attention = was.most === is.most ? `“${name}” looks most at ${was.most} both times: ${was.share} before, ${is.share} after.`
-    : `“${name}” looked most at ${was.most} (${was.share}), and looks most at ${is.most} (${is.share}) now.`;
+  const sentence = was.word === is.word ? `“${name}” looks most at ${was.target} with ${was.share} before, and at ${is.target} with ${is.share} after.`
+    : `“${name}” looked most at ${was.target} with ${was.share} before, and looks most at ${is.target} with ${is.share} now.`;
+  return { sentence, strips };
+}
+
+// The text before and after a swap: where the second word looks, and what the model predicts.
+function orderComparison(before, { answer: after, ranges, words }) {
+  const { sentence, strips } = attentionAfterSwap([before, after], ranges)
+    ?? { sentence: `The tokens of “${words[1]}” differ between both texts, so its attention is not compared.`, strips: [] };
   const text = element("p", { className: "soft" }, `The same words, another order: ${after.text}`);
-  if (!before.lens) return [text, element("p", { className: "finding" }, `What changed: ${attention}`), ...strips];
+  if (!before.lens) return [text, element("p", { className: "finding" }, `What changed: ${sentence}`), ...strips];
   const both = [before, after].map(nextShares), best = both.map((next) => [...next.values()].slice(0, 5)), [first, then] = best.map((list) => list[0]);
   const ids = [...new Set(best.flat().map(({ token }) => token.id))], guesses = [before, after].map(({ lens }) => firstGuess(lens));
   const cell = (next, id) => next.has(id) ? percent(next.get(id).share) : "below the first 50";
-  const place = before.lens.masked ? "for the mask" : "for the token after the last one", shift = predictionShift(before, after);
+  const place = before.lens.masked ? "for the mask" : "for the token after the last one", shift = predictionShift(before, after), [was, is] = [first, then].map(({ share }) => unbroken(share));
+  const stays = `the first guess ${place} stays “${shortToken(first.token.text)}”: ${was === is ? `${is} before and after` : `${was} before, ${is} after`}.`;
   const change = first.token.id !== then.token.id ? `the first guess ${place} changes from ${guesses[0]} to ${guesses[1]}.`
-    : shift < VISIBLE_SHIFT ? `the first guess ${place} stays ${guesses[1]}, and only ${unbroken(shift)} of the probability goes to other tokens. This prediction hardly depends on the order of “${words[0]}” and “${words[1]}”; try two other words.`
-      : `the first guess ${place} stays the same token, but its probability goes from ${guesses[0]} to ${guesses[1]}, and ${unbroken(shift)} of the probability to other tokens.`;
+    : shift < VISIBLE_SHIFT ? `${stays} This prediction hardly depends on the order of “${words[0]}” and “${words[1]}”; try two other words.`
+      : shift - Math.abs(then.share - first.share) < VISIBLE_SHIFT ? stays : `${stays} Other tokens change more, as the table shows.`;
   return [
-    text, element("p", { className: "finding" }, `What changed: ${change} ${attention}`),
+    text, element("p", { className: "finding" }, `What changed: ${change} ${sentence}`),
     table(["predicted token", "before", "after"], ids.map((id) => [tokenLabel((both[0].get(id) ?? both[1].get(id)).token.text), ...both.map((next) => cell(next, id))]), "Predictions before and after the swap"),
     ...strips,
   ];

@@ -1,0 +1,110 @@
+"""Pre-training in a run: the stage on unlabelled data, which is a run of its own in the run's folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+from headway.app.recipes import configure_recipe
+from headway.domains import pretraining_of, recipe_domains
+from headway.errors import UserError, logger
+from headway.learn import Recipe
+from headway.learn.interrupts import UserInterrupt
+from headway.learn.plan.budget import Clock
+from headway.learn.pretraining import Pretraining, UnlabelledData, describe_stages, stage_minutes
+from headway.learn.recipe import open_task, path_list
+from headway.learn.run import PRETRAINING, RunDirectory
+from headway.predict.in_memory_data import Paths
+
+_LOG = logger(__name__)
+_TOKENIZER = ("task.codec", "task.size", "task.lowercase")  # the first stage trains the tokenizer
+_DROPOUT = "model.dropout"  # the one setting of the model that may differ between the stages
+
+
+class Pretrained(NamedTuple):
+    """The run that a recipe starts from after its first stage, the recipe's settings, a clock that includes the first
+    stage, and a description of both stages for people.
+    """
+
+    start: Path
+    settings: dict[str, Any]
+    clock: Clock
+    reasons: tuple[str, ...]
+
+
+def check_pretrain(name: str, minutes: float | None, start: str | Path | None, run: Path, resuming: bool) -> None:
+    """Raise UserError for a recipe that cannot be pre-trained, without minutes, with another start, and for resuming a
+    run that did not start with pre-training.
+    """
+    if pretraining_of(name) is None:
+        able = ", ".join(recipe for recipe in recipe_domains() if pretraining_of(recipe) is not None)
+        raise UserError(f"recipe {name!r} has no pre-training; remove --pretrain, or use one of {able}")
+    if start is not None:
+        raise UserError(f"--pretrain and --from {start} both set the initial weights; remove one of them")
+    if resuming and not (run / PRETRAINING).is_dir():
+        raise UserError(f"{run} started without --pretrain; remove it to resume, or choose another folder with --run")
+    if minutes is None and not resuming:
+        raise UserError("--pretrain shares the minutes between two stages, and none are set; add --minutes")
+
+
+def train_first_stage(
+    train: Callable[..., Any],
+    unlabelled: Paths,
+    recipe: str | Path | Recipe,
+    data: Paths | None,
+    settings: Mapping[str, Any],
+    seed: int | None,
+    minutes: float,
+    directory: Path,
+    clock: Clock,
+    options: Mapping[str, Any],
+) -> Pretrained:
+    """Train the stage of a `recipe` on `unlabelled` data in the run `directory`, with `train` (hw.train) and its
+    `options`. A stopped stage continues, and a finished one is taken as it is. `minutes` are those of both stages.
+
+    The labelled data are read first, so errors in them appear before any training.
+    """
+    configured = configure_recipe(recipe, data, settings, seed)
+    pretraining, run = pretraining_of(configured.name), RunDirectory(directory / PRETRAINING)
+    assert pretraining is not None  # checked by check_pretrain
+    stage, texts = pretraining.stage(configured), _read(pretraining, configured, unlabelled)
+    reasons = describe_stages(stage, texts, minutes)
+    if options["progress"]:
+        print(reasons[0] if texts.doubt else "\n".join(reasons), file=sys.stderr, flush=True)
+    if texts.doubt:
+        _LOG.warning("%s", reasons[1])
+    status = run.read_status() if run.claim(options["resume"]) else {}
+    earlier_seconds = sum(status.get(key) or 0.0 for key in ("elapsed", "judging_seconds"))
+    # A model that is named as the stage's recipe is that recipe's own, whose size depends on the data.
+    own = {key: value for key, value in settings.items() if _sets_model(key) and value != stage}
+    tokenizer = {key: settings[key] for key in _TOKENIZER if key in settings}
+    if status.get("status") != "finished":
+        first_minutes = status.get("minutes") or stage_minutes(minutes)
+        chosen, spent = {**pretraining.settings(configured), **tokenizer, **own}, clock.elapsed()
+        try:
+            train(stage, texts.rows, chosen, first_minutes, run.path, seed=seed, spent=spent, **options)
+        except UserInterrupt as stop:
+            remedy = f"resume {directory} with --resume"
+            raise UserInterrupt(f"pre-training {stop.where}", remedy, stop.number, stop.is_agreed) from None
+    # At least half of the second stage's time is left, however long an interrupted first stage took.
+    seconds = min(clock.elapsed() + earlier_seconds, 30 * (stage_minutes(minutes) + minutes))
+    second = {key: value for key, value in settings.items() if not _sets_model(key) or key == _DROPOUT}
+    return Pretrained(run.path, {**pretraining.tuning(configured), **second}, Clock(seconds), reasons)
+
+
+def _read(pretraining: Pretraining, recipe: Recipe, unlabelled: Paths) -> UnlabelledData:
+    """The unlabelled data next to the recipe's. Raises UserError if the recipe cannot be trained on its data."""
+    with TemporaryDirectory() as workspace:
+        task = open_task(recipe, Path(workspace))
+        try:
+            task.adapt(recipe.model)
+            return pretraining.read(recipe, task, [Path(path) for path in path_list(unlabelled)])
+        finally:
+            task.close()
+
+
+def _sets_model(setting: str) -> bool:
+    return setting.partition(".")[0] == "model"

@@ -1,0 +1,56 @@
+"""Unlabelled texts for pre-training, next to the training texts of a task."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import cast
+
+from headway.data import iter_documents, read_table
+from headway.data.input_files import file_kind
+from headway.data.table_files import TABLE_KINDS
+from headway.domains.understanding.task import EncodedTextDataset, RelatedTextDataset
+from headway.errors import UserError
+from headway.io.files import user_path
+from headway.learn import Recipe, Task
+from headway.learn.pretraining import UnlabelledData
+
+_WORD = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]|[^\W\d_]+")  # single characters where no spaces separate
+_SIMILAR = 0.25  # a word is similarly frequent if it has at least this share of the other frequency
+_PARAGRAPH = re.compile(r"\n\s*\n")
+
+
+def read_unlabelled(recipe: Recipe, task: Task, paths: Sequence[Path]) -> UnlabelledData:
+    """The texts at the paths without duplicates and held-out texts, followed by the training texts of the task. Raises
+    UserError if none remains.
+    """
+    examples = cast(EncodedTextDataset | RelatedTextDataset, task.examples)
+    labelled = dict.fromkeys(examples.texts_of("train"))
+    excluded = {*labelled, *examples.texts_of("validation"), *examples.texts_of("test")}
+    found = dict.fromkeys(_read_texts(paths, getattr(recipe.task, "text", "text")))
+    unlabelled = [text for text in found if text not in excluded]
+    if not unlabelled:
+        names = ", ".join(map(str, paths[:3]))
+        raise UserError(f"{names}: all {len(found):,} texts are also in the labelled data; pass other texts")
+    words, others = (
+        Counter(word for text in texts for word in _WORD.findall(text.lower())) for texts in (labelled, unlabelled)
+    )
+    ratio = _SIMILAR * others.total() / max(1, words.total())
+    similar = sum(count for word, count in words.items() if others[word] >= ratio * count) / max(1, words.total())
+    rows = [{"text": text} for text in (*unlabelled, *labelled)]
+    return UnlabelledData(rows, len(unlabelled), len(labelled), "texts", similar)
+
+
+def _read_texts(paths: Sequence[Path], column: str) -> Iterator[str]:
+    """The rows of tables, the documents of other files, and the paragraphs or lines of plain text."""
+    for path in map(user_path, paths):
+        kind = file_kind(path.name)
+        if kind in TABLE_KINDS and kind != ".jsonl":
+            yield from read_table([path], {"text": column}).columns["text"]
+            continue
+        for document in iter_documents([path]):
+            # Lines of one sentence each are texts; hard-wrapped lines belong to a paragraph.
+            parts = _PARAGRAPH.split(document) if _PARAGRAPH.search(document.strip()) else document.splitlines()
+            yield from (" ".join(part.split()) for part in parts if part.strip())

@@ -1,0 +1,199 @@
+"""Pre-training: the unlabelled texts, the expected gain, both stages in one run, and the auxiliary loss of GPT."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+import torch.nn.functional as F
+from understanding_data import opened, small, write_questions
+
+import headway as hw
+from headway.app.pretraining import Pretrained, check_pretrain, train_first_stage
+from headway.config import override
+from headway.domains.masked.recipes import masked, modern_encoder
+from headway.domains.text.recipes import modern_decoder
+from headway.domains.understanding.recipes import classification
+from headway.domains.understanding.task import TextDataset
+from headway.domains.understanding.unlabelled import read_unlabelled
+from headway.errors import ConfigError, UserError
+from headway.learn.interrupts import UserInterrupt
+from headway.learn.plan.budget import Clock
+from headway.learn.pretraining import UnlabelledData, describe_stages
+from headway.learn.recipe import open_task
+from headway.learn.run import RunDirectory
+from headway.nn.models import Transformer, build
+
+
+@pytest.fixture(scope="module")
+def questions(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_questions(data_dir, tmp_path_factory.mktemp("questions"))
+
+
+@pytest.fixture(scope="module")
+def unlabelled(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The last 300 questions of the training part, one per line."""
+    with open(data_dir / "textcls/banking77/train.csv", newline="", encoding="utf-8") as file:
+        lines = [" ".join(row["text"].split()) for row in csv.DictReader(file)][-300:]
+    path = tmp_path_factory.mktemp("unlabelled") / "questions.txt"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_texts_of_every_kind_without_the_held_out_ones(questions: Path, tmp_path: Path) -> None:
+    recipe = small(classification())
+    task = opened(recipe, questions, tmp_path)
+    held_out = task.examples.texts_of("validation")[0]
+    (tmp_path / "lines.txt").write_text(f"{held_out}\nWhere is my money?\n\n".strip() + "\nWhere is my money?\n")
+    (tmp_path / "wrapped.txt").write_text("A paragraph on\ntwo lines.\n\nAnother one.\n")
+    (tmp_path / "table.csv").write_text('text,other\n"A row, of a table",1\n')
+    paths = [tmp_path / name for name in ("lines.txt", "wrapped.txt", "table.csv")]
+    data = read_unlabelled(recipe, task, paths)
+    assert [row["text"] for row in data.rows[: data.unlabelled]] == [
+        "Where is my money?",
+        "A paragraph on two lines.",
+        "Another one.",
+        "A row, of a table",
+    ]
+    assert {row["text"] for row in data.rows[data.unlabelled :]} == set(task.examples.texts_of("train"))
+    (tmp_path / "lines.txt").write_text(held_out)
+    with pytest.raises(UserError, match=r"all 1 texts are also in the labelled data"):
+        read_unlabelled(recipe, task, [tmp_path / "lines.txt"])
+
+
+def test_another_language_or_few_texts_leave_no_gain(questions: Path, unlabelled: Path, tmp_path: Path) -> None:
+    recipe = small(classification())
+    task = opened(recipe, questions, tmp_path)
+    data = read_unlabelled(recipe, task, [unlabelled])
+    assert data.similar_words > 0.6
+    plan, expectation = describe_stages("masked", data._replace(unlabelled=9000), 20)
+    assert "takes 14 of 20 minutes on 9,000 unlabelled and 118 labelled texts" in plan
+    assert expectation.startswith("a gain from pre-training is expected: 76 times as many")
+    (tmp_path / "german.txt").write_text(
+        "Ein Mann mit einem Hut steht auf der Straße.\nZwei Hunde spielen im Schnee.\n"
+    )
+    german = read_unlabelled(recipe, task, [tmp_path / "german.txt"])
+    assert german.similar_words < 0.2
+    assert "another language" in describe_stages("masked", german, 20)[1]
+    few = UnlabelledData([], 100, 100, "texts", 1.0)
+    assert few.doubt is not None
+    assert "few compared with 100 labelled" in few.doubt
+
+
+def brief(stage: str, data: Any, set: dict[str, Any], minutes: float, run: Path, **arguments: Any) -> Any:
+    """hw.train with a tiny model for two steps instead of minutes."""
+    assert (stage, minutes) == ("masked", 14)
+    tiny = {"model.width": 32, "model.depth": 1, "model.heads": 2, "task.size": 300, "train.batch_tokens": 512}
+    return hw.train(stage, data, set={**set, **tiny, "train.steps": 2, "train.precision": "fp32"}, run=run, **arguments)
+
+
+def test_both_stages_are_one_run_that_resumes(questions: Path, unlabelled: Path, tmp_path: Path) -> None:
+    settings, folder = {"task.lowercase": False, "task.smoothing": 0.1}, tmp_path / "run"
+
+    def first_stage(train: Callable[..., Any], resume: bool) -> Pretrained:
+        options = {"progress": False, "resume": resume}
+        arguments = unlabelled, "classification", questions, settings, 3, 20, folder, Clock(), options
+        return train_first_stage(train, *arguments)
+
+    def stopped(*_: Any, **__: Any) -> None:
+        raise UserInterrupt("stopped at step 1 of 2", "resume elsewhere", 2)
+
+    with RunDirectory(folder).locked():
+        with pytest.raises(UserInterrupt, match=rf"pre-training stopped at step 1 of 2; resume {folder} with --resume"):
+            first_stage(stopped, False)
+        pretrained = first_stage(brief, True)
+        first = hw.load(pretrained.start)
+        assert first.fill("Where is my [MASK]?")
+        again = first_stage(stopped, True)  # a finished stage is not trained again
+        assert again.start == pretrained.start == folder / "pretraining"
+        assert 0 < again.clock.elapsed() < 30 * (14 + 20)
+        with pytest.raises(UserError, match="already contains a run"):
+            first_stage(brief, False)
+    assert pretrained.settings == {**settings, "task.pool": "mean"}
+    chosen = {**pretrained.settings, "train.steps": 2, "train.batch_tokens": 512}
+    run = hw.train("classification", questions, set=chosen, start=pretrained.start, run=folder, progress=False)
+    assert run.summary["fresh"] == ["heads.classes.project.weight", "heads.classes.project.bias"]
+    assert (run.recipe.model.width, run.recipe.model.vocab_size) == (32, first.codec.vocab_size)
+
+
+@pytest.mark.parametrize(
+    ("name", "minutes", "start", "resuming", "message"),
+    [
+        (
+            "chess",
+            5,
+            None,
+            False,
+            "recipe 'chess' has no pre-training; remove --pretrain, or use one of classification",
+        ),
+        ("classification", None, None, False, "none are set; add --minutes"),
+        ("classification", None, None, True, "started without --pretrain"),
+        ("pairs", 5, "runs/other", False, "--pretrain and --from runs/other both set the initial weights"),
+    ],
+)
+def test_what_cannot_be_pretrained(
+    tmp_path: Path, name: str, minutes: float | None, start: str | None, resuming: bool, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        check_pretrain(name, minutes, start, tmp_path, resuming)
+
+
+def test_contrast_is_between_two_maskings_of_each_document(unlabelled: Path, tmp_path: Path) -> None:
+    """Gao et al. 2021, equation 1, in both directions, also for documents that share a row."""
+    lines = (json.dumps({"text": line}) for line in unlabelled.read_text().splitlines())
+    (tmp_path / "texts.jsonl").write_text("\n".join(lines))
+    model = modern_encoder(width=32, depth=1, heads=2, vocab_size=1, context=64)
+    settings = {"task.contrast": 0.5, "task.size": 300, "train.batch_tokens": 256, "task.split.validation": 0.2}
+    recipe = override(replace(masked(), model=model), settings)
+    task = open_task(recipe, tmp_path, tmp_path / "texts.jsonl")
+    encoder = build(task.adapt(model), 0).eval()
+    batch = next(task.batches("train"))
+    ids, layout = batch.inputs[0].ids, batch.inputs[1]
+    assert len(ids) == 256 // 64
+    x, means = encoder(*batch.inputs).x, []
+    for row in range(len(ids)):
+        for number in range(1, int(layout.segments[row].max()) + 1):
+            means.append(x[row][(layout.segments[row] == number) & layout.mask[row]].mean(0))
+    first, second = F.normalize(torch.stack(means), dim=-1).chunk(2)
+    assert not torch.equal(ids[: len(ids) // 2], ids[len(ids) // 2 :])
+    assert torch.equal(layout.positions[: len(ids) // 2], layout.positions[len(ids) // 2 :])
+    scores, target = first @ second.T / 0.05, torch.arange(len(first))
+    expected = 0.5 * (F.cross_entropy(scores, target) + F.cross_entropy(scores.T, target)) / 2
+    losses, counts = task.loss(encoder, batch), task.objective.counts(batch)
+    assert counts == {"masked": batch.tokens, "contrast": len(first)}
+    assert losses["contrast"].total.item() / len(first) == pytest.approx(expected.item(), rel=1e-4)
+    assert len(next(task.batches("validation")).inputs[0].ids) > 0
+    with pytest.raises(ConfigError, match=r"task.contrast=0.5 with task.next=true is not valid"):
+        open_task(override(recipe, {"task.next": True}), tmp_path, tmp_path / "texts.jsonl")
+
+
+def test_auxiliary_loss_is_that_of_the_next_tokens(questions: Path, tmp_path: Path) -> None:
+    """Radford et al. 2018, equation 5."""
+    decoder = modern_decoder(width=32, depth=1, heads=2, window=64, vocab_size=1)
+    recipe = override(small(classification()), {"task.language_weight": 0.5})
+    with pytest.raises(ConfigError, match=r"language_weight=0.5 needs a causal model"):
+        opened(recipe, questions, tmp_path).adapt(recipe.model)
+    task = opened(override(recipe, {"model": decoder}), questions, tmp_path)
+    assert isinstance(task.examples, TextDataset)
+    model = cast(Transformer, build(task.adapt(decoder), 0))
+    with torch.no_grad():
+        for parameter in model.parameters():  # the heads start at zero
+            parameter.normal_(0, 0.1)
+    batch = next(task.batches("train"))
+    losses, counts = task.loss(model, batch), task.objective.counts(batch)
+    ids, layout = batch.inputs.tokens.ids, batch.inputs.layout
+    logits, nats, count = model.logits(ids, layout), 0.0, 0
+    for row, length in enumerate(layout.lengths.tolist()):
+        nats += F.cross_entropy(logits[row, : length - 1], ids[row, 1:length], reduction="sum").item()
+        count += length - 1
+    assert counts == {"loss": len(ids), "language": count}
+    assert losses["language"].count == count
+    assert losses["language"].total.item() == pytest.approx(0.5 * nats, rel=1e-4)
+    classes = F.cross_entropy(model.output("classes", *batch.inputs), batch.targets, reduction="sum")
+    assert losses["loss"].total.item() == pytest.approx(classes.item(), rel=1e-5)

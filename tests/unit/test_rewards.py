@@ -1,0 +1,137 @@
+"""Rewards: what each one gives, what it refuses before any work, and functions that raise, hang, print or end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headway.domains.reward.prompt_files import read_prompts
+from headway.errors import UserError
+from headway.rewards import REWARDS, reward_function
+from headway.rewards.scoring import Scorer
+
+MATE = "6k1/5ppp/8/8/8/8/8/R3K3 w Q - 0 1"
+POINT = {
+    "type": "object",
+    "properties": {"x": {"type": "integer", "minimum": 0}, "tags": {"items": {"enum": ["a", "b"]}, "maxItems": 2}},
+    "required": ["x"],
+    "additionalProperties": False,
+}
+CASES: list[tuple[str, dict[str, Any], dict[str, float]]] = [
+    ("exact", {"prompt": "capital?", "answer": "Rome"}, {" Rome\n": 1, "rome": 0, "Rome.": 0}),
+    ("regex", {"prompt": "date?", "pattern": r"^\d{4}$"}, {"1999": 1, "19990": 0}),
+    ("regex", {"prompt": "slow", "pattern": r"(a+)+$"}, {"aaa": 1, "b": 0}),
+    ("arithmetic", {"prompt": "12+345="}, {"357": 1, "It is 357.": 1, "357 or 358": 0, "": 0, "-357": 0}),
+    ("arithmetic", {"prompt": "What is (3 - 5) * 1.5?"}, {"-3": 1, "-3.0": 1, "3": 0}),
+    ("arithmetic", {"prompt": "Two apples and two more?", "answer": 1000}, {"#### 1,000": 1, "1,001": 0}),
+    ("json-schema", {"prompt": "", "schema": POINT}, {'{"x": 1}': 1, '{"x": true}': 0, "{}": 0, "{": 0}),
+    (
+        "json-schema",
+        {"prompt": "", "schema": json.dumps(POINT)},
+        {'{"x": 1.0, "tags": ["a"]}': 1, '{"x": 1, "y": 2}': 0},
+    ),
+    ("legal-move", {"prompt": MATE}, {"a1a8": 1, "Ra8# wins": 1, "Ra2": 1, "a1b2": 0, "": 0, "0000": 0}),
+    ("checkmate", {"prompt": "mate!", "fen": MATE}, {"a1a8": 1, "Ra8": 1, "Ra2": 0, "Rb2": 0}),
+]
+
+
+@pytest.mark.parametrize(("name", "row", "answers"), CASES)
+def test_a_reward_is_a_number_of_prompt_and_answer(name: str, row: dict[str, Any], answers: dict[str, float]) -> None:
+    if name in ("legal-move", "checkmate"):
+        pytest.importorskip("chess", reason="chess is not installed: pip install 'headway[chess]'")
+    from headway.io.user_callables import import_user_callable
+
+    function: Any = import_user_callable(reward_function(name), "the reward")
+    assert {output: function(row["prompt"], output, row) for output in answers} == answers
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "message"),
+    [
+        ("exact", '{"prompt": "a"}', "line 1 has no 'answer'"),
+        ("exact", '{"question": "a"}', "line 1 has no key 'prompt'"),
+        ("exact", '{"prompt": "", "answer": "a"}', "line 1 has an empty prompt"),
+        ("regex", '{"prompt": "a", "pattern": "("}', "has the pattern '\\(', which is invalid"),
+        ("regex", '{"prompt": "a"}', "has no 'pattern'; .*task.pattern"),
+        ("arithmetic", '{"prompt": "a"}', "neither an 'answer' nor an expression"),
+        ("arithmetic", '{"prompt": "1/0="}', "has the expression '1/0', which has no value"),
+        ("arithmetic", '{"prompt": "a", "answer": "many"}', "has the answer 'many', which is not a number"),
+        ("json-schema", '{"prompt": "a", "schema": {"not": {}}}', "has a schema with 'not', which is not checked"),
+        ("json-schema", '{"prompt": "a", "schema": {"properties": 5}}', "has a schema with properties 5"),
+        ("json-schema", '{"prompt": "a", "schema": {"items": {"pattern": "("}}}', "invalid pattern"),
+        ("checkmate", '{"prompt": "a1"}', "has 'a1', which is not a position"),
+    ],
+)
+def test_a_row_that_cannot_be_checked_is_refused(tmp_path: Path, name: str, line: str, message: str) -> None:
+    (tmp_path / "a.jsonl").write_text(line + "\n")
+    with pytest.raises(UserError, match=message):
+        read_prompts([tmp_path / "a.jsonl"], name, {})
+
+
+def test_lines_of_text_are_prompts_with_the_settings_of_the_task(tmp_path: Path) -> None:
+    (tmp_path / "test.txt").write_text("one\n\ntwo\n")
+    (tmp_path / "train.jsonl").write_text('{"prompt": "three", "pattern": "b"}\n')
+    table = read_prompts([tmp_path], "regex", {"pattern": "a"})
+    assert [(row["prompt"], row["pattern"]) for row in table.rows] == [("one", "a"), ("two", "a"), ("three", "b")]
+    assert table.named_splits.tolist() == [3, 3, 1]
+    assert table.locations[1].endswith("test.txt, line 3")
+
+
+FUNCTIONS = """
+import os, sys, time
+
+def reward(prompt, output, row):
+    print("noise")
+    sys.stdout.flush()
+    if output == "raise":
+        raise ValueError("no")
+    if output == "hang":
+        time.sleep(60)
+    if output == "end":
+        os._exit(3)
+    return {"nan": float("nan"), "text": "1"}.get(output, len(output) + row["more"])
+
+number = 5
+"""
+
+
+def test_a_function_that_fails_costs_its_own_answer_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_rewards.py").write_text(FUNCTIONS)
+    monkeypatch.chdir(tmp_path)
+    scorer = Scorer("own_rewards:reward", "own_rewards:reward", 0.5)
+    try:
+        outputs = ("four", "raise", "nan", "text", "hang", "end", "a")
+        assert scorer.score([("p", output, {"more": 2}) for output in outputs]) == [
+            6.0,
+            "ValueError: no",
+            "it returns nan",
+            "it returns a str, not a number",
+            "it takes more than 0.5 s",
+            "its process ended",
+            3.0,
+        ]
+        scorer.seconds = 0.1
+        with pytest.raises(UserError, match=r"takes more than 0\.1 s for each of 4 answers in a row; make it faster"):
+            scorer.score([("p", "hang", {"more": 0})] * 9)
+    finally:
+        scorer.close()
+    for name, message in (("own_rewards:rewrad", "has no 'rewrad'"), ("own_rewards:number", "is not callable")):
+        with pytest.raises(UserError, match=message):
+            Scorer(name, name, 1.0).start()
+
+
+def test_a_function_runs_only_if_the_user_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headway.rewards.CONFIRMED", set())
+    for name, message in (
+        (None, "no reward is set; pass --reward"),
+        ("exakt", "there is no reward 'exakt'; did you mean 'exact'"),
+        ("os:abort", "would run its own code; allow it with --reward os:abort"),
+    ):
+        with pytest.raises(UserError, match=message):
+            reward_function(name)
+    monkeypatch.setenv("HEADWAY_REWARD", "os:abort")
+    assert reward_function("os:abort") == "os:abort"
+    assert reward_function("exact") == REWARDS["exact"].function
