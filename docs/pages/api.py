@@ -47,6 +47,7 @@ HIDDEN = {  # what a notebook shows, and what predictors call
     "check_item_statistics",
     "check_texts",
     "has_input_statistics",
+    "input_statistics",
     "open_session",
 }
 FUNCTIONS = (

@@ -58,15 +58,18 @@ def test_only_models_that_need_the_engine_wait_for_it(monkeypatch: pytest.Monkey
 def test_it_ends_with_the_server_and_nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(engine_preparation, "_COMMAND", (sys.executable, "-c", "import time; time.sleep(60)"))
     monkeypatch.setattr(engine_preparation, "FUNCTIONS", (Stored(tmp_path / "none"),))
-    monkeypatch.setattr(engine_preparation, "_MAX_WAIT", 0.1)
+    monkeypatch.setattr(engine_preparation, "_MAX_SECONDS", 0.5)
 
     async def use() -> None:
         engine, begun = EnginePreparation(), time.monotonic()
         engine.start({"writer": WRITER})
         await engine.wait_for(WRITER)
-        assert engine.seconds is not None
-        await engine.close()
         assert engine.seconds is None
+        other = EnginePreparation()
+        other.start({"writer": WRITER})
+        assert other.seconds is not None
+        await other.close()
+        assert other.seconds is None
         assert time.monotonic() - begun < 20
 
     asyncio.run(use())

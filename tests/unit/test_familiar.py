@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import wave
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from serve_models import asking, ready
 
 import headway as hw
 from headway.app.cli import main as cli
@@ -105,9 +107,17 @@ def test_what_looks_like_no_training_image_is_told() -> None:
     assert SampleStatistics.fit(np.stack([image_statistics(texture(rng))] * 99)) is None
     met = TrainingStatistics(alike=alike)
     assert met.unexpected_samples(["a"], stack_image_statistics([texture(rng)])) == []
+    brighter = "much brighter than the images in training"
+    told = met.describe_images(stack_image_statistics([texture(rng), inverted[0], blank[2], noise[0]]))
+    assert told == [None, brighter, brighter, brighter]
+    assert TrainingStatistics().describe_images(stack_image_statistics(noise[:2])) == [None, None]
     assert met.unexpected_samples(["a", "b"], stack_image_statistics([texture(rng), noise[0]]))[0].startswith(
         "unlike the images in training: 1 of 2, such as b"
     )
+
+
+def file_url(file: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
 
 
 def test_a_classifier_of_images_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,6 +138,11 @@ def test_a_classifier_of_images_says_so(tmp_path: Path, capsys: pytest.CaptureFi
     (line,) = json.loads(capsys.readouterr().out.splitlines()[-1])["beyond"]
     assert line.startswith("unlike the images in training: 1 of 1")
     assert "noise.png" in line
+    usual, unlike = (file_url(file) for file in (next((data / "test" / "light").iterdir()), tmp_path / "noise.png"))
+    with asking(ready(tmp_path / "run", "lights")) as client:
+        answer = client.post("/v1/classify", json={"items": [usual, unlike]}).json()
+        assert answer["unexpected"] == [None, "much brighter than the images in training"]
+        assert client.post("/v1/classify", json={"items": usual}).json()["unexpected"] == [None]
 
     judge = ["evaluate", str(tmp_path / "run"), "--json", "--data"]
     assert cli.main([*judge, str(data)]) == cli.DONE

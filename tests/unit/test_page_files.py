@@ -146,11 +146,20 @@ def test_the_result_is_a_sentence(page: Page) -> None:
         expect(panel.locator("article strong")).to_have_text(text)
         assert panel.locator(".bars .name").all_inner_texts() == list(answers)[:3]
         if len(answers) > 3:
-            panel.get_by_text("All classes").click()
-            expect(panel.locator("details .bars .name")).to_have_text(list(answers))
+            panel.get_by_text("The other classes").click()
+            expect(panel.locator("details .bars .name")).to_have_text(list(answers)[3:])
     answer(page, "classify", {"cat": 0.4, "dog": 0.3}, thresholds={"cat": 0.35, "dog": 0.35})
     panel.get_by_role("button", name="Classify").click()
     expect(panel.locator("article strong")).to_have_text("Labels: cat.")
+    answer(page, "classify", {"8": 0.9, "7": 0.1}, unexpected=["much brighter than the images in training"])
+    panel.get_by_role("button", name="Classify").click()
+    expect(panel.locator("article strong")).to_have_text("The model takes this for an 8 (90 %).")
+    expect(panel).to_contain_text("Careful: this picture is much brighter than those that the model was trained on")
+    answer(page, "classify", {"7": 1.0})
+    panel.get_by_text("Try it with dark and light swapped").click()
+    expect(panel.get_by_role("img", name="The example, dark and light swapped")).to_be_visible()
+    expect(panel.locator("details .bars .name")).to_have_text("7")
+    expect(panel.locator("details").first).to_contain_text("The model takes this for a 7 (100 %).")
 
 
 def test_a_folder_of_images(page: Page, tmp_path: Path) -> None:
@@ -230,7 +239,7 @@ def test_limits_are_stated_before_the_upload(browser: Browser, models: Path, tmp
     ):
         panel = tab(page, "Images")
         expect(panel).to_contain_text("At most 23.9 kB each")
-        expect(panel).to_contain_text("Uses the model sort.")  # the only one
+        expect(panel.get_by_label("Model", exact=True)).to_have_value("sort")  # the only one
         drop(panel, "large.png", "image/png", "x" * 24_000)
         expect(page.locator("#message")).to_have_text(
             "large.png has 24 kB, and the limit is 23.9 kB; choose a smaller file."

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from browsing import opened, serious_violations
 from chat_models import SPECIAL, TEMPLATE, echo_model
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 from serve_models import Script, ready
 from served import Resident
 from serving import server
@@ -124,7 +124,9 @@ def test_a_conversation_is_kept_edited_asked_again_copied_saved_and_cleared(page
     send(page, "First words of it")
     answer = page.locator(".message.assistant")
     expect(answer.locator(".tokens")).to_have_text(SAID.strip(), use_inner_text=True)
-    expect(answer).to_contain_text(re.compile(r"8 tokens in [\d.]+ s, the first after [\d.]+ s, [\d.,]+ tokens/s\."))
+    speed = answer.get_by_text(re.compile(r"8 tokens \(.*\) in [\d.]+ s, the first after [\d.]+ s, [\d.,]+ tokens/s\."))
+    expect(speed).to_have_count(1)
+    expect(answer).to_contain_text("echo (cautious, 0)")
     page.reload()
     expect(page.locator(".message")).to_have_count(2)
     assert titles(page) == ["First words of it"]
@@ -190,7 +192,8 @@ def test_alternatives_by_pointer_and_by_keys_with_one_tab_stop(page: Page) -> No
     expect(box).to_be_hidden()
     page.keyboard.press("End")
     expect(box).to_contain_text("⏎ (written)")
-    expect(box).to_contain_text("The percentages are the model's own, before temperature and other settings.")
+    expect(box).to_contain_text("before “How daring” and the other settings change them.")
+    assert page.evaluate("[' ', ' a', 'a b', '\\n'].map(wordLabel)") == ["␣", "a", "a b", "⏎"]
     token, list = tokens.last.bounding_box(), box.bounding_box()
     assert token
     assert list
@@ -219,27 +222,27 @@ def test_alternatives_by_pointer_and_by_keys_with_one_tab_stop(page: Page) -> No
     assert answer.locator(".tokens").inner_text().startswith(before + word)
     expect(page.get_by_text("Point at a word, or tab to the text")).to_be_visible()
     page.reload()
-    expect(page.get_by_text("tokens/s says how many")).to_be_visible()
+    expect(answer).to_be_visible()
     expect(page.get_by_text("Point at a word, or tab to the text")).to_be_hidden()
 
 
 def test_a_refused_setting_leaves_nothing_behind(page: Page) -> None:
     send(page, "Hi")
     page.get_by_text("More settings").first.click()
-    daring, notice = page.get_by_label("How daring"), page.locator("#notice")
+    tail, notice = page.get_by_label("Leave out the tail"), page.locator("#notice")
     for remedy in ("Usual values", "New", "Texts", "0.5"):
         page.locator("#tab-write").click()
         page.locator(".conversations li > button:first-child").click()
-        daring.fill("-1")
+        tail.fill("-1")
         page.get_by_role("button", name="Another answer").click()
-        expect(page.locator("#message")).to_contain_text("How daring (temperature): ")
+        expect(page.locator("#message")).to_contain_text("Leave out the tail (top-p): ")
         if remedy == "0.5":
-            daring.fill(remedy)
+            tail.fill(remedy)
         else:
             page.get_by_role("tab" if remedy == "Texts" else "button", name=remedy).click()
         expect(notice).to_be_hidden()
     expect(page.locator(".versions")).to_have_count(0)  # no answer was begun
-    daring.fill("-1")
+    tail.fill("-1")
     page.get_by_role("button", name="Another answer").click()
     page.get_by_role("button", name="Usual values").click()
     page.get_by_role("button", name="New").click()
@@ -275,13 +278,48 @@ def test_another_text_to_continue_is_another_conversation(page: Page) -> None:
     page.locator(".conversations li > button:first-child").nth(1).click()
     expect(page.get_by_label("Text to continue")).to_have_value("Hi")
     page.route("**/completions", lambda route: route.fulfill(status=200, body=CONTINUED % "" + END))
-    for _ in range(2):
-        page.get_by_role("button", name="Continue", exact=True).click()
-        expect(page.locator(".message")).to_contain_text("Continue added nothing")
-        line = page.locator(".message > p.soft").last.inner_text()
-        assert line.startswith("The model ended its text. ")
-        assert " tokens in " in line
-        assert line.count("Continue added nothing") == 1
+    page.get_by_role("button", name="Continue", exact=True).click()
+    expect(page.locator(".message > p.soft").last).to_have_text(re.compile("^Continue added nothing"))
+    expect(page.get_by_role("button", name="Continue", exact=True)).to_have_count(0)
+    assert saved(page, "Save the text (.txt)") == "Hian answer\n"
+
+
+def test_a_model_that_ends_at_once_can_be_made_to_write_on(page: Page) -> None:
+    page.get_by_label("Mode", exact=True).select_option("completion")
+    asked: list[Any] = []
+
+    def answer(route: Route) -> None:
+        asked.append(json.loads(route.request.post_data or ""))
+        route.fulfill(status=200, body=CONTINUED % (" and flew on" if "min_tokens" in asked[-1] else "") + END)
+
+    page.route("**/completions", answer)
+    page.get_by_label("Text to continue").fill("A parrot flew in.")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".message")).to_contain_text("The model took your text for complete.")
+    page.get_by_role("button", name="Write on anyway").click()
+    expect(page.locator(".message .text")).to_have_text("A parrot flew in. and flew on")
+    expect(page.locator(".message")).to_contain_text("The model ended its text.")
+    assert [body.get("min_tokens") for body in asked] == [None, 20]
+
+
+def test_an_answer_tells_that_it_waits_for_the_engine(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[Route] = []
+    page.route("**/chat/completions", lambda route: held.append(route))
+    monkeypatch.setattr(Resident, "preparing", lambda self: 130.0)
+    page.evaluate("server.loadModels(false)")
+    page.get_by_label("Your message").fill("Hi")
+    page.keyboard.press("Enter")
+    answer = page.locator(".message.assistant")
+    expect(answer).to_contain_text("Waiting until this computer is prepared")
+    expect(page.locator("#preparing")).to_contain_text("this one is busy, so it takes longer. Everything else works")
+    expect(page.locator("#preparing")).to_contain_text("(2 minutes so far)")
+    page.get_by_role("tab", name="Texts").click()
+    monkeypatch.undo()
+    expect(page.locator("#preparing")).to_be_hidden()
+    page.get_by_role("tab", name="Write").click()
+    expect(answer).to_contain_text("Waiting for the model’s first words")
+    held[0].continue_()
+    expect(answer).to_contain_text("The model ended its text.")
 
 
 def test_sampling_in_plain_words_and_a_text_that_is_continued(page: Page) -> None:
@@ -310,11 +348,12 @@ def test_sampling_in_plain_words_and_a_text_that_is_continued(page: Page) -> Non
         in shell
     )
     assert 'print(model.generate("Once", temperature=1, max_new_tokens=5, seed=4))' in python
-    page.get_by_label("How daring").fill("9")
-    page.get_by_role("button", name="Send", exact=True).click()
-    expect(page.locator("#message")).to_contain_text("How daring (temperature): ")
+    expect(page.locator(".message")).to_contain_text("echo (as the model, 1)")
+    page.get_by_label("How daring").fill("1.5")
+    expect(page.get_by_text("How daring (temperature): 1.5")).to_be_visible()
     page.get_by_role("button", name="Usual values").click()
     expect(page.get_by_label("How daring")).to_have_value("0.8")
+    expect(page.get_by_text("How daring (temperature): 0.8")).to_be_visible()
 
 
 def test_the_server_tells_whether_there_is_a_system_message(page: Page) -> None:
@@ -348,7 +387,7 @@ def test_an_answer_that_breaks_off_is_kept_and_goes_on(page: Page, registry: Res
     expect(answer.locator(".versions")).to_contain_text("2 of 2")
     page.get_by_label("Model", exact=True).select_option("echo")
     page.get_by_role("button", name="Continue", exact=True).click()
-    expect(answer).to_contain_text("tokens in")
+    expect(answer).to_contain_text("tokens (")
     page.get_by_role("button", name="New").click()
     broken = "data: " + json.dumps({"choices": [{"delta": {"content": "so far"}}]}) + "\n\n"
     page.route("**/chat/completions", lambda route: route.fulfill(status=200, body=broken))

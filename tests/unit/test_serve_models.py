@@ -277,7 +277,9 @@ def test_quantised_gguf_files_are_served_as_they_are_quantised(zoo: Path, tmp_pa
     [
         ([{"source": "ein Hund", "output": "a dog"}, {"source": "ein Hund"}, {"source": " "}], False, ["ein Hund"]),
         ([{"masked": "a [MASK] dog", "text": "a red dog"}], False, ["a [MASK] dog"]),
-        ([{"prompt": "ay, my lord.\nROMEO:", "output": "Ay"}, {"prompt": "b \ufffd"}], False, ["my lord.\nROMEO:"]),
+        ([{"prompt": "ay, my lord.\nROMEO:", "output": "Ay"}, {"prompt": "b \ufffd"}], False, ["ROMEO:"]),
+        ([{"prompt": "Once upon a time the"}, {"prompt": " hat. “Come,” he sa"}, {"prompt": " an Ox came"}], False,
+            ["Once upon a time", "“Come,” he"]),
         ([{"prompt": "d think about my nec"}, {"prompt": "d a"}], False, ["think about my", "a"]),
         ([{"prompt": "user\nWho?\nassistant"}, {"prompt": "user\nHi\nassistant\nHi\nuser"}], True, ["Who?"]),
         ([{"source": f"{number}"} for number in range(9)], False, ["0", "1", "2", "3", "4"]),

@@ -41,6 +41,7 @@ def test_a_page_whose_own_script_alone_runs(client: TestClient) -> None:
         assert f"{tag}-src " + " ".join(f"'sha256-{digest}'" for digest in digests) + ";" in policy
         assert page.text.count(f"<{tag}") == len(inside) > 0
     assert len(page.content) < 400_000
+    assert page.text.index("Loading …") < page.text.index("<script>")  # shown before a script has run
     assert policy.startswith("default-src 'none';")
     assert "unsafe" not in policy
     assert "connect-src 'self'" in policy

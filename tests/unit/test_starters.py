@@ -254,6 +254,9 @@ def test_a_made_model_has_its_own_report_and_name(tiny: str, tmp_path: Path) -> 
         row = next(row for row in client.get("/v1/starters").json()["data"] if row["name"] == tiny)
         assert (row["state"], row["served"], row["has_report"]) == ("finished", f"models/{tiny}", True)
         assert training() == {tiny: False, f"models/{tiny}": False}
+        found = {entry["id"]: entry for entry in client.get("/v1/models").json()["data"]}
+        assert [found[name]["purpose"] for name in (tiny, f"models/{tiny}")] == ["", starters.STARTERS[tiny].purpose]
+        assert found[f"models/{tiny}"]["examples"][0] == "Once upon a time there was a"
         with older.locked():
             assert training() == {tiny: True, f"models/{tiny}": False}
         path = client.post(f"/v1/starters/{tiny}/report").json()["path"]

@@ -29,7 +29,7 @@ class Starter:
     """A small model: the recipe with its settings and known data sets, the minutes that it trains on two cores, and the
     Python packages that it needs, with the extra of headway that installs each.
 
-    `demonstrations` is an environment in which an expert plays the data.
+    `demonstrations` is an environment in which an expert plays the data. `beginnings` are texts for it to continue.
     `megabytes` and `score` are those of a run of benchmarks/starters.py.
     """
 
@@ -42,6 +42,7 @@ class Starter:
     settings: Mapping[str, Any] = field(default_factory=dict)
     packages: Mapping[str, str] = field(default_factory=dict)
     demonstrations: str | None = None
+    beginnings: tuple[str, ...] = ()
     megabytes: float | None = None
     score: str = "not measured"
 
@@ -87,6 +88,7 @@ class Starter:
 
 
 _STORY_SETTINGS = {"model.width": 128, "task.size": 1024, "task.context": 128}
+_STORY_BEGINNINGS = ("Once upon a time there was a",)
 
 STARTERS: dict[str, Starter] = {
     starter.name: starter
@@ -138,6 +140,7 @@ STARTERS: dict[str, Starter] = {
             use='generate {run} --prompt "Once upon a time"',
             sets=("stories",),
             settings={**_STORY_SETTINGS, "model.depth": 4, "model.heads": 4},
+            beginnings=_STORY_BEGINNINGS,
             megabytes=33,
             score="perplexity 1.454",
         ),
@@ -149,6 +152,7 @@ STARTERS: dict[str, Starter] = {
             use='generate {run} --prompt "Once upon a time"',
             sets=("stories",),
             settings={**_STORY_SETTINGS, "model.depth": 2, "model.mixer": "lstm"},
+            beginnings=_STORY_BEGINNINGS,
             megabytes=25,
             score="perplexity 1.503",
         ),

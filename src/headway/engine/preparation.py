@@ -1,17 +1,14 @@
 """Compiles what models need to generate into the cache of machine code, before one is used: `python -m` this module.
 
-It imports the compiler but not torch, and has a low priority, so other programs of this computer are hardly slower.
+It imports the compiler but not torch.
 """
 
 from __future__ import annotations
-
-import os
 
 from headway.engine.interpreter import run_all_step, run_step
 from headway.engine.machine import INT, CompiledFunction
 from headway.engine.sampling_kernels import find_top_k_share, sample_batch
 
-_NICENESS = 5
 FUNCTIONS: tuple[CompiledFunction, ...] = (run_step, sample_batch, run_all_step, find_top_k_share)
 
 
@@ -22,6 +19,4 @@ def prepare() -> None:
 
 
 if __name__ == "__main__":
-    if hasattr(os, "nice"):
-        os.nice(_NICENESS)
     prepare()

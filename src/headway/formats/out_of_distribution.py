@@ -20,6 +20,7 @@ _BRIGHTNESS_BINS, _DIFFERENCE_BINS = 8, 6  # of histograms of brightness and of 
 _MIN_SAMPLES = 100  # samples needed for statistics; with fewer, an outlier may be random
 _MAX_SAMPLES = 10_000
 _QUANTILE = 0.999  # quantile of the training distances above which a sample is an outlier
+_BRIGHTNESS_GAP = 0.2  # difference of the mean brightness, 0 to 1, that explains why an image is an outlier
 _MIN_VARIANCE = 1e-4  # added to the variance of each feature, whose range is 0 to 1
 
 
@@ -169,6 +170,19 @@ class TrainingStatistics:
             f"unlike the {kind}s in training: {len(indices):,} of {len(features):,}, such as {first}; do not trust the "
             "labels"
         ]
+
+    def describe_images(self, features: Float[np.ndarray, "N F"]) -> list[str | None]:
+        """In which way each image, as its statistics (`image_statistics`), is unlike those in training; None if it is
+        not.
+        """
+        if self.alike is None:
+            return [None] * len(features)
+        cells = slice(_GRID * _GRID)
+        gaps = features[:, cells].mean(1) - np.mean(self.alike.middle[cells])
+        words = np.where(gaps > _BRIGHTNESS_GAP, "much brighter than", "unlike")
+        words = np.where(gaps < -_BRIGHTNESS_GAP, "much darker than", words)
+        outliers = self.alike.find_outliers(features)
+        return [f"{word} the images in training" if outlier else None for word, outlier in zip(words, outliers)]
 
 
 def read_training_statistics(directory: Path) -> TrainingStatistics:

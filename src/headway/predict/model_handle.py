@@ -87,12 +87,12 @@ class ModelHandle:
     def check_texts(self, strings: Sequence[str], rows: Sequence[Sequence[int]]) -> None:
         """Warn once, in the log and in `unexpected`, about texts outside the training distribution."""
         if not self.unexpected:
-            self._warn(self._input_statistics.unexpected_texts(strings, rows))
+            self._warn(self.input_statistics.unexpected_texts(strings, rows))
 
     @property
     def has_input_statistics(self) -> bool:
         """Whether statistics of the training images or audio are known and no warning was given yet."""
-        return self._input_statistics.alike is not None and not self.unexpected
+        return self.input_statistics.alike is not None and not self.unexpected
 
     def check_item_statistics(self, items: Sequence[Any], statistics: Mapping[int, np.ndarray], kind: str) -> None:
         """`check_texts` for images or audio, by the statistics of some items (`headway.formats.out_of_distribution`),
@@ -101,7 +101,7 @@ class ModelHandle:
         if statistics and not self.unexpected:
             indexed = [(index, items[index]) for index in statistics]
             names = [str(item) if isinstance(item, (str, Path)) else f"{kind} {n + 1}" for n, item in indexed]
-            self._warn(self._input_statistics.unexpected_samples(names, np.stack(list(statistics.values())), kind))
+            self._warn(self.input_statistics.unexpected_samples(names, np.stack(list(statistics.values())), kind))
 
     def _warn(self, warnings: list[str]) -> None:
         self.unexpected = warnings
@@ -109,7 +109,8 @@ class ModelHandle:
             _LOG.warning(line)
 
     @cached_property
-    def _input_statistics(self) -> TrainingStatistics:
+    def input_statistics(self) -> TrainingStatistics:
+        """Statistics of the training inputs, by which unexpected ones are noticed."""
         return read_training_statistics(self.directory)
 
 

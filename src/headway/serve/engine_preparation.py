@@ -16,8 +16,7 @@ from headway.serve.interfaces import ModelSummary
 
 _LOG = logger(__name__)
 _COMMAND = (sys.executable, "-m", "headway.engine.preparation")
-_MAX_SECONDS = 3600.0  # of the process; it has a low priority, so a busy computer may give it little time
-_MAX_WAIT = 30.0  # seconds that a model waits for it; after that it compiles what it needs itself
+_MAX_SECONDS = 3600.0  # of the process, after which models compile what they need themselves
 _VERBS = frozenset(("generate", "translate", "transcribe", "caption"))  # tasks that the engine computes
 
 
@@ -43,9 +42,11 @@ class EnginePreparation:
             self._running = asyncio.create_task(self._compile())
 
     async def wait_for(self, model: ModelSummary) -> None:
-        """Wait until a model would find everything compiled, `_MAX_WAIT` seconds at most."""
+        """Wait until a model finds everything compiled, or the process has failed. If it compiled the same itself, that
+        would take longer, and other models would wait for its loading.
+        """
         if self._running is not None and _uses_engine(model):
-            await asyncio.wait([self._running], timeout=max(0.0, self._started + _MAX_WAIT - time.monotonic()))
+            await asyncio.wait([self._running])
 
     async def close(self) -> None:
         """End the process."""

@@ -56,7 +56,8 @@ _CHECK_SECONDS = 1.0  # seconds between two checks of a model's files, and of th
 _MAX_WAIT = 1.0  # seconds that a list of models waits for new ones to be read
 _POLL_SECONDS = 0.05  # seconds between checks for running requests during shutdown
 _MAX_EXAMPLES, _MAX_EXAMPLE_LENGTH = 5, 1000  # per model; characters
-_PARTIAL_WORDS = re.compile(r"^\S*\s+|\s+\S*\w$")  # prompts of samples start and end anywhere in a text
+_PARTIAL_END = re.compile(r"\s+\S*\w$")  # of a prompt, which starts and ends anywhere in a text
+_SENTENCE_STARTS = re.compile(r"""(?:\A|\n|[.!?。！？]["'”’)]*\s*)(?=["'“‘]?([^\W\d_]))""")  # and the first letter
 
 
 @dataclass(frozen=True)
@@ -490,7 +491,9 @@ def _example_inputs(path: Path, chats: bool) -> tuple[str, ...]:
             text = text.removeprefix("user\n").removesuffix("\nassistant")
             text = "" if "\n" in text else text  # a conversation of several messages
         elif "prompt" in sample:
-            text = _PARTIAL_WORDS.sub("", text)
+            starts = [match.end() for match in _SENTENCE_STARTS.finditer(text) if not match[1].islower()]
+            in_lower_case = text.partition(" ")[2] if text == text.lower() else ""  # without the first, partial word
+            text = _PARTIAL_END.sub("", text[starts[0] :] if starts else in_lower_case)
         inputs.append(text.strip())
     usable = [text for text in dict.fromkeys(inputs) if 0 < len(text) <= _MAX_EXAMPLE_LENGTH and "\ufffd" not in text]
     return tuple(usable[:_MAX_EXAMPLES])

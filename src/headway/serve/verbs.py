@@ -22,9 +22,10 @@ from torch import Tensor
 
 from headway.app.model import Model
 from headway.app.predictors import predictor, signature
-from headway.app.starters import models_folder
+from headway.app.starters import STARTERS, models_folder
 from headway.app.verb_table import REMOTE_VERBS
 from headway.domains.forecast.predictors import continue_history, read_history
+from headway.domains.vision.predictors import describe_outliers
 from headway.errors import UserError
 from headway.learn.run import RunDirectory
 from headway.nn.models import kinds
@@ -128,16 +129,19 @@ class VerbAnswer(msgspec.Struct):
 
 
 class ClassifyAnswer(VerbAnswer, kw_only=True):
-    """`thresholds` are the probabilities from which each label is predicted, if a text can have several labels."""
+    """`thresholds` are the probabilities from which each label is predicted, if a text can have several labels.
+    `unexpected` has an item per image: in which way it is unlike those in training, or null.
+    """
 
     thresholds: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
+    unexpected: list[str | None] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ServedModel(msgspec.Struct):
     """A model, its tasks (`verbs`), its kinds of input (`reads`), and its context length in tokens. `is_run`: headway
-    trained it; `is_training`: a process of this machine still does; `is_starter`: it was made by `headway models make`.
-    `examples` are text inputs from the held-out samples of its run, `languages` the codes of those that it transcribes,
-    if there are several.
+    trained it; `is_training`: a process of this machine still does; `is_starter`: it was made by `headway models make`,
+    for its `purpose`. `examples` are text inputs, mostly from the held-out samples of its run, `languages` the codes of
+    those that it transcribes, if there are several.
     """
 
     id: str
@@ -150,6 +154,7 @@ class ServedModel(msgspec.Struct):
     is_run: bool
     is_training: bool
     is_starter: bool
+    purpose: str
     examples: list[str]
     languages: Sequence[str]
     object: str = "model"
@@ -191,7 +196,10 @@ def _served_model(name: str, summary: ModelSummary) -> ServedModel:
     facts = name, summary.modified, summary.kind, tasks, summary.inputs, summary.context, summary.parameters
     is_training = summary.is_run and summary.path is not None and RunDirectory(summary.path).trainer() is not None
     is_starter = summary.path is not None and summary.path.parent == Path(os.path.abspath(models_folder()))
-    return ServedModel(*facts, summary.is_run, is_training, is_starter, list(summary.examples), summary.languages)
+    made = STARTERS.get(summary.path.name) if is_starter and summary.path is not None else None
+    examples = [*(() if made is None else made.beginnings), *summary.examples]
+    kinds_of_model = summary.is_run, is_training, is_starter, "" if made is None else made.purpose
+    return ServedModel(*facts, *kinds_of_model, examples, summary.languages)
 
 
 def _body_type(verb: str) -> type[msgspec.Struct]:
@@ -247,10 +255,15 @@ async def _run_verb(verb: str, body: msgspec.Struct, context: Context) -> VerbAn
             result = await asyncio.to_thread(_compact, answer, _VERBS[verb].digits)
         else:
             kind = (verb, *((name, tuple(v) if isinstance(v, list) else v) for name, v in settings.items()))
-            results = await ready.batcher.submit(lambda batch: run(batch, **settings), kind, converted)
+            has_images = verb == "classify" and kinds.is_vision_classifier(ready.model.module)
+            describe = partial(describe_outliers, ready.model) if has_images else lambda batch: [None] * len(batch)
+            call = lambda batch: list(zip(run(batch, **settings), describe(batch)))  # noqa: E731
+            results, unexpected = zip(*await ready.batcher.submit(call, kind, converted))
             result = plain(results[0] if is_single else results)
-    if verb == "classify":
-        return ClassifyAnswer(result, ready.name, thresholds=ready.model.thresholds or msgspec.UNSET)
+            if verb == "classify":
+                differences = list(unexpected) if has_images else msgspec.UNSET
+                thresholds = ready.model.thresholds or msgspec.UNSET
+                return ClassifyAnswer(result, ready.name, thresholds=thresholds, unexpected=differences)
     return VerbAnswer(result, ready.name)
 
 

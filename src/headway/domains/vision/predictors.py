@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -47,6 +47,15 @@ def classify(
             scores += named_scores(module.output(head, batch.to(device_of(module), input_dtype(module))), model.usage)
     model.check_item_statistics(request.items, statistics, "image")
     return request.unwrap(scores, failures, "image")
+
+
+def describe_outliers(model: ModelHandle, images: Sequence[Image]) -> list[str | None]:
+    """In which way each image is unlike those in training, as `TrainingStatistics.describe_images` does."""
+    if model.input_statistics.alike is None:
+        return [None] * len(images)
+    processor = processor_of(model.usage, str(model.directory))
+    pixels = (processor.pixels(to_rgb(image)) for image in images)
+    return model.input_statistics.describe_images(out_of_distribution.stack_image_statistics(pixels))
 
 
 @check_types

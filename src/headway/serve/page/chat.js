@@ -6,7 +6,7 @@ const ALTERNATIVES = 5; // per token
 
 // Settings of sampling in plain words: name, label, properties of the field, explanation.
 const SAMPLING = [
-  ["temperature", "How daring (temperature)", { min: 0, max: 5, step: 0.1, value: "0.8" }, "0 always takes the most probable token, 1 follows the model's probabilities, and more is wilder."],
+  ["temperature", "How daring", { type: "range", min: 0, max: 2, step: 0.1, value: "0.8" }],
   ["max_tokens", "Maximum length", { min: 1, step: 1, value: "300" }, "In tokens. A token is a word or a part of one; empty: until the model ends its text."],
   ["top_k", "Choose among (top-k)", { min: 1, step: 1 }, "Only this many of the most probable tokens; empty: all of them."],
   ["top_p", "Leave out the tail (top-p)", { min: 0, max: 1, step: 0.05 }, "Only the most probable tokens that together have this share, such as 0.9; empty: all."],
@@ -14,6 +14,9 @@ const SAMPLING = [
   ["repetition_penalty", "Avoid repetition", { min: 0.1, max: 5, step: 0.1 }, "Above 1, tokens that occurred before become less probable; 1.1 is a little."],
   ["seed", "Seed", { step: 1 }, "The same number gives the same text again; empty: a new text each time."],
 ];
+
+// A temperature in words: 0 always takes the most probable token, and 1 follows the model's probabilities.
+const daringInWords = (temperature) => `${temperature < 0.7 ? "cautious" : temperature > 1.2 ? "bold" : "as the model"}, ${temperature}`;
 
 // The new part of a streamed answer, the same for chats and continuations.
 function readPart(part) {
@@ -24,17 +27,18 @@ function readPart(part) {
   return { text: content, thinking, tokens, reason: choice?.finish_reason, usage: part.usage };
 }
 
-// One line about an answer: why it ended, and its speed.
+// About an answer: why it ended, in a `line`, and its `speed`.
 function answerStatistics({ asked, first, last, usage, reason, limit }) {
   const written = usage?.completion_tokens ?? 0, seconds = (last - asked) / 1000;
   const isFull = reason === "length" && !(limit && written >= limit);
-  const end = isFull ? "Cut off: the model can read no longer text." : reason === "length" ? `Cut off at the maximum length of ${formatNumber(limit)} tokens.` : "The model ended its text.";
-  if (!written || !last) return end;
+  const line = isFull ? "Cut off: the model can read no longer text." : reason === "length" ? `Cut off at the maximum length of ${formatNumber(limit)} tokens.` : "The model ended its text.";
+  if (!written || !last) return { line, speed: "" };
   const rate = written > 1 ? `, ${formatNumber(Number(((written - 1) / Math.max((last - first) / 1000, 1e-3)).toPrecision(3)))} tokens/s` : "";
-  return `${end} ${formatNumber(written)} tokens in ${seconds.toFixed(2)} s, the first after ${((first - asked) / 1000).toFixed(2)} s${rate}.`;
+  return { line, speed: `${formatNumber(written)} tokens (words or parts of words) in ${seconds.toFixed(2)} s, the first after ${((first - asked) / 1000).toFixed(2)} s${rate}.` };
 }
 
-const NOTHING_MORE = "Continue added nothing: for the model, the text ends here. Ask for another answer, or change the text.";
+const NOTHING_MORE = "Continue added nothing: for the model, the text ends here. Let it write on, ask for another answer, or change the text.";
+const WRITE_ON = 20; // tokens before the model may end its text, if it has to write on
 
 // A button that acts at its second press; `name` is read aloud instead of a sign.
 function twiceButton(label, question, act, className = "", name = label) {
@@ -62,8 +66,7 @@ page.addTab({
     this.summary = element("summary");
     this.clearAll = twiceButton("Clear all", "Really clear all?", () => this.cleared(Conversation.listed().map(({ id }) => id)));
     this.messages = element("div", { className: "messages", role: "region", "aria-label": "Conversation", tabIndex: 0 });
-    this.pointing = element("span", {}, "Point at a word, or tab to the text and use the arrow keys, to see what else could have stood there. ");
-    this.reading = element("p", { className: "soft" }, this.pointing, "A token is a word or a part of one; tokens/s says how many the model writes in a second.");
+    this.pointing = element("p", { className: "soft" }, "Point at a word, or tab to the text and use the arrow keys, to see what else could have stood there.");
     this.status = element("p", { className: "unseen", role: "status" });
     this.text = element("textarea", { rows: 3, onkeydown: (event) => this.keyPressed(event) });
     this.textField = labelled("Your message", this.text, "Enter sends it, Shift + Enter starts a new line.");
@@ -74,19 +77,28 @@ page.addTab({
       element("div", { className: "sidebar" },
         element("details", { open: innerWidth >= 900 }, this.summary, element("button", { type: "button", onclick: () => { page.fail(null); this.openNew(); this.text.focus(); } }, "New"),
           this.list, element("p", { className: "soft" }, "They are stored in this browser only."), this.clearAll),
-        element("div", {}, this.messages, this.reading, this.status, this.form, ...this.settings(), this.command)));
+        element("div", {}, this.messages, this.pointing, this.status, this.form, ...this.settings(), this.command)));
     this.messages.addEventListener("scroll", () => { this.isAtEnd = this.messages.scrollHeight - this.messages.scrollTop - this.messages.clientHeight < 40; });
     window.addEventListener("storage", (event) => this.stored(event));
-    window.addEventListener("pagehide", () => this.left());
+    window.addEventListener("pagehide", () => this.saveUnfinished());
     this.modelChanged();
     this.open(new Conversation(drafts.get("conversation") ?? undefined));
   },
 
   // The parts below the form: sampling, the system message, how answers look, and files.
   settings() {
-    const fields = SAMPLING.map(([name, label, properties, more]) => labelled(label, keepDraft(element("input", { type: "number", ...properties }), `write:${name}`, properties.value ?? ""), more));
-    this.sampling = Object.fromEntries(SAMPLING.map(([name], index) => [name, fields[index].querySelector("input")]));
-    const reset = () => { page.fail(null); for (const [name, , { value = "" }] of SAMPLING) { this.sampling[name].value = value; drafts.set(`write:${name}`, null); } };
+    const [daring, ...fields] = SAMPLING.map(([name, label, properties, more]) => labelled(label, keepDraft(element("input", { type: "number", ...properties }), `write:${name}`, properties.value ?? ""), more));
+    this.sampling = Object.fromEntries(SAMPLING.map(([name], index) => [name, [daring, ...fields][index].querySelector("input")]));
+    const { temperature } = this.sampling, describe = () => {
+      daring.firstChild.textContent = `How daring (temperature): ${temperature.value}`;
+      temperature.setAttribute("aria-valuetext", daringInWords(temperature.valueAsNumber));
+    };
+    temperature.addEventListener("input", describe);
+    describe();
+    daring.classList.add("daring");
+    daring.append(element("div", { className: "soft ends", "aria-hidden": "true" }, ...["cautious", "as the model", "bold"].map((word) => element("span", {}, word))));
+    this.form.querySelector("button.main").parentNode.append(daring);
+    const reset = () => { page.fail(null); for (const [name, , { value = "" }] of SAMPLING) { this.sampling[name].value = value; drafts.set(`write:${name}`, null); } describe(); };
     this.more = element("details", {}, element("summary", {}, "More settings"), element("div", { className: "settings" }, ...fields),
       element("button", { type: "button", onclick: reset }, "Usual values"));
     this.system = element("textarea", { rows: 2, oninput: () => this.keep(this.conversation.saveAbout({ system: this.system.value })) });
@@ -99,11 +111,12 @@ page.addTab({
       .flatMap(([kind, share]) => [element("span", { className: `token${kind}` }, share), " "]));
     surprise.checked = settings.get("surprise", false);
     colour();
-    const save = (name, type, content) => () => saveFile(`${this.conversation.title().replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 40) || "conversation"}.${name}`, content(), type);
+    const save = (name, type, content) => saveFile(`${this.conversation.title().replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 40) || "conversation"}.${name}`, content, type);
+    const wholeText = () => this.isChat ? this.conversation.markdown() : this.conversation.text();
+    this.saveText = element("button", { type: "button", onclick: () => this.isChat ? save("md", "text/markdown;charset=utf-8", wholeText()) : save("txt", undefined, wholeText()) });
     return [element("div", { className: "row" }, element("label", {}, surprise, " Colour tokens by surprise (a token is a word or a part of one)"), legend), this.systemView, this.more,
-      element("div", { className: "row" }, copyButton(() => this.conversation.markdown(), "Copy the conversation"),
-        element("button", { type: "button", onclick: save("md", "text/markdown;charset=utf-8", () => this.conversation.markdown()) }, "Save the text (.md)"),
-        element("button", { type: "button", onclick: save("json", "application/json", () => this.conversation.json()) }, "Save everything, for programs (.json)"))];
+      element("div", { className: "row" }, copyButton(wholeText, "Copy everything"), this.saveText,
+        element("button", { type: "button", onclick: () => save("json", "application/json", this.conversation.json()) }, "Save everything, for programs (.json)"))];
   },
 
   refresh() {
@@ -130,10 +143,11 @@ page.addTab({
   },
 
   modeChanged() {
-    const examples = this.choice.model?.examples.length ? this.choice.model.examples : this.isChat ? ["Tell me a short story about a lighthouse."] : ["Once upon a time"];
+    const examples = this.choice.model?.examples.length ? this.choice.model.examples : this.isChat ? ["Tell me a short story about a lighthouse."] : ["Once upon a time there was a"];
     this.textField.firstChild.textContent = this.isChat ? "Your message" : "Text to continue";
     this.textField.lastChild.textContent = this.isChat ? "Enter sends it, Shift + Enter starts a new line." : "The model writes what could come next. Ctrl + Enter sends it.";
     this.systemView.hidden = !this.isChat;
+    this.saveText.textContent = `Save the text (${this.isChat ? ".md" : ".txt"})`;
     const draft = `write:${this.conversation.id}`, isNew = !this.conversation.path().length;
     this.text.value = drafts.get(draft) ?? (isNew ? examples[0] : this.isChat ? "" : this.conversation.path()[0].content);
     this.text.oninput = () => drafts.set(draft, this.text.value);
@@ -224,7 +238,7 @@ page.addTab({
   },
 
   // The page is left while an answer is written: what has arrived is kept.
-  left() {
+  saveUnfinished() {
     if (!this.writing) return;
     const { conversation, message } = this.writing;
     this.writing.wasLeft = true;
@@ -284,6 +298,7 @@ page.addTab({
   request(message) {
     const before = this.conversation.before(message), number = (name) => Number.isNaN(this.sampling[name].valueAsNumber) ? undefined : this.sampling[name].valueAsNumber;
     const body = { model: this.choice.model?.id, stream: true, stream_options: { include_usage: true }, ...Object.fromEntries(SAMPLING.map(([name]) => [name, number(name)])) };
+    if (message.mustWrite) body.min_tokens = Math.min(WRITE_ON, body.max_tokens ?? WRITE_ON);
     if (!this.isChat) return ["/v1/completions", { ...body, max_tokens: body.max_tokens ?? 4096, prompt: before[0].content + message.content, logprobs: ALTERNATIVES }];
     const messages = Conversation.forApi([...before, message], this.conversation.about.system);
     return ["/v1/chat/completions", { ...body, messages, logprobs: true, top_logprobs: ALTERNATIVES, continue_final_message: Boolean(message.content) }];
@@ -292,24 +307,24 @@ page.addTab({
   async write(message, signal) {
     const { conversation } = this;
     if (!conversation.before(message).length) throw new ServerError("the question of this answer is gone, perhaps cleared in another browser tab; type it again", 400);
-    const [path, body] = this.request(message), before = { content: message.content, line: message.line }, answer = { asked: performance.now(), kept: 0, limit: body.max_tokens };
+    const [path, body] = this.request(message), before = { content: message.content, speed: message.speed }, answer = { asked: performance.now(), kept: 0, limit: body.max_tokens };
     const keep = () => { answer.kept = performance.now(); if (!conversation.isCleared) this.keep(conversation.save(message)); };
-    Object.assign(message, { state: "writing", writer: thisTab, model: body.model, line: "" });
+    Object.assign(message, { state: "writing", writer: thisTab, model: body.model, temperature: body.temperature, line: "", speed: "", hasEnded: false, mustWrite: undefined });
     this.writing = { conversation, message };
     keep();
     this.render();
     this.listConversations();
     this.messages.scrollTop = this.messages.scrollHeight;
     this.isAtEnd = true;
-    this.status.textContent = "The model writes.";
+    this.status.textContent = this.progress(message);
     try {
       for await (const part of server.events(path, body, signal)) {
         this.take(message, readPart(part), answer);
         if (performance.now() - answer.kept > 1000) keep();
       }
-      const isLonger = !before.content || message.content !== before.content || answer.reason === "length";
-      const line = isLonger ? answerStatistics(answer) : `${(before.line || answerStatistics(answer)).replace(NOTHING_MORE, "").trim()} ${NOTHING_MORE}`;
-      Object.assign(message, { state: answer.reason === "length" ? "cut" : "done", line });
+      const hasEnded = answer.reason !== "length" && message.content.trim() === before.content.trim() && !(message.thinking && !before.content), { line, speed } = answerStatistics(answer);
+      const ended = before.content ? NOTHING_MORE : this.isChat ? "The model answered nothing. Let it write on, or change your message." : "The model took your text for complete. Leave its last sentence open, or let it write on.";
+      Object.assign(message, { state: answer.reason === "length" ? "cut" : "done", line: hasEnded ? ended : line, speed: hasEnded ? before.speed : speed, hasEnded });
     } catch (error) {
       if (this.writing.wasLeft) return;
       const isStopped = error.name === "AbortError", failed = message.content ? "Incomplete: the server's answer broke off." : "There is no answer yet.";
@@ -338,6 +353,7 @@ page.addTab({
     message.content += text;
     if (text || thinking) {
       answer.last = performance.now();
+      if (!answer.first) this.render(); // it does not wait any more
       answer.first ??= answer.last;
     }
     answer.reason = reason ?? answer.reason;
@@ -345,9 +361,19 @@ page.addTab({
     if (this.isAtEnd) this.scrolling ??= requestAnimationFrame(() => { this.scrolling = null; this.messages.scrollTop = this.messages.scrollHeight; });
   },
 
+  // What an answer that is being written waits for, if it waits.
+  progress(message) {
+    if (message.content || message.thinking) return "Writing…";
+    return server.preparing === null ? "Waiting for the model’s first words…" : "Waiting until this computer is prepared for models that write: see the top of the page. The answer then follows by itself.";
+  },
+
+  preparingChanged() {
+    if (this.writing) this.render();
+  },
+
   render() {
     const path = this.conversation.path(), shown = path.filter(({ role }) => this.isChat || role === "assistant").map((message) => this.view(message).root);
-    this.messages.hidden = this.reading.hidden = !shown.length;
+    this.messages.hidden = !shown.length;
     if (shown.length !== this.messages.children.length || shown.some((root, index) => root !== this.messages.children[index])) this.messages.replaceChildren(...shown);
     this.pointing.hidden = !this.messages.querySelector(".token"); // after a reload there are none
     clearTimeout(this.waiting);
@@ -358,15 +384,17 @@ page.addTab({
   view(message) {
     const isMine = message.writer === thisTab, isWritten = Conversation.isBeingWritten(message), before = this.views.get(message.id);
     const all = this.isChat ? this.conversation.versions(message.parent) : [...this.conversation.messages.values()].filter(({ role }) => role === "assistant").sort((a, b) => a.id < b.id ? -1 : 1);
-    const stamp = [all.length, all.indexOf(message), message.state, isWritten, message.line, this.editing === message.id, isMine || message.content.length].join();
+    const stamp = [all.length, all.indexOf(message), message.state, isWritten && isMine && this.progress(message), message.line, this.editing === message.id, isMine || message.content.length].join();
     if (before?.stamp === stamp) return before;
     const text = before && isMine ? before.text : new TokenText(message.content, (content) => this.start(() => this.conversation.add(message.parent, "assistant", content)));
     const thinking = before?.thinking ?? element("details", { className: "thinking", hidden: !message.thinking }, element("summary", {}, "Thinking"), element("div", {}, message.thinking ?? ""));
     const given = this.isChat ? null : element("span", { className: "soft-ink" }, this.conversation.before(message)[0]?.content ?? "");
-    const name = message.role === "user" ? "You" : firstWords(message.model ?? "Model"), line = isWritten ? isMine ? "Writing…" : "Being written in another browser tab." : message.line;
+    const daring = typeof message.temperature === "number" ? ` (${daringInWords(message.temperature)})` : "";
+    const name = message.role === "user" ? "You" : `${firstWords(message.model ?? "Model")}${daring}`, line = isWritten ? isMine ? this.progress(message) : "Being written in another browser tab." : message.line;
     const root = element("article", { className: `message ${message.role}`, "aria-label": name, "data-message": message.id, "aria-busy": isWritten ? "true" : undefined },
       element("p", { className: "soft" }, name), thinking, this.editing === message.id ? this.editForm(message) : element("div", { className: "text" }, given, text.root),
-      line && element("p", { className: message.state === "incomplete" ? "soft wrong" : "soft" }, line), isWritten || this.editing === message.id ? null : this.actions(message, all));
+      line && element("p", { className: message.state === "incomplete" ? "soft wrong" : "soft" }, line),
+      message.speed && !isWritten ? element("details", { className: "soft" }, element("summary", {}, "More"), message.speed) : null, isWritten || this.editing === message.id ? null : this.actions(message, all));
     const view = { stamp, root, text, thinking };
     this.views.set(message.id, view);
     return view;
@@ -376,10 +404,11 @@ page.addTab({
     const button = (label, act) => element("button", { type: "button", className: "plain", onclick: act }, label), index = versions.indexOf(message);
     const again = () => this.start(() => message.content ? this.conversation.add(message.parent, "assistant", "") : message);
     const own = message.role === "user" ? [button("Edit", () => this.edit(message.id))] : [
-      message.content && (message.state !== "done" || !this.isChat) ? button("Continue", () => this.start(() => message)) : null,
+      message.hasEnded ? button("Write on anyway", () => this.start(() => Object.assign(message, { mustWrite: true }))) : null,
+      message.content && !message.hasEnded && (message.state !== "done" || !this.isChat) ? button("Continue", () => this.start(() => message)) : null,
       button(message.content && message.state !== "incomplete" ? "Another answer" : "Try again", again)];
     const turn = (step) => element("button", { type: "button", className: "plain", disabled: !versions[index + step], "aria-label": step < 0 ? "Earlier version" : "Later version", onclick: () => this.choose(versions[index + step], step) }, step < 0 ? "‹" : "›");
-    return element("div", { className: "row actions" }, message.content ? copyButton(() => message.content) : null, ...own.filter(Boolean),
+    return element("div", { className: "row actions" }, message.content ? copyButton(() => this.isChat ? message.content : this.conversation.before(message)[0].content + message.content) : null, ...own.filter(Boolean),
       ...(versions.length > 1 ? [element("span", { className: "versions soft" }, turn(-1), `${index + 1} of ${versions.length}`, turn(1))] : []));
   },
 

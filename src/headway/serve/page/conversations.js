@@ -109,6 +109,11 @@ class Conversation {
     return sent;
   }
 
+  // A text that was continued: its beginning and the rest.
+  text() {
+    return `${this.path().map(({ content }) => content).join("")}\n`;
+  }
+
   markdown() {
     const system = this.about.system ? [`**System:** ${this.about.system}`] : [];
     const said = this.path().map(({ role, content, model }) => `**${role === "user" ? "You" : model ?? "Model"}:** ${content}`);

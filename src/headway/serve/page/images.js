@@ -6,14 +6,15 @@ class AttentionView {
   constructor({ pixels, weights }, name, url) {
     this.image = AttentionView.bitmap(pixels, ([red, green, blue]) => [red, green, blue, 255]);
     this.heat = AttentionView.bitmap(weights, (weight) => [18 + 237 * weight, 24 + 190 * weight, 60 + 10 * weight, 255 - 70 * weight]);
-    const scale = Math.ceil(224 / Math.min(this.image.width, this.image.height)), thirds = AttentionView.thirds(weights);
+    const side = Math.min(this.image.width, this.image.height), scale = Math.ceil(224 / side), thirds = AttentionView.thirds(weights);
+    this.isTiny = side < 64; // then each pixel and each weight is a square, without a blur
     const [first, second] = thirds.flatMap((row, y) => row.map((share, x) => [share, AttentionView.places[y][x]])).sort((a, b) => b[0] - a[0]);
     this.text = `The model looked most at the ${first[1]} (${percent(first[0])} of its attention), then at the ${second[1]} (${percent(second[0])}).`;
     this.canvas = element("canvas", { width: scale * this.image.width, height: scale * this.image.height, role: "img", "aria-label": `${name}. ${this.text}` });
     const rows = thirds.map((row, y) => [["top", "middle", "bottom"][y], ...row.map(percent)]), part = (picture, caption) => element("figure", {}, picture, element("figcaption", { className: "soft" }, caption));
     this.strength = keepDraft(element("input", { type: "range", min: 0, max: 100, oninput: () => this.draw() }), "images:strength", "50");
     this.view = element("div", {}, element("p", {}, this.text),
-      element("div", { className: "looked" }, part(element("img", { src: url, alt: `${name}, as it is` }), "Your picture"), part(this.canvas, "What the model saw, and where it looked")),
+      element("div", { className: "looked" }, part(element("img", { src: url, alt: `${name}, as it is`, onload: ({ target }) => target.classList.toggle("pixels", target.naturalWidth < 128) }), "Your picture"), part(this.canvas, "What the model saw, and where it looked")),
       element("p", { className: "legend soft" }, "Dark: hardly looked at", element("span", { "aria-hidden": "true" }), "Bright: looked at most"),
       labelled("Strength of these colours", this.strength),
       element("details", {}, element("summary", {}, "The same as numbers"), table(["", "left", "centre", "right"], rows, "Share of the attention")));
@@ -42,12 +43,15 @@ class AttentionView {
     context.imageSmoothingEnabled = false;
     context.drawImage(this.image, 0, 0, width, height);
     context.globalAlpha = this.strength.value / 100;
-    context.imageSmoothingEnabled = true;
+    context.imageSmoothingEnabled = !this.isTiny;
     context.drawImage(this.heat, 0, 0, width, height);
   }
 }
 AttentionView.places = ["top", "middle", "bottom"].map((row) => ["left", "centre", "right"].map((column) =>
   row === "middle" && column === "centre" ? "centre" : column === "centre" ? `${row} in the middle` : `${row} ${column}`.replace("middle ", "")));
+
+// A class in a sentence: labels are not always nouns.
+const nameClass = (label) => /^\d+$/.test(label) ? `${/^(8|1[18]$)/.test(label) ? "an" : "a"} ${label}` : `“${label}”`;
 
 page.addTab({
   id: "images",
@@ -83,7 +87,7 @@ page.addTab({
     if (!this.task) return;
     const [label, explanation] = this.tasks[this.task];
     this.form.querySelector("button.main").textContent = label;
-    this.intro.textContent = this.choice.field.hidden ? `${explanation} Uses the model ${this.choice.model.id}.` : explanation;
+    this.intro.textContent = explanation;
     if (this.results.dataset.model !== this.choice.model.id) this.results.replaceChildren();
     this.results.dataset.model = this.choice.model.id;
     this.textField.hidden = this.task !== "match";
@@ -99,10 +103,11 @@ page.addTab({
   },
 
   async takeExample() {
+    const { files } = this;
     this.exampleTask = this.task;
     const canvas = this.task === "classify" || this.task === "look" ? this.drawDigit() : this.drawShapes();
     const blob = await new Promise((resolve) => canvas.toBlob(resolve));
-    this.take([new File([blob], "example.png", { type: "image/png" })], true);
+    if (this.files === files) this.take([new File([blob], "example.png", { type: "image/png" })], true); // none was chosen meanwhile
   },
 
   // A handwritten three, white on black, as in the data that digits are learned from.
@@ -183,14 +188,26 @@ page.addTab({
   problem: (error, name) => sentence(error.message.replace(/^(the )?(image|item|input) 1\b/, name)),
 
   async classify(body, image, signal) {
-    const { result, thresholds } = await server.json("/v1/classify", { body, signal }), labels = likeliest(result), [label, share] = labels[0];
+    const { result, thresholds, unexpected } = await server.json("/v1/classify", { body, signal }), labels = likeliest(result), [label, share] = labels[0];
     const looked = this.choice.model.verbs.includes("look") ? this.onDemand("Where the model looked", image.name, async () => this.look({ model: body.model, images: await dataUrl(image.file) }, image)) : "";
-    if (labels.length === 1 && label === "value") return [element("p", {}, `Value: ${formatNumber(share)}`), looked];
-    const named = /^\d+$/.test(label) ? `${/^(8|1[18]$)/.test(label) ? "an" : "a"} ${label}` : `“${label}”`; // labels are not always nouns
+    const doubt = unexpected?.[0] ? element("p", { className: "wrong" }, `Careful: this picture is ${unexpected[0].replace("the images in training", "those that the model was trained on")}, so the answer may be wrong.`) : "";
+    const swapped = /brighter|darker/.test(unexpected?.[0]) ? this.onDemand("Try it with dark and light swapped", image.name, () => this.swapped(body, image, signal)) : ""; // that may be like them
+    if (labels.length === 1 && label === "value") return [element("p", {}, `Value: ${formatNumber(share)}`), doubt, looked];
+    const named = nameClass(label);
     const text = thresholds ? `Labels: ${labels.filter(([one, value]) => value >= thresholds[one]).map(([one]) => one).join(", ") || "none"}.`
-      : share < 0.5 ? `The model is not sure. Its best guess is ${named} (${percent(share)}).` : `This is probably ${named} (${percent(share)}).`;
-    const rest = labels.length > 3 ? this.onDemand("All classes", image.name, () => [bars(labels)]) : "";
-    return [element("p", {}, element("strong", {}, text)), bars(labels.slice(0, 3)), element("div", { className: "row" }, rest, looked)];
+      : doubt ? `The model takes this for ${named} (${percent(share)}).` : share < 0.5 ? `The model is not sure. Its best guess is ${named} (${percent(share)}).` : `This is probably ${named} (${percent(share)}).`;
+    const rest = labels.length > 3 ? this.onDemand("The other classes", image.name, () => [bars(labels.slice(3))]) : "";
+    return [element("p", {}, element("strong", {}, text)), doubt, bars(labels.slice(0, 3)), element("div", { className: "row" }, swapped, rest, looked)];
+  },
+
+  // The answer for the negative of a picture.
+  async swapped(body, { file, name }, signal) {
+    const picture = await createImageBitmap(file), canvas = element("canvas", { width: picture.width, height: picture.height, className: "picture", role: "img", "aria-label": `${name}, dark and light swapped` });
+    const context = canvas.getContext("2d");
+    context.filter = "invert(1)";
+    context.drawImage(picture, 0, 0);
+    const { result } = await server.json("/v1/classify", { body: { ...body, items: canvas.toDataURL() }, signal }), labels = likeliest(result);
+    return [canvas, element("p", {}, `The model takes this for ${nameClass(labels[0][0])} (${percent(labels[0][1])}).`), bars(labels.slice(0, 3))];
   },
 
   // A part that is made when it is opened first, and again after an error.

@@ -43,6 +43,7 @@ const page = {
   },
 
   modelsChanged() {
+    document.getElementById("loading")?.remove();
     document.getElementById("access").hidden = true;
     for (const tab of this.tabs) tab.button.hidden = tab.exists === false || (Boolean(tab.serves) && !server.models.some(tab.serves));
     for (const tab of this.tabs) tab.check?.();
@@ -64,6 +65,7 @@ const page = {
   fail(error, retry) {
     if (error?.name === "AbortError" || error?.status === 401) return; // the form for a key says so
     if (error && !(error instanceof ServerError)) console.error(error);
+    if (error) document.getElementById("loading")?.remove();
     const notice = document.getElementById("notice"), again = document.getElementById("again");
     document.getElementById("message").textContent = error ? sentence(error.message) : "";
     notice.hidden = !error;
@@ -87,11 +89,12 @@ const page = {
     clearTimeout(this.preparing);
     place.hidden = seconds === null;
     if (seconds !== null) {
-      const passed = Math.round(seconds / 5) * 5;
-      const text = "Getting ready: this computer prepares itself for models that write, which takes about a minute, once. Everything else works meanwhile.";
-      setText(place, "textContent", passed > 0 ? `${text} (${passed} seconds so far)` : text);
-      this.preparing = setTimeout(() => server.loadModels(false).catch(() => {}), 5000);
+      const passed = seconds < 120 ? `${Math.round(seconds / 5) * 5} seconds` : `${Math.round(seconds / 60)} minutes`;
+      const duration = seconds < 90 ? "That takes about a minute on an idle computer." : "That takes about a minute on an idle computer; this one is busy, so it takes longer.";
+      setText(place, "textContent", `Getting ready: this computer prepares itself, once, for models that write, translate or transcribe. ${duration} Everything else works meanwhile. (${passed} so far)`);
+      this.preparing = setTimeout(() => server.loadModels(false).catch(() => {}), 2000);
     } else if (isOver) this.note("Ready: models that write answer without a wait now.");
+    for (const tab of this.tabs) if (tab.wasShown) tab.preparingChanged?.();
   },
 
   // Without a key, or with one that ended: the only message then. A server of `headway open` has no keys to type in.
@@ -99,6 +102,7 @@ const page = {
     const form = document.getElementById("access"), isSession = code === "session_key";
     if (!form.hidden) return;
     this.fail(null);
+    document.getElementById("loading")?.remove();
     form.hidden = false;
     const isRefused = param === "one_time_key" || (!isSession && server.key);
     document.getElementById("access-reason").textContent = isRefused ? sentence(message.split("; ")[0]) : "";
@@ -157,7 +161,7 @@ function keepDraft(field, name, example = "") {
 // A model in plain words, to tell it from others.
 function modelInWords(model) {
   const kind = sentence(model.kind.replace(/ \(heads: .*\)/, "")).slice(0, -1);
-  return `${kind} with ${roundNumber(model.parameters)} parameters, the numbers it learned; ${originOf(model)}.`;
+  return `${model.purpose ? `${model.purpose} ` : ""}${kind} with ${roundNumber(model.parameters)} parameters, the numbers it learned; ${originOf(model)}.`;
 }
 
 const originOf = (model) => model.is_starter ? "made on the tab Models" : model.is_run ? "one of your runs" : "published, or from a file";
@@ -184,7 +188,7 @@ function modelChoice(name, serves, changed = () => {}, order = (one, other) => o
       select.value = isKnown || choice.isGone ? before : (ownModel(usable) ?? usable.toSorted(order)[0])?.id ?? "";
       last = choice.model;
       choice.field.lastChild.textContent = choice.isGone ? `${shortName(before)} is gone from the server.${usable.length ? " Choose another model to go on." : ""}` : last ? modelInWords(last) : "";
-      choice.field.hidden = select.options.length < 2;
+      choice.field.hidden = !select.options.length;
       if (select.value !== before) changed();
     },
   };
@@ -200,8 +204,9 @@ function fileInput({ label, accept = "", multiple = false, folder = false, limit
   const names = element("p", { className: "soft", "aria-live": "polite" });
   const zone = labelled(label, input, `At most ${formatBytes(limit)}${multiple ? " each" : ""}. You can also drop ${multiple || folder ? "them" : "it"} here.`);
   zone.classList.add("drop");
+  if (folder) zone.classList.add("folder"); // its label is the button: that of a browser would say "Choose Files"
   zone.append(names);
-  const take = (files, isDropped = false) => { // the field itself names files that were chosen
+  const take = (files, isDropped = folder) => { // a field for files itself names those that were chosen
     const tooLarge = !takesLarge && files.find((file) => file.size > limit);
     if (tooLarge) {
       page.fail(new ServerError(`${shortName(tooLarge.name)} has ${formatBytes(tooLarge.size)}, and the limit is ${formatBytes(limit)}; choose a smaller file`, 413));
@@ -244,7 +249,7 @@ function workForm(children, work, label = "Send") {
     if (controller) return;
     controller = new AbortController();
     const timer = setTimeout(() => {
-      patience.textContent = "Still working. The first use of a model can take a minute or two, because the server loads it and prepares it for this computer.";
+      patience.textContent = "Still working. The first use of a model takes longer, because the server loads it; on a busy computer that can be minutes.";
     }, 5000);
     send.disabled = !(stop.disabled = false);
     form.setAttribute("aria-busy", "true");

@@ -53,9 +53,8 @@ page.addTab({
     this.results = element("div", { "aria-live": "polite" });
     this.choice = modelChoice("series", this.serves, () => this.refresh());
     this.command = commandView(() => this.commandLines());
-    this.used = element("p", { className: "soft" });
     this.form = workForm([this.choice.field, element("p", {}, "The model continues each series of a table: the first column is the time, in equal steps, and each other column is a series."),
-      this.used, this.place, labelled("Or paste or type a table here", this.text, "Rows copied from a spreadsheet work, too. The first row has the names of the columns."), this.source,
+      this.place, labelled("Or paste or type a table here", this.text, "Rows copied from a spreadsheet work, too. The first row has the names of the columns."), this.source,
       labelled("Number of steps", this.steps, "Leave it empty for as many as the model was trained to predict.")], (signal) => this.work(signal), "Forecast");
     this.form.addEventListener("input", () => this.command.update());
     new ResizeObserver(() => this.chart && this.chart.clientWidth !== this.width && this.draw()).observe(this.results);
@@ -72,8 +71,6 @@ page.addTab({
       this.place.replaceChildren(this.input.zone);
     }
     const { model } = this.choice;
-    this.used.hidden = !this.choice.field.hidden;
-    this.used.textContent = `Uses the model ${model?.id}.`;
     if (model && model.id !== this.exampleModel && !this.file && (!this.text.value || this.text.value === this.example)) this.takeExample(model);
     this.command.update();
   },

@@ -16,6 +16,7 @@ const server = {
   key: sessionStorage.getItem("key") ?? "",
   models: [],
   limits: { body_bytes: 0, form_bytes: 0 }, // of a request
+  preparing: null, // since how many seconds the engine is being compiled; null: not now
 
   // Bytes of a file that fit into a JSON body, where base64 makes it a third larger, and into a form.
   get fileBytes() { return Math.floor(0.75 * (this.limits.body_bytes - 8192)); },
@@ -76,6 +77,7 @@ const server = {
     const { data, limits, preparing } = await this.json("/v1/models"), isSame = JSON.stringify(data) === JSON.stringify(this.models);
     this.models = data;
     this.limits = limits;
+    this.preparing = preparing;
     page.showPreparing(preparing);
     if (always || !isSame) page.modelsChanged();
   },

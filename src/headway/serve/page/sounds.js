@@ -101,7 +101,7 @@ page.addTab({
     const { model } = this.choice;
     if (!model) return;
     this.form.querySelector("button.main").textContent = this.transcribes ? "Transcribe" : "Classify";
-    this.intro.textContent = `${this.transcribes ? "The model writes down what is said, with times." : "The model sorts the sound into one of the classes that it has learned."}${this.choice.field.hidden ? ` Uses the model ${model.id}.` : ""}`;
+    this.intro.textContent = `${this.transcribes ? "The model writes down what is said, with times." : "The model sorts the sound into one of the classes that it has learned."}`;
     if (this.results.dataset.model !== model.id) this.results.replaceChildren();
     this.results.dataset.model = model.id;
     this.middleField.hidden = this.transcribes;

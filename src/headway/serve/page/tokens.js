@@ -1,6 +1,9 @@
 "use strict";
 // The text of an answer, token by token: the alternatives of each on hover, on focus and by arrow keys, and how surprising it was.
 
+// A token in this list: only spaces alone have a sign.
+const wordLabel = (text) => /^ *$/.test(text) ? tokenLabel(text) : tokenLabel(text.replace(/^ +/, "")).replaceAll("␣", " ");
+
 // The list of a token's alternatives, next to it.
 const alternatives = {
   box: element("div", { id: "alternatives", role: "group", "aria-label": "Alternatives", hidden: true }),
@@ -13,14 +16,14 @@ const alternatives = {
     this.hide();
     this.token = token;
     const lists = entries.map(({ text, logprob, top }) => {
-      const others = top.filter(([other]) => other !== text), chosen = `${tokenLabel(text)} (written)`;
+      const others = top.filter(([other]) => other !== text), chosen = `${wordLabel(text)} (written)`;
       const canReplace = (other) => instead && entries.length === 1 && other && !/^<.+>$|^\[.+\]$|\ufffd/.test(other); // a mark, or a part of a character
-      const name = (other) => canReplace(other) ? element("button", { type: "button", className: "plain", onclick: () => { this.hide(); instead(other); } }, tokenLabel(other)) : tokenLabel(other);
+      const name = (other) => canReplace(other) ? element("button", { type: "button", className: "plain", onclick: () => { this.hide(); instead(other); } }, wordLabel(other)) : wordLabel(other);
       const rows = [[chosen, logprob], ...others.map(([other, value]) => [name(other), value])].sort((a, b) => b[1] - a[1]);
       return bars(rows.map(([name, value]) => [name, Math.exp(value)]));
     });
     const more = lists.some((list) => list.querySelector("button")) ? " Choose another one (Enter, then Tab) to continue the text from here with it." : "";
-    this.box.replaceChildren(element("p", { className: "soft" }, "What the model could have written here. The percentages are the model's own, before temperature and other settings.", more), ...lists);
+    this.box.replaceChildren(element("p", { className: "soft" }, "What the model could have written here. The percentages are the model's own, before “How daring” and the other settings change them.", more), ...lists);
     this.box.hidden = false;
     token.setAttribute("aria-describedby", this.box.id);
     this.place();
