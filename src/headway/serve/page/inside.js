@@ -61,10 +61,8 @@ page.addTab({
     this.other.field.querySelector("label").textContent = "Recurrent model";
     keepDraft(this.text, "inside", this.example());
     this.examples = element("div");
-    this.only = element("p"); // names the model where there is no choice
     this.form = workForm([
       this.choice.field,
-      this.only,
       labelled("Sentence", this.text, "A model reads at most 256 tokens here, about 200 words. Twenty words are easier to look at."),
       this.examples,
     ], (signal) => this.work(signal), "Look inside");
@@ -75,18 +73,11 @@ page.addTab({
       element("p", {}, "A language model reads a text and guesses how it goes on. A transformer is the kind of network that most of them are today: its tokens exchange information by attention, in several layers, which are stages that every token passes one after the other. Follow one sentence, step by step: everything below is computed by the model named here, from its own weights, the numbers that it learned. Change the sentence and look again."),
       this.form, this.status, this.results, insideQuestions(), this.command);
     this.showExamples();
-    this.nameModel();
     this.look();
-  },
-  nameModel() {
-    const model = this.choice.model;
-    this.only.hidden = !this.choice.field.hidden;
-    setText(this.only, "textContent", model ? `Model: ${model.id}. ${modelInWords(model)}` : "");
   },
   refresh() {
     this.choice.refresh();
     this.other.refresh();
-    this.nameModel();
     this.command.update();
   },
   opened() {
