@@ -46,6 +46,7 @@ def picture(page: Page, name: str) -> None:
     """The page as it is now, without what is below the fold of a large screen."""
     page.wait_for_timeout(500)
     height = min(page.evaluate("document.documentElement.scrollHeight"), 2250)
+    page.evaluate("document.getElementById('note').textContent = ''")  # it would cover the picture
     page.screenshot(path=OUT / f"{name}.png", full_page=True, clip={"x": 0, "y": 0, "width": 1100, "height": height})
 
 

@@ -204,7 +204,8 @@ class RewardedPrompts(SplitExamples, OnPolicyExamples):
             self._had_equal = True
             _LOG.warning(
                 "all answers to each prompt of a rollout have the same reward (mean %.3g), so it teaches nothing; "
-                "use prompts that the model answers correctly now and then, or raise task.group",
+                "use prompts that the model answers correctly now and then, neither never nor always, or raise "
+                "task.group",
                 scored.rewards.mean(),
             )
         endless = np.mean([answer.finish_reason == "length" for answer in scored.answers])

@@ -150,6 +150,7 @@ async function useModel(name, place) {
       if (model) {
         const use = tryButton(model);
         place.replaceChildren(...(use ? [] : [element("p", {}, "No tab of this page uses a model of this kind; the tab Models lists it.")]));
+        if (use) trainingNotices.dismiss(name, "finished");
         return use?.click();
       }
       if (attempt < USE_ATTEMPTS) await new Promise((resolve) => setTimeout(resolve, 1000));

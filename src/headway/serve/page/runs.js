@@ -32,10 +32,11 @@ const stepsText = (run) => run.steps ? `Step ${integers.format(run.step)} of ${i
 function resultText(run) {
   if (run.state !== "finished" || run.value === null) return "";
   const noun = { vision: "photos", audio: "sounds", classification: "texts", translation: "pairs" }[run.recipe] ?? "samples";
-  const samples = `${run.value_samples === null ? "the" : integers.format(run.value_samples)} ${noun} that it was not trained on`;
+  const count = run.value_samples, samples = `${count === null ? "the" : integers.format(count)} ${noun} that it was not trained on`;
   if (run.goal !== "accuracy") return `Its result with ${samples}: ${run.value_text} ${run.goal_title} (${run.better} is better).`;
   const advice = run.value < GOOD_ACCURACY ? ` To make it better, train it longer, or add ${noun} and train again.` : "";
-  return `It is right for ${run.value_text} of ${samples}.${advice}`;
+  const right = count === null ? run.value_text : integers.format(Math.round(run.value * count));
+  return `It is right for ${right} of ${samples}${count === null ? "" : ` (${run.value_text})`}.${advice}`;
 }
 
 // A table of a run's samples; for keys that may train, with the images whose files are on the server.
