@@ -1,6 +1,6 @@
 """Addition by reward alone: a small GPT learns sums from examples to about 40 % and then only from rewards.
 
-    python benchmarks/rewards.py [--steps 300] [--methods grpo,dr-grpo,reinforce] [--seed 1] [--name rewards]
+    python benchmarks/rewards.py [--steps 2500] [--methods grpo,dr-grpo,reinforce] [--seed 1] [--name rewards]
 
 The numbers have two or three digits, half of the problems three in both. They are written with three, and the sum with
 four from its last one, as carries go (Lee et al. 2023): 058+467=5250. No problem occurs twice. Examples are learned by
@@ -102,7 +102,7 @@ def supervised(folder: Path, prompts: list[dict[str, str]], seed: int) -> dict[s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--methods", default="grpo,dr-grpo,reinforce")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--name", default="rewards")

@@ -70,6 +70,15 @@ def dialogues(result: Result) -> Iterator[Row]:
         )
 
 
+def rewards(result: Result) -> Iterator[Row]:
+    for method, part in result["methods"].items():
+        yield (
+            f"sums of two- and three-digit numbers by reward alone ({method}): correct answers",
+            f"{percent(part['test']['pass_at_1'])}; {part['processor_seconds'] / 60:.0f} core-minutes",
+            f"before: {percent(result['supervised']['pass_at_1'][-1])}",
+        )
+
+
 def few(result: Result) -> Iterator[Row]:
     for row in result["rows"]:
         ours, regression = (percent(row[part]["accuracy"]) for part in ("ours", "regression"))
