@@ -106,7 +106,7 @@ def test_what_keeps_a_model_from_a_published_form_is_named() -> None:
     assert nearest_family(recipe("text").model) is None
     plain = override(recipe("text").model, {"stack.norm.weight": False})
     assert "stack.norm.weight" in (nearest_family(plain) or "")
-    assert "MLPConfig" in (nearest_family(recipe("shakespeare").model) or "")
+    assert "'mlp'" in (nearest_family(recipe("shakespeare").model) or "")
 
 
 def test_python_exports_and_rounds_as_the_shell_does(folder: Path, tmp_path: Path) -> None:

@@ -119,7 +119,8 @@ def train(
                 chosen = load_recorded_recipe(directory, base.name, paths, set, seed, start, lora)
                 setup = TrainingSetup(chosen, open_task(chosen, directory))
             else:
-                chosen = replace(configure_recipe(recipe, paths, set, seed, start, lora), reasons=reasons)
+                chosen = configure_recipe(recipe, paths, set, seed, start, lora)
+                chosen = replace(chosen, reasons=(*reasons, *chosen.reasons))
                 scale = scale_of(chosen.name) if recipe == chosen.name else None  # scaled only if requested by name
                 setup = plan_run(chosen, scale, set or {}, minutes, clock, torch_device, directory)
             scale = scale_of(setup.recipe.name)

@@ -235,6 +235,11 @@ def initial_rows(recipe: Recipe, processes: Processes, needs_all: bool = False) 
     return sampled_rows(processes.rank % shards, shards)
 
 
+def _formats_of(config: ModelConfig, adapter: AdapterConfig | None, fresh: Collection[str] = ()) -> dict[str, Format]:
+    """`frozen_formats`, which needs the model's outline only if some weights are quantised."""
+    return {} if frozen_format(adapter) == "fp32" else frozen_formats(outline(config), adapter, fresh)
+
+
 def initial_model(recipe: Recipe, fresh: Collection[str], base: Path, started: bool, saves_base: bool) -> nn.Module:
     """A run's model before the first step. Random weights are replaced by those of the pretrained model and pretrained
     parts; then the adapter is added and parameters are frozen.
@@ -242,7 +247,7 @@ def initial_model(recipe: Recipe, fresh: Collection[str], base: Path, started: b
     With an adapter, resuming needs the frozen weights, so the process with `saves_base` writes them to the folder
     `base`. Without one, a run that has `started` has all weights in its checkpoint.
     """
-    adapter, formats = recipe.adapter, frozen_formats(outline(recipe.model), recipe.adapter, fresh)
+    adapter, formats = recipe.adapter, _formats_of(recipe.model, recipe.adapter, fresh)
     if adapter is not None and (base / (QUANTISED if formats else FILE)).is_file():
         return prepare_for_training(load_frozen(base) if formats else load_model(base), recipe, fresh)
     seed = recipe.train.seed if fresh or not formats else None  # all other weights come from the start
@@ -270,7 +275,7 @@ def reference_model(recipe: Recipe, config: ModelConfig) -> nn.Module:
     """
     if recipe.start is None:
         return build(config, recipe.train.seed).eval()
-    start, formats = open_start(recipe.start, recipe.adapter).model, frozen_formats(outline(config), recipe.adapter)
+    start, formats = open_start(recipe.start, recipe.adapter).model, _formats_of(config, recipe.adapter)
     if not formats:
         return start
     with released_matrices(config, formats):
