@@ -138,7 +138,7 @@ class Upload:
         return total.hexdigest()
 
     def remove(self, name: str) -> None:
-        """Remove a file or a folder with its files. KeyError if there is none."""
+        """Remove a file or a folder with its files. KeyError if it does not exist."""
         path = self.files / safe_name(name)
         if path.parent.resolve() != path.parent.absolute() or not os.path.lexists(path):
             raise KeyError(name)
@@ -257,7 +257,7 @@ class Uploads:
         return self.find(folder.name)
 
     def find(self, upload_id: str) -> Upload:
-        """The upload with this id. KeyError if there is none."""
+        """The upload with this id. KeyError if it does not exist."""
         folder = self._folder / upload_id
         if not _ID.fullmatch(upload_id) or not (folder / "files").is_dir():
             self._open.pop(upload_id, None)

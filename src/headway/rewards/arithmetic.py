@@ -33,7 +33,7 @@ def check_problem(row: Mapping[str, Any]) -> None:
 
 
 def target(row: Mapping[str, Any]) -> Fraction:
-    """The correct result of a row. Raises ValueError if there is none."""
+    """The correct result of a row. Raises ValueError for a row without one."""
     answer = row.get("answer")
     if answer is not None:
         if isinstance(answer, bool) or not _NUMBER.fullmatch(str(answer).strip()[:_MAX_CHARACTERS]):

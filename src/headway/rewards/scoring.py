@@ -52,7 +52,7 @@ class Scorer:
         return process
 
     def score(self, answers: Sequence[tuple[str, str, Mapping[str, Any]]]) -> list[float | str]:
-        """The reward of each answer (prompt, output, row), or the reason why there is none. UserError if several in a
+        """The reward of each answer (prompt, output, row), or the reason why it has none. UserError if several in a
         row take too long.
         """
         rewards: list[float | str] = []
@@ -78,7 +78,7 @@ class Scorer:
         return rewards
 
     def _receive(self, process: subprocess.Popen[str], seconds: float) -> dict[str, Any]:
-        """The next reply; the process is ended if there is none in time."""
+        """The next reply; the process is ended if none comes in time."""
         late = threading.Event()
 
         def stop() -> None:

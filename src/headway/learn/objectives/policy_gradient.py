@@ -53,7 +53,7 @@ def group_advantages(rewards: Float[np.ndarray, "P G"], method: Method) -> Float
 def label_log_probabilities(
     model: nn.Module, x: Float[Tensor, "B T D"], labels: Int[Tensor, "B T"]
 ) -> Float[Tensor, "B T"]:
-    """log p of each label in nats, 0 where there is none; differentiable."""
+    """log p of each label in nats, 0 at places without a label; differentiable."""
     head = cast(VocabularyHead, model.get_submodule("heads.vocabulary"))
     is_label = labels != IGNORE_INDEX
     scores = head(x[is_label]).log_softmax(-1).gather(1, labels[is_label][:, None])[:, 0]
