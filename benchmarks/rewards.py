@@ -1,12 +1,17 @@
-"""Addition by reward alone: a small GPT learns sums from examples to about 40 % and then only from rewards.
+"""What small GPTs learn by reward alone, after they have learned a little from examples: sums, and mate in one.
 
-    python benchmarks/rewards.py [--steps 2500] [--methods grpo,dr-grpo,reinforce] [--seed 1] [--name rewards]
+    python benchmarks/rewards.py sums  [--steps 2500] [--methods grpo,dr-grpo,reinforce] [--seed 1] [--name rewards]
+    python benchmarks/rewards.py mates [--methods grpo]       # needs the extra chess
 
-The numbers have two or three digits, half of the problems three in both. They are written with three, and the sum with
-four from its last one, as carries go (Lee et al. 2023): 058+467=5250. No problem occurs twice. Examples are learned by
-the cross-entropy of the sum, until sampled answers to held-out problems are correct with a probability of 40 %. Each
-method then starts from that model and gets other problems with the reward "exact". Seconds are of the processor, with
-those of the process that computes rewards. Finished methods are not repeated.
+Sums: the numbers have two or three digits, half of the problems three in both. They are written with three, and the sum
+with four from its last one, as carries go (Lee et al. 2023): 058+467=5250. No problem occurs twice. Examples are
+learned by the cross-entropy of the sum, until sampled answers to held-out problems are correct with a probability of
+40 %. Each method then starts from that model and gets other problems with the reward "exact".
+
+Mates: the model learns to write legal moves from positions of random games, each with a random move; the reward is
+"checkmate", in other positions that have a mate in one (mates.py). It is tested on puzzles of people's games.
+
+Seconds are of the processor, with those of the process that computes rewards. Finished methods are not repeated.
 """
 
 from __future__ import annotations
@@ -16,8 +21,9 @@ import json
 import os
 import random
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -30,13 +36,31 @@ from headway.formats.native import save_model
 from headway.layout import Layout
 from headway.nn.models import build
 from headway.nn.models.presets import preset
-from measure import RESULTS, write
+from measure import RESULTS, data_folder, write
 
-EXAMPLES, PROBLEMS = 30_000, 20_000  # learned from, and rewarded or held out
-MODEL = {"width": 64, "depth": 2, "heads": 4, "context": 16, "dropout": 0.0}
-BATCH, LR, MAX_STEPS, CHECK, TARGET, PROBED = 256, 3e-3, 4000, 5, 0.4, 500
-REWARD = {"task.reward": "exact", "task.max_new_tokens": 6, "task.prompts": 32, "task.group": 8}
-TUNED = {"train.batch_size": 256, "train.evaluate_limit": 200, "optim.lr": 3e-4}
+SUMS, PROBLEMS = 30_000, 20_000  # sums to learn from, and rewarded or held out
+MOVES, POSITIONS = 400_000, 30_000  # moves to learn from, and rewarded positions that have a mate
+HELD_OUT = 500  # of these positions
+LR, TARGET, PROBED = 3e-3, 0.4, 500
+COMMON = {"task.max_new_tokens": 6, "task.prompts": 32, "task.group": 8, "train.batch_size": 256}
+TUNED = {"train.evaluate_limit": 200, "optim.lr": 3e-4}
+
+
+class Case(NamedTuple):
+    """`examples` of prompts and answers to learn from first, in `steps` of `batch` or until held-out answers, which are
+    `probed` each `check` steps, are as probable as TARGET; then `prompts` with a reward.
+    """
+
+    alphabet: str
+    model: dict[str, Any]
+    examples: Sequence[tuple[str, str]]
+    probed: Sequence[tuple[str, str]]
+    steps: int
+    check: int
+    batch: int
+    decay: bool  # of the learning rate, to zero over the second half
+    prompts: Path
+    settings: dict[str, Any]
 
 
 def problems(count: int, seed: int) -> list[tuple[int, int]]:
@@ -52,9 +76,34 @@ def problem(first: int, second: int) -> tuple[str, str]:
     return f"{first:03}+{second:03}=", f"{first + second:04}"[::-1]
 
 
-def write_lines(path: Path, rows: list[dict[str, str]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+def sums(folder: Path) -> Case:
+    learned = problems(SUMS, 0)
+    known = set(learned)
+    others = [problem(*pair) for pair in problems(SUMS + PROBLEMS, 1) if pair not in known][:PROBLEMS]
+    path = folder / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": prompt, "answer": answer}) + "\n" for prompt, answer in others))
+    model = {"width": 64, "depth": 2, "heads": 4, "context": 16, "dropout": 0.0}
+    examples = [problem(*pair) for pair in learned]
+    settings = {**COMMON, **TUNED, "task.reward": "exact"}
+    return Case("0123456789+=", model, examples, others[:PROBED], 4000, 5, 256, False, path, settings)
+
+
+def mates(folder: Path) -> Case:
+    from mates import ALPHABET, puzzles, random_games, write_prompts
+
+    games = random_games(MOVES + PROBED, POSITIONS + HELD_OUT, 0)
+    found = {
+        "train": games.mates[HELD_OUT:],
+        "validation": games.mates[:HELD_OUT],
+        "test": puzzles(data_folder() / "chess" / "lichess_puzzles_8k.csv"),
+    }
+    path = write_prompts(folder / "prompts", found)
+    model = {"width": 128, "depth": 4, "heads": 4, "context": 72, "dropout": 0.0}
+    settings = {**COMMON, **TUNED, "task.reward": "checkmate"}
+    return Case(ALPHABET, model, games.moves[PROBED:], games.moves[:PROBED], 3000, 100, 128, True, path, settings)
+
+
+CASES = {"sums": sums, "mates": mates}
 
 
 def processor_seconds() -> float:
@@ -62,32 +111,38 @@ def processor_seconds() -> float:
     return own.user + own.system + own.children_user + own.children_system
 
 
-def supervised(folder: Path, prompts: list[dict[str, str]], seed: int) -> dict[str, Any]:
-    """Write a model that answers correctly with the target probability; how it got there."""
-    codec = train_codec("char", iter(["0123456789+="]))
-    rows = [[codec.bos_id, *codec.encode("".join(problem(*pair))), codec.eos_id] for pair in problems(EXAMPLES, 0)]
-    held_out = [[codec.bos_id, *codec.encode(row["prompt"] + row["answer"]), codec.eos_id] for row in prompts[:PROBED]]
-    tokens, probed = torch.tensor(rows), torch.tensor(held_out)
-    config = override(preset("gpt2"), {**MODEL, "vocab_size": codec.vocab_size})
+def supervised(folder: Path, case: Case, seed: int) -> dict[str, Any]:
+    """Write a model that has learned from the examples; how it got there."""
+    codec = train_codec("char", iter([case.alphabet]))
+    first = len(codec.encode(case.examples[0][0]))
+
+    def encoded(pairs: Sequence[tuple[str, str]]) -> torch.Tensor:
+        rows = [[codec.bos_id, *codec.encode(prompt + answer), codec.eos_id] for prompt, answer in pairs]
+        width = max(map(len, rows))
+        return torch.tensor([row + [IGNORE_INDEX] * (width - len(row)) for row in rows])
+
+    tokens, probed = encoded(case.examples), encoded(case.probed)
+    config = override(preset("gpt2"), {**case.model, "vocab_size": codec.vocab_size})
     model, head = build(config, seed), "heads.vocabulary"
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.98), weight_decay=0.01)
-    first, generator = len(codec.encode(prompts[0]["prompt"])), torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     began, shares = processor_seconds(), []
 
     def scored(batch: torch.Tensor) -> tuple[Any, torch.Tensor]:
         labels = batch[:, 1:].clone()
         labels[:, :first] = IGNORE_INDEX
-        return model(batch[:, :-1], Layout.full(len(batch), batch.shape[1] - 1)).x, labels
+        return model(batch[:, :-1].clamp(min=0), Layout.full(len(batch), batch.shape[1] - 1)).x, labels
 
-    for step in range(MAX_STEPS):
-        chosen = torch.randint(len(tokens), (BATCH,), generator=generator)
+    for step in range(case.steps):
+        chosen = torch.randint(len(tokens), (case.batch,), generator=generator)
         loss: Any = model.get_submodule(head).loss(*scored(tokens[chosen]))  # type: ignore[operator]
         optimizer.zero_grad()
         (loss.total / loss.count).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.param_groups[0]["lr"] = LR * min(1.0, (step + 1) / 50)
+        decay = min(1.0, 2 * (1 - step / case.steps)) if case.decay else 1.0
+        optimizer.param_groups[0]["lr"] = LR * min(1.0, (step + 1) / 50) * decay
         optimizer.step()
-        if (step + 1) % CHECK == 0:
+        if (step + 1) % case.check == 0:
             with torch.no_grad():
                 log_probs = model.get_submodule(head).log_probabilities(*scored(probed))  # type: ignore[operator]
             shares.append(round(float(log_probs.sum(1).exp().mean()), 4))
@@ -97,39 +152,44 @@ def supervised(folder: Path, prompts: list[dict[str, str]], seed: int) -> dict[s
     save_model(model, config, folder / "start")
     codec.save(folder / "start")
     seconds = round(processor_seconds() - began, 1)
-    return {"examples": EXAMPLES, "batch": BATCH, "steps_per_share": CHECK, "pass_at_1": shares, "seconds": seconds}
+    return {
+        "examples": len(case.examples),
+        "batch": case.batch,
+        "steps_per_share": case.check,
+        "pass_at_1": shares,
+        "seconds": seconds,
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("case", choices=list(CASES))
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--methods", default="grpo,dr-grpo,reinforce")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--name", default="rewards")
+    parser.add_argument("--name", help="of the results (rewards, rewards-mates)")
     parser.add_argument("--work", type=Path, help="keep the runs in this folder")
     args = parser.parse_args()
-    path = RESULTS / f"{args.name}.json"
+    name = args.name or {"sums": "rewards"}.get(args.case, f"rewards-{args.case}")
+    path = RESULTS / f"{name}.json"
     api.available = lambda: False  # reports take as long as these runs
     result: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"methods": {}}
     folder = args.work or Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
-    learned = set(problems(EXAMPLES, 0))
-    others = [pair for pair in problems(EXAMPLES + PROBLEMS, 1) if pair not in learned][:PROBLEMS]
-    rows = [{"prompt": prompt, "answer": answer} for prompt, answer in (problem(*pair) for pair in others)]
-    prompts = write_lines(folder / "prompts.jsonl", rows)
-    if args.work and (folder / "start.json").is_file():
+    case = CASES[args.case](folder)
+    if (folder / "start.json").is_file():
         told = json.loads((folder / "start.json").read_text())
     else:
-        told = supervised(folder, rows, args.seed)
+        told = supervised(folder, case, args.seed)
         (folder / "start.json").write_text(json.dumps(told))
     result |= {"seed": args.seed, "supervised": told}
     for method in args.methods.split(","):
         if method in result["methods"]:
             continue
         began = processor_seconds()
-        settings = {**REWARD, **TUNED, "task.method": method, "train.steps": args.steps}
+        settings = {**case.settings, "task.method": method, "train.steps": args.steps}
         fixed: dict[str, Any] = {"seed": args.seed, "samples": 0, "progress": False}
-        run = hw.train("reward", data=prompts, set=settings, run=folder / method, start=folder / "start", **fixed)
+        run = hw.train("reward", data=case.prompts, set=settings, run=folder / method, start=folder / "start", **fixed)
         curve = [
             {name: line[name] for name in ("step", "pass_at_1", "pass_at_4", "answer_tokens", "equal_rewards_rate")}
             for line in run.metrics
@@ -145,7 +205,7 @@ def main() -> None:
             "test": run.summary["scores"],
         }
         print(method, result["methods"][method]["test"], flush=True)
-        write(args.name, result)
+        write(name, result)
 
 
 if __name__ == "__main__":
