@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from headway.data.input_files import COMPRESSIONS, File, is_run_folder, read_blocks
 from headway.data.splits import split_code, split_from_name
 from headway.data.table_files import TABLE_KINDS, read_table
-from headway.errors import UserError, logger
+from headway.errors import ConfigError, UserError, logger
 from headway.io.files import check_in_memory, file_of_row, user_path
 
 _UNSIGNED_BYTE = 0x08  # the header's code for unsigned bytes
@@ -113,7 +113,7 @@ class LabelledFiles:
     """Files with their labels and named splits, uint8 [N] (`split_code`; 0 for none).
 
     `locations` names the source of each sample, for messages. Labels from a table may be missing (empty) or lists.
-    `from_folders` is true if all labels are folder names.
+    `from_folders` is true if all labels are folder names. Samples of one of the `groups`, if set, stay in one split.
     """
 
     files: list[Path]
@@ -121,6 +121,7 @@ class LabelledFiles:
     named_splits: np.ndarray
     locations: list[str]
     from_folders: bool = True
+    groups: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -129,17 +130,45 @@ class LabelledFiles:
         """The files of these rows, in this order."""
         indices = rows.tolist()
         files, labels = [self.files[row] for row in indices], [self.labels[row] for row in indices]
-        return LabelledFiles(
-            files, labels, self.named_splits[rows], [self.locations[row] for row in indices], self.from_folders
+        locations = [self.locations[row] for row in indices]
+        groups = None if self.groups is None else [self.groups[row] for row in indices]
+        return LabelledFiles(files, labels, self.named_splits[rows], locations, self.from_folders, groups)
+
+
+def file_groups(files: Sequence[Path], setting: str, locations: Sequence[str]) -> list[str]:
+    """The groups in file names: the part that matches the one group in parentheses of a regular expression. With a
+    slash in the expression, it is searched in the complete path.
+
+    ConfigError for an invalid expression, UserError for a file that does not match.
+    """
+    try:
+        pattern = re.compile(setting)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ConfigError(f"task.group={setting!r} is not a regular expression ({error}); correct it") from None
+    if pattern.groups != 1:
+        raise ConfigError(
+            f"task.group={setting!r} has {pattern.groups} groups in parentheses; use one, such as '_(.*)_'"
         )
+    groups = []
+    for file, location in zip(files, locations):
+        text = file.as_posix() if "/" in setting else file.name
+        match = pattern.search(text)
+        if match is None or not match[1]:
+            raise UserError(
+                f"{location}: task.group={setting!r} does not match {text!r}; correct the expression, or rename the "
+                "file"
+            )
+        groups.append(match[1])
+    return groups
 
 
 def read_labelled_files(
-    paths: Sequence[Path | str], kinds: Collection[str], noun: str, label: str = "label"
+    paths: Sequence[Path | str], kinds: Collection[str], noun: str, label: str = "label", group: str | None = None
 ) -> LabelledFiles:
     """Read files of `kinds` (".png", ...) from folders with one folder per class, optionally inside folders named
     train, val and test; or the files in the columns `path` and `label` of .csv, .tsv and .jsonl files, relative to the
-    table's folder (see `read_table` for labels that are lists, or several columns).
+    table's folder (see `read_table` for labels that are lists, or several columns). `group` is a column of the tables
+    or, with parentheses, a regular expression (`file_groups`).
 
     `noun` names such a file in messages ("image"). Files of other kinds in a class folder are skipped and counted in
     the log. UserError for a path that is neither, a class without files, or a missing file.
@@ -147,40 +176,57 @@ def read_labelled_files(
     labelled = LabelledFiles([], [], np.zeros(0, np.uint8), [])
     named_splits: list[int] = []
     has_tables = False
+    column = None if group is None or "(" in group else group
+    groups: list[str] = []
     if not paths:
         raise UserError(f"no {noun}s; pass a folder with one folder per class, or a .csv of paths and labels")
     for path in map(Path, paths):
         source = user_path(path)
         has_tables = has_tables or not source.is_dir()
-        rows = _rows_of_folder(source, kinds, noun) if source.is_dir() else _rows_of_table(source, noun, label)
-        for file, label, code, location in rows:
+        if column is not None and source.is_dir():
+            raise UserError(
+                f"{source} is a folder, without a column {column!r}; set task.group to a regular expression for file "
+                "names with one group in parentheses, such as '_(.*)_'"
+            )
+        rows = _rows_of_folder(source, kinds, noun) if source.is_dir() else _rows_of_table(source, noun, label, column)
+        for file, target, code, location, group_name in rows:
             labelled.files.append(file)
-            labelled.labels.append(label)
+            labelled.labels.append(target)
             labelled.locations.append(location)
             named_splits.append(code)
+            groups.append(group_name)
+    if group is not None and column is None:
+        groups = file_groups(labelled.files, group, labelled.locations)
     return LabelledFiles(
-        labelled.files, labelled.labels, np.array(named_splits, np.uint8), labelled.locations, not has_tables
+        labelled.files,
+        labelled.labels,
+        np.array(named_splits, np.uint8),
+        labelled.locations,
+        not has_tables,
+        None if group is None else groups,
     )
 
 
-_Row = tuple[Path, str, int, str]
+_Row = tuple[Path, str, int, str, str]
 
 
-def _rows_of_table(path: Path, noun: str, label: str) -> Iterator[_Row]:
+def _rows_of_table(path: Path, noun: str, label: str, group: str | None) -> Iterator[_Row]:
     if path.suffix.lower() not in TABLE_KINDS:
         fact = "is neither a folder nor a table" if path.exists() else "does not exist"
         raise UserError(
             f"{path} {fact}; pass a folder of {noun}s with one folder per class, or a .csv of paths and labels"
         )
-    columns = {"path": "path", "label": label}
-    table = read_table([path], columns, remedy="name the columns path and label", target="label")
+    columns = {"path": "path", "label": label, **({} if group is None else {"group": group})}
+    remedy = "name the columns path and label" if group is None else f"name the columns path, label and {group}"
+    table = read_table([path], columns, remedy=remedy, target="label")
+    groups = table.columns.get("group", [""] * len(table))
     for row, (name, target) in enumerate(zip(table.columns["path"], table.columns["label"])):
         file = file_of_row(path, name, table.location(row))
         if not file.is_file():
             raise UserError(
                 f"{table.location(row)}: there is no file {name} in {path.parent}; correct or remove the line"
             )
-        yield file, target, int(table.named_splits[row]), table.location(row)
+        yield file, target, int(table.named_splits[row]), table.location(row), groups[row]
 
 
 def _rows_of_folder(folder: Path, kinds: Collection[str], noun: str) -> Iterator[_Row]:
@@ -221,7 +267,7 @@ def _rows_of_class(folder: Path, code: int, kinds: Collection[str], noun: str) -
         listing = ", ".join(f"{count} {name}" for name, count in skipped.most_common(_MAX_LISTED))
         _LOG.warning("%s: skipped %d files that are not %ss (%s)", folder, len(files) - len(matching), noun, listing)
     for path in matching:
-        yield path, folder.name, code, str(path)
+        yield path, folder.name, code, str(path), ""
 
 
 def _subfolders(folder: Path) -> list[Path]:

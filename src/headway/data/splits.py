@@ -46,7 +46,7 @@ class SplitConfig:
 class ClassSplitConfig(SplitConfig):
     """Shares of labelled training samples that are held out."""
 
-    stratify: bool = False  # hold out nearly the same share of every class
+    stratify: bool = False  # hold out nearly the same share of every class (not with groups)
 
 
 def text_key(text: str) -> int:
@@ -131,47 +131,101 @@ def _evenly_spaced(share: float, count: int) -> np.ndarray:
 
 class SplitIndices(dict[str, np.ndarray]):
     """The sample indices of each split, int64. `removed` counts training samples that were dropped because they
-    are also in validation or test.
+    are also in validation or test. `groups` names the groups of samples in each split; it is empty without groups.
     """
 
-    def __init__(self, indices: Mapping[str, np.ndarray], removed: int = 0) -> None:
+    def __init__(
+        self, indices: Mapping[str, np.ndarray], removed: int = 0, groups: Mapping[str, tuple[str, ...]] | None = None
+    ) -> None:
         super().__init__(indices)
-        self.removed = removed
+        self.removed, self.groups = removed, groups or {}
 
     def without(self, samples: np.ndarray | Sequence[int]) -> SplitIndices:
         """The same splits without these samples."""
-        return SplitIndices({split: rows[~np.isin(rows, samples)] for split, rows in self.items()}, self.removed)
+        indices = {split: rows[~np.isin(rows, samples)] for split, rows in self.items()}
+        return SplitIndices(indices, self.removed, self.groups)
+
+
+def assign_groups(
+    groups: Sequence[str], named_splits: np.ndarray, config: SplitConfig, labels: Sequence[str] | None = None
+) -> tuple[np.ndarray, dict[str, tuple[str, ...]]]:
+    """The split codes of samples, uint8 [N], and the names of each split's groups.
+
+    Groups without a named split, uint8 [N], are held out in random order, each if it brings its split closer to its
+    share of the samples. A split with a share gets at least one group if training keeps one. Training keeps a group
+    with each label. Training samples of a group that files hold out have no split (code 0).
+    """
+    names, index = np.unique(np.array(groups, object), return_inverse=True)
+    classes = np.zeros(len(index), np.int64) if labels is None else np.unique(labels, return_inverse=True)[1]
+    pairs = np.unique(np.stack([index, classes]), axis=1)
+    classes_of = np.split(pairs[1], np.flatnonzero(np.diff(pairs[0])) + 1)  # the classes in each group
+    is_free = np.ones(len(names), bool)
+    is_free[index[named_splits > split_code("train")]] = False
+    counts = np.bincount(pairs[1][is_free[pairs[0]]], minlength=int(classes.max(initial=0)) + 1)  # groups per class
+    sizes = np.bincount(index, minlength=len(names))
+    total = sizes[is_free].sum()
+    fractions = hash_fractions(np.fromiter(map(text_key, names), np.uint64, len(names)), config.seed)
+    order = np.argsort(fractions, kind="stable").tolist()
+    codes = np.where(is_free, split_code("train"), 0)
+    shares = held_out_shares(frozenset(np.unique(named_splits).tolist()), config)
+    for split, share in zip(("validation", "test"), shares):
+        wanted = missing = share * total
+        # If every group is larger than twice the share, the smallest one is taken at the end.
+        for group, is_needed in (
+            *((group, False) for group in order),
+            *((group, True) for group in sorted(order, key=sizes.__getitem__)),
+        ):
+            is_closer = abs(missing - sizes[group]) < missing or (is_needed and missing == wanted > 0)
+            if is_closer and codes[group] == split_code("train") and counts[classes_of[group]].min() > 1:
+                codes[group] = split_code(split)
+                counts[classes_of[group]] -= 1
+                missing -= sizes[group]
+    result = np.where(named_splits > split_code("train"), named_splits, codes[index]).astype(np.uint8)
+    members = {split: np.unique(index[result == split_code(split)]).tolist() for split in SPLITS}
+    return result, {split: tuple(str(names[group]) for group in rows) for split, rows in members.items()}
 
 
 def split_by_key(
-    keys: np.ndarray, named_splits: np.ndarray, config: SplitConfig, labels: Sequence[str] | None = None
+    keys: np.ndarray,
+    named_splits: np.ndarray,
+    config: SplitConfig,
+    labels: Sequence[str] | None = None,
+    groups: Sequence[str] | None = None,
 ) -> SplitIndices:
-    """Assign samples to splits by key, uint64 [N], named split [N] and, if the config stratifies, label.
+    """Assign samples to splits by key, uint64 [N], named split [N] and, if the config stratifies, label; or by group.
 
-    A key is never both trained on and held out: if files name splits, such samples are dropped from training, and the
-    log reports how many.
+    A key or a group is never both trained on and held out: if files name splits, such samples are dropped from
+    training, and the log reports how many.
     """
-    stratify = labels is not None and isinstance(config, ClassSplitConfig) and config.stratify
-    classes = np.unique(np.array(labels, object), return_inverse=True)[1] if stratify else None
-    split_codes = assign_splits(keys, named_splits, frozenset(np.unique(named_splits).tolist()), config, classes)
+    names: dict[str, tuple[str, ...]] = {}
+    if groups is None:
+        stratify = labels is not None and isinstance(config, ClassSplitConfig) and config.stratify
+        classes = np.unique(np.array(labels, object), return_inverse=True)[1] if stratify else None
+        split_codes = assign_splits(keys, named_splits, frozenset(np.unique(named_splits).tolist()), config, classes)
+    else:
+        split_codes, names = assign_groups(groups, named_splits, config, labels)
     indices = {split: np.flatnonzero(split_codes == split_code(split)) for split in SPLITS}
-    held_out = np.unique(keys[split_codes != split_code("train")])
-    training = indices["train"]
-    indices["train"] = training[~np.isin(keys[training], held_out)]
+    held_out = np.unique(keys[split_codes > split_code("train")])
+    training = np.flatnonzero(split_codes <= split_code("train"))
+    indices["train"] = indices["train"][~np.isin(keys[indices["train"]], held_out)]
     removed = len(training) - len(indices["train"])
     if removed:
         _LOG.warning(
-            "dropped %s of %s training samples that are also in validation or test files",
-            f"{removed:,}", f"{len(training):,}",
+            "dropped %s of %s training samples that %s also in validation or test files",
+            f"{removed:,}", f"{len(training):,}", "are" if groups is None else "are, or whose group is,",
         )  # fmt: skip
-    return SplitIndices(indices, removed)
+    return SplitIndices(indices, removed, names)
 
 
 def split_by_text(
-    keys: Sequence[str], named_splits: np.ndarray, config: SplitConfig, labels: Sequence[str] | None = None
+    keys: Sequence[str],
+    named_splits: np.ndarray,
+    config: SplitConfig,
+    labels: Sequence[str] | None = None,
+    groups: Sequence[str] | None = None,
 ) -> SplitIndices:
     """`split_by_key` with texts as keys."""
-    return split_by_key(np.fromiter(map(text_key, keys), np.uint64, len(keys)), named_splits, config, labels)
+    return split_by_key(np.fromiter(map(text_key, keys), np.uint64, len(keys)), named_splits, config, labels, groups)
 
 
 class Splits(NamedTuple):
@@ -195,6 +249,8 @@ class Splits(NamedTuple):
         if len(indices) == 0:
             share = f"set a larger share, such as task.split.{split}=0.2"
             share = "lower the shares of the others" if split == "train" else share
+            if self.groups:
+                share = "change task.group so that there are more groups, each class in several"
             raise UserError(
                 f"the {split} split of {len(self.all_indices):,} {self.noun} is empty; add {self.remedy} named "
                 f"{split}, or {share}{alternative and f', or {alternative}'}"
@@ -209,6 +265,11 @@ class Splits(NamedTuple):
     def removed(self) -> int:
         """How many samples were dropped from training because they are also in validation or test."""
         return self.indices.removed if isinstance(self.indices, SplitIndices) else 0
+
+    @property
+    def groups(self) -> Mapping[str, tuple[str, ...]]:
+        """The names of the groups in each split; empty without groups."""
+        return self.indices.groups if isinstance(self.indices, SplitIndices) else {}
 
     @property
     def final(self) -> str:

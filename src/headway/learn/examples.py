@@ -41,6 +41,7 @@ class Shard(NamedTuple):
 
 
 FULL_SHARD = Shard()
+_MAX_GROUPS = 10  # held-out groups named in a sentence
 
 
 def spread_evenly(rows: np.ndarray, limit: int | None) -> np.ndarray:
@@ -270,12 +271,23 @@ class Examples:
         """Release resources: simulators and their renderers."""
 
 
-def removal_notes(splits: Splits) -> tuple[str, ...]:
-    """A sentence for the report about samples that are excluded from training."""
-    if not splits.removed:
-        return ()
-    noun = f"{splits.removed:,} of the {splits.noun} to train on"
-    return (f"{noun} were skipped because they also occur in validation or test files.",)
+def split_notes(splits: Splits) -> tuple[str, ...]:
+    """Sentences for the report about held-out groups, and about samples that are excluded from training."""
+    notes: tuple[str, ...] = ()
+    if splits.groups:
+        counts = {split: len(names) for split, names in splits.groups.items()}
+        held_out = "; ".join(
+            f"{split}: {', '.join(splits.groups[split][:_MAX_GROUPS])}"
+            + (f" and {counts[split] - _MAX_GROUPS:,} more" if counts[split] > _MAX_GROUPS else "")
+            for split in ("validation", "test")
+            if counts[split]
+        )
+        notes = (f"Each group is in one split: {counts['train']:,} in training; {held_out or 'none held out'}.",)
+    if splits.removed:
+        noun = f"{splits.removed:,} of the {splits.noun} to train on"
+        they = "they, or others of their group," if splits.groups else "they"
+        notes += (f"{noun} were skipped because {they} also occur in validation or test files.",)
+    return notes
 
 
 class SplitExamples(Examples):
@@ -293,7 +305,7 @@ class EpisodeExamples(SplitExamples):
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        return removal_notes(self.splits)
+        return split_notes(self.splits)
 
     def count(self, split: str) -> int:
         """Number of episodes, each of which has many windows."""
@@ -341,7 +353,7 @@ class IndexedExamples(SplitExamples):
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        return removal_notes(self.splits)
+        return split_notes(self.splits)
 
     @property
     def split_names(self) -> tuple[str, ...]:

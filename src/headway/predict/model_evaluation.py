@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from headway.errors import UserError, nearest
 from headway.io.arguments import check_types
 from headway.io.hub import HUB_PREFIX, hub_confirmed
 from headway.learn import Task
+from headway.learn.objectives.targets import TargetConfig
 from headway.learn.recipe import open_task, path_list
 from headway.learn.resume import differences, fingerprint
 from headway.learn.run import RunDirectory
@@ -49,6 +51,9 @@ def scores_and_task(
     assert recipe is not None  # the verb is listed for runs only
     if data is None:
         check_hub_data(recipe.data, str(model.directory))
+    if data is not None and split is None and isinstance(recipe.task, TargetConfig):
+        # Other data are evaluated without splits of their own, so they need no groups.
+        recipe = replace(recipe, task=replace(recipe.task, group=None))
     with data_paths(data, recipe.domain) as paths:
         task = open_task(recipe, model.directory, paths)
         evaluated_split = split or (task.final_split if data is None else task.examples.default_split)

@@ -171,9 +171,8 @@ class SoundsConfig(SoundTaskConfig, TargetConfig):
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that cannot be read, are too small, or do not fit the model."""
-        return self.task_over(
-            recipe, read_labelled_files(recipe.files(data), AUDIO_EXTENSIONS, "sound", self.label), workspace
-        )
+        labelled = read_labelled_files(recipe.files(data), AUDIO_EXTENSIONS, "sound", self.label, self.group)
+        return self.task_over(recipe, labelled, workspace)
 
     def task_over(self, recipe: Recipe, labelled: LabelledFiles, workspace: Path) -> Task:
         """The task on these recordings."""
@@ -224,6 +223,7 @@ class SoundDataset(TargetSamples):
             labelled.named_splits[self.rows],
             [sounds.keys[row] for row in map(int, self.rows)],
             locations.__getitem__,
+            None if labelled.groups is None else [labelled.groups[row] for row in self.rows],
         )
         self.seed, self.batch_size = recipe.train.seed, batch_size_of(recipe)
         self.set_targets(samples, chosen, config.split, "recordings", "a folder", workspace)

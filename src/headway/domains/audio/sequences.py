@@ -21,7 +21,7 @@ from headway.config_kinds import deferred_check, register
 from headway.data import Splits, split_by_text
 from headway.data.array_store import cache_key, cache_root, open_or_build
 from headway.data.input_files import ARCHIVES, File, file_kind
-from headway.data.labelled_files import LabelledFiles
+from headway.data.labelled_files import LabelledFiles, file_groups
 from headway.data.shuffling import epoch_seed
 from headway.data.splits import split_code
 from headway.data.token_store import fingerprint
@@ -130,10 +130,9 @@ class SpokenDigitsConfig(SoundsConfig):
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for any other data set."""
         takes = read_takes(recipe.files(data))
-        labels = [str(digit) for digit in takes.digits]
-        labelled = LabelledFiles(
-            takes.files, labels, takes.named_splits(self.hold_out), [str(file) for file in takes.files]
-        )
+        labels, locations = [str(digit) for digit in takes.digits], [str(file) for file in takes.files]
+        groups = None if self.group is None else file_groups(takes.files, self.group, locations)
+        labelled = LabelledFiles(takes.files, labels, takes.named_splits(self.hold_out), locations, groups=groups)
         return self.task_over(recipe, labelled, workspace)
 
 

@@ -31,7 +31,7 @@ from headway.learn.examples import (
     LengthBatches,
     RngKey,
     SplitExamples,
-    removal_notes,
+    split_notes,
     spread_evenly,
 )
 from headway.learn.objectives.classes import Classification
@@ -163,8 +163,10 @@ class ClassificationConfig(PooledTaskConfig, TargetConfig):
 
     @property
     def columns(self) -> dict[str, str]:
-        """Column names by their role."""
-        return {"text": self.text, "label": self.label}
+        """Column names by their role. ConfigError for a group that is a regular expression for file names."""
+        if self.group is not None and "(" in self.group:
+            raise ConfigError(f"task.group={self.group!r} is a regular expression for file names; name a column")
+        return {"text": self.text, "label": self.label, **({} if self.group is None else {"group": self.group})}
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that cannot be read, are too small, or do not fit the model."""
@@ -201,7 +203,7 @@ class TextPairsConfig(ClassificationConfig):
 
     @property
     def columns(self) -> dict[str, str]:
-        return {"text": self.text, "text2": self.text2, "label": self.label}
+        return {**super().columns, "text2": self.text2}
 
 
 class TextDataset(EncodedTextDataset, TargetSamples):
@@ -221,8 +223,9 @@ class TextDataset(EncodedTextDataset, TargetSamples):
         self.family = read_usage(workspace).family  # of the published model that it starts from
         self.seed, self.batch_size = recipe.train.seed, batch_tokens_of(recipe, "text")
         classes = table.columns["label"] if chosen is not None and chosen.target.kind == "class" else None
+        groups = table.columns.get("group")
         self.splits = Splits(
-            split_by_text(first_texts, table.named_splits, config.split, classes), np.arange(len(table))
+            split_by_text(first_texts, table.named_splits, config.split, classes, groups), np.arange(len(table))
         )
         train_texts = (
             column[row]
@@ -366,7 +369,7 @@ class RelatedTextDataset(SplitExamples):
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        return (*removal_notes(self.splits), *self.spelling_notes)
+        return (*split_notes(self.splits), *self.spelling_notes)
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
         """`model` with the codec's vocabulary size. UserError for a split without pairs or with fewer than one

@@ -63,7 +63,7 @@ class LabelledImages:
     """Each image's label, its named split, uint8 [N] (0: none), and its location for messages.
 
     The images are in `files` or in `grey`, [N, H, W]. `classes` is whether the labels are known to be classes: if they
-    are folder names, or not from a table of paths.
+    are folder names, or not from a table of paths. Images of one of the `groups`, if set, stay in one split.
     """
 
     labels: list[str]
@@ -72,6 +72,7 @@ class LabelledImages:
     files: list[Path] | None = None
     grey: UInt8[np.ndarray, "N H W"] | None = None
     classes: bool = True
+    groups: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -84,13 +85,17 @@ class LabelledImages:
         labels, locations = [self.labels[row] for row in indices], [self.locations[row] for row in indices]
         files = None if self.files is None else [self.files[row] for row in indices]
         grey = None if self.grey is None else self.grey[rows]
-        return LabelledImages(labels, self.named_splits[rows], locations, files, grey, self.classes)
+        groups = None if self.groups is None else [self.groups[row] for row in indices]
+        return LabelledImages(labels, self.named_splits[rows], locations, files, grey, self.classes, groups)
 
 
-def read_samples(paths: Sequence[Path], names: Sequence[str] = (), label: str = "label") -> LabelledImages:
+def read_samples(
+    paths: Sequence[Path], names: Sequence[str] = (), label: str = "label", group: str | None = None
+) -> LabelledImages:
     """Read folders of image files, one folder per class; tables with path and label; folders with IDX files; or tables
     of numbers without a header, with one image per row and its class last. `names` are the names of numeric classes
-    from 0 on, and `label` is the label column in tables with paths.
+    from 0 on, and `label` is the label column in tables with paths. Images in files of their own may have a `group`
+    (`read_labelled_files`); it is a UserError for others.
     """
     user_paths = [user_path(path) for path in paths]
     files = [file for path in user_paths for file in (idx_files(path) if path.is_dir() else [path])]
@@ -108,9 +113,14 @@ def read_samples(paths: Sequence[Path], names: Sequence[str] = (), label: str = 
         fields = next(read_lines(File(user_paths[0])), "").split(",")  # numbers instead of a header?
         if len(fields) > 2 and all(_parse_integer(field) is not None for field in fields):
             return _from_number_table(user_paths[0], names)
-    labelled = read_labelled_files(user_paths, IMAGE_EXTENSIONS, "image", label)
+    labelled = read_labelled_files(user_paths, IMAGE_EXTENSIONS, "image", label, group)
     return LabelledImages(
-        labelled.labels, labelled.named_splits, labelled.locations, labelled.files, classes=labelled.from_folders
+        labelled.labels,
+        labelled.named_splits,
+        labelled.locations,
+        labelled.files,
+        classes=labelled.from_folders,
+        groups=labelled.groups,
     )
 
 

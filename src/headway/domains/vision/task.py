@@ -75,7 +75,12 @@ class VisionConfig(TaskConfig, TargetConfig):
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for images that cannot be read, are too few, or do not fit the model."""
-        samples = read_samples(recipe.files(data), self.names, self.label)
+        samples = read_samples(recipe.files(data), self.names, self.label, self.group)
+        if self.group is not None and samples.groups is None:
+            raise UserError(
+                f"task.group={self.group!r} needs a file per image, but {samples.locations[0]} is one of many in a "
+                "file; use folders or a table of paths"
+            )
         location = samples.locations.__getitem__
         chosen = choose_target(samples.labels, location, self, "image", self.skip_bad, samples.classes)
         embed = recipe.model.embed if isinstance(recipe.model, TransformerConfig) else None
@@ -124,9 +129,9 @@ class ImageDataset(TargetSamples):
         labels = [samples.labels[row] for row in rows.tolist()]
         if chosen.target.kind == "class":
             check_classes(samples.labels, labels, "image")
-        labelled = ClassSamples(
-            labels, samples.named_splits[rows], self.keys, lambda row: samples.locations[int(rows[row])]
-        )
+        locate = lambda row: samples.locations[int(rows[row])]  # noqa: E731
+        groups = None if samples.groups is None else [samples.groups[row] for row in rows.tolist()]
+        labelled = ClassSamples(labels, samples.named_splits[rows], self.keys, locate, groups)
         self.seed, self.batch_size = recipe.train.seed, batch_size_of(recipe)
         self.set_targets(labelled, chosen, config.split, "images", "a folder", workspace)
         self.augment = Augment(config.augment, self.seed)

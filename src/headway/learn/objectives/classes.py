@@ -47,14 +47,15 @@ def unknown_label(label: str, location: str, known: Collection[str]) -> UserErro
 
 @dataclass(frozen=True)
 class ClassSamples:
-    """Each sample's label, its split according to the files, uint8 [N], a key shared by equal samples, and its location
-    for messages.
+    """Each sample's label, its split according to the files, uint8 [N], a key shared by equal samples, its location for
+    messages and, if set, its group, which stays in one split.
     """
 
     labels: Sequence[str]
     stated_splits: np.ndarray
     keys: Sequence[str]
     locate: Callable[[int], str]
+    groups: Sequence[str] | None = None
 
 
 class ClassifiedExamples(IndexedExamples):
@@ -70,11 +71,11 @@ class ClassifiedExamples(IndexedExamples):
         """
         self.default_split = default_split_of(samples.stated_splits)
         names = self._merge_spellings(samples.labels, workspace)
-        splits = split_by_text(samples.keys, samples.stated_splits, split, names)
+        splits = split_by_text(samples.keys, samples.stated_splits, split, names, samples.groups)
         labels, keys = np.array(names, object), np.array(samples.keys, object)
         missing_labels = set(names) - set(labels[splits["train"]])
         is_random = samples.stated_splits <= split_code("train")
-        if missing_labels and is_random.any():
+        if missing_labels and is_random.any() and samples.groups is None:
             # If a class has no training samples, its randomly held-out samples and their duplicates move to training,
             # except for duplicates of samples that the files hold out.
             moved_keys = {keys[row] for row in np.flatnonzero(is_random) if labels[row] in missing_labels}
