@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from headway.errors import UserError
+from headway.learn.metric_names import format_metric, is_rate
 from headway.learn.report import (
     Picture,
     Sections,
@@ -26,7 +27,7 @@ from headway.learn.report import (
 )
 from headway.learn.report.charts import WIDTH, Axis, compact_number, thin
 from headway.learn.report.rendering import branches, format_setting
-from headway.learn.run_report import curves, format_metric, is_rate, metric_families, notes
+from headway.learn.run_report import curves, metric_families, notes
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 

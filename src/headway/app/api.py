@@ -133,6 +133,7 @@ def train(
                 evaluate_final=True,
                 samples=samples,
                 predict_loss=loss_predictor(scale, setup.recipe),
+                expected=setup.expected,
                 max_steps=setup.max_steps,
                 patience=setup.patience,
             )

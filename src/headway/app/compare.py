@@ -26,6 +26,7 @@ from headway.io.outputs import check_tree
 from headway.io.summary_card import SummaryCard, summary_repr
 from headway.learn import Recipe, UserInterrupt, measure_of, unit_of
 from headway.learn.formatting import format_duration
+from headway.learn.metric_names import format_metric, is_rate, title
 from headway.learn.plan.budget import Clock, check_minutes
 from headway.learn.plan.choose import scale_recipe
 from headway.learn.plan.plans import can_scale
@@ -36,7 +37,7 @@ from headway.learn.report.charts import ellipsize
 from headway.learn.report.rendering import HOW_TO_INSTALL
 from headway.learn.resume import differences, fingerprint
 from headway.learn.run import RunDirectory, free_directory, read_metrics
-from headway.learn.run_report import chart_heading, chart_value, format_metric, is_rate, points, run_title, title
+from headway.learn.run_report import chart_heading, chart_value, points, run_title
 from headway.nn.models import outline
 from headway.predict.in_memory_data import Data, data_paths
 

@@ -16,8 +16,8 @@ from headway.app.run_points import count, finite, position_at_tail, read_points,
 from headway.errors import UserError
 from headway.io.durable import read_json
 from headway.io.lease import holder
+from headway.learn.metric_names import LOWER_IS_BETTER, format_metric, title
 from headway.learn.run import FORMAT, RunDirectory
-from headway.learn.run_report import LOWER_IS_BETTER, format_metric, title
 
 RunState = Literal["starting", "running", "stopped", "finished", "broken"]
 Stage = Literal["reading", "continuing", "training", "checking", "stopping"]

@@ -17,9 +17,9 @@ from headway.errors import UserError, nearest
 from headway.io.files import open_file
 from headway.io.json_files import parse_json
 from headway.learn import Run
+from headway.learn.metric_names import format_metric, is_rate, title
 from headway.learn.report.charts import format_interval
 from headway.learn.run import RunDirectory
-from headway.learn.run_report import format_metric, is_rate, title
 
 State = Literal["missing", "running", "evaluating", "stopped", "finished"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from headway.learn.report import Picture
 
 E = TypeVar("E", bound=Examples)
+
+
+class Baseline(NamedTuple):
+    """The validation score of a quick classical method: what it is called, the metric, and the score."""
+
+    method: str
+    metric: str
+    score: float
 
 
 class Objective(Generic[E]):
@@ -94,6 +102,12 @@ class Objective(Generic[E]):
     def depth(self, model: nn.Module, examples: E, limit: int) -> int | None:
         """How many layers are worth training in a pretrained model, measured on at most `limit` samples; None if the
         objective cannot decide.
+        """
+        return None
+
+    def baseline(self, examples: E, limit: int) -> Baseline | None:
+        """The score of a quick classical method on the validation split, learned from at most `limit` training samples;
+        None if the objective has none.
         """
         return None
 

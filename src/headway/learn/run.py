@@ -78,6 +78,19 @@ class PredictedLoss(TypedDict):
     loss_interval: Annotated[list[float], _check_interval]
 
 
+class ExpectedResult(TypedDict):
+    """The test score that was expected before training, with its 80 % interval, and the classical tool that was
+    expected to do better, if any.
+    """
+
+    metric: str
+    minutes: Seconds
+    score: float
+    interval: Annotated[list[float], _check_interval]
+    tool: str | None
+    tool_score: float | None
+
+
 class MetricsLine(TypedDict):
     """A line in metrics.jsonl: the metrics for a step or, with a "split", the scores from an evaluation. The best
     evaluation so far is also stored as such a line.
@@ -123,6 +136,7 @@ class Status(TypedDict, total=False):
     unit: str
     best: Annotated[dict[str, Any], check_line] | None
     forecast: PredictedLoss | None
+    expected: ExpectedResult | None
     data: dict[str, int | str]
     scores: Annotated[FinalScores, check_scores] | None
     samples: list[dict[str, str]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -12,75 +11,11 @@ from typing import Any
 from headway.config import to_dict
 from headway.learn import Run, measure_of, unit_of
 from headway.learn.formatting import format_duration, format_epochs
+from headway.learn.metric_names import RATE_METRICS, format_metric, is_rate, title
+from headway.learn.plan.expected import format_score
 from headway.learn.report.charts import Points, compact_number, format_interval, line_chart
 from headway.learn.report.rendering import Picture, Sections, explain_low_scores
 
-TITLES = {
-    "loss": "loss",
-    "perplexity": "perplexity",
-    "bits_per_byte": "bits per byte",
-    "bleu": "BLEU",
-    "bleu_lowercase": "BLEU, lower-cased",
-    "chrf": "chrF",
-    "rouge1": "ROUGE-1",
-    "rouge2": "ROUGE-2",
-    "rougeL": "ROUGE-L",
-    "wer": "word error rate",
-    "per": "phoneme error rate",
-    "boundary_error_ms": "boundary error (ms)",
-    "start_error_ms": "start time error (ms)",
-    "end_error_ms": "end time error (ms)",
-    "exact_match": "exact match",
-    "exact_match_novel": "exact match, novel pairs",
-    "return_mean": "mean return",
-    "return_normalised": "D4RL normalised return",
-    "target_return": "target return",
-    "success_rate": "success rate",
-    "score": "success and speed",
-    "steps_mean": "steps to success",
-    "length_mean": "steps per episode",
-    "f1": "F1",
-    "mean_recall_at_1": "recall at 1, mean of both directions",
-    "f1_micro": "micro F1",
-    "mrr_at_10": "MRR at 10",
-    "ndcg_at_10": "NDCG at 10",
-    "rare_f1": "F1 of rare classes",
-    "r2": "R²",
-    "policy": "nats per move",
-    "value": "nats per outcome",
-    "score_error": "error of the expected score",
-    "mase": "mean absolute scaled error",
-    "mase_naive": "mean absolute scaled error, seasonal naive",
-    "mase_smoothing": "mean absolute scaled error, exponential smoothing",
-    "weighted_quantile_loss_smoothing": "weighted quantile loss, exponential smoothing",
-    "weighted_quantile_loss_naive": "weighted quantile loss, seasonal naive",
-    "legal_rate": "legal top moves",
-    "perplexity_change": "perplexity of the chosen answers, relative to the initial model",
-    "answer_tokens": "tokens per answer",
-    "endless_rate": "answers without an end",
-    "equal_rewards_rate": "prompts with equal rewards",
-    "sampler_difference": "sampler and trainer, largest difference of log probabilities",
-    "samples": "samples",
-    "tokens": "tokens",
-}
-RATE_METRICS = (
-    "wer",
-    "per",
-    "accuracy",
-    "next_accuracy",
-    "exact_match",
-    "exact_match_novel",
-    "f1",
-    "f1_micro",
-    "rare_f1",
-    "balanced_accuracy",
-    "precision",
-    "recall",
-    "puzzle_accuracy",
-    "legal_rate",
-)
-LOWER_IS_BETTER = ("loss", "wer", "per", "mean_absolute_error")  # of the scores that select the best model
-_AT_K = re.compile(r"_at_\d+(_|$)")  # recall, chance and neighbours at K
 # Fields in metrics.jsonl that are not metrics.
 _NON_METRICS = (
     "step",
@@ -111,6 +46,8 @@ def run_sections(run: Run, pictures: Sequence[Picture] = ()) -> Sections:
             f"{compact_number(forecast['loss'])} "
             f"({low} to {high}); the best is {compact_number(best['loss'])}."
         )
+    if sentence := expected_sentence(summary):
+        sentences.append(sentence)
     if refitted := summary.get("refitted"):
         sentences.append(f"After training, the head was refitted to all {refitted:,} training and validation samples.")
     sentences += () if run.task is None else run.task.examples.remarks
@@ -173,6 +110,23 @@ def notes(reasons: Sequence[str], summary: Mapping[str, Any]) -> list[str]:
     return [*sentences, *explain_low_scores(scores, summary.get("samples") or ())]
 
 
+def expected_sentence(summary: Mapping[str, Any]) -> str:
+    """What was expected before training, and what was reached; "" if either is unknown."""
+    expected, scores = summary.get("expected"), summary.get("scores") or {}
+    if not expected or scores.get(expected["metric"]) is None:
+        return ""
+    metric, reached = expected["metric"], scores[expected["metric"]]
+    low, high = expected["interval"]
+    score, low_text, high_text, reached_text = (
+        format_score(metric, value) for value in (expected["score"], low, high, reached)
+    )
+    place = "inside" if low <= reached <= high else "outside"
+    return (
+        f"Before training, the expected {title(metric)} was {score} ({low_text} to {high_text}); the {scores['split']} "
+        f"score, {reached_text}, is {place} this interval."
+    )
+
+
 def run_title(directory: Path, name: str) -> str:
     """The title for a run or a comparison: the directory name, and `name`, the recipe or subject."""
     folder = directory.resolve().name
@@ -213,18 +167,6 @@ def _headline(run: Run) -> dict[str, Any]:
     }
 
 
-def title(name: str) -> str:
-    """A metric's name for people."""
-    return TITLES.get(name, name.replace("_", " "))
-
-
-def format_metric(name: str, value: float) -> str:
-    """A metric's value for people: rates in per cent, counts with all their digits."""
-    if is_rate(name):
-        return f"{100 * value:.1f} %"
-    return f"{value:,}" if isinstance(value, int) else compact_number(value)
-
-
 def curves(metrics: Iterable[Mapping[str, Any]], measure: str = "nats per token") -> list[Picture]:
     """Curves by step for the loss, the learning rate and every validation metric that is not always 0."""
     lines = list(metrics)
@@ -251,16 +193,6 @@ def metric_families(names: Collection[str]) -> dict[str, list[str]]:
         base = next((group for group in groups if name.startswith(f"{group}_")), name)
         groups.setdefault(base, []).append(name)
     return groups
-
-
-def is_rate(name: str) -> bool:
-    """Whether a metric is shown in per cent."""
-    return (
-        name in RATE_METRICS
-        or name.endswith("_rate")
-        or name.startswith("success_rate")
-        or _AT_K.search(name) is not None
-    )
 
 
 def points(lines: Iterable[Mapping[str, Any]], name: str, x: str = "step") -> Points:

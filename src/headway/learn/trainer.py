@@ -35,6 +35,7 @@ from headway.learn.parallel.equality import check_equal_processes
 from headway.learn.parallel.processes import Processes
 from headway.learn.parallel.saving import gathered, is_sharded
 from headway.learn.plan.budget import Clock, Speed, TimeBudget, measure_speed, plan_recipe
+from headway.learn.plan.expected import ExpectedScore
 from headway.learn.plan.plans import has_few_validation_samples
 from headway.learn.plan.scale import EARLY_FRACTION, LATE_FRACTION, LossPredictor, slope_of
 from headway.learn.precision import Precision, choose_precision
@@ -62,9 +63,10 @@ class Trainer:
     `minutes` determines `train.steps` from the measured speed, so that the process takes about that long in total,
     including startup, reading data and the final evaluation. `clock` measures the elapsed time. With `evaluate_final`,
     the time includes evaluating the finished model and generating `samples` samples. `predict_loss` forecasts the final
-    loss early. The first plan has at most `max_steps` steps and grows while evaluations improve; after `patience`
-    evaluations without improvement, the run winds down. The recipe in the run's directory has the final steps and
-    precision: training it again on the same machine with the same number of threads gives the same bits.
+    loss early, and `expected` is the expected score. The first plan has at most `max_steps` steps and grows while
+    evaluations improve; after `patience` evaluations without improvement, the run winds down. The recipe in the run's
+    directory has the final steps and precision: training it again on the same machine with the same number of threads
+    gives the same bits.
 
     While it trains, `recipe` is the current recipe and `progress` the state of the run. Only the main process writes
     files.
@@ -88,6 +90,7 @@ class Trainer:
         evaluate_final: bool = False,
         samples: int = 0,
         predict_loss: LossPredictor | None = None,
+        expected: ExpectedScore | None = None,
         max_steps: int | None = None,
         patience: int | None = None,
     ) -> None:
@@ -110,6 +113,7 @@ class Trainer:
         self.shows_progress = progress and self.processes.is_main
         self.evaluate_final, self.samples = evaluate_final, samples
         self.predict_loss = predict_loss
+        self.expected = None if expected is None else expected.result()
         self.max_steps, self.patience = max_steps, patience
         self.outline = outline(self.recipe.model)  # the model without weights
         self.costs = describe(self.outline)
@@ -220,6 +224,7 @@ class Trainer:
             self._write_recipe()
         self.fresh = tuple(status.get("fresh", ()))
         self.minutes = status.get("minutes")
+        self.expected = status.get("expected")
         self.earlier_seconds = status.get("elapsed") or 0.0
         self.precision = Precision(recorded.train.precision, status.get("precision_reason", "as recorded"))
         check_memory(self.recipe, self.outline, self.fresh, processes.device, self._shards, processes.is_main)
@@ -232,6 +237,7 @@ class Trainer:
             )
             self.recipe = from_dict(Recipe, processes.broadcast_object(to_dict(recipe)))
             self.extended = True
+            self.expected = None  # it was for fewer minutes
             self.minutes = requested + (status.get("minutes") or round((status.get("elapsed") or 0.0) / 60, 4))
             self.progress = Progress(step=step_of(start), best=status.get("best"))
             if processes.is_main:
@@ -585,6 +591,7 @@ class Trainer:
                 "data": self.data,
                 "best": progress.best,
                 "forecast": progress.forecast,
+                "expected": self.expected,
                 **environment(self.processes.device, self.processes.world),
             }
         )

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             return
     import headway as hw
     from headway.learn import measure_of
-    from headway.learn.run_report import notes, scores
+    from headway.learn.run_report import expected_sentence, notes, scores
 
     with torch_options(args):
         result = hw.train(
@@ -94,8 +94,9 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         )
     summary = result.summary
     terminal.print_table(scores(summary.get("scores", {}), summary.get("best") or {}, measure_of(result.task)))
-    for note in notes((), summary):
-        terminal.print(note)
+    for note in (*notes((), summary), expected_sentence(summary)):
+        if note:
+            terminal.print(note)
     for sample in summary.get("samples", [])[:MAX_SAMPLES]:
         terminal.print()
         for name, text in sample.items():

@@ -375,6 +375,9 @@ class SeriesWindows(ForecastSamples):
         mixture = self.codec.mixture
         return quantiles if mixture is None else mixture.mix(Forecasts(quantiles, *self.simple_quantiles(rows)))
 
+    def classical_forecast(self, rows: np.ndarray) -> np.ndarray:
+        return self.simple_quantiles(rows)[0]
+
     def baselines(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         return {} if self.codec.mixture is None else {"smoothing": self.simple_quantiles(rows)[0]}
 

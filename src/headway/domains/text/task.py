@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -41,7 +42,8 @@ from headway.learn.examples import (
     SplitExamples,
     spread_evenly,
 )
-from headway.learn.objective import StatefulObjective
+from headway.learn.objective import Baseline, StatefulObjective
+from headway.learn.objectives.baselines import MAX_EVALUATED, NgramModel
 from headway.learn.objectives.sequences import Likelihood
 from headway.learn.task import codec_of
 from headway.metrics import language_scores
@@ -53,6 +55,7 @@ _MIN_WINDOWS = 8  # minimum windows per evaluated stream, so that few prediction
 _DECODE_CHUNK = 1 << 16  # tokens
 _PREVIEW_TOKENS = 200  # tokens of a document in a summary
 _SAMPLE_TOKENS = 200
+_BASELINE_ORDER, _BASELINE_TOKENS = 3, 100  # of the n-gram model, and tokens per sample of its limit
 _CONTEXT = 1024  # context of a model without a maximum, unless set
 
 
@@ -186,6 +189,17 @@ class Documents(SplitExamples):
                 chunk = self.cache.ids[begin : min(begin + _DECODE_CHUNK, start + length)]
                 num_bytes += len(self.codec.decode(chunk.tolist()).encode())
         return round(tokens * (num_bytes / targets))
+
+    def token_lists(self, spans: Spans, limit: int) -> list[list[int]]:
+        """The first `limit` tokens of documents, spread evenly, each document as a list."""
+        rows = spread_evenly(np.arange(len(spans.starts)), max(1, limit // 64))
+        lists, size = [], 0
+        for start, length in zip(spans.starts[rows].tolist(), spans.lengths[rows].tolist()):
+            lists.append(self.cache.ids[start : start + min(length, limit - size)].tolist())
+            size += len(lists[-1])
+            if size >= limit:
+                break
+        return lists
 
     def prompts(self, count: int) -> list[list[int]]:
         """The first tokens of held-out rows, spread evenly over the split."""
@@ -322,6 +336,16 @@ class NextToken(Likelihood[Documents]):
         """
         nats, count = self.nats(model, examples.of(split).limited_to(limit))
         return dict(language_scores(nats, count, examples.count_bytes(split, count)))
+
+    def baseline(self, examples: Documents, limit: int) -> Baseline:
+        """A trigram model of tokens."""
+        train, held_out = examples.spans("train"), examples.spans("validation")
+        model = NgramModel(
+            examples.token_lists(train, limit * _BASELINE_TOKENS), _BASELINE_ORDER, examples.codec.vocab_size
+        )
+        documents = examples.token_lists(held_out, MAX_EVALUATED * _BASELINE_TOKENS)
+        num_bytes = sum(len(examples.codec.decode(ids[1:]).encode()) for ids in documents)
+        return Baseline("a trigram model", "bits_per_byte", model.nats(documents) / math.log(2) / max(1, num_bytes))
 
     def evaluate_strided(
         self, model: nn.Module, examples: Documents, split: str, stride: int, limit: int | None = None

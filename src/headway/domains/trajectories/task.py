@@ -27,7 +27,7 @@ from headway.errors import ConfigError, UserError
 from headway.generate.prompts import device_of
 from headway.learn import Recipe, Task, TaskConfig
 from headway.learn.examples import Batch
-from headway.learn.objective import Objective, evaluation_batches
+from headway.learn.objective import Baseline, Objective, evaluation_batches
 from headway.learn.report import Picture, line_chart
 from headway.learn.report.pictures import FilmedEpisode, FrameSampler, episode_pictures
 from headway.metrics import bootstrap_mean, wilson_interval
@@ -252,6 +252,13 @@ class StepActions(Objective[Trajectories]):
         if self.codec.choices is not None:
             return F.cross_entropy(output, target, reduction="none")
         return (output - target).square().mean(-1)
+
+    def baseline(self, examples: Trajectories, limit: int) -> Baseline | None:
+        """The mean return of the training episodes."""
+        if self.envs is None:
+            return None
+        rows = examples.splits.rows("train")
+        return Baseline("the recorded episodes", "return_mean", float(examples.episodes.returns[rows].mean()))
 
     def evaluate(
         self, model: nn.Module, examples: Trajectories, split: str, limit: int | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from headway.data import IGNORE_INDEX, Splits, TaggedCorpus, read_conll, split_b
 from headway.domains.understanding.task import EncodedTextDataset, EncoderTaskConfig, check_encoder
 from headway.learn import Recipe, Task
 from headway.learn.examples import Batch, Contents, RngKey, RowSubset
-from headway.learn.objective import Objective, evaluate_batches, evaluation_batches
+from headway.learn.objective import Baseline, Objective, evaluate_batches, evaluation_batches
 from headway.learn.objectives.classes import ClassifiedExamples
 from headway.learn.objectives.linear import LinearHead, fit_linear
 from headway.learn.objectives.predictions import copy_head
@@ -37,6 +38,7 @@ HEAD = "tags"
 _FIT_SPLITS = ("train", "validation")  # splits for fitting a linear head and for choosing its regularisation
 _STRENGTHS, _ITERATIONS = (3.0, 10.0, 30.0), 60  # regularisation strengths and iterations of the logistic regression
 _MAX_VALUES = 1 << 26  # maximum number of values in the feature vectors
+_TAGS_PER_LIMIT = 10  # sentences per sample that other baselines take, because counts are fast
 _LOSS_TOLERANCE = 1.03  # times the lowest validation loss of a linear head
 
 
@@ -186,6 +188,26 @@ class Tags(Objective[TaggedSentences]):
         parts = ((part.layers[index], part.tags) for part in (train, validation))
         return fit_linear(*parts, classes=len(examples.labels), strengths=strengths, iterations=_ITERATIONS)
 
+    def baseline(self, examples: TaggedSentences, limit: int) -> Baseline:
+        """The most frequent tag of a word with its neighbours, or of fewer of them if they are unknown."""
+        counts: dict[tuple[Any, ...], Counter[str]] = defaultdict(Counter)
+        for row in examples.of("train").limited_to(_TAGS_PER_LIMIT * limit).rows.tolist():
+            words, tags = examples.sentences[row]
+            for index, tag in enumerate(tags):
+                for key in _word_keys(words, index):
+                    counts[key][tag] += 1
+        rows = examples.of("validation").limited_to(limit).rows.tolist()
+        predicted = [
+            [
+                next(counts[key].most_common(1)[0][0] for key in _word_keys(words, index) if key in counts)
+                for index in range(len(words))
+            ]
+            for words, _ in (examples.sentences[row] for row in rows)
+        ]
+        scores = tag_scores(predicted, [examples.sentences[row].tags for row in rows])
+        metric = self.goal if self.goal in scores else "accuracy"
+        return Baseline("the most frequent tag of each word", metric, cast(float, scores[metric]))
+
     def predict_tags(self, model: nn.Module, samples: RowSubset) -> tuple[list[list[str]], float]:
         """Each sample's predicted word tags, and the loss in nats per word."""
         examples, nats, count = cast(TaggedSentences, samples.examples), 0.0, 0
@@ -286,3 +308,10 @@ def word_tags(best: np.ndarray, positions: np.ndarray, labels: Sequence[str]) ->
 
 def _inline_tags(words: Sequence[str], tags: Sequence[str]) -> str:
     return " ".join(word if tag == OUTSIDE else f"{word}/{tag}" for word, tag in zip(words, tags))
+
+
+def _word_keys(words: Sequence[str], index: int) -> list[tuple[Any, ...]]:
+    """What a tag can be looked up by, from the most specific to the least."""
+    word, before, after = words[index], *(words[index - 1 : index] or [""]), *(words[index + 1 : index + 2] or [""])
+    ending = ("ending", word[-3:], word[:1].isupper(), before)
+    return [("both", before, word, after), ("after", word, after), ("before", before, word), ("word", word), ending, ()]

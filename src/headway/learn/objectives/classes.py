@@ -19,6 +19,8 @@ from headway.data.splits import SplitIndices, split_code
 from headway.errors import UserError, nearest
 from headway.formats.usage import read_usage
 from headway.learn.examples import Batch, Contents, IndexedExamples
+from headway.learn.objective import Baseline
+from headway.learn.objectives.baselines import MAX_EVALUATED, input_vectors, ridge_predictions
 from headway.learn.objectives.linear import LinearHead, fit_linear, refit_linear
 from headway.learn.objectives.predictions import (
     HEAD,
@@ -203,6 +205,15 @@ class Classification(PredictionObjective[C], Generic[C]):
         current = LinearHead(project.weight.detach().cpu(), bias.detach().cpu())
         copy_head(project, refit_linear(current, (vectors, classes), self.weights))
         return count
+
+    def baseline(self, examples: C, limit: int) -> Baseline:
+        """Ridge regression on counts of tokens, or on reduced images and sounds."""
+        train = input_vectors(examples.of("train"), limit)
+        held_out = input_vectors(examples.of("validation"), MAX_EVALUATED)
+        predicted = ridge_predictions(train, held_out, len(examples.labels))
+        accuracy = float((predicted == torch.stack(held_out.targets)).float().mean())
+        method = "a linear model of token counts" if train.sparse else f"a kernel model of {self.unit}s"
+        return Baseline(method, "accuracy", accuracy)
 
     def evaluate(self, model: nn.Module, examples: C, split: str, limit: int | None = None) -> dict[str, Any]:
         """Loss (nats per sample, without smoothing), accuracy, macro F1 and balanced accuracy on a split or on `limit`

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from headway.learn.examples import Batch, IndexedExamples, RowSubset
-from headway.learn.objective import Objective, evaluate_batches
+from headway.learn.objective import Baseline, Objective, evaluate_batches
 from headway.learn.report import Picture
 from headway.learn.report.charts import Panel, drawable, forecast_figure
 from headway.metrics.forecasts import forecast_scores
@@ -62,6 +62,10 @@ class ForecastSamples(IndexedExamples):
     def final_forecast(self, rows: np.ndarray, quantiles: Float[np.ndarray, "B S Q"]) -> Float[np.ndarray, "B S Q"]:
         """The final forecast for rows, from the model's quantiles in the data's scale."""
         return quantiles
+
+    def classical_forecast(self, rows: np.ndarray) -> Float[np.ndarray, "B S Q"]:
+        """The forecast for rows by the best method without a network."""
+        raise NotImplementedError
 
     def baselines(self, rows: np.ndarray) -> dict[str, Float[np.ndarray, "B S Q"]]:
         """Forecasts for rows by simple methods other than the naive one, by name."""
@@ -126,6 +130,14 @@ class Quantiles(Objective[C], Generic[C]):
             examples = cast(ForecastSamples, samples.examples)
             chunks.append(examples.scaled(samples.rows[indices.numpy()], quantiles.double().numpy()))
         return np.concatenate(chunks), total / count
+
+    def baseline(self, examples: C, limit: int) -> Baseline:
+        """The classical forecast, which is fitted to all values before the validation split."""
+        rows = examples.of("validation").limited_to(limit).rows
+        window = examples.forecast_window(rows)
+        forecast = examples.classical_forecast(rows)
+        scores = forecast_scores(forecast, window.after, window.valid, window.scale, self.levels)
+        return Baseline("exponential smoothing", "mase", scores["mase"])
 
     def evaluate(self, model: nn.Module, examples: C, split: str, limit: int | None = None) -> dict[str, Any]:
         """The model's loss, and `forecast_scores` for the final forecasts, the naive forecast and other baselines on

@@ -16,7 +16,8 @@ from headway.data import IGNORE_INDEX
 from headway.generate import SearchConfig
 from headway.layout import Layout
 from headway.learn.examples import Batch, Examples, Samples, SplitExamples
-from headway.learn.objective import Objective, evaluate_batches
+from headway.learn.objective import Baseline, Objective, evaluate_batches
+from headway.learn.objectives.baselines import MAX_EVALUATED, input_vectors, nearest_samples
 from headway.learn.parallel.evaluation import on_main_process
 from headway.metrics import language_scores
 from headway.nn.mixers import State
@@ -155,6 +156,17 @@ class SequenceGeneration(Likelihood[S], Generic[S]):
         scores = on_main_process(score)
         return {**language_scores(nats, count), **scores, "beam": search.beam}
 
+    def baseline(self, examples: S, limit: int) -> Baseline | None:
+        """The target of the most similar training source, as the output for each validation source."""
+        train = input_vectors(examples.of("train"), limit)
+        held_out = input_vectors(examples.of("validation"), MAX_EVALUATED)
+        outputs = [_without_padding(train.targets[row]) for row in nearest_samples(train, held_out)]
+        references = [[text] for text in examples.decode_all([_without_padding(row) for row in held_out.targets])]
+        scores = self.scores(examples, Sources([""] * len(outputs), references, [""] * len(outputs)), outputs)
+        if self.goal not in scores:
+            return None
+        return Baseline("the most similar training sample", self.goal, scores[self.goal])
+
     def samples(self, model: nn.Module, examples: S, count: int) -> list[dict[str, str]]:
         sources = examples.sample_sources(count)
         generated = self.generate(model, examples, sources, self.search)
@@ -165,3 +177,8 @@ class SequenceGeneration(Likelihood[S], Generic[S]):
         """A source with its output and references."""
         [output] = examples.decode_all([ids])
         return {"source": source, "output": output, "reference": " | ".join(references)}
+
+
+def _without_padding(labels: Int[Tensor, "T"]) -> Ids:
+    """The target tokens in a row of labels, without EOS."""
+    return labels[labels != IGNORE_INDEX][:-1].tolist()

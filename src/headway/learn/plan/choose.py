@@ -16,8 +16,10 @@ from headway.config import applicable
 from headway.data.array_store import build_deadline
 from headway.errors import ConfigError, UserError
 from headway.learn.formatting import format_count, format_number
+from headway.learn.objective import Baseline
 from headway.learn.parallel.processes import Processes
 from headway.learn.plan.budget import Clock, Throughput, measure_throughput
+from headway.learn.plan.expected import ExpectedScore, Facts, expected_score, has_references, references
 from headway.learn.plan.scale import Scale, Settings, overlaps, shape_of, with_user_settings, without_user_settings
 from headway.learn.recipe import Recipe, open_task
 from headway.learn.task import DataSummary, Task
@@ -29,6 +31,8 @@ _MAX_REPEATS = 6  # maximum epochs, in multiples of `ScalingLaw.repeats`
 _MIN_STEPS_FACTOR = 4  # minimum steps in a plan limited by the data, in multiples of `Scale.min_steps`
 _MIN_READ_SECONDS = 10.0  # minimum seconds for reading data, so that an error can name enough minutes
 _BUSY_FACTOR = 4  # how much slower than planned a machine may be
+_BASELINE_RATE = 400  # training samples per minute for a quick classical method, within these limits:
+_MIN_BASELINE_SAMPLES, _MAX_BASELINE_SAMPLES = 200, 2000
 _LONGER_FACTOR = 12  # multiple of the minutes for which a plan also reports the best size
 
 
@@ -65,8 +69,8 @@ class SizePlan(NamedTuple):
 
 class ScaledRecipe(NamedTuple):
     """A recipe scaled to the data and the time, the plan of its size, its task if that was left open, the number of
-    unique training targets, a summary of the data, and the chosen settings: with them as the user's, a run has the same
-    size.
+    unique training targets, a summary of the data, the chosen settings (with them as the user's, a run has the same
+    size), and the expected score, if it can be predicted.
     """
 
     recipe: Recipe
@@ -75,6 +79,7 @@ class ScaledRecipe(NamedTuple):
     unique_targets: int
     data: DataSummary
     settings: Settings
+    expected: ExpectedScore | None = None
 
 
 def ladder(recipe: Recipe, scale: Scale, user: Settings) -> list[LadderSize]:
@@ -173,11 +178,13 @@ def scale_recipe(
     device: torch.device,
     known: dict[str, Throughput] | None = None,
     opens_task: bool = False,
+    baselines: dict[str, Baseline | None] | None = None,
 ) -> ScaledRecipe:
     """The recipe with the size of the lowest predicted loss after `minutes`, and its batches, learning rates and
     regularisation. The `user` settings stay fixed. With `opens_task`, its task is left open.
 
-    `known` are the throughputs measured so far; new ones are added. Raises UserError for a recipe that cannot be
+    `known` are the throughputs measured so far, and `baselines` the scores of classical methods; new ones are added.
+    Raises UserError for a recipe that cannot be
     trained.
     """
     processes, known = Processes(device), {} if known is None else known
@@ -206,13 +213,14 @@ def scale_recipe(
                 estimate = Throughput(measured.targets / cost, measured.overhead * cost, measured.share)
                 return known.get(repr((sized.model, sized.task)), estimate)
 
+            expected, lines = processes.broadcast_object(_expectation(recipe, task, minutes, baselines))
             seconds = processes.broadcast_object(TRAINING_SHARE * 60 * minutes - clock.elapsed())
             best, plans = choose_size(recipe, scale, user, unique, seconds, pace)
             larger = None  # the size that would be better with more time
             if scale.calibrated:
                 longer = processes.broadcast_object(TRAINING_SHARE * 60 * (_LONGER_FACTOR * minutes) - clock.elapsed())
                 larger = choose_size(recipe, scale, user, unique, longer, extrapolated_pace)[0].size
-            reasons = _reasons(best, plans, scale, data_settings.reason, larger)
+            reasons = (*_reasons(best, plans, scale, data_settings.reason, larger), *lines)
             sized = size_settings(recipe, best, scale, unique, user)
             chosen = replace(with_user_settings(recipe, sized, user), reasons=reasons)
             settings = without_user_settings({**data_settings.settings, **sized}, user)
@@ -223,7 +231,22 @@ def scale_recipe(
         finally:
             if task is not kept_task:
                 task.close()
-    return ScaledRecipe(chosen, best, kept_task, unique, data, applicable(recipe, settings, user))
+    return ScaledRecipe(chosen, best, kept_task, unique, data, applicable(recipe, settings, user), expected)
+
+
+def _expectation(
+    recipe: Recipe, task: Task, minutes: float, baselines: dict[str, Baseline | None] | None
+) -> tuple[ExpectedScore | None, list[str]]:
+    """The expected score after the minutes, if there are references for the recipe, and lines for people."""
+    if not has_references(recipe.name):
+        return None, []
+    baselines, key = {} if baselines is None else baselines, repr(recipe.task)
+    if key not in baselines:
+        limit = min(_MAX_BASELINE_SAMPLES, max(_MIN_BASELINE_SAMPLES, int(_BASELINE_RATE * minutes)))
+        baselines[key] = task.objective.baseline(task.examples, limit)
+    facts = Facts(recipe.name, minutes, task.count("train"), baselines[key])
+    expected = expected_score(facts, references())
+    return expected, [] if expected is None else expected.lines(baselines[key])
 
 
 def _reasons(

@@ -20,9 +20,11 @@ from headway.learn.examples import OnPolicyExamples
 from headway.learn.fine_tuning import adapted_model, match_tensors, open_new_task, open_start
 from headway.learn.formatting import format_number, format_seconds
 from headway.learn.memory import check_memory, training_bytes
+from headway.learn.objective import Baseline
 from headway.learn.parallel.processes import Processes
 from headway.learn.plan.budget import Clock, Throughput, measure_speed, measure_throughput, plan_recipe
 from headway.learn.plan.choose import TRAINING_SHARE, active_parameters, scale_recipe
+from headway.learn.plan.expected import ExpectedScore
 from headway.learn.plan.scale import LossPredictor, Scale, Settings, shape_of, with_user_settings
 from headway.learn.precision import choose_precision
 from headway.learn.recipe import Recipe
@@ -192,13 +194,14 @@ _PATIENCE_EPOCHS = 2.0  # epochs beyond which a run stops early
 
 class TrainingSetup(NamedTuple):
     """A complete recipe, its task over the data, the initial maximum steps for this amount of data, and the number of
-    evaluations without improvement after which the run stops early.
+    evaluations without improvement after which the run stops early, and the expected score.
     """
 
     recipe: Recipe
     task: Task
     max_steps: int | None = None
     patience: int | None = None
+    expected: ExpectedScore | None = None
 
 
 @summary_repr
@@ -206,7 +209,7 @@ class Plan(NamedTuple):
     """A run's plan for a number of minutes: the model's parameters, width and layers, `batch` tokens or samples
     per step, steps, `epochs` (None: unknown), bytes of memory for the training state, the reasons, a summary of the
     data, and the chosen `settings`, with which `train` has this size whatever it measures. If the minutes are too few
-    to learn anything, only `reasons` is set.
+    to learn anything, only `reasons` is set. `expected` is the expected score, if it can be predicted.
     """
 
     minutes: float
@@ -220,6 +223,7 @@ class Plan(NamedTuple):
     memory: int | None = None
     data: DataSummary | None = None
     settings: Settings | None = None
+    expected: ExpectedScore | None = None
 
     def card(self) -> SummaryCard:
         """A summary of the sizes, with a table of reasons."""
@@ -262,7 +266,8 @@ def plan_run(
     scaled = scale_recipe(recipe, scale, user, minutes, clock, device, opens_task=True)
     assert scaled.task is not None
     is_limited = scaled.plan.exhausted and not _has_unlimited_steps(scaled.task, user)
-    return TrainingSetup(scaled.recipe, scaled.task, scaled.plan.steps if is_limited else None)
+    max_steps = scaled.plan.steps if is_limited else None
+    return TrainingSetup(scaled.recipe, scaled.task, max_steps, expected=scaled.expected)
 
 
 def _has_unlimited_steps(task: Task, user: Mapping[str, Any]) -> bool:
@@ -286,15 +291,17 @@ def make_plans(
     """
     if scale is not None and can_scale(recipe, scale, user):
         known: dict[str, Throughput] = {}
+        baselines: dict[str, Baseline | None] = {}
 
         def scaled_plan(duration: float) -> Plan:
-            chosen, size, _, unique, data, settings = scale_recipe(
-                recipe, scale, user, duration, Clock(spent), device, known
+            chosen, size, _, unique, data, settings, expected = scale_recipe(
+                recipe, scale, user, duration, Clock(spent), device, known, baselines=baselines
             )
             model = outline(chosen.model)
             shape, memory = shape_of(chosen.model), sum(training_bytes(chosen, model).values())
             amounts = size.batch, size.steps, size.targets / max(1, unique), memory
-            return Plan(duration, chosen.reasons, describe(model)["parameters"], *shape, *amounts, data, settings)
+            parameters = describe(model)["parameters"]
+            return Plan(duration, chosen.reasons, parameters, *shape, *amounts, data, settings, expected)
 
         planner: Callable[[float], Plan] = scaled_plan
     else:
@@ -317,7 +324,7 @@ def _fixed_size_planner(
     """The function from minutes to plans of a recipe with a fixed size, its own or its start's. Measures once."""
     clock, processes = Clock(spent), Processes(device)
     with TemporaryDirectory() as folder:
-        recipe, task, max_steps, _ = plan_run(recipe, scale, user, min_minutes, Clock(), device, Path(folder))
+        recipe, task, max_steps, *_ = plan_run(recipe, scale, user, min_minutes, Clock(), device, Path(folder))
         try:
             recipe = replace(recipe, model=adapted_model(recipe, task))
             model, start, fresh = outline(recipe.model), recipe.start, ()

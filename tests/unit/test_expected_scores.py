@@ -1,0 +1,157 @@
+"""Expected scores: quick classical methods, predictions from references, and the lines of plans and reports."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from headway.learn.objective import Baseline
+from headway.learn.objectives.baselines import InputVectors, NgramModel, nearest_samples, ridge_predictions
+from headway.learn.plan.expected import (
+    COVERAGE,
+    ExpectedScore,
+    Facts,
+    Reference,
+    expected_score,
+    format_score,
+    has_references,
+    references,
+)
+from headway.learn.run_report import expected_sentence
+
+METHOD = "a linear model"
+
+
+def reference(number: int, classical: float, score: float, tool: float | None = None, **changes: object) -> Reference:
+    facts = Facts("classification", 5.0, 2000, Baseline(METHOD, "accuracy", classical))
+    name = f"set-{number}"
+    known = Reference(name, name, "accuracy", facts, score, None if tool is None else "a linear SVM", tool)
+    return known._replace(**changes)  # type: ignore[arg-type]
+
+
+def drawn(count: int, deviation: float = 0.2, seed: int = 0) -> list[Reference]:
+    """References whose log-odds are 0.5 above those of the classical method, with noise."""
+    random = np.random.default_rng(seed)
+    rows = []
+    for number in range(count):
+        classical = float(random.normal(0.5, 1.0))
+        final = classical + 0.5 + float(random.normal(0, deviation))
+        rows.append(reference(number, *(1 / (1 + math.exp(-position)) for position in (classical, final))))
+    return rows
+
+
+def test_ridge_regression_separates_classes_and_neighbours_are_found() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) % 3
+    vectors = torch.nn.functional.one_hot(labels, 3).float() + 0.1 * torch.randn(60, 3, generator=generator)
+    parts = [InputVectors(vectors[rows], list(labels[rows]), False) for rows in (slice(0, 45), slice(45, 60))]
+    assert ridge_predictions(parts[0], parts[1], 3).tolist() == labels[45:].tolist()
+    assert [int(labels[row]) for row in nearest_samples(parts[0], parts[1])] == labels[45:].tolist()
+
+
+def test_probabilities_of_the_ngram_model_sum_to_one_and_order_helps() -> None:
+    document = [0, 1, 2, 3] * 50
+    models = [NgramModel([document], order, 6) for order in (1, 2, 3)]
+    for model in models:
+        for context in ((), (1,), (1, 2), (5, 5)):
+            assert sum(model.probability(context, token) for token in range(6)) == pytest.approx(1)
+    first, second, third = (model.nats([document]) for model in models)
+    assert max(second, third) < 0.1 * first
+
+
+def test_the_interval_covers_new_sets_about_as_often_as_stated() -> None:
+    inside = []
+    for seed in range(40):
+        *known, new = drawn(13, seed=seed)
+        found = expected_score(new.facts, known)
+        assert found is not None
+        assert found.low < found.score < found.high
+        inside.append(found.low <= new.score <= found.high)
+    assert COVERAGE - 0.15 <= np.mean(inside) <= 1.0
+
+
+def test_more_references_narrow_the_interval() -> None:
+    facts = reference(0, 0.6, 0.7).facts
+    widths = []
+    for count in (1, 4, 16):
+        found = expected_score(facts, drawn(count))
+        assert found is not None
+        widths.append(found.high - found.low)
+    assert all(wide > narrow for wide, narrow in pairwise(widths)), widths
+
+
+def test_sets_of_one_source_do_not_narrow_it() -> None:
+    """Copies of one reference are no more evidence about new data."""
+    facts, [single] = reference(0, 0.6, 0.7).facts, drawn(1)
+    alone, copies = (expected_score(facts, rows) for rows in ([single], [single] * 5))
+    assert alone is not None
+    assert copies is not None
+    assert copies.high - copies.low > 0.8 * (alone.high - alone.low)
+
+
+def test_longer_runs_are_expected_to_reach_more() -> None:
+    facts = reference(0, 0.6, 0.7).facts
+    short, long = (expected_score(facts._replace(minutes=minutes), drawn(8)) for minutes in (2.0, 60.0))
+    assert short is not None
+    assert long is not None
+    assert long.score > short.score
+
+
+@pytest.mark.parametrize(("tool", "wins"), [(0.95, True), (0.2, False)])
+def test_a_better_tool_is_named(tool: float, wins: bool) -> None:
+    known = [row._replace(tool="a linear SVM", tool_score=tool) for row in drawn(8)]
+    found = expected_score(known[0].facts, known)
+    assert found is not None
+    lines = found.lines(known[0].facts.baseline)
+    assert (found.tool == "a linear SVM") is wins
+    assert len(lines) == 1 + wins
+    assert lines[0].startswith("expected accuracy on the test split after 5 minutes: ")
+    assert not wins or "a linear SVM is expected to do better" in lines[1]
+
+
+def test_without_references_of_the_recipe_nothing_is_expected() -> None:
+    facts = reference(0, 0.6, 0.7).facts
+    assert expected_score(facts._replace(recipe="vision"), drawn(4)) is None
+    assert expected_score(facts, []) is None
+    assert expected_score(facts._replace(baseline=None), drawn(4)) is None
+    assert not has_references("instruct")
+
+
+def test_errors_and_returns_have_their_own_scales() -> None:
+    text = Facts("text", 5.0, 2000, Baseline("a trigram model", "bits_per_byte", 2.5))
+    play = Facts("trajectories", 5.0, 50, Baseline("the recorded episodes", "return_mean", -200.0))
+    known = [
+        Reference("a", "a", "bits_per_byte", text, 2.0),
+        Reference("b", "b", "return_mean", play, -150.0),
+    ]
+    losses, returns = (expected_score(facts, known) for facts in (text, play))
+    assert losses is not None
+    assert returns is not None
+    assert 0 < losses.low < losses.score < 2.5
+    assert returns.low < returns.score < returns.high
+    assert returns.score > -200
+
+
+def test_the_shipped_references_predict_their_own_sets() -> None:
+    for row in references():
+        found = expected_score(row.facts, references())
+        assert found is not None
+        assert found.metric == row.metric
+        assert all(map(math.isfinite, (found.low, found.score, found.high)))
+        assert found.low <= found.score <= found.high
+
+
+def test_the_report_compares_what_was_expected_with_what_was_reached() -> None:
+    expected = ExpectedScore("accuracy", 5.0, 0.8, 0.85, 0.9).result()
+    summary = {"expected": expected, "scores": {"split": "test", "accuracy": 0.87}}
+    assert expected_sentence(summary) == (
+        "Before training, the expected accuracy was 85.0 % (80.0 % to 90.0 %); the test score, 87.0 %, is inside this "
+        "interval."
+    )
+    assert "outside" in expected_sentence({**summary, "scores": {"split": "test", "accuracy": 0.5}})
+    assert expected_sentence({"scores": {"split": "test", "accuracy": 0.5}}) == ""
+    assert format_score("bleu", 31.234) == "31.2"
