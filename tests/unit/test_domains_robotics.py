@@ -124,6 +124,7 @@ def test_of_a_state_the_first_numbers_are_read(tmp_path: Path, monkeypatch: pyte
         ({"model.head": {"kind": "regression", "latent": 0}}, ()),
         ({"model.head": {"kind": "diffusion", "steps": 10, "sampled": 5}}, ()),
         ({"task.state": 0, **PATCHES, "model.observation.images.stem": "linear"}, ("top", "side")),
+        ({"task.state": 2, "model.observation.images": "keypoints"}, ("top", "side")),
     ],
 )
 def test_one_batch_is_learnt_by_heart(
@@ -187,6 +188,9 @@ def test_the_limit_of_held_out_windows_is_kept(tmp_path: Path, monkeypatch: pyte
         ({"task.env": "mine:Env"}, "'mine:Env', which would run its own code"),
         ({"task.split.validation": 0.0, "task.episodes": 0}, "the validation split of 10 demonstrations is empty"),
         ({"model.observation.images.patch": [16, 16]}, "images of 24 x 24 do not split into 16 x 16 patches"),
+        ({"model.observation.images": "frames"}, "FramesEmbedConfig does not embed images; choose from: patches, key"),
+        ({"model.observation.images": {"kind": "keypoints", "points": 0}}, "points=0, features=32"),
+        ({"model.observation.images": {"kind": "keypoints", "features": 3}}, "features=3, which is not a multiple"),
     ],
 )
 def test_tasks_that_cannot_be(

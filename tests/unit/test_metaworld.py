@@ -56,6 +56,13 @@ def test_the_goal_is_part_of_the_state() -> None:
     assert environment.observation_space.shape == (39,)
 
 
+def test_the_first_image_shows_the_goal_of_this_episode() -> None:
+    environment = make_environment(REACH)
+    for seed in (3, 4):
+        state, _ = environment.reset(seed=seed)
+        np.testing.assert_allclose(environment.unwrapped.data.site("goal").xpos, state[-3:], atol=1e-6)
+
+
 def test_experts_do_their_tasks_and_say_so() -> None:
     with VectorEnv(REACH, 1) as copies:
         expert = open_policy("expert", copies.spaces, REACH)

@@ -12,8 +12,9 @@ from torch import nn
 from headway.config import from_dict, to_dict
 from headway.errors import ConfigError, UserError
 from headway.nn.models import Chunks, DiffusionConfig, KeypointsConfig, Observations, UNetConfig, UNetPolicyConfig
+from headway.nn.models.keypoints import SpatialSoftmax, grid_coordinates
 from headway.nn.models.resnet import GroupNorm
-from headway.nn.models.unet_policy import KeypointEncoder, SpatialSoftmax, UNet, grid_coordinates
+from headway.nn.models.unet_policy import KeypointEncoder, UNet
 from headway.nn.parts.convolution import DoublingConvolution
 from headway.nn.parts.init import InitConfig, initialise
 

@@ -36,7 +36,7 @@ def check_lerobot_packages(folder: Path, videos: bool) -> None:
 
 
 def write_lerobot(folder: Path, episodes: Episodes, robot_size: int | None = None) -> None:
-    """Write a folder whose episodes are read back unchanged, except for losses of the video codec.
+    """Write a folder whose episodes are read back unchanged, except that pixels may differ by 2 of 255.
 
     The first `robot_size` values of a state are the robot's own state and become observation.state, the others
     observation.environment_state; None puts all into observation.state. The folder is built under a temporary name,
@@ -78,10 +78,11 @@ def _write(folder: Path, episodes: Episodes, rate: int, robot_size: int | None) 
         key = f"observation.images.{name}"
         path = folder / _VIDEO_PATH.format(video_key=key, **_FIRST_FILE)
         path.parent.mkdir(parents=True)
-        with VideoWriter(path, rate, _KEYFRAME_INTERVAL) as writer:
+        # Small objects would lose their colour in 4:2:0 videos.
+        with VideoWriter(path, rate, _KEYFRAME_INTERVAL, lossless=True) as writer:
             for step in range(len(frames)):
                 writer.add(frames.read(np.array([step]))[0])
-        features[key] = _video_feature(frames, rate)
+        features[key] = _video_feature(frames, rate, writer.pixel_format)
         sampled = np.unique(np.linspace(0, len(frames) - 1, _SAMPLED_IMAGES).astype(np.int64))
         channels = _statistics(frames.read(sampled).reshape(-1, 3) / 255)  # per colour, as [3, 1, 1]
         statistics[key] = {
@@ -164,7 +165,7 @@ def _write_metadata(folder: Path, episodes: Episodes, rate: int) -> None:
     parquet.write_table(tasks.replace_schema_metadata({"pandas": json.dumps(pandas)}), folder / "meta/tasks.parquet")
 
 
-def _video_feature(frames: Frames, rate: int) -> dict[str, Any]:
+def _video_feature(frames: Frames, rate: int, pixel_format: str) -> dict[str, Any]:
     height, width = frames.size
     return {
         "dtype": "video",
@@ -174,7 +175,7 @@ def _video_feature(frames: Frames, rate: int) -> dict[str, Any]:
             "video.height": height,
             "video.width": width,
             "video.codec": "h264",
-            "video.pix_fmt": "yuv420p",
+            "video.pix_fmt": pixel_format,
             "video.is_depth_map": False,
             "video.fps": rate,
             "video.channels": 3,

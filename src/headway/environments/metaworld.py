@@ -51,7 +51,10 @@ class MetaWorld(gymnasium.Env):
         """Start and goal depend only on the seed."""
         if seed is not None:
             self._simulation.seed(seed)  # its `reset` ignores the seed
-        return self._simulation.reset()
+        start = self._simulation.reset()
+        # Meta-World moves the goal's marker last: without this, the first image would show the previous goal.
+        import_module("mujoco").mj_kinematics(self._simulation.model, self._simulation.data)
+        return start
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """`info["success"]` is true while the task is solved."""

@@ -26,7 +26,7 @@ from headway.formats.tensor_rules import (
     rule,
 )
 from headway.nn.models import DiffusionConfig, KeypointsConfig, UNetConfig, UNetPolicyConfig
-from headway.nn.models.unet_policy import grid_coordinates
+from headway.nn.models.keypoints import grid_coordinates
 
 _SCHEDULE = "squaredcos_cap_v2"
 _PREDICTION_TYPES: dict[str, Literal["noise", "sample"]] = {"epsilon": "noise", "sample": "sample"}

@@ -39,6 +39,7 @@ from headway.nn.models.encoder_decoder import (
 )
 from headway.nn.models.frames import FramesEmbed, FramesEmbedConfig, SpectrogramEmbed, SpectrogramEmbedConfig
 from headway.nn.models.heads import HeadConfig, Loss, TransformConfig, VocabularyHead, VocabularyHeadConfig
+from headway.nn.models.keypoints import KeypointEmbed, KeypointEmbedConfig
 from headway.nn.models.kinds import (
     CacheDtype,
     GenerationProgress,
@@ -108,6 +109,8 @@ __all__ = [
     "GenerationProgress",
     "Generative",
     "HeadConfig",
+    "KeypointEmbed",
+    "KeypointEmbedConfig",
     "KeypointsConfig",
     "Loss",
     "MemoryBridgeConfig",

@@ -15,7 +15,8 @@ from headway.errors import ConfigError, UserError
 from headway.layout import Layout
 from headway.nn.mixers.base import tree_map
 from headway.nn.models.embeds import Embed, EmbedConfig, TokenEmbed, TokenEmbedConfig
-from headway.nn.models.patches import LearnedVectors, PatchEmbed, PatchEmbedConfig
+from headway.nn.models.keypoints import KeypointEmbedConfig
+from headway.nn.models.patches import LearnedVectors, PatchEmbedConfig
 from headway.nn.parts.dropout import Dropout
 from headway.nn.parts.norm import NormConfig
 from headway.nn.parts.positions import SinusoidalConfig
@@ -74,16 +75,21 @@ class RobotEmbedConfig(EmbedConfig):
     """Tokens: the latent, the state, one per image patch of each camera, and the words of the task if the model has a
     vocabulary.
 
-    `images` is the patch embedding of the images: linear or convolutional, with a position per patch of the grid.
+    `images` is the embedding of the images: patches, linear or convolutional, with a position per patch of the grid; or
+    keypoints, with one token per image.
     `latent` is the size of the latent of an action chunk, which becomes one token; 0 for none.
     """
 
     states: int = 1  # size of the state, 0 for none
     cameras: tuple[tuple[int, int], ...] = ()  # height and width of each camera's images
-    images: PatchEmbedConfig = PatchEmbedConfig((16, 16), (96, 96), tokens=0, stem="convolutional")
+    images: EmbedConfig = PatchEmbedConfig((16, 16), (96, 96), tokens=0, stem="convolutional")  # patches or keypoints
     latent: int = 0
     norm: NormConfig | None = None  # norm of all tokens
     dropout: float = 0.0  # dropout rate of all tokens
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.images, PatchEmbedConfig | KeypointEmbedConfig):
+            raise ConfigError(f"{type(self.images).__name__} does not embed images; choose from: patches, keypoints")
 
     @property
     def length(self) -> int:
@@ -96,9 +102,10 @@ class RobotEmbedConfig(EmbedConfig):
         return bool(self.latent) + bool(self.states)
 
     @property
-    def eyes(self) -> tuple[PatchEmbedConfig, ...]:
-        """The patch embedding of each camera. Raises ConfigError for sizes that do not divide into patches."""
-        return tuple(replace(self.images, size=size) for size in self.cameras)
+    def eyes(self) -> tuple[PatchEmbedConfig | KeypointEmbedConfig, ...]:
+        """The embedding of each camera. Raises ConfigError for sizes that do not divide into patches."""
+        images = cast(PatchEmbedConfig | KeypointEmbedConfig, self.images)
+        return tuple(replace(images, size=size) for size in self.cameras)
 
     def with_inputs(self, states: int, cameras: tuple[tuple[int, int], ...]) -> RobotEmbedConfig:
         """A copy for these state and camera sizes. Raises ConfigError for images that do not divide into patches."""
@@ -171,8 +178,7 @@ class RobotEmbed(Embed):
         # Add a learned vector to the latent and to the states: without it, a later norm would erase their scale.
         parts = [] if self.kinds is None else [torch.stack(front, 1) + self.kinds.table]
         for camera, images in zip(self.cameras, observations.images):
-            assert isinstance(camera, PatchEmbed)
-            parts.append(camera(images, camera.default_layout(images))[0])
+            parts.append(camera(images, cast(Embed, camera).default_layout(images))[0])
         if self.words is not None and observations.words is not None:
             words = cast(TokenEmbed, self.words)
             parts.append(words(observations.words, words.default_layout(observations.words))[0])

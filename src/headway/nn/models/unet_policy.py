@@ -22,6 +22,7 @@ from headway.errors import ConfigError, UserError
 from headway.nn.kernels import pointwise
 from headway.nn.models.chunks import ChunkNoise, Chunks, DiffusionConfig, NoisyChunks
 from headway.nn.models.heads import Loss
+from headway.nn.models.keypoints import SpatialSoftmax
 from headway.nn.models.resnet import STRIDE, GroupNorm, ResNet, ResNetDepth, ResNetNorm
 from headway.nn.models.robot import Observations
 from headway.nn.models.transformer import ModelConfig
@@ -149,27 +150,6 @@ class KeypointEncoder(nn.Module):
         height, width = self.config.crop or images.shape[2:]
         top, left = (round((length - part) / 2) for length, part in zip(images.shape[2:], (height, width)))
         return self.out(self.points(self.net(images[:, :, top : top + height, left : left + width])).flatten(1)).relu()
-
-
-class SpatialSoftmax(nn.Module):
-    """Finn et al. 2016, section 4: the expected position of each of `points` feature maps, x and y from -1 to 1."""
-
-    places: Tensor
-
-    def __init__(self, channels: int, points: int, grid: tuple[int, int]) -> None:
-        super().__init__()
-        self.maps = Projection(channels, points)
-        self.register_buffer("places", grid_coordinates(grid), persistent=False)
-
-    def forward(self, x: Float[Tensor, "B h w C"]) -> Float[Tensor, "B P 2"]:
-        weights = self.maps(x).flatten(1, 2).softmax(1)
-        return weights.mT @ self.places
-
-
-def grid_coordinates(grid: tuple[int, int]) -> Float[Tensor, "S 2"]:
-    """x and y of each grid position, row by row."""
-    rows, columns = (torch.linspace(-1.0, 1.0, size, dtype=torch.float64, device="cpu").float() for size in grid)
-    return torch.stack([columns.repeat(grid[0]), rows.repeat_interleave(grid[1])], 1)
 
 
 LAST_GROUPS = 8  # groups of the norm before the last layer
