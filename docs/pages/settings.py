@@ -16,6 +16,7 @@ from headway.config import shortcuts
 from headway.data.splits import ClassSplitConfig, SplitConfig
 from headway.learn import Recipe, TaskConfig
 from headway.learn.adapters import AdapterConfig
+from headway.learn.objectives.masked_patches import HidingConfig
 from headway.learn.optim import OptimConfig
 from headway.learn.recipe import ParallelConfig, TrainConfig
 from headway.learn.schedule import ScheduleConfig
@@ -150,6 +151,7 @@ def pages() -> dict[str, str]:
             f"## Tasks\n\n{FAMILIES[TaskConfig]}\n",
             *_class(SplitConfig, "###"),
             *_class(ClassSplitConfig, "###"),
+            *_class(HidingConfig, "###"),
             *_tasks(),
         ),
     }

@@ -71,7 +71,7 @@ def test_another_language_or_few_texts_leave_no_gain(questions: Path, unlabelled
     recipe = small(classification())
     task = opened(recipe, questions, tmp_path)
     data = read_unlabelled(recipe, task, [unlabelled])
-    assert data.similar_words > 0.6
+    assert data.similar > 0.6
     plan, expectation = describe_stages("masked", data._replace(unlabelled=9000), 20)
     assert "takes 14 of 20 minutes on 9,000 unlabelled and 118 labelled texts" in plan
     assert expectation.startswith("a gain from pre-training is expected: 76 times as many")
@@ -79,9 +79,9 @@ def test_another_language_or_few_texts_leave_no_gain(questions: Path, unlabelled
         "Ein Mann mit einem Hut steht auf der Straße.\nZwei Hunde spielen im Schnee.\n"
     )
     german = read_unlabelled(recipe, task, [tmp_path / "german.txt"])
-    assert german.similar_words < 0.2
+    assert german.similar < 0.2
     assert "another language" in describe_stages("masked", german, 20)[1]
-    few = UnlabelledData([], 100, 100, "texts", 1.0)
+    few = UnlabelledData([], 100, 100, "texts", 1.0, "of the words", "")
     assert few.doubt is not None
     assert "few compared with 100 labelled" in few.doubt
 

@@ -9,11 +9,13 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from headway.app.recipes import configure_recipe
+from headway.config import override
 from headway.domains import pretraining_of, recipe_domains
 from headway.errors import UserError, logger
 from headway.learn import Recipe
 from headway.learn.interrupts import UserInterrupt
 from headway.learn.plan.budget import Clock
+from headway.learn.plan.scale import without_user_settings
 from headway.learn.pretraining import Pretraining, UnlabelledData, describe_stages, stage_minutes
 from headway.learn.recipe import open_task, path_list
 from headway.learn.run import PRETRAINING, RunDirectory
@@ -70,11 +72,12 @@ def train_first_stage(
     configured = configure_recipe(recipe, data, settings, seed)
     pretraining, run = pretraining_of(configured.name), RunDirectory(directory / PRETRAINING)
     assert pretraining is not None  # checked by check_pretrain
-    stage, texts = pretraining.stage(configured), _read(pretraining, configured, unlabelled)
-    reasons = describe_stages(stage, texts, minutes)
+    tuning = without_user_settings(pretraining.tuning(configured), settings)
+    stage, samples = pretraining.stage(configured), _read(pretraining, override(configured, tuning), unlabelled)
+    reasons = describe_stages(stage, samples, minutes)
     if options["progress"]:
-        print(reasons[0] if texts.doubt else "\n".join(reasons), file=sys.stderr, flush=True)
-    if texts.doubt:
+        print(reasons[0] if samples.doubt else "\n".join(reasons), file=sys.stderr, flush=True)
+    if samples.doubt:
         _LOG.warning("%s", reasons[1])
     status = run.read_status() if run.claim(options["resume"]) else {}
     earlier_seconds = sum(status.get(key) or 0.0 for key in ("elapsed", "judging_seconds"))
@@ -85,14 +88,14 @@ def train_first_stage(
         first_minutes = status.get("minutes") or stage_minutes(minutes)
         chosen, spent = {**pretraining.settings(configured), **tokenizer, **own}, clock.elapsed()
         try:
-            train(stage, texts.rows, chosen, first_minutes, run.path, seed=seed, spent=spent, **options)
+            train(stage, samples.rows, chosen, first_minutes, run.path, seed=seed, spent=spent, **options)
         except UserInterrupt as stop:
             remedy = f"resume {directory} with --resume"
             raise UserInterrupt(f"pre-training {stop.where}", remedy, stop.number, stop.is_agreed) from None
     # At least half of the second stage's time is left, however long an interrupted first stage took.
     seconds = min(clock.elapsed() + earlier_seconds, 30 * (stage_minutes(minutes) + minutes))
     second = {key: value for key, value in settings.items() if not _sets_model(key) or key == _DROPOUT}
-    return Pretrained(run.path, {**pretraining.tuning(configured), **second}, Clock(seconds), reasons)
+    return Pretrained(run.path, {**tuning, **second}, Clock(seconds), reasons)
 
 
 def _read(pretraining: Pretraining, recipe: Recipe, unlabelled: Paths) -> UnlabelledData:

@@ -72,6 +72,13 @@ def splitmix64(values: np.ndarray | np.uint64) -> np.ndarray:
     return x if np.ndim(values) else x[0]
 
 
+def noise(seed: int, indices: np.ndarray, stream: int, count: int) -> np.ndarray:
+    """Numbers in [0, 1), float64 [B, count]: a pure function of the seed, each sample's index and the stream."""
+    salt = splitmix64(splitmix64(np.uint64(seed % (1 << 64))) + np.uint64(stream))
+    keys = splitmix64(np.asarray(indices, dtype=np.uint64) ^ salt)
+    return (splitmix64(keys[:, None] + np.arange(count, dtype=np.uint64)) >> np.uint64(11)) * 2.0**-53
+
+
 def _feistel(values: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:
     """Permute integers of `bits` bits. The halves may differ by a bit, because each round updates one half in place."""
     low = np.uint64(bits // 2)

@@ -13,31 +13,31 @@ from headway.learn.recipe import Recipe
 from headway.learn.task import Task
 
 _SHARE = 0.7  # share of the minutes for the stage on unlabelled data
-# No gain is expected beyond these limits: unlabelled per labelled samples, labelled samples, share of similar words.
+# No gain is expected beyond these limits: unlabelled per labelled samples, labelled samples, share that is similar.
 # For banking77, that share is 98 % with its own questions, which help, and 55 % with Shakespeare, who does not.
 _MIN_RATIO, _MAX_LABELLED, _MIN_SIMILAR = 2.0, 5000, 0.6
 
 
 class UnlabelledData(NamedTuple):
     """What the stage learns from: `rows` of unlabelled and labelled training samples without duplicates, the numbers of
-    unlabelled and labelled samples, what a sample is called, and the share of the words in labelled samples that are
-    about as frequent in unlabelled ones.
+    unlabelled and labelled samples, and what a sample is called. `similar` is the share of the labelled samples, or of
+    their parts, that is like the unlabelled ones (None: unknown), `measure` describes that share, and `difference` why
+    it may be small.
     """
 
     rows: Sequence[Mapping[str, Any]]
     unlabelled: int
     labelled: int
     noun: str
-    similar_words: float
+    similar: float | None
+    measure: str
+    difference: str
 
     @property
     def doubt(self) -> str | None:
         """Why no gain is expected; None if one is."""
-        if self.similar_words < _MIN_SIMILAR:
-            return (
-                f"only {self.similar_words:.0%} of the words in the labelled {self.noun} are about as frequent in the "
-                "unlabelled ones, which may be about other subjects or in another language"
-            )
+        if self.similar is not None and self.similar < _MIN_SIMILAR:
+            return f"only {self.similar:.0%} {self.measure}, {self.difference}"
         if self.unlabelled < _MIN_RATIO * self.labelled:
             return f"{self.unlabelled:,} unlabelled {self.noun} are few compared with {self.labelled:,} labelled ones"
         if self.labelled > _MAX_LABELLED:
@@ -77,7 +77,8 @@ def describe_stages(stage: str, data: UnlabelledData, minutes: float) -> tuple[s
     if data.doubt is not None:
         return plan, f"no gain from pre-training is expected: {data.doubt}"
     ratio = data.unlabelled / max(1, data.labelled)
+    likeness = "" if data.similar is None else f", and {data.similar:.0%} {data.measure}"
     return plan, (
-        f"a gain from pre-training is expected: {format_number(ratio)} times as many unlabelled as labelled {noun}, "
-        f"and {data.similar_words:.0%} of the words in the labelled ones are about as frequent in the others"
+        f"a gain from pre-training is expected: {format_number(ratio)} times as many unlabelled as labelled {noun}"
+        f"{likeness}"
     )

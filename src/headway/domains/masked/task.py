@@ -19,7 +19,7 @@ from headway.codecs.tokenizer import SequenceTemplate, sequence_template
 from headway.config_kinds import deferred_check, register
 from headway.data import IGNORE_INDEX, Spans, SplitConfig, TokenCache, open_tokens
 from headway.data.packing import best_fit_rows, expand_ranges
-from headway.data.shuffling import splitmix64
+from headway.data.shuffling import noise
 from headway.domains.masked.contrast import masking_contrast
 from headway.errors import ConfigError, UserError
 from headway.generate.prompts import device_of
@@ -145,13 +145,6 @@ def _choose_masked(units: np.ndarray, keys: np.ndarray, rate: float) -> np.ndarr
             chosen[unit] = True
             remaining -= sizes[unit]
     return chosen[units]
-
-
-def noise(seed: int, indices: np.ndarray, stream: int, count: int) -> np.ndarray:
-    """Numbers in [0, 1), float64 [B, count]: a pure function of the seed, each sample's index and the stream."""
-    salt = splitmix64(splitmix64(np.uint64(seed % (1 << 64))) + np.uint64(stream))
-    keys = splitmix64(np.asarray(indices, dtype=np.uint64) ^ salt)
-    return (splitmix64(keys[:, None] + np.arange(count, dtype=np.uint64)) >> np.uint64(11)) * 2.0**-53
 
 
 _PAIR_STREAM, _SEGMENT_STREAM = 16, 17  # streams of random numbers, separate from those for masking

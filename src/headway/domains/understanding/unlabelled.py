@@ -40,7 +40,9 @@ def read_unlabelled(recipe: Recipe, task: Task, paths: Sequence[Path]) -> Unlabe
     ratio = _SIMILAR * others.total() / max(1, words.total())
     similar = sum(count for word, count in words.items() if others[word] >= ratio * count) / max(1, words.total())
     rows = [{"text": text} for text in (*unlabelled, *labelled)]
-    return UnlabelledData(rows, len(unlabelled), len(labelled), "texts", similar)
+    measure = "of the words in the labelled texts are about as frequent in the unlabelled ones"
+    difference = "which may be about other subjects or in another language"
+    return UnlabelledData(rows, len(unlabelled), len(labelled), "texts", similar, measure, difference)
 
 
 def _read_texts(paths: Sequence[Path], column: str) -> Iterator[str]:

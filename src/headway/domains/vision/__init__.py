@@ -1,4 +1,4 @@
-"""Images: classification, embeddings, and attention maps."""
+"""Images: classification, embeddings, attention maps, and learning from unlabelled images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from headway.predict.image_inputs import Image
 
 __all__ = ["RECIPES", "TASKS", "VERBS", "Image", "ImageAttention"]
-RECIPES = ("vision", "fashion-mnist", "digits")
-TASKS = {"vision": "task"}
+RECIPES = ("vision", "fashion-mnist", "digits", "masked-images")
+TASKS = {"vision": "task", "masked_images": "masked_images"}
 VERBS = {"classify": "is_vision_classifier", "embed": "is_vision", "look": "is_vision"}
 lazy_exports(__name__, {".attribution": ("Image", "ImageAttention")})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -62,8 +62,9 @@ _MAX_DIGIT_VALUE = 16  # the maximum pixel value of scikit-learn's digits
 class LabelledImages:
     """Each image's label, its named split, uint8 [N] (0: none), and its location for messages.
 
-    The images are in `files` or in `grey`, [N, H, W]. `classes` is whether the labels are known to be classes: if they
-    are folder names, or not from a table of paths. Images of one of the `groups`, if set, stay in one split.
+    The images are in `files` or in `grey`, [N, H, W], whose `origins` are files and positions in them. `classes` is
+    whether the labels are known to be classes: if they are folder names, or not from a table of paths. Images of one of
+    the `groups`, if set, stay in one split.
     """
 
     labels: list[str]
@@ -73,6 +74,7 @@ class LabelledImages:
     grey: UInt8[np.ndarray, "N H W"] | None = None
     classes: bool = True
     groups: list[str] | None = None
+    origins: Sequence[tuple[Path, int]] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -86,7 +88,15 @@ class LabelledImages:
         files = None if self.files is None else [self.files[row] for row in indices]
         grey = None if self.grey is None else self.grey[rows]
         groups = None if self.groups is None else [self.groups[row] for row in indices]
-        return LabelledImages(labels, self.named_splits[rows], locations, files, grey, self.classes, groups)
+        origins = [self.origins[row] for row in indices] if self.origins else ()
+        return LabelledImages(labels, self.named_splits[rows], locations, files, grey, self.classes, groups, origins)
+
+    def pixels(self, row: int) -> UInt8[np.ndarray, "H W *C"]:
+        """An image at its own size, [H, W, 3], or [H, W] if it is grey. UserError for a file that cannot be read."""
+        if self.grey is not None:
+            return self.grey[row]
+        assert self.files is not None  # exactly one of the two is set
+        return read_image(self.files[row])
 
 
 def read_samples(
@@ -106,13 +116,13 @@ def read_samples(
             raise UserError(f"the images have different sizes: {sizes}; use files from one data set")
         split_codes = [0 if part.named_split is None else split_code(part.named_split) for part in parts]
         named_splits = np.repeat(np.array(split_codes, np.uint8), [len(part.labels) for part in parts])
-        locations = [f"{part.path}, image {i + 1}" for part in parts for i in range(len(part.labels))]
+        origins = [(Path(part.path), i) for part in parts for i in range(len(part.labels))]
+        locations = [f"{path}, image {i + 1}" for path, i in origins]
         labels = _labels(np.concatenate([part.labels for part in parts]), names, locations)
-        return LabelledImages(labels, named_splits, locations, grey=np.concatenate([part.images for part in parts]))
-    if len(user_paths) == 1 and user_paths[0].is_file() and file_kind(user_paths[0].name) == ".csv":
-        fields = next(read_lines(File(user_paths[0])), "").split(",")  # numbers instead of a header?
-        if len(fields) > 2 and all(_parse_integer(field) is not None for field in fields):
-            return _from_number_table(user_paths[0], names)
+        grey = np.concatenate([part.images for part in parts])
+        return LabelledImages(labels, named_splits, locations, grey=grey, origins=origins)
+    if len(user_paths) == 1 and is_number_table(user_paths[0]):
+        return read_number_table(user_paths[0], names)
     labelled = read_labelled_files(user_paths, IMAGE_EXTENSIONS, "image", label, group)
     return LabelledImages(
         labelled.labels,
@@ -145,7 +155,16 @@ def _parse_integer(text: str) -> int | None:
     return int(parsed) if parsed.is_integer() else None
 
 
-def _from_number_table(path: Path, names: Sequence[str]) -> LabelledImages:
+def is_number_table(path: Path) -> bool:
+    """Whether a file is a .csv that starts with numbers instead of a header."""
+    if not path.is_file() or file_kind(path.name) != ".csv":
+        return False
+    fields = next(read_lines(File(path)), "").split(",")
+    return len(fields) > 2 and all(_parse_integer(field) is not None for field in fields)
+
+
+def read_number_table(path: Path, names: Sequence[str] = ()) -> LabelledImages:
+    """The square images in the rows of a table of numbers, each with its class in the last column."""
     rows: list[list[int]] = []
     for line_number, line in enumerate(read_lines(File(path)), 1):
         if line.strip():
@@ -167,7 +186,9 @@ def _from_number_table(path: Path, names: Sequence[str]) -> LabelledImages:
         pixels = (pixels * 255 + _MAX_DIGIT_VALUE // 2) // _MAX_DIGIT_VALUE
     locations = [f"{path}, line {i + 1}" for i in range(len(rows))]
     grey = pixels.astype(np.uint8).reshape(-1, width, width)
-    return LabelledImages(_labels(classes, names, locations), np.zeros(len(rows), np.uint8), locations, grey=grey)
+    origins = [(path, i) for i in range(len(rows))]
+    labels = _labels(classes, names, locations)
+    return LabelledImages(labels, np.zeros(len(rows), np.uint8), locations, grey=grey, origins=origins)
 
 
 _MAX_IMAGES, _MIN_IMAGES = 4000, 64  # maximum and minimum images in the sample
@@ -202,49 +223,65 @@ def survey_images(samples: LabelledImages, target: str = "auto") -> Survey | Non
     """
     rows = np.flatnonzero(samples.named_splits <= split_code("train"))
     labels = [samples.labels[row] for row in rows.tolist()]
+    measured = survey_pixels(samples.pixels, rows, samples.files)
+    if measured is None:
+        return None
+    counts = Counter(labels)
+    class_ids = np.unique(np.array([samples.labels[row] for row in measured.rows]), return_inverse=True)[1]
+    kind = infer_target([label for label in counts if label], "class" if samples.classes else target).kind
+    # a numeric target may depend on left and right, which comparing neighbours does not show
+    can_flip = not measured.is_drawing and kind != "number"
+    flips = can_flip and is_mirror_invariant(measured.thumbnails, class_ids, not measured.grey)
+    classes, fewest = (len(counts), min(counts.values())) if kind == "class" else (0, len(rows))
+    return Survey(len(rows), classes, fewest, measured.size, measured.grey, measured.is_drawing, flips)
+
+
+class PixelSurvey(NamedTuple):
+    """The images that could be read, in `rows`: their median height and width, whether all are grey, whether they are
+    drawings or writing in two tones, and their thumbnails.
+    """
+
+    rows: list[int]
+    size: tuple[int, int]
+    grey: bool
+    is_drawing: bool
+    thumbnails: Float[np.ndarray, "N S S"]
+
+
+def survey_pixels(
+    read: Callable[[int], np.ndarray], rows: np.ndarray, files: Sequence[Path] | None = None
+) -> PixelSurvey | None:
+    """Survey a sample of the images of `rows`, each of which `read` returns as [H, W, 3], or as [H, W] if it is grey;
+    None if none can be read. Of large `files`, fewer are read.
+    """
     size = min(_MAX_IMAGES, len(rows))
-    if samples.files is not None and len(rows):  # fewer large files
+    if files is not None and len(rows):
         subset = examples.spread_evenly(rows, _MIN_IMAGES).tolist()
-        mean = sum(samples.files[row].stat().st_size for row in subset) / len(subset)
+        mean = sum(files[row].stat().st_size for row in subset) / len(subset)
         size = min(max(_MIN_IMAGES, min(_MAX_IMAGES, int(_MAX_BYTES / max(1.0, mean)))), len(rows))
-    sample = examples.spread_evenly(rows, size)
-    sizes = []
-    are_grey = []
-    two_tone_shares = []
-    thumbnails = []
-    sampled_labels = []
-    for row in sample.tolist():
-        if samples.grey is not None:
-            brightness, is_grey = samples.grey[row], True
-        else:
-            assert samples.files is not None  # exactly one of the two is set
-            try:
-                pixels = read_image(samples.files[row])
-            except UserError:  # the task reports it, or skips it
-                continue
-            brightness = to_grey(pixels)[..., 0]
+    readable, sizes, are_grey, two_tone_shares, thumbnails = [], [], [], [], []
+    for row in examples.spread_evenly(rows, size).tolist():
+        try:
+            pixels = read(row)
+        except UserError:  # the task reports it, or skips it
+            continue
+        brightness, is_grey = (pixels, True) if pixels.ndim == 2 else (to_grey(pixels)[..., 0], False)
+        if not is_grey:
             subsampled = pixels[:: max(1, pixels.shape[0] // 64), :: max(1, pixels.shape[1] // 64)].astype(np.int16)
             is_grey = float(np.abs(subsampled - subsampled[..., :1]).mean()) <= _MAX_COLOR_DIFFERENCE * 255
         low, high = int(brightness.min()), int(brightness.max())
         edge = (high - low) / 6  # pixels within a sixth of the range are of the darkest or the brightest tone
         two_tone_shares.append(float(((brightness <= low + edge) | (brightness >= high - edge)).mean()))
+        readable.append(row)
         sizes.append(brightness.shape)
         are_grey.append(is_grey)
         thumbnails.append(_thumbnail(brightness))
-        sampled_labels.append(samples.labels[row])
     if not sizes:
         return None
     height, width = (int(np.median([size[axis] for size in sizes])) for axis in (0, 1))
-    counts = Counter(labels)
-    class_ids = np.unique(np.array(sampled_labels), return_inverse=True)[1]
     all_grey = all(are_grey)
     is_drawing = all_grey and float(np.median(two_tone_shares)) > _MIN_TWO_TONE
-    kind = infer_target([label for label in counts if label], "class" if samples.classes else target).kind
-    # a numeric target may depend on left and right, which comparing neighbours does not show
-    can_flip = not is_drawing and kind != "number"
-    flips = can_flip and is_mirror_invariant(np.stack(thumbnails), class_ids, not all_grey)
-    classes, fewest = (len(counts), min(counts.values())) if kind == "class" else (0, len(rows))
-    return Survey(len(rows), classes, fewest, (height, width), all_grey, is_drawing, flips)
+    return PixelSurvey(readable, (height, width), all_grey, is_drawing, np.stack(thumbnails))
 
 
 def is_mirror_invariant(thumbnails: Float[np.ndarray, "N S S"], classes: Int[np.ndarray, "N"], coloured: bool) -> bool:

@@ -6,15 +6,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
 from headway.data import ClassSplitConfig
 from headway.domains.vision.augment import ImageAugmentConfig
-from headway.domains.vision.labelled_images import Survey, read_samples, survey_images
+from headway.domains.vision.labelled_images import Survey, read_samples, survey_images, survey_pixels
+from headway.domains.vision.masked_images import MaskedImagesConfig
 from headway.domains.vision.task import VisionConfig
+from headway.domains.vision.unlabelled_images import read_images, read_unlabelled
 from headway.learn import CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
 from headway.learn.plan.scale import DataSettings, Descent, Scale, ScalingLaw, Settings, held_out_shares
+from headway.learn.pretraining import Pretraining
 from headway.learn.recipe import generic
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, PatchEmbedConfig, PooledHeadConfig, StackConfig, TransformerConfig, cycle
@@ -116,7 +122,24 @@ def digits() -> Recipe:
     )
 
 
-RECIPES = (vision, fashion_mnist, digits)
+def masked_images() -> Recipe:
+    """Any images without labels. All heads start from random weights, because a contrast of equal vectors has no
+    gradient.
+    """
+    model = small_vit(width=128, depth=6, heads=4, patch=8, size=64)
+    return generic(
+        "masked-images",
+        "vision",
+        "images without labels: folders, IDX files, or a .csv with path",
+        model=replace(model, init=InitConfig("fan_in")),
+        task=MaskedImagesConfig(augment=ImageAugmentConfig(flip=0.5, crop=0.4, light=0.2)),
+        optim=MuonConfig(lr=0.008, weight_decay=0.1, adam_lr=2e-3, adam_weight_decay=0.05),
+        train=TrainConfig(steps=2000, batch_size=128),
+        expected="as the first stage of vision with --pretrain, or to start from with --from",
+    )
+
+
+RECIPES = (vision, fashion_mnist, digits, masked_images)
 
 
 _SHAPES = ((32, 2, 2), (48, 2, 3), (64, 2, 4), (64, 4, 4), (96, 3, 4), (128, 4, 4), (192, 4, 6), (256, 5, 8))
@@ -139,10 +162,7 @@ def data_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> Data
         return DataSettings({})
     size, patch = input_sizes(statistics, minutes)
     settings = {
-        "model.embed.size": list(size),
-        "model.embed.patch": [patch, patch],
-        "model.embed.channels": 1 if statistics.grey else 3,
-        "model.embed.stem_more": 1 if patch < 8 else 0,
+        **_size_settings(statistics, size, patch),
         **held_out_shares(statistics.images),
         **{f"task.augment.{name}": setting for name, setting in augmentation(statistics, size).items()},
     }
@@ -155,6 +175,40 @@ def data_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> Data
     return DataSettings(
         settings, f"{summary}: uses {size[0]} x {size[1]} pixels in patches of {patch}, and {flip_note}"
     )
+
+
+def _size_settings(statistics: Survey, size: tuple[int, int], patch: int) -> Settings:
+    return {
+        "model.embed.size": list(size),
+        "model.embed.patch": [patch, patch],
+        "model.embed.channels": 1 if statistics.grey else 3,
+        "model.embed.stem_more": 1 if patch < 8 else 0,
+    }
+
+
+def unlabelled_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
+    """Settings for images without labels. Without classes it is unknown whether mirroring keeps their meaning, so only
+    colour images are flipped. Views are cropped more than in classification (Chen et al. 2020, figure 5).
+    """
+    images = read_images(paths)
+    measured = survey_pixels(images.pixels, np.arange(len(images)), images.files)
+    if measured is None:  # the task reports the error
+        return DataSettings({})
+    flips = not measured.grey
+    statistics = Survey(len(images), 0, len(images), measured.size, measured.grey, measured.is_drawing, flips)
+    size, patch = input_sizes(statistics, minutes)
+    augment = augmentation(statistics, size)
+    if not measured.is_drawing:
+        augment = {**augment, "crop": 0.4, "light": 0.2, "erase": 0.0}
+    shares = held_out_shares(statistics.images)
+    settings = {
+        **_size_settings(statistics, size, patch),
+        "task.split.validation": shares["task.split.validation"],
+        **{f"task.augment.{name}": setting for name, setting in augment.items()},
+    }
+    kind = "drawn" if statistics.is_drawing else "grey" if statistics.grey else "colour"
+    summary = f"{len(images):,} {kind} images, about {statistics.size[0]} x {statistics.size[1]} pixels"
+    return DataSettings(settings, f"{summary}: uses {size[0]} x {size[1]} pixels in patches of {patch}")
 
 
 def regularisation(recipe: Recipe, epochs: float) -> Settings:
@@ -203,19 +257,51 @@ def augmentation(statistics: Survey, size: tuple[int, int]) -> Settings:
     return {**base, "crop": 0.4, "rotate": 5.0, "erase": 0.25, "light": 0.2}
 
 
-SCALES = {
+_IMAGES = Scale(
     # Images repeat many times with new augmentation, so the scaling law values repeated images and extra parameters
     # more than for text; its constants are rough fits to clothes at 28 x 28 pixels.
-    "vision": Scale(
-        law=ScalingLaw(0.1, 6.3, 0.3, 10.5, 0.35, repeats=40.0, excess=20.0),
-        batch_setting="train.batch_size",
-        min_batch=32,
-        max_batch=512,
-        noise_scale=0.5,
-        calibrated=True,
-        descent=Descent(1.3, 3.8, 11.0),
-        shapes=_SHAPES,
-        data_settings=data_settings,
-        regularisation=regularisation,
-    )
+    law=ScalingLaw(0.1, 6.3, 0.3, 10.5, 0.35, repeats=40.0, excess=20.0),
+    batch_setting="train.batch_size",
+    min_batch=32,
+    max_batch=512,
+    noise_scale=0.5,
+    calibrated=True,
+    descent=Descent(1.3, 3.8, 11.0),
+    shapes=_SHAPES,
+    data_settings=data_settings,
+    regularisation=regularisation,
+)
+SCALES = {
+    "vision": _IMAGES,
+    # Other images in the batch are the negatives of the contrast, so it is not made smaller than necessary.
+    "masked-images": replace(
+        _IMAGES,
+        calibrated=False,
+        descent=None,
+        min_batch=64,
+        max_batch=256,
+        noise_scale=2.0,
+        data_settings=unlabelled_settings,
+        regularisation=lambda recipe, epochs: {},
+    ),
 }
+
+
+def _first_stage_settings(recipe: Recipe) -> Settings:
+    """Damaged images among many unlabelled ones are skipped, and views are flipped if labelled images are."""
+    augment = cast(VisionConfig, recipe.task).augment
+    return {"task.skip_bad": True, "task.augment.flip": _tuning(recipe).get("task.augment.flip", augment.flip)}
+
+
+def _tuning(recipe: Recipe) -> Settings:
+    """The augmentation and the held-out shares that suit the labelled images, if the recipe is for any images."""
+    if recipe.name not in SCALES:
+        return {}
+    settings = data_settings(recipe, [Path(path) for path in recipe.data], 1.0).settings
+    return {name: value for name, value in settings.items() if name.startswith("task.")}
+
+
+PRETRAINING = dict.fromkeys(
+    ("vision", "fashion-mnist", "digits"),
+    Pretraining(lambda recipe: "masked-images", _first_stage_settings, _tuning, read_unlabelled),
+)

@@ -21,6 +21,7 @@ from headway.data.image_cache import DecodedImages
 from headway.domains.vision.attribution import ImageAttention, patch_weights
 from headway.domains.vision.augment import Augment, ImageAugmentConfig
 from headway.domains.vision.labelled_images import LabelledImages, load_images, read_samples
+from headway.domains.vision.normalization import Normalizer, image_processor, measured_rows
 from headway.errors import ConfigError, UserError
 from headway.formats.open import open_model
 from headway.formats.out_of_distribution import (
@@ -53,7 +54,6 @@ from headway.nn.models.kinds import is_vision_classifier
 from headway.predict.image_inputs import processor_of
 
 _MAX_TILES = 12  # images
-_MAX_MEASURED = 10_000  # images for estimating mean and standard deviation
 
 
 @register("vision")
@@ -92,7 +92,7 @@ class VisionConfig(TaskConfig, TargetConfig):
         # grey images need only one channel, unless a start model has three
         channels = 1 if samples.grey is not None and recipe.start is None else embed.channels
         embed = replace(embed, channels=channels, tokens=max(embed.tokens, 2 if self.teacher else 0))
-        settings, has_means = _processor(read_usage(workspace).processor, embed)
+        settings, has_means = image_processor(read_usage(workspace).processor, embed)
         images = load_images(samples, ImageProcessor.read(settings, "preprocessor_config.json"), self.skip_bad)
         dataset = ImageDataset(self, recipe, samples, images, chosen, embed, settings, has_means, workspace)
         if self.teacher is None:
@@ -123,7 +123,7 @@ class ImageDataset(TargetSamples):
     ) -> None:
         """`processor` is a preprocessor_config.json, whose means are measured unless it `has_means`."""
         self.config, self.embed, self.images = config, embed, images.pixels
-        self.files, self.locations = samples.files, samples.locations
+        self.files, self.origins, self.locations = samples.files, samples.origins, samples.locations
         self.rows = rows = np.setdiff1d(np.arange(len(samples)), list(images.errors))
         self.keys = [images.keys[row] for row in rows.tolist()]
         labels = [samples.labels[row] for row in rows.tolist()]
@@ -135,20 +135,9 @@ class ImageDataset(TargetSamples):
         self.seed, self.batch_size = recipe.train.seed, batch_size_of(recipe)
         self.set_targets(labelled, chosen, config.split, "images", "a folder", workspace)
         self.augment = Augment(config.augment, self.seed)
-        self.processor = processor
-        if not has_means:  # mean and standard deviation per channel of training images, for values from 0 to 1
-            train_rows = rows[self.splits.rows("train")]
-            sample = self.images[train_rows[:: max(1, len(train_rows) // _MAX_MEASURED)]]
-            levels = np.arange(256) / 255
-            counts = [np.bincount(sample[..., i].reshape(-1), minlength=256) for i in range(embed.channels)]
-            means = np.array([np.average(levels, weights=count) for count in counts])
-            mean_squares = np.array([np.average(levels**2, weights=count) for count in counts])
-            deviations = np.sqrt(np.maximum(mean_squares - means**2, 1e-4))
-            measured = {"image_mean": means.round(4).tolist(), "image_std": deviations.round(4).tolist()}
-            self.processor = {**processor, **measured}
-        preprocessor = ImageProcessor.read(self.processor, "preprocessor_config.json")
-        mean, std, self.factor = preprocessor.mean or (0.0,), preprocessor.std or (1.0,), preprocessor.factor or 1.0
-        self.mean, self.std = (torch.tensor(values).float().view(1, -1, 1, 1) for values in (mean, std))
+        measured = None if has_means else self.images[measured_rows(rows[self.splits.rows("train")])]
+        self.normalizer = Normalizer(processor, measured)
+        self.processor, self.mean, self.std = self.normalizer.processor, self.normalizer.mean, self.normalizer.std
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
         """`model` with the images' channels. UserError for a split without images."""
@@ -161,19 +150,16 @@ class ImageDataset(TargetSamples):
         """Normalised pixels, Float[B, C, H, W], and targets, augmented and mixed in training."""
         raw_pixels, labels = np.asarray(self.images[self.rows[rows]]), torch.from_numpy(self.targets[rows])
         if rng_key is None:
-            pixels = self._normalize(torch.from_numpy(raw_pixels).permute(0, 3, 1, 2).float())
+            pixels = self.normalizer(torch.from_numpy(raw_pixels).permute(0, 3, 1, 2).float())
             return Batch((pixels,), labels, len(rows), len(rows) * self.embed.length)
         pixels = self.augment.erase(
-            self._normalize(self.augment.augment_pixels(raw_pixels, rng_key.positions)), rng_key.positions
+            self.normalizer(self.augment.augment_pixels(raw_pixels, rng_key.positions)), rng_key.positions
         )
         if self.config.augment.mixup or self.config.augment.cutmix:
             probabilities = F.one_hot(labels, len(self.labels)).float() if self.target.kind == "class" else labels
             pixels, mixed_probabilities = self.augment.mix(pixels, probabilities.view(len(rows), -1), rng_key.positions)
             labels = mixed_probabilities.view_as(probabilities)
         return Batch((pixels,), labels, len(rows), len(rows) * self.embed.length)
-
-    def _normalize(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        return ((x * self.factor - self.mean) / self.std).contiguous()
 
     def contents(self) -> Contents:
         return {**super().contents(), "images": (self.keys,)}
@@ -185,8 +171,7 @@ class ImageDataset(TargetSamples):
 
     def input_statistics(self) -> TrainingStatistics:
         """In-distribution statistics of the training images."""
-        rows = self.rows[self.splits.rows("train")]
-        sample = rows[:: max(1, len(rows) // _MAX_MEASURED)]
+        sample = measured_rows(self.rows[self.splits.rows("train")])
         height, width = self.embed.size
         return TrainingStatistics(
             alike=SampleStatistics.fit(stack_image_statistics(self.images[row] for row in sample))
@@ -265,35 +250,6 @@ class DistilledClassification(Classification[ImageDataset]):
         teacher_classes = self._teacher.classes(pixels, self._images.mean, self._images.std)
         label_loss = self.entropy(label_logits, batch.targets, self.smoothing)
         return {"loss": Loss((label_loss + self.entropy(teacher_logits, teacher_classes)) / 2, batch.tokens)}
-
-
-def _processor(config: dict[str, Any], embed: PatchEmbedConfig) -> tuple[dict[str, Any], bool]:
-    """The image processor for the model's size, from `config` if that fits, and whether its means are known.
-
-    Otherwise complete images are resized to the model's size, as in ViT's own processor.
-    """
-    start_processor = ImageProcessor.read(config, "preprocessor_config.json") if config else None
-    if (
-        start_processor is not None
-        and start_processor.shape == embed.size
-        and start_processor.channels == embed.channels
-    ):
-        return config, True
-    mean = std = (0.5,) * embed.channels
-    has_means = start_processor is not None and start_processor.channels == embed.channels
-    if start_processor is not None and has_means:
-        mean, std = start_processor.mean or mean, start_processor.std or std
-    return {
-        "image_processor_type": "ViTImageProcessor",
-        "do_resize": True,
-        "size": {"height": embed.size[0], "width": embed.size[1]},
-        "resample": 2 if start_processor is None else start_processor.resample,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(mean),
-        "image_std": list(std),
-    }, has_means
 
 
 class Teacher:

@@ -48,6 +48,7 @@ from headway.nn.models.kinds import (
     RobotPolicyConfig,
     evaluation_mode,
 )
+from headway.nn.models.patch_values import PatchValuesHead, PatchValuesHeadConfig
 from headway.nn.models.patches import PatchEmbed, PatchEmbedConfig
 from headway.nn.models.pooled import (
     DistilledHead,
@@ -121,6 +122,8 @@ __all__ = [
     "OneHotEmbedConfig",
     "PatchEmbed",
     "PatchEmbedConfig",
+    "PatchValuesHead",
+    "PatchValuesHeadConfig",
     "PatchesConfig",
     "PooledHead",
     "PooledHeadConfig",

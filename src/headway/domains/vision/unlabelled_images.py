@@ -1,0 +1,200 @@
+"""Unlabelled images: from folders, IDX files and tables, and those for pre-training next to the images of a task."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from headway.codecs.image_processor import ImageProcessor, pillow, read_image
+from headway.data.image_cache import DecodedImages, ImageSource, open_images
+from headway.data.input_files import File
+from headway.data.labelled_files import idx_files, is_idx, read_idx
+from headway.data.table_files import TABLE_KINDS, read_table
+from headway.data.token_store import fingerprint
+from headway.domains.vision.labelled_images import IMAGE_EXTENSIONS, is_number_table, read_number_table
+from headway.domains.vision.task import ImageDataset
+from headway.errors import UserError
+from headway.formats.out_of_distribution import SampleStatistics, stack_image_statistics
+from headway.io.files import file_of_row, open_file, user_path
+from headway.learn import Recipe, Task
+from headway.learn.examples import spread_evenly
+from headway.learn.objectives.masked_patches import distinct
+from headway.learn.pretraining import UnlabelledData
+
+_KEY_BYTES = 16  # bytes per key
+_COMPARED_SIDE, _MAX_COMPARED = 32, 1000  # pixels per side of images, and images of each kind, that are compared
+_LABELS = "labels"  # in the name of an IDX file without images
+
+
+@dataclass(frozen=True)
+class UnlabelledImages:
+    """The files of images, and the index of each image in its file; None for a file of one image."""
+
+    files: list[Path] = field(default_factory=list)
+    indices: list[int | None] = field(default_factory=list)
+    _arrays: dict[Path, np.ndarray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def add(self, file: Path, index: int | None = None) -> None:
+        self.files.append(file)
+        self.indices.append(index)
+
+    def select(self, rows: Sequence[int]) -> UnlabelledImages:
+        """The images of `rows`, in this order."""
+        return UnlabelledImages([self.files[row] for row in rows], [self.indices[row] for row in rows], self._arrays)
+
+    def array(self, file: Path) -> np.ndarray:
+        """The grey images [N, H, W] in an IDX file or a table of numbers, read once."""
+        if file not in self._arrays:
+            self._arrays[file] = read_idx(file, 3) if is_idx(file) else cast(Any, read_number_table(file).grey)
+        return self._arrays[file]
+
+    def pixels(self, row: int) -> np.ndarray:
+        """An image at its own size, [H, W, 3], or [H, W] if it is grey. UserError for one that cannot be read."""
+        file, index = self.files[row], self.indices[row]
+        if index is None:
+            return read_image(file)
+        images = self.array(file)
+        if not 0 <= index < len(images):
+            raise UserError(f"{file} has {len(images):,} images, so there is no image {index}; correct the table")
+        return images[index]
+
+    def keys(self) -> list[str]:
+        """Keys that are equal for equal contents: of a file, or of an image in an array."""
+        return [self._key(row) for row in range(len(self))]
+
+    def _key(self, row: int) -> str:
+        file, index = self.files[row], self.indices[row]
+        if index is not None:
+            return hashlib.blake2b(self.pixels(row).tobytes(), digest_size=_KEY_BYTES).hexdigest()
+        with open_file(file) as opened:
+            return hashlib.file_digest(opened, partial(hashlib.blake2b, digest_size=_KEY_BYTES)).hexdigest()
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The rows of a table of these images, which `read_images` reads."""
+        for file, index in zip(self.files, self.indices):
+            yield {"path": str(file)} if index is None else {"path": str(file), "image": str(index)}
+
+    def decode(self, processor: ImageProcessor, skip: bool) -> DecodedImages:
+        """The images at the model's size, from the cache if the same files were decoded to this size before. An
+        unreadable one is a UserError that names it; with `skip`, such images are counted in the log.
+        """
+        shape = (*(processor.shape or ()), processor.channels)
+        content = fingerprint(File(path) for path in dict.fromkeys(self.files)), self.indices
+        settings = (processor.size, processor.shortest, processor.resample, processor.crop)
+        read = partial(_processed, self, processor)
+        return open_images(ImageSource(read, len(self), shape, (content, settings), _KEY_BYTES), skip)
+
+
+def _processed(images: UnlabelledImages, processor: ImageProcessor, row: int) -> np.ndarray:
+    pixels = images.pixels(row)
+    return processor.pixels(pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2))
+
+
+def read_images(paths: Sequence[Path]) -> UnlabelledImages:
+    """The images below folders, in IDX files, and in tables with the column `path` and, for IDX files and tables of
+    numbers, the column `image`, an index from 0 on. UserError for other files and for folders without images.
+    """
+    found = UnlabelledImages()
+    for path in map(user_path, paths):
+        if path.is_dir():
+            files = [*idx_files(path), *_image_files(path)]
+        elif path.suffix.lower() in TABLE_KINDS and not is_number_table(path):
+            _add_table(found, path)
+            continue
+        else:
+            files = [path]
+        if not files or not path.exists():
+            fact = "contains no images" if path.exists() else "does not exist"
+            raise UserError(f"{path} {fact}; pass a folder with images ({', '.join(sorted(IMAGE_EXTENSIONS))})")
+        for file in files:
+            _add_file(found, file)
+    pillow()  # fails early if Pillow is missing
+    return found
+
+
+def _image_files(folder: Path) -> list[Path]:
+    files = (path for path in sorted(folder.rglob("*")) if not path.name.startswith("."))
+    return [path for path in files if path.suffix.lower() in IMAGE_EXTENSIONS and path.is_file()]
+
+
+def _add_file(found: UnlabelledImages, file: Path) -> None:
+    if file.suffix.lower() in IMAGE_EXTENSIONS:
+        found.add(file)
+    elif is_idx(file) and _LABELS in file.name:
+        pass
+    elif is_idx(file) or is_number_table(file):
+        for index in range(len(found.array(file))):
+            found.add(file, index)
+    else:
+        raise UserError(
+            f"{file} is not an image; pass images ({', '.join(sorted(IMAGE_EXTENSIONS))}), a folder of them, IDX files "
+            "or a .csv with path"
+        )
+
+
+def _add_table(found: UnlabelledImages, path: Path) -> None:
+    table = read_table([path], {"path": "path", "image": "image"}, ("image",), "name the column path")
+    images = table.columns.get("image", [""] * len(table))
+    for row, (name, image) in enumerate(zip(table.columns["path"], images)):
+        file = file_of_row(path, name, table.location(row))
+        if not file.is_file():
+            raise UserError(f"{table.location(row)}: there is no file {name}; correct or remove the line")
+        if image and not image.isdecimal():
+            raise UserError(f"{table.location(row)}: the image is {image!r}; use an index from 0 on")
+        found.add(file, int(image) if image else None)
+
+
+def read_unlabelled(recipe: Recipe, task: Task, paths: Sequence[Path]) -> UnlabelledData:
+    """The images at the paths without duplicates and held-out images, followed by the training images of the task.
+    Raises UserError if none remains.
+    """
+    dataset = cast(ImageDataset, task.examples)
+    images = UnlabelledImages()
+    for row in dataset.rows.tolist():
+        file, index = dataset.origins[row] if dataset.files is None else (dataset.files[row], None)
+        images.add(file, index)
+    labelled_keys, splits = images.keys(), dataset.splits
+    train = [int(row) for row in splits.rows("train")]
+    found = read_images(paths)
+    unlabelled = found.select(distinct(found.keys(), frozenset(labelled_keys)))
+    if not len(unlabelled):
+        names = ", ".join(map(str, paths[:3]))
+        raise UserError(f"{names}: all {len(found):,} images are also in the labelled data; pass other images")
+    labelled = images.select([train[row] for row in distinct([labelled_keys[row] for row in train])])
+    similar = _similar_share(unlabelled, labelled)
+    return UnlabelledData(
+        [*unlabelled.rows(), *labelled.rows()],
+        len(unlabelled),
+        len(labelled),
+        "images",
+        similar,
+        "of the labelled images are within the range of the unlabelled ones in brightness, colours and edges",
+        "which may show other things, or differ in light or size",
+    )
+
+
+def _similar_share(unlabelled: UnlabelledImages, labelled: UnlabelledImages) -> float | None:
+    """The share of the labelled images that are not outliers among the unlabelled ones; None for too few of those."""
+    processor = ImageProcessor(size=(_COMPARED_SIDE, _COMPARED_SIDE))
+    statistics = []
+    for images in (unlabelled, labelled):
+        small = []
+        for row in spread_evenly(np.arange(len(images)), _MAX_COMPARED).tolist():
+            try:
+                small.append(_processed(images, processor, row))
+            except UserError:  # the stage reports it
+                continue
+        statistics.append(stack_image_statistics(small) if small else np.zeros((0, 1)))
+    fitted = SampleStatistics.fit(statistics[0])
+    if fitted is None or not len(statistics[1]):
+        return None
+    return 1 - float(fitted.find_outliers(statistics[1]).mean())
