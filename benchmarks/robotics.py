@@ -6,6 +6,7 @@
     python benchmarks/robotics.py ablation --data DIR --runs DIR           # chunk size, and how chunks are carried out
     python benchmarks/robotics.py heads --data DIR --runs DIR              # with a latent, and diffusion
     python benchmarks/robotics.py cameras --data DIR --runs DIR             # from pictures and the state of the robot
+    python benchmarks/robotics.py cameras reach --data DIR --runs DIR --minutes 60 --threads 1
     python benchmarks/robotics.py train reach --data DIR --runs DIR        # one task alone, printed
 
 A run is a folder in --runs that goes on where it was stopped. Success is at any step of 500, over 50 episodes from
@@ -33,7 +34,18 @@ HEADS: dict[str, dict[str, Any]] = {
     "latent": {"model.head.latent": 16},
     "diffusion": {"model.head": {"kind": "diffusion"}},
 }
+CAMERAS = ("corner2", "gripperPOV")  # and 50 demonstrations, for tasks with large objects
 CAMERA = {"task.state": 4, "task.size": [96, 96], "task.episodes": 5, "train.batch_size": 32}
+FILMED = 200  # demonstrations of reach with pictures
+GOAL_CAMERAS = ("corner", "topview")  # which show the small goal of reach
+KEYPOINTS = {
+    "task.state": 4,
+    "task.episodes": 20,
+    "task.final": 100,
+    "model.observation.images": "keypoints",
+    "model.state_loss": 1.0,
+    "train.evaluate_every": 4000,
+}
 
 
 def environment(task: str) -> str:
@@ -47,11 +59,12 @@ def data_of(args: argparse.Namespace, task: str) -> Path:
 def collect(args: argparse.Namespace) -> None:
     from headway.app.cli.main import main
 
-    seen = ["--cameras", "corner2", "gripperPOV", "--size", "96", "96"]
-    wanted = [(task, task, []) for task in TASKS] + [(args.name, f"{args.name}-cameras", seen)]
-    for task, name, cameras in wanted:
+    filmed, count = (GOAL_CAMERAS, FILMED) if args.name == "reach" else (CAMERAS, DEMONSTRATIONS)
+    seen = ["--cameras", *filmed, "--size", "96", "96"]
+    wanted = [(task, task, DEMONSTRATIONS, []) for task in TASKS] + [(args.name, f"{args.name}-cameras", count, seen)]
+    for task, name, episodes, cameras in wanted:
         if not data_of(args, name).exists():
-            words = ["data", "collect", environment(task), "--policy", "expert", "--episodes", str(DEMONSTRATIONS)]
+            words = ["data", "collect", environment(task), "--policy", "expert", "--episodes", str(episodes)]
             assert main([*words, *cameras, "--out", str(data_of(args, name))]) == 0
 
 
@@ -65,17 +78,24 @@ def train(
     """A run of its name, from where it is, and what it came to; without `minutes` by the steps in its settings."""
     import headway as hw
 
-    run = hw.train(
-        "metaworld",
-        data=[data_of(args, task) for task in tasks],
-        run=Path(args.runs) / name,
-        set=settings,
-        minutes=minutes,
-        seed=args.seed,
-        threads=args.threads,
-        resume=True,
-        spent=since_start(),
-    )
+    folder = Path(args.runs) / name
+    seconds = folder.with_suffix(".seconds")  # of the processor, for each part of a run that was stopped
+    seconds.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        run = hw.train(
+            "metaworld",
+            data=[data_of(args, task) for task in tasks],
+            run=folder,
+            set=settings,
+            minutes=minutes,
+            seed=args.seed,
+            threads=args.threads,
+            resume=True,
+            spent=since_start(),
+        )
+    finally:
+        with open(seconds, "a", encoding="utf-8") as file:
+            file.write(f"{time.process_time():.1f}\n")
     return {
         "settings": settings,
         "minutes_asked": minutes,
@@ -84,7 +104,7 @@ def train(
         "steps": run.summary["steps"],
         "seconds": run.summary["elapsed"],
         "seconds_training": run.summary["seconds"],
-        "core_seconds_of_this_process": round(time.process_time(), 1),
+        "core_seconds": sum(map(float, seconds.read_text().split())),
         "validation": run.summary["best"],
         "test": run.summary["scores"],
     }
@@ -146,7 +166,8 @@ def part(args: argparse.Namespace) -> dict[str, Any]:
     if kind == "task":
         return train(args, task, (task,), {}, args.minutes)
     if kind == "cameras":
-        return train(args, f"{task}-cameras", (f"{task}-cameras",), CAMERA, args.minutes)
+        settings = KEYPOINTS if task == "reach" else CAMERA
+        return train(args, f"{task}-cameras", (f"{task}-cameras",), settings, args.minutes)
     task, _, variant = task.partition(":")
     if kind == "chunk":
         return ablation(args, task, int(variant))
@@ -174,21 +195,21 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1234)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1234, 1235, 1236], help="of what is compared")
     args = parser.parse_args()
-    if args.noun == "collect":
+    if args.what == "collect":
         collect(args)
-    elif args.noun == "part":
+    elif args.what == "part":
         report(part(args))
-    elif args.noun == "train":
+    elif args.what == "train":
         print(run_part(args, f"task:{args.name}", args.seed))
-    elif args.noun == "tasks":
+    elif args.what == "tasks":
         results = {task: run_part(args, f"task:{task}", args.seed) for task in TASKS}
         write("robotics", {**whole(list(results.values())), "seed": args.seed, "tasks": results})
-    elif args.noun == "together":
+    elif args.what == "together":
         write("robotics-together", run_part(args, "together", args.seed))
-    elif args.noun == "ablation":
+    elif args.what == "ablation":
         chunks = {chunk: over_seeds(args, f"chunk:{args.name}:{chunk}") for chunk in CHUNKS}
         write("robotics-chunks", {"task": args.name, "chunks": chunks})
-    elif args.noun == "heads":
+    elif args.what == "heads":
         heads = {head: over_seeds(args, f"head:{args.name}:{head}") for head in HEADS}
         write("robotics-heads", {"task": args.name, "heads": heads})
     else:

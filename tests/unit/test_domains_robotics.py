@@ -125,6 +125,7 @@ def test_of_a_state_the_first_numbers_are_read(tmp_path: Path, monkeypatch: pyte
         ({"model.head": {"kind": "diffusion", "steps": 10, "sampled": 5}}, ()),
         ({"task.state": 0, **PATCHES, "model.observation.images.stem": "linear"}, ("top", "side")),
         ({"task.state": 2, "model.observation.images": "keypoints"}, ("top", "side")),
+        ({"task.state": 2, "model.observation.images": "keypoints", "model.state_loss": 1.0}, ("top", "side")),
     ],
 )
 def test_one_batch_is_learnt_by_heart(
@@ -144,6 +145,32 @@ def test_one_batch_is_learnt_by_heart(
         sum((each.total / each.count for each in losses.values()), torch.zeros(())).backward()
         optimizer.step()
     assert worth[-1] < 0.25 * worth[0]
+
+
+def test_state_values_that_the_policy_does_not_take_are_a_second_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In training alone; in evaluation they are unknown."""
+    data = made(count=10, cameras=("top",))
+    given(monkeypatch, data)
+    settings = {"task.state": 2, "task.episodes": 0, "task.split.validation": 0.3, "task.split.test": 0.0}
+    settings |= {"model.observation.images": "keypoints", "model.head.latent": 0}
+    batches, totals = [], []
+    for weight in (0.0, 2.0):
+        task = opened(tmp_path, **settings, **{"model.state_loss": weight})
+        model = built(task, **settings, **{"model.state_loss": weight})
+        batches.append(next(task.batches("train")).inputs[0])
+        assert next(task.batches("validation")).inputs[0].unseen is None
+        totals.append(task.loss(model, next(task.batches("train")))["actions"])
+    assert batches[0].unseen is None
+    training = data.states[np.isin(np.repeat(np.arange(10), data.lengths), task.examples.splits.rows("train")), 2:]
+    scaled = (data.states[[0, 5], 2:] - training.mean(0)) / training.std(0)
+    np.testing.assert_allclose(task.examples.unseen(np.array([0, 5])), scaled, rtol=1e-4, atol=1e-5)
+    _, terms = model.encode(batches[1])
+    assert set(terms) == {"unseen"}
+    assert model.encode(batches[1]._replace(unseen=None))[1] == {}
+    assert float(terms["unseen"].detach()) > 0
+    assert totals[1].count == totals[0].count
 
 
 def test_pictures_come_in_the_size_that_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,6 +215,7 @@ def test_the_limit_of_held_out_windows_is_kept(tmp_path: Path, monkeypatch: pyte
         ({"task.env": "mine:Env"}, "'mine:Env', which would run its own code"),
         ({"task.split.validation": 0.0, "task.episodes": 0}, "the validation split of 10 demonstrations is empty"),
         ({"model.observation.images.patch": [16, 16]}, "images of 24 x 24 do not split into 16 x 16 patches"),
+        ({"model.state_loss": 1.0}, "model.state_loss needs state values to predict, but the policy takes all 4"),
         ({"model.observation.images": "frames"}, "FramesEmbedConfig does not embed images; choose from: patches, key"),
         ({"model.observation.images": {"kind": "keypoints", "points": 0}}, "points=0, features=32"),
         ({"model.observation.images": {"kind": "keypoints", "features": 3}}, "features=3, which is not a multiple"),

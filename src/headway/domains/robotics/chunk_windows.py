@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from headway.data import Splits
+from headway.data.affine_scale import AffineScale
 from headway.data.episodes import Episodes, step_indices
 from headway.data.shuffling import epoch_seed, shuffled_indices
 from headway.domains.robotics.robot_codec import RobotCodec
@@ -67,10 +69,25 @@ class DemonstrationExamples(EpisodeExamples):
             raise ConfigError(f"{error} with task.size, or set model.observation.images.patch") from error
         sizes: dict[str, Any] = {"observation": observation, "actions": len(self.codec.scale)}
         if isinstance(config, ActConfig):
-            return replace(config, **sizes, words=self.codec.vocab_size)
+            unseen = len(self._unseen_scale.shift) if config.state_loss else 0
+            return replace(config, **sizes, words=self.codec.vocab_size, unseen=unseen)
         if self.codec.vocab_size:
             raise ConfigError("this model does not take task names, but there are several; set task.text=false")
         return replace(config, **sizes)
+
+    @cached_property
+    def _unseen_scale(self) -> AffineScale:
+        """The scale of the values that the policy does not take, in training data. ConfigError if it takes all."""
+        data, training, used = self.data, self.splits.rows("train"), len(self.codec.mean)
+        if used == self.codec.recorded:
+            raise ConfigError(
+                f"model.state_loss needs state values to predict, but the policy takes all {used}; set task.state"
+            )
+        return AffineScale.by_deviation(data.states[step_indices(data.starts[training], data.ends[training]), used:])
+
+    def unseen(self, steps: np.ndarray) -> torch.Tensor:
+        """The scaled state values at steps, int64 [B], that the policy does not take."""
+        return torch.from_numpy(self._unseen_scale.encode(self.data.states[steps, len(self.codec.mean) :]))
 
     def observations(self, steps: np.ndarray) -> Observations:
         """Return the observations at steps, int64 [B]; missing ones before an episode repeat its first step."""
@@ -137,6 +154,8 @@ class ChunkWindows:
             observations = observations._replace(
                 states=observations.states + examples.noise * torch.from_numpy(state_noise)
             )
+        if rng_key is not None and isinstance(examples.model, ActConfig) and examples.model.state_loss:
+            observations = observations._replace(unseen=examples.unseen(steps))
         return Batch((observations, noise), chunks, int(chunks.mask.sum()), chunks.mask.numel())
 
 

@@ -208,7 +208,7 @@ class SceneEmbed(Embed):
         return torch.cat(tokens, 1), layout
 
 
-_HEAD, _LATENT = "actions", "latent"
+_HEAD, _LATENT, _UNSEEN = "actions", "latent", "unseen"
 _STACKS = ("encoder", "decoder", "posterior")
 
 
@@ -219,6 +219,9 @@ class ActConfig(ModelConfig):
     posterior infers it from demonstrated chunks. If the decoder and posterior stacks add positions to queries and keys,
     their inputs have no positions.
 
+    `state_loss` is the weight of a second loss (Levine et al. 2016, section 5.2): the mean absolute error of the state
+    values that the policy does not take, predicted from the encoder's mean output.
+
     In addition to its fields, `--set` takes depth (a number, [encoder, decoder] or [encoder, decoder, posterior]),
     heads, mixer and dropout for all stacks.
     """
@@ -227,6 +230,8 @@ class ActConfig(ModelConfig):
     chunk: int = 50  # actions predicted at once
     actions: int = 1  # size of an action; set from the data
     words: int = 0  # vocabulary of task names, 0 for none; set from the data
+    unseen: int = 0  # state values to predict in training, 0 for none; set from the data
+    state_loss: float = 0.0  # weight of the loss of predicted state values; 0: not predicted
     observation: RobotEmbedConfig | SceneEmbedConfig = RobotEmbedConfig()  # embedding of observations
     encoder: StackConfig = StackConfig()  # stack over an observation
     decoder: StackConfig = StackConfig()  # stack that predicts the actions
@@ -253,7 +258,10 @@ class ActConfig(ModelConfig):
     def encoder_decoder(self) -> EncoderDecoderConfig:
         """Encoder and decoder."""
         embed = replace(self.observation, latent=self.head.size or self.observation.latent)
-        encoder = TransformerConfig(self.width, self.words, None, self.encoder, embed, {}, "none", self.init)
+        states = {_UNSEEN: PooledHeadConfig(self.unseen, pool="mean")} if self.unseen else {}
+        encoder = TransformerConfig(
+            self.width, self.words, None, self.encoder, embed, cast(Any, states), "none", self.init
+        )
         noised = self.actions if self.head.noised else 0
         queries = QueriesConfig(self.chunk, noised, self.observation.dropout, self.decoder.positions is None)
         heads = {_HEAD: StepHeadConfig(self.actions, 0, 1)}
@@ -320,8 +328,13 @@ class Act(nn.Module):
     def encode(self, observations: Observations) -> tuple[EncodedSource, Terms]:
         """Encoded observations for the decoder, and auxiliary losses."""
         layout = cast(RobotEmbed | SceneEmbed, self.trunk.encoder.embed).default_layout(observations)
-        encoded = self.trunk.encode(observations, layout)
-        return encoded, encoded.auxiliary
+        features = self.trunk.encoder(observations, layout)
+        encoded = self.trunk.remember(features)
+        if observations.unseen is None:
+            return encoded, encoded.auxiliary
+        predicted = self.trunk.encoder.heads[_UNSEEN](features.x, features.layout)
+        error = (predicted - observations.unseen).abs().mean()
+        return encoded, {**encoded.auxiliary, _UNSEEN: self.config.state_loss * error}
 
     def decode_chunk(self, encoded: EncodedSource, noisy: NoisyChunks | None) -> Float[Tensor, "B C A"]:
         """The decoder's output for each action of a chunk."""

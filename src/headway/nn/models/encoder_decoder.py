@@ -318,10 +318,7 @@ class EncoderDecoder(nn.Module):
         if isinstance(source, EncodedSource):
             return source
         if self.bridge is None:
-            x, layout, terms, _ = self.encoder(source, layout)
-            return EncodedSource(
-                self.decoder.stack.remember(x, layout, self.encoder.stack.position_vectors(layout, x)), None, terms
-            )
+            return self.remember(self.encoder(source, layout))
         check_single(layout)
         (x, layout, terms, _), final_states = self.encoder.encode(source, layout, self.bridge.sources)
         starts, summary = self.bridge(final_states)
@@ -330,6 +327,12 @@ class EncoderDecoder(nn.Module):
             x, layout = summary[:, None], Layout.full(summary.shape[0], 1, device=summary.device)
         memories = self.decoder.stack.remember(x, layout, positions) if self.config.bridge.memory else None
         return EncodedSource(memories, starts, terms)
+
+    def remember(self, encoded: ModelFeatures) -> EncodedSource:
+        """The encoder's output as the decoder's memories, without initial vectors."""
+        positions = self.encoder.stack.position_vectors(encoded.layout, encoded.x)
+        memories = self.decoder.stack.remember(encoded.x, encoded.layout, positions)
+        return EncodedSource(memories, None, encoded.auxiliary)
 
     def step(self, ids: Int[Tensor, "B"], decoding: Decoding) -> tuple[Float[Tensor, "B C"], Decoding]:
         return self.decoder.step(ids, decoding)

@@ -27,8 +27,9 @@ class Observations(NamedTuple):
     """Observations of B robots: `states`, a batch of images per camera, and the `words` of their tasks, with their
     number per row as `lengths`. Inputs that a model does not take are None or empty.
 
-    `latent` selects one of several ways to do a task; None means 0, their mean. For models with a history, states and
-    images have a second dimension for steps, the oldest first.
+    `latent` selects one of several ways to do a task; None means 0, their mean. `unseen` are the scaled values of a
+    state that the model does not take; it learns to predict them from the others and the images. For models with a
+    history, states and images have a second dimension for steps, the oldest first.
     """
 
     states: Float[Tensor, "B *N S"] | None = None
@@ -36,6 +37,7 @@ class Observations(NamedTuple):
     words: Int[Tensor, "B W"] | None = None
     lengths: Int[Tensor, "B"] | None = None
     latent: Float[Tensor, "B Z"] | None = None
+    unseen: Float[Tensor, "B U"] | None = None
 
     @property
     def rows(self) -> int:
