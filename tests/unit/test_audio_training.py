@@ -23,18 +23,18 @@ import headway as hw
 from headway.app.cli import main as cli
 from headway.config import override
 from headway.domains import recipe as find_recipe
-from headway.domains.audio.classification import (
+from headway.domains.audio.augmentation import (
     SoundAugmentConfig,
-    SoundDataset,
     add_noise,
+    augment_spectrogram,
     augmentation_rng,
     change_speed_and_gain,
     delay,
     fit_to_window,
     mask_spectrogram,
-    window_frames,
 )
-from headway.domains.audio.mel import HOP
+from headway.domains.audio.classification import SoundDataset, window_frames
+from headway.domains.audio.mel import HOP, log_mel, mel_filters, warped_bands
 from headway.domains.audio.sequences import read_takes
 from headway.domains.audio.sound_files import open_sounds, read_sound
 from headway.errors import ConfigError, UserError
@@ -191,9 +191,46 @@ def test_what_augmentation_changes() -> None:
     assert torch.all(marked[hidden] == frames.mean())
     assert hidden.all(1).sum() <= 10
     assert 0 < hidden.all(0).sum() <= 8
-    for wrong in ({"gain": -1.0}, {"speeds": (3.0,)}, {"noise": (5.0, 1.0)}):
+    for wrong in (
+        {"gain": -1.0}, {"speeds": (3.0,)}, {"noise": (5.0, 1.0)}, {"warp": 0.6}, {"warp": -0.1}, {"equalizer": -3.0}
+    ):  # fmt: skip
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             SoundAugmentConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_another_vocal_tract_moves_formants_and_keeps_the_highest_band() -> None:
+    """Jaitly and Hinton 2013, equation 1."""
+    centres = mel_filters(80).double() @ (torch.arange(201.0).double() * 40)
+    centres /= mel_filters(80).double().sum(1)
+    for factor in (0.85, 1.0, 1.1):
+        warped = warped_bands(80, factor).double() @ centres
+        torch.testing.assert_close(warped[20:50], factor * centres[20:50], rtol=0.02, atol=0)
+        assert bool((warped.diff() >= 0).all())
+        torch.testing.assert_close(warped_bands(80, factor).sum(1), torch.ones(80))
+    assert float(warped_bands(80, 1.0).diagonal().min()) > 0.999
+    assert warped_bands(1, 1.1).tolist() == [[1.0]]
+    tones = [log_mel(torch.from_numpy(tone(hertz, rate=16000)), 80)[20] for hertz in (1000, 1100)]
+    low, high = (int(frame.argmax()) for frame in (tones[0], tones[1]))
+    assert abs(int((warped_bands(80, 1 / 1.1) @ tones[0]).argmax()) - high) <= 1 < high - low
+    assert len({float(warped_bands(80, factor)[30].argmax()) for factor in (0.9, 1.1)}) == 2
+
+
+def test_an_equalizer_changes_bands_smoothly_and_keeps_silence() -> None:
+    sound = torch.cat([torch.zeros(4000), torch.from_numpy(tone(300, 1.0, rate=16000)) + 0.01 * torch.randn(16000)])
+    frames = log_mel(sound, 80)
+    config = SoundAugmentConfig(equalizer=6.0)
+    other = augment_spectrogram(frames, config, augmentation_rng(0, 1))
+    assert torch.equal(other[:20], frames[:20])  # silence
+    gains = (other - frames)[40:-5]
+    torch.testing.assert_close(gains, gains[:1].expand_as(gains), atol=1e-5, rtol=0)
+    assert 0 < float(gains.abs().max()) <= 6 / 40  # a tenth of the logarithm is a decibel, and frames are quarters
+    assert float(gains[0].diff(n=2).abs().max()) < 0.02
+    assert not torch.equal(augment_spectrogram(frames, config, augmentation_rng(0, 2)), other)
+    plain = SoundAugmentConfig(time_masks=1, band_masks=2)
+    assert torch.equal(
+        augment_spectrogram(frames, plain, augmentation_rng(0, 1)),
+        mask_spectrogram(frames, plain, augmentation_rng(0, 1)),
+    )
 
 
 def test_the_sets_own_split_and_one_speaker_held_out(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Audio classification with augmentation, and statistics that detect out-of-distribution recordings."""
+"""Audio classification, and statistics that detect out-of-distribution recordings."""
 
 from __future__ import annotations
 
@@ -13,12 +13,19 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.config_kinds import deferred_check, register
+from headway.config_kinds import register
 from headway.data import ClassSplitConfig
 from headway.data.labelled_files import LabelledFiles, read_labelled_files
-from headway.data.shuffling import epoch_seed
+from headway.domains.audio.augmentation import (
+    SoundAugmentConfig,
+    add_noise,
+    augment_spectrogram,
+    augmentation_rng,
+    change_speed_and_gain,
+    fit_to_window,
+)
 from headway.domains.audio.framing import bands_of, check_lengths, choose_window, window_of, with_window
-from headway.domains.audio.mel import HOP, MIN_SAMPLES, RATE, log_mel, resample
+from headway.domains.audio.mel import HOP, MIN_SAMPLES, RATE, log_mel
 from headway.domains.audio.sound_files import AUDIO_EXTENSIONS, Sounds, open_sounds
 from headway.errors import ConfigError
 from headway.formats.out_of_distribution import SampleStatistics, TrainingStatistics
@@ -31,105 +38,6 @@ from headway.learn.recipe import batch_size_of
 from headway.learn.report import Picture
 from headway.learn.report.pictures import spectrogram
 from headway.nn.models import DistilledHeadConfig, ModelConfig, PooledHeadConfig, TransformerConfig
-
-_MIN_POWER = 1e-12  # minimum signal power for adding relative noise
-
-
-@deferred_check
-@dataclass(frozen=True)
-class SoundAugmentConfig:
-    """Audio augmentation. A number of 0, speeds of (1.0,) and unset `noise` turn an option off.
-
-    `shift`: maximum shift in either direction within the window, in seconds. `gain`: maximum change in loudness, in
-    decibels. `speeds`: factors, one of which is sampled; tempo and pitch change together (Ko et al. 2015: 0.9, 1, 1.1).
-    `noise`: range of signal-to-noise ratios for white noise, in decibels. `time_masks` spans of at most `time_width`
-    seconds and `band_masks` groups of at most `band_width` bands are replaced by the mean of the spectrogram
-    (SpecAugment, Park et al. 2019, without time warping, which they found to matter least).
-    """
-
-    shift: float = 0.0
-    gain: float = 0.0
-    speeds: tuple[float, ...] = (1.0,)
-    noise: tuple[float, float] | None = None
-    time_masks: int = 0  # number of masked time spans
-    time_width: float = 0.1  # maximum seconds per span
-    band_masks: int = 0  # number of masked groups of bands
-    band_width: int = 10  # maximum bands per group
-
-    def __post_init__(self) -> None:
-        for name in ("shift", "gain", "time_masks", "time_width", "band_masks", "band_width"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"augment.{name} is {getattr(self, name)}; choose 0 (off) or more")
-        if not self.speeds or not all(0.5 <= speed <= 2 for speed in self.speeds):
-            raise ConfigError(f"augment.speeds is {self.speeds}; choose factors from 0.5 to 2, such as 0.9, 1 and 1.1")
-        if self.noise is not None and self.noise[0] > self.noise[1]:
-            raise ConfigError(f"augment.noise is {self.noise}; the first number must not exceed the second")
-
-
-def augmentation_rng(seed: int, position: int) -> np.random.Generator:
-    """The random generator for the sample at a position in the stream."""
-    return np.random.Generator(np.random.Philox(key=epoch_seed(seed, position)))
-
-
-def change_speed_and_gain(
-    sound: Float[Tensor, "N"], config: SoundAugmentConfig, rng: np.random.Generator
-) -> Float[Tensor, "M"]:
-    """The audio at a different speed and gain."""
-    speed = config.speeds[int(rng.integers(len(config.speeds)))]
-    sound = resample(sound, round(RATE * speed)) if speed != 1 else sound
-    return sound * 10 ** (rng.uniform(-config.gain, config.gain) / 20) if config.gain else sound
-
-
-def add_noise(sound: Float[Tensor, "N"], config: SoundAugmentConfig, rng: np.random.Generator) -> Float[Tensor, "N"]:
-    """The audio with white noise at a signal-to-noise ratio in decibels."""
-    if config.noise is None:
-        return sound
-    power = max(float(sound.square().mean()), _MIN_POWER) * 10 ** (-rng.uniform(*config.noise) / 10)
-    return sound + torch.from_numpy(rng.standard_normal(len(sound), dtype=np.float32)) * power**0.5
-
-
-def fit_to_window(
-    sound: Float[Tensor, "N"], length: int, shift: float = 0.0, rng: np.random.Generator | None = None
-) -> Float[Tensor, "length"]:
-    """The audio in a window of `length` samples, padded with silence or cropped.
-
-    Without `rng` it is centred; with it, it is shifted by up to `shift` seconds, and longer audio is cropped at random.
-    """
-    space = length - len(sound)
-    start = space // 2
-    if rng is not None and space < 0:
-        start = -int(rng.integers(-space + 1))
-    elif rng is not None and shift:
-        max_shift = round(shift * RATE)
-        start = min(max(0, start + int(rng.integers(-max_shift, max_shift + 1))), space)
-    return F.pad(sound, (start, space - start))
-
-
-def delay(
-    sound: Float[Tensor, "N"], length: int, config: SoundAugmentConfig, rng: np.random.Generator
-) -> Float[Tensor, "M"]:
-    """The audio after up to `shift` seconds of silence, M <= `length` samples in total."""
-    if not config.shift:
-        return sound
-    space = length - len(sound)
-    return F.pad(sound, (int(rng.integers(min(space, round(config.shift * RATE)) + 1)), 0))
-
-
-def mask_spectrogram(
-    frames: Float[Tensor, "T M"], config: SoundAugmentConfig, rng: np.random.Generator
-) -> Float[Tensor, "T M"]:
-    """A spectrogram with masked time spans and groups of bands."""
-    mean = frames.mean()
-    frames = frames.clone()
-    max_frames = round(config.time_width * RATE / HOP)
-    for axis, count, max_width in ((0, config.time_masks, max_frames), (1, config.band_masks, config.band_width)):
-        size = frames.shape[axis]
-        for _ in range(count):
-            width = min(int(rng.integers(max_width + 1)), size)
-            start = int(rng.integers(size - width + 1))
-            frames.narrow(axis, start, width).fill_(mean)
-    return frames
-
 
 _MAX_MEASURED = 1_000  # recordings for the in-distribution statistics, about 2 ms each
 
@@ -260,7 +168,7 @@ class SoundDataset(TargetSamples):
                 windows.append(add_noise(sound, augment, rng))
         frames = window_frames(torch.stack(windows), self.frames, self.bands)
         augmented = torch.stack(
-            [x if rng is None else mask_spectrogram(x, augment, rng) for x, rng in zip(frames, rngs)]
+            [x if rng is None else augment_spectrogram(x, augment, rng) for x, rng in zip(frames, rngs)]
         )
         return Batch((augmented,), torch.from_numpy(self.targets[rows]), len(rows), len(rows) * self.tokens)
 
@@ -302,7 +210,7 @@ class SoundDataset(TargetSamples):
 def window_frames(windows: Float[Tensor, "*B N"], frames: int, bands: int) -> Float[Tensor, "*B T M"]:
     """The frames of windows, padded with silence if shorter than one frame."""
     missing = max(0, MIN_SAMPLES - windows.shape[-1])
-    return log_mel(torch.nn.functional.pad(windows, (0, missing)), bands)[..., :frames, :]
+    return log_mel(F.pad(windows, (0, missing)), bands)[..., :frames, :]
 
 
 _BANDS, _BAND_GROUPS = 40, 8  # mel bands, and the groups of neighbouring bands that are averaged

@@ -170,17 +170,43 @@ def mel_filters(bands: int) -> Float[Tensor, "bands F"]:
     """
     if bands < 1:
         raise UserError(f"bands is {bands}; use an integer of at least 1, such as 80")
-    knee = _KNEE / _LINEAR
-    top = knee + math.log(RATE / 2 / _KNEE) / _LOG_STEP
-    mels = [top * i / (bands + 1) for i in range(bands + 2)]
-    hertz = [mel * _LINEAR if mel < knee else _KNEE * math.exp((mel - knee) * _LOG_STEP) for mel in mels]
-    edges = torch.tensor(hertz, dtype=torch.float64)
+    edges = _band_edges(bands)
     frequencies = torch.arange(WINDOW // 2 + 1, dtype=torch.float64) * (RATE / WINDOW)
     low, middle, high = (edges[i : bands + i, None] for i in range(3))
     rising, falling = (frequencies - low) / (middle - low), (high - frequencies) / (high - middle)
     triangles = rising.minimum(falling).clamp_min(0)
     # Rounded twice, as in the published filters.
     return (triangles.float().double() * (2 / (high - low))).float()
+
+
+def _band_edges(bands: int) -> Float[Tensor, "E"]:
+    """The E = bands + 2 frequencies in Hz at which the triangles start, peak and end, float64."""
+    knee = _KNEE / _LINEAR
+    top = knee + math.log(RATE / 2 / _KNEE) / _LOG_STEP
+    mels = [top * i / (bands + 1) for i in range(bands + 2)]
+    hertz = [mel * _LINEAR if mel < knee else _KNEE * math.exp((mel - knee) * _LOG_STEP) for mel in mels]
+    return torch.tensor(hertz, dtype=torch.float64)
+
+
+_WARPED_BELOW = 4800.0  # Hz: formants are below; frequencies above are compressed or stretched up to half the rate
+
+
+def warped_bands(bands: int, factor: float) -> Float[Tensor, "bands bands"]:
+    """The matrix that takes the values of a frame's bands from frequencies that are `factor` times as high (Jaitly and
+    Hinton 2013, equation 1), interpolated between the two nearest bands.
+    """
+    if bands == 1:
+        return torch.ones(1, 1)
+    hertz, nyquist = _band_edges(bands)[1:-1], RATE / 2
+    knee = _WARPED_BELOW * min(factor, 1.0)
+    slope = (nyquist - knee) / (nyquist - knee / factor)
+    wanted = torch.where(hertz <= knee / factor, hertz * factor, nyquist - slope * (nyquist - hertz))
+    above = torch.searchsorted(hertz, wanted).clamp(1, bands - 1)
+    share = ((wanted - hertz[above - 1]) / (hertz[above] - hertz[above - 1])).clamp(0, 1)
+    matrix = torch.zeros(bands, bands, dtype=torch.float64)
+    rows = torch.arange(bands)
+    matrix[rows, above - 1], matrix[rows, above] = 1 - share, share
+    return matrix.float()
 
 
 def pad(sound: Float[Tensor, "N"], seconds: float = 30.0) -> Float[Tensor, "M"]:

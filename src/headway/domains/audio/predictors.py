@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headway.domains.audio.classification import crop_to_window, fit_to_window, sound_statistics, window_frames
+from headway.domains.audio.augmentation import fit_to_window
+from headway.domains.audio.classification import crop_to_window, sound_statistics, window_frames
 from headway.domains.audio.framing import bands_of, check_lengths, window_of
 from headway.domains.audio.mel import HOP
 from headway.domains.audio.sound_files import SoundInput, mono, read_sound

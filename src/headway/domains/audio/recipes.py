@@ -14,7 +14,8 @@ from headway.config import override
 from headway.data import ClassSplitConfig
 from headway.data.labelled_files import read_labelled_files
 from headway.data.splits import split_code
-from headway.domains.audio.classification import SoundAugmentConfig, SoundsConfig
+from headway.domains.audio.augmentation import SoundAugmentConfig
+from headway.domains.audio.classification import SoundsConfig
 from headway.domains.audio.sequences import SpokenDigitsConfig, SpokenSequencesConfig
 from headway.domains.audio.sound_files import AUDIO_EXTENSIONS, FileSound, read_transcripts
 from headway.domains.audio.transcription import TranscribedSpeech, TranscriptionConfig, normalize_words

@@ -25,8 +25,9 @@ from headway.data.labelled_files import LabelledFiles, file_groups
 from headway.data.shuffling import epoch_seed
 from headway.data.splits import split_code
 from headway.data.token_store import fingerprint
-from headway.domains.audio.classification import SoundsConfig, add_noise, change_speed_and_gain
-from headway.domains.audio.classification import augmentation_rng as sample_rng
+from headway.domains.audio.augmentation import add_noise, change_speed_and_gain
+from headway.domains.audio.augmentation import augmentation_rng as sample_rng
+from headway.domains.audio.classification import SoundsConfig
 from headway.domains.audio.framing import choose_window
 from headway.domains.audio.mel import HOP, RATE
 from headway.domains.audio.sound_files import Sounds, open_sounds

@@ -19,14 +19,9 @@ from headway.codecs.tokenizer import FILE
 from headway.config_kinds import register
 from headway.data import Splits, split_by_text
 from headway.data.shuffling import epoch_seed
-from headway.domains.audio.classification import (
-    SoundTaskConfig,
-    add_noise,
-    change_speed_and_gain,
-    delay,
-    mask_spectrogram,
-)
-from headway.domains.audio.classification import augmentation_rng as sample_rng
+from headway.domains.audio.augmentation import add_noise, augment_spectrogram, change_speed_and_gain, delay
+from headway.domains.audio.augmentation import augmentation_rng as sample_rng
+from headway.domains.audio.classification import SoundTaskConfig
 from headway.domains.audio.framing import (
     PADDING_SETTING,
     Padding,
@@ -168,7 +163,7 @@ class SpeechDataset(SourceTargetExamples):
             rngs = [
                 sample_rng(epoch_seed(self.seed, _MASK_STREAM), position) for position in rng_key.positions.tolist()
             ]
-            spectrograms = [mask_spectrogram(x, self.augment, rng) for x, rng in zip(spectrograms, rngs)]
+            spectrograms = [augment_spectrogram(x, self.augment, rng) for x, rng in zip(spectrograms, rngs)]
         frames = torch.stack([F.pad(x, (0, 0, 0, self.frames - len(x))) for x in spectrograms])
         prompts = [self.special_tokens.prompt[: -1 if sound.timed else None] for sound in sounds]
         decoder_ids, layout, labels = teacher_forcing([sound.ids for sound in sounds], prompts, self.special_tokens.eos)
