@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+_HOST = "host"  # the key of a layout's copy on the CPU among the values derived from it
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
 
@@ -78,10 +79,17 @@ class Layout:
         """The number of each token's document, counted within its row."""
         return self.starts.long().cumsum(1)
 
+    @property
+    def host(self) -> Layout:
+        """This layout on the CPU, if it was copied from there. What a program must know of its values is computed
+        there, so that it does not wait for a GPU.
+        """
+        return self._derived.get(_HOST, self)
+
     @cached_property
     def single(self) -> bool:
         """Whether no row contains more than one document."""
-        return self.dense or not bool((self.segments > 1).any())
+        return self.dense or not bool((self.host.segments > 1).any())
 
     @cached_property
     def lengths(self) -> Int[Tensor, "B"]:
@@ -89,8 +97,10 @@ class Layout:
         return self.mask.sum(1)
 
     def to(self, device: torch.device | str) -> Layout:
-        group = None if self.group is None else self.group.to(device)
-        return Layout(self.positions.to(device), self.dense, group)
+        copied = Layout(to_device(self.positions, device), self.dense, to_device(self.group, device))
+        if self.positions.device.type == "cpu" and copied.positions.device.type != "cpu":
+            copied._derived[_HOST] = self
+        return copied
 
     def select(self, rows: Int[Tensor, "R"]) -> Layout:
         """The layout of the chosen rows."""
@@ -117,3 +127,32 @@ def cached_per_layout(compute: Callable[[Layout, Unpack[Ts]], R]) -> Callable[[L
         return layout.derived((compute, *args), lambda: compute(layout, *args))
 
     return shared
+
+
+def cached_on_host(compute: Callable[[Layout, Unpack[Ts]], R]) -> Callable[[Layout, Unpack[Ts]], R]:
+    """`cached_per_layout` for values whose shapes depend on positions: computed from the layout on the CPU, then copied
+    to the layout's device.
+    """
+
+    @wraps(compute)
+    def shared(layout: Layout, *args: *Ts) -> R:
+        return layout.derived((compute, *args), lambda: to_device(compute(layout.host, *args), layout.positions.device))
+
+    return shared
+
+
+def to_device(tree: Any, device: torch.device | str) -> Any:
+    """Copy the tensors and layouts of nested tuples to a device; other values stay.
+
+    A GPU reads them from pinned memory, so neither the program nor the work that the GPU has already been given waits.
+    """
+    if isinstance(tree, tuple):
+        parts = [to_device(part, device) for part in tree]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
+    if isinstance(tree, Layout):
+        return tree.to(device)
+    if not isinstance(tree, Tensor):
+        return tree
+    if tree.device.type != "cpu" or torch.device(device).type in ("cpu", "mps") or torch.compiler.is_compiling():
+        return tree.to(device)
+    return tree.pin_memory().to(device, non_blocking=True)

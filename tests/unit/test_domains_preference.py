@@ -161,7 +161,7 @@ def test_it_learns_to_prefer(chosen: Path) -> None:
     assert loss < 0.1  # log 2 where nothing is preferred
     labels, reference = batch.targets
     with torch.no_grad():
-        log_probs = choosing.log_probabilities(model, model(*batch.inputs).x, labels)
+        log_probs = choosing.log_probabilities(model, model(*batch.inputs).x, labels, choosing._lengths(labels))
     chosen_rewards, rejected_rewards = task.objective.pair_loss.rewards(log_probs, reference, log_probs)
     assert (chosen_rewards > rejected_rewards).all()
     assert task.evaluate(model, "train", limit=3)["samples"] == 3

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from headway.data import SPLITS, PairBatches, Splits, shuffled_indices
 from headway.formats.out_of_distribution import TrainingStatistics
-from headway.layout import Layout
+from headway.layout import Layout, to_device
 from headway.nn.mixers import tree_map
 from headway.nn.models import ModelConfig
 
@@ -55,7 +55,7 @@ class Batch(NamedTuple):
     """One micro-batch. `inputs` is the tuple of model arguments and `targets` holds the expected outputs. Both are
     trees (nested tuples) of tensors and layouts, with None for missing parts. `tokens` counts the loss targets,
     `computed` the tokens that the model computes, including padding. In stateful training, `starts_epoch` means that
-    streams start again.
+    streams start again. `origin` is the batch on the CPU that this one was copied from.
     """
 
     inputs: Any
@@ -63,14 +63,20 @@ class Batch(NamedTuple):
     tokens: int
     computed: int
     starts_epoch: bool = True
+    origin: Batch | None = None
+
+    @property
+    def host(self) -> Batch:
+        """This batch on the CPU, for values that a program must know, so that it does not wait for a GPU."""
+        return self if self.origin is None else self.origin
 
     def to(self, device: torch.device | str) -> Batch:
         tensors: list[Tensor] = []
         tree_map(lambda item: isinstance(item, Tensor) and tensors.append(item), (self.inputs, self.targets))
         if tensors[0].device == torch.device(device):
             return self  # keeps values that layouts have cached
-        inputs, targets = tree_map(lambda item: item.to(device), (self.inputs, self.targets))
-        return self._replace(inputs=inputs, targets=targets)
+        inputs, targets = to_device((self.inputs, self.targets), device)
+        return self._replace(inputs=inputs, targets=targets, origin=self)
 
 
 class RowLayouts:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from headway.data.shuffling import GOLDEN_GAMMA, splitmix64
 from headway.errors import UserError
 from headway.formats.native import named_tensors
+from headway.layout import to_device
 from headway.learn.examples import Batch, OnPolicyExamples
 from headway.learn.objective import StatefulObjective
 from headway.learn.optim import FlatParameters, Optimizer, lerp
@@ -131,9 +132,8 @@ class Learner:
         with products(self.precision, self.device), gelu_passes(None if train.compile else _compiled_gelu):
             counts, batch_counts = None, [self.task.objective.counts(batch) for batch in batches]
             if batch_counts[0]:  # the task knows the count of each loss over the whole step in advance
-                sums = [sum(c[name] for c in batch_counts) for name in batch_counts[0]]
-                totals = self.processes.sum(torch.tensor(sums, dtype=torch.float64).to(self.device))
-                counts = dict(zip(batch_counts[0], totals.tolist()))
+                counts = self._total_counts(batch_counts)
+            batches = [batch.to(self.device) for batch in batches]  # copies are made ahead of all computations
             add_gradients = self._add_gradients if self._exact is None else self._add_exact_gradients
             names, is_divided, stats, norm = add_gradients(step, batches, counts, stop)
             scale = 1.0 if is_divided else 1 / stats[_LOSSES_INDEX].clamp(min=1)
@@ -149,7 +149,7 @@ class Learner:
         return Update(names, norm, stats)
 
     def _add_gradients(
-        self, step: int, batches: Sequence[Batch], counts: dict[str, float] | None, stop: Callable[[], bool]
+        self, step: int, batches: Sequence[Batch], counts: dict[str, float | Tensor] | None, stop: Callable[[], bool]
     ) -> _Gradients:
         """Leave the sum of all micro-batches' gradients in `flat`, added in floating point."""
         tail = self.flat.tail
@@ -164,7 +164,7 @@ class Learner:
         return _Gradients(names, is_divided, tail.clone(), self.flat.norm())
 
     def _add_exact_gradients(
-        self, step: int, batches: Sequence[Batch], counts: dict[str, float] | None, stop: Callable[[], bool]
+        self, step: int, batches: Sequence[Batch], counts: dict[str, float | Tensor] | None, stop: Callable[[], bool]
     ) -> _Gradients:
         """Leave the sum of all micro-batches' gradients in `flat`, with the same bits for any number of processes."""
         exact, tail, carried, world = self._exact, self.flat.tail, self._carried_states, self.processes.world
@@ -187,6 +187,14 @@ class Learner:
 
         stats = exact.sum(compute)
         return _Gradients(names, is_divided, stats, exact.norm())
+
+    def _total_counts(self, batch_counts: Sequence[Mapping[str, int]]) -> dict[str, float | Tensor]:
+        """The counts of all micro-batches of all processes, at least 1; several processes leave them on the GPU."""
+        totals: dict[str, float] = {name: sum(counts[name] for counts in batch_counts) for name in batch_counts[0]}
+        if self.processes.world == 1:
+            return {name: max(1, total) for name, total in totals.items()}
+        values = to_device(torch.tensor([*totals.values()], dtype=torch.float64), self.device)
+        return dict(zip(totals, self.processes.sum(values).clamp(min=1).unbind()))
 
     def _rounds(self, batches: Sequence[Batch]) -> int:
         """The number of micro-batches to compute. With shards, all processes compute equally many, because all take
@@ -302,7 +310,7 @@ class Learner:
                 load(self.flat.saved(name, parameter), f"average.{name}", state)
 
     def _backward(
-        self, index: int, batches: Sequence[Batch], counts: dict[str, float] | None
+        self, index: int, batches: Sequence[Batch], counts: dict[str, float | Tensor] | None
     ) -> tuple[tuple[str, ...], bool]:
         """Add the gradient of this process's micro-batch `index`; return the names of its losses, and whether the
         gradient is already divided by counts.
@@ -311,7 +319,7 @@ class Learner:
         """
         is_repeated, is_only_batch = index >= len(batches), len(batches) == self.processes.world == 1
         number = min(index, len(batches) - 1)
-        batch, carried, tail = batches[number].to(self.device), self._carried_states, self.flat.tail
+        batch, carried, tail = batches[number], self._carried_states, self.flat.tail
         with nullcontext() if self.sharding is None else self.sharding.micro_batch():
             if carried is not None:
                 states = carried.states[number]
@@ -332,7 +340,7 @@ class Learner:
                 if not is_repeated:
                     tail[_LOSSES_INDEX + 2 * i] += loss.count
                     tail[_LOSSES_INDEX + 2 * i + 1] += loss.total.detach()
-                count = max(1, loss.count if counts is None else counts[name]) if is_divided else 1
+                count = (max(1, loss.count) if counts is None else counts[name]) if is_divided else 1
                 total_loss = total_loss + loss.total / count
             (total_loss * 0 if is_repeated else total_loss).backward()
         return tuple(losses), is_divided

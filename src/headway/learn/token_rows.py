@@ -16,8 +16,7 @@ from headway.codecs.tokenizer import SequenceTemplate, sequence_template
 from headway.data import PairBatches
 from headway.errors import UserError
 from headway.generate.prompts import device_of
-from headway.layout import Layout
-from headway.nn.mixers import tree_map
+from headway.layout import Layout, to_device
 from headway.nn.models import EncoderDecoderConfig, TokenInputs, TransformerConfig, evaluation_mode
 
 Ids = Sequence[int]
@@ -39,7 +38,7 @@ class Inputs(NamedTuple):
         return self.tokens.ids.numel()
 
     def to(self, device: torch.device | str) -> Inputs:
-        return tree_map(lambda item: item.to(device), self)
+        return to_device(self, device)
 
 
 class LengthLimit(NamedTuple):

@@ -46,7 +46,7 @@ from headway.errors import ConfigError, logger
 from headway.formats.native import named_tensors
 from headway.formats.tensorfile import read_tensors, write_tensors
 from headway.formats.usage import read_usage
-from headway.layout import Layout
+from headway.layout import Layout, to_device
 from headway.learn import Recipe, Task
 from headway.learn.examples import Batch, LengthBatches, RngKey, spread_evenly
 from headway.learn.fine_tuning import reference_model
@@ -294,16 +294,21 @@ def _write_reference(folder: Path, cache: ChatCache, model: nn.Module, context: 
     for indices in track(plan, title, console=console, transient=True, disable=quiet):
         (inputs, layout), labels = _ending_batch(cache, rows[indices])
         x = model(inputs.to(device), layout.to(device)).x
-        log_probs = log_probabilities(model, x, labels.to(device))
+        log_probs = log_probabilities(model, x, labels.to(device), _lengths(labels))
         values[torch.from_numpy(rows[indices])] = log_probs.T.float().cpu()
     with ColumnWriter(folder, {_COLUMN: np.float32}) as columns:
         columns.append(_COLUMN, values.numpy())
 
 
-def log_probabilities(model: nn.Module, x: Float[Tensor, "R T D"], labels: Int[Tensor, "R T"]) -> Float[Tensor, "2 B"]:
-    """log p of each ending, summed over its labels; the logits of all rows are never in memory at once."""
-    head = cast(VocabularyHead, model.get_submodule("heads.vocabulary"))
-    return torch.stack([-head.loss(*row).total for row in zip(x, labels)]).view(2, -1)
+def log_probabilities(
+    model: nn.Module, x: Float[Tensor, "R T D"], labels: Int[Tensor, "R T"], lengths: Int[Tensor, "2 B"]
+) -> Float[Tensor, "2 B"]:
+    """log p of each ending, summed over its labels, whose numbers `lengths` are on the CPU; the logits of all rows are
+    never in memory at once.
+    """
+    head, counts = cast(VocabularyHead, model.get_submodule("heads.vocabulary")), lengths.flatten().tolist()
+    rows = zip(x, labels, counts)
+    return torch.stack([-head.loss(row, targets, count=count).total for row, targets, count in rows]).view(2, -1)
 
 
 def _lengths(labels: Int[Tensor, "R T"]) -> Int[Tensor, "2 B"]:
@@ -325,7 +330,9 @@ class PreferredEndings(Objective[Preferences]):
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
         encoded = model(*batch.inputs)
         labels, reference = batch.targets
-        log_probs, lengths = log_probabilities(model, encoded.x, labels), _lengths(labels)
+        lengths = _lengths(batch.host.targets[0])
+        log_probs = log_probabilities(model, encoded.x, labels, lengths)
+        lengths = to_device(lengths, log_probs.device)
         chosen, rejected = self.pair_loss.rewards(log_probs, reference, lengths)
         count = batch.tokens
         losses = {"loss": Loss(self.pair_loss.losses(chosen - rejected).sum(), count)}
@@ -343,8 +350,10 @@ class PreferredEndings(Objective[Preferences]):
 
         def compute(_: np.ndarray, batch: Batch) -> tuple[Tensor, float, int]:
             labels, reference = batch.targets
-            log_probs, lengths = log_probabilities(model, model(*batch.inputs).x, labels), _lengths(labels)
-            rewards = self.pair_loss.rewards(log_probs, reference, lengths).double().cpu()
+            lengths = _lengths(batch.host.targets[0])
+            log_probs = log_probabilities(model, model(*batch.inputs).x, labels, lengths).cpu()
+            reference = reference.cpu()
+            rewards = self.pair_loss.rewards(log_probs, reference, lengths).double()
             return rewards, float((reference[0] - log_probs[0]).double().sum()), int(lengths[0].sum())
 
         for rewards, batch_nats, batch_tokens in evaluate_batches(model, samples, compute):

@@ -265,7 +265,7 @@ class MovesAndOutcomes(PositionObjective[Boards]):
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
         policy, value = outputs(model, *batch.inputs)
-        counts = self.counts(batch)
+        counts = self.counts(batch.host)
         return {
             POLICY: Loss(_policy_nats(policy, batch.targets).sum(), counts[POLICY]),
             VALUE: Loss(self.weight * _value_nats(value, batch.targets).sum(), counts[VALUE]),

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Int
+from torch import Tensor
 
-from headway.layout import Layout
+from headway.layout import Layout, cached_on_host
 from headway.learn.objectives.contrastive import softmax_contrast
 from headway.nn.models import Loss, ModelFeatures
 
 _TEMPERATURE = 0.05  # divides the cosines (Gao et al. 2021, "SimCSE", table D.1)
+
+
+@cached_on_host
+def _documents(layout: Layout) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"], Int[Tensor, "N"]]:
+    """The index of each token in [B T] flattened, its document, and the tokens of each document."""
+    tokens = layout.mask.flatten().nonzero()[:, 0]
+    document = layout.starts.flatten()[tokens].long().cumsum(0) - 1
+    return tokens, document, torch.bincount(document)
 
 
 def masking_contrast(encoded: ModelFeatures, layout: Layout) -> Loss:
@@ -17,9 +27,9 @@ def masking_contrast(encoded: ModelFeatures, layout: Layout) -> Loss:
     views. The other documents in the batch are the negatives (Gao et al. 2021, equation 1, with masks in addition to
     dropout).
     """
-    document = layout.starts[layout.mask].long().cumsum(0) - 1  # of each token
-    means = encoded.x.new_zeros(int(document[-1]) + 1, encoded.x.shape[-1])
-    means = means.index_add(0, document, encoded.x[layout.mask]) / torch.bincount(document)[:, None]
+    tokens, document, counts = _documents(layout)
+    sums = encoded.x.new_zeros(len(counts), encoded.x.shape[-1])
+    means = sums.index_add(0, document, encoded.x.flatten(0, 1).index_select(0, tokens)) / counts[:, None]
     first, second = F.normalize(means, dim=-1).chunk(2)
     index = torch.arange(len(first), device=first.device)
     same = torch.zeros(len(first), len(first), dtype=torch.bool, device=first.device)

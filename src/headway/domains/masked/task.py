@@ -503,7 +503,9 @@ class MaskedTokens(Objective[MaskedDataset]):
         """Cross-entropy of masked tokens (with the model's auxiliary losses) and of next-sentence prediction."""
         labels, unrelated = batch.targets
         encoded = model(*batch.inputs)
-        masked_loss = cast(VocabularyHead, model.get_submodule("heads.vocabulary")).loss(encoded.x, labels)
+        masked_loss = cast(VocabularyHead, model.get_submodule("heads.vocabulary")).loss(
+            encoded.x, labels, count=batch.tokens
+        )
         extra = sum(encoded.auxiliary.values(), masked_loss.total.new_zeros(()))
         losses = {"masked": Loss(masked_loss.total + extra * masked_loss.count, masked_loss.count)}
         if unrelated is not None:

@@ -115,6 +115,6 @@ class Rollout(NamedTuple):
         with evaluation_mode(model):
             for rows in torch.arange(len(self.ids)).split(batch_size):
                 batch = self.batch(rows).to(device_of(model))
-                values = label_log_probabilities(model, model(*batch.inputs).x, batch.targets.labels)
+                values = label_log_probabilities(model, model(*batch.inputs).x, batch)
                 out[rows, : values.shape[1]] = values.float().cpu()
         return out

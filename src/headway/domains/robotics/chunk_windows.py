@@ -106,7 +106,8 @@ class DemonstrationExamples(EpisodeExamples):
         step_indices = steps[:, None] + np.arange(1 - self.model.history, self.model.chunk)
         first, last = self._starts[steps][:, None], self._ends[steps][:, None] - 1
         actions = self.codec.encode_actions(self.data.actions[step_indices.clip(first, last)])
-        return Chunks(torch.from_numpy(actions), torch.from_numpy((first <= step_indices) & (step_indices <= last)))
+        mask = (first <= step_indices) & (step_indices <= last)
+        return Chunks(torch.from_numpy(actions), torch.from_numpy(mask), int(mask.sum()))
 
     def contents(self) -> Contents:
         data = self.data

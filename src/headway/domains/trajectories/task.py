@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from headway.config_kinds import deferred_check, register
@@ -31,6 +32,7 @@ from headway.learn.objective import Baseline, Objective, evaluation_batches
 from headway.learn.report import Picture, line_chart
 from headway.learn.report.pictures import FilmedEpisode, FrameSampler, episode_pictures
 from headway.metrics import bootstrap_mean, wilson_interval
+from headway.nn.kernels import true_indices
 from headway.nn.models import (
     Loss,
     ModelConfig,
@@ -236,15 +238,17 @@ class StepActions(Objective[Trajectories]):
         total = self._action_loss(*_actions(model, encoded, batch)).sum()
         extra = sum(encoded.auxiliary.values(), total.new_zeros(()))
         losses = {"actions": Loss(total + extra * batch.tokens, batch.tokens)}
-        (_, after), counts = batch.targets, self.counts(batch)
+        (_, after), counts = batch.targets, self.counts(batch.host)
         if after is None:
             return losses
         for name, target in (("states", after.states), ("returns", after.returns[..., None])):
             if name in counts:
-                error = (
-                    (_head_output(model, name, encoded)[after.mask] - target[after.mask].flatten(1)).square().mean(-1)
+                count = counts[name]
+                predicted, actual = (
+                    _select(x, after.mask, count) for x in (_head_output(model, name, encoded), target)
                 )
-                losses[name] = Loss(getattr(self.config, name) * error.sum(), counts[name])
+                error = (predicted - actual.flatten(1)).square().mean(-1)
+                losses[name] = Loss(getattr(self.config, name) * error.sum(), count)
         return losses
 
     def _action_loss(self, output: Tensor, target: Tensor) -> Tensor:
@@ -366,7 +370,13 @@ class StepActions(Objective[Trajectories]):
 def _actions(model: nn.Module, encoded: ModelFeatures, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return predictions and targets for the actions of the valid steps."""
     (_, layout), (actions, _) = batch.inputs, batch.targets
-    return _head_output(model, "actions", encoded)[layout.mask], actions[layout.mask]
+    output = _head_output(model, "actions", encoded)
+    return _select(output, layout.mask, batch.tokens), _select(actions, layout.mask, batch.tokens)
+
+
+def _select(x: Tensor, mask: Bool[Tensor, "B T"], count: int) -> Tensor:
+    """The `count` rows of `x`, [B, T, ...], in the mask."""
+    return x.flatten(0, 1).index_select(0, true_indices(mask.flatten(), count))
 
 
 def _head_output(model: nn.Module, head: str, encoded: ModelFeatures) -> Tensor:

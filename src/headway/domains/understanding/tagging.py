@@ -30,6 +30,7 @@ from headway.learn.report.pictures import tag_confusions
 from headway.learn.token_rows import LengthLimit, TokenRows, frame_for, frame_rows
 from headway.metrics import has_spans, tag_scores
 from headway.metrics.classification import OUTSIDE
+from headway.nn.kernels import true_indices
 from headway.nn.models import Loss, ModelConfig, PooledHeadConfig, Transformer
 from headway.nn.models.pooled import PooledHead
 from headway.nn.parts.projection import Projection
@@ -296,8 +297,10 @@ def _word_vectors(encoder: Transformer, samples: RowSubset, layers: Sequence[int
 
 
 def _cross_entropy(logits: Float[Tensor, "B T C"], batch: Batch) -> Loss:
-    kept = batch.targets != IGNORE_INDEX
-    return Loss(F.cross_entropy(logits[kept], batch.targets[kept], reduction="sum"), batch.tokens)
+    targets = batch.targets.flatten()
+    labelled = true_indices(targets != IGNORE_INDEX, batch.tokens)
+    rows = logits.flatten(0, 1).index_select(0, labelled)
+    return Loss(F.cross_entropy(rows, targets.index_select(0, labelled), reduction="sum"), batch.tokens)
 
 
 def word_tags(best: np.ndarray, positions: np.ndarray, labels: Sequence[str]) -> list[str]:

@@ -32,6 +32,7 @@ from headway.formats.out_of_distribution import (
 )
 from headway.formats.usage import read_usage
 from headway.io.hub import named_folder
+from headway.layout import to_device
 from headway.learn import Recipe, Task, TaskConfig
 from headway.learn.examples import Batch, Contents, RngKey, spread_evenly
 from headway.learn.objectives.classes import Classification, ClassSamples, check_classes
@@ -286,10 +287,11 @@ class Teacher:
         teacher sees the same augmented images at its own size.
         """
         self.model.to(x.device)
-        pixels = x * std.to(x.device) + mean.to(x.device)
+        mean, std, own_mean, own_std, order = to_device((mean, std, self.mean, self.std, self.order), x.device)
+        pixels = x * std + mean
         if pixels.shape[1] != self.mean.shape[1]:
             pixels = pixels.mean(1, keepdim=True).expand(-1, self.mean.shape[1], -1, -1)
         if tuple(pixels.shape[-2:]) != self.size:
             pixels = F.interpolate(pixels, self.size, mode="bilinear", antialias=True)
-        logits = self.model.output(HEAD, (pixels - self.mean.to(x.device)) / self.std.to(x.device))
-        return logits[:, self.order.to(x.device)].argmax(-1)
+        logits = self.model.output(HEAD, (pixels - own_mean) / own_std)
+        return logits.index_select(1, order).argmax(-1)

@@ -18,6 +18,7 @@ from headway.data.labels import merge_spellings, normalized_label
 from headway.data.splits import SplitIndices, split_code
 from headway.errors import UserError, nearest
 from headway.formats.usage import read_usage
+from headway.layout import to_device
 from headway.learn.examples import Batch, Contents, IndexedExamples
 from headway.learn.objective import Baseline
 from headway.learn.objectives.baselines import MAX_EVALUATED, input_vectors, ridge_predictions
@@ -183,8 +184,9 @@ class Classification(PredictionObjective[C], Generic[C]):
         """The sum of the cross-entropies, each weighted by its class (or by its class probabilities)."""
         if self.weights is None:
             return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
-        losses, weights = F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing), self.weights
-        sample_weights = targets @ weights.to(targets) if targets.is_floating_point() else weights.to(logits)[targets]
+        losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
+        weights = to_device(self.weights.to(logits.dtype), logits.device)
+        sample_weights = targets @ weights.to(targets.dtype) if targets.is_floating_point() else weights[targets]
         return (losses * sample_weights).sum()
 
     def fit_linear_head(self, train: Vectors, validation: Vectors, outputs: int) -> LinearHead:

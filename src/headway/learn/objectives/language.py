@@ -54,7 +54,8 @@ class LanguageClassification(Classification[ClassifiedSamples]):
         inputs, heads = cast(Inputs, batch.inputs), cast(Transformer, model).heads
         encoded = model(*inputs)
         classes = self.entropy(heads[HEAD](encoded.x, encoded.layout), batch.targets, self.smoothing)
-        language = cast(VocabularyHead, heads[_VOCABULARY]).loss(encoded.x, next_tokens(inputs))
+        head, count = cast(VocabularyHead, heads[_VOCABULARY]), self.counts(batch.host)["language"]
+        language = head.loss(encoded.x, next_tokens(inputs), count=count)
         return {
             "loss": Loss(classes, batch.tokens),
             "language": Loss(self.language_weight * language.total, language.count),

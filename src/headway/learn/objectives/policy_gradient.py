@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from headway.data import IGNORE_INDEX
 from headway.learn.examples import Batch, Examples
 from headway.learn.objective import Objective
+from headway.nn.kernels import true_indices
 from headway.nn.models import Loss, VocabularyHead
 
 Method = Literal["grpo", "dr-grpo", "reinforce"]
@@ -50,13 +51,13 @@ def group_advantages(rewards: Float[np.ndarray, "P G"], method: Method) -> Float
     return centred
 
 
-def label_log_probabilities(
-    model: nn.Module, x: Float[Tensor, "B T D"], labels: Int[Tensor, "B T"]
-) -> Float[Tensor, "B T"]:
-    """log p of each label in nats, 0 at places without a label; differentiable."""
-    head = cast(VocabularyHead, model.get_submodule("heads.vocabulary"))
-    is_label = labels != IGNORE_INDEX
-    scores = head(x[is_label]).log_softmax(-1).gather(1, labels[is_label][:, None])[:, 0]
+def label_log_probabilities(model: nn.Module, x: Float[Tensor, "B T D"], batch: Batch) -> Float[Tensor, "B T"]:
+    """log p of each label of the batch in nats, 0 at positions without a label; differentiable."""
+    head, labels = cast(VocabularyHead, model.get_submodule("heads.vocabulary")), batch.targets.labels
+    is_label, count = labels != IGNORE_INDEX, int((batch.host.targets.labels != IGNORE_INDEX).sum())
+    indices = true_indices(is_label.flatten(), count)
+    rows, targets = x.flatten(0, 1).index_select(0, indices), labels.flatten().index_select(0, indices)
+    scores = head(rows).log_softmax(-1).gather(1, targets[:, None])[:, 0]
     return torch.zeros(labels.shape, dtype=scores.dtype, device=scores.device).masked_scatter(is_label, scores)
 
 
@@ -84,7 +85,7 @@ class PolicyGradient(Objective[E], Generic[E]):
         """
         targets, count = cast(PolicyTargets, batch.targets), batch.tokens
         encoded = model(*batch.inputs)
-        log_probs = label_log_probabilities(model, encoded.x, targets.labels)
+        log_probs = label_log_probabilities(model, encoded.x, batch)
         advantages = targets.advantages[:, None]
         if self.method == "reinforce":
             gains = advantages * log_probs

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from headway.errors import UserError
 from headway.formats.usage import read_usage
+from headway.layout import to_device
 from headway.learn.examples import Batch, IndexedExamples, RowSubset
 from headway.learn.objective import Objective, evaluate_batches, evaluation_batches
 from headway.learn.objectives.linear import ITERATIONS, STRENGTHS, LinearHead, minimise
@@ -359,7 +360,7 @@ class MultiLabel(PredictionObjective[M], Generic[M]):
         return {"loss": Loss(self._entropy(logits, batch.targets).sum() / logits.shape[1], batch.tokens)}
 
     def _entropy(self, logits: Float[Tensor, "B C"], targets: Float[Tensor, "B C"]) -> Float[Tensor, "B C"]:
-        weights = None if self.weights is None else self.weights.to(logits)
+        weights = None if self.weights is None else to_device(self.weights.to(logits.dtype), logits.device)
         return F.binary_cross_entropy_with_logits(logits, targets, reduction="none", pos_weight=weights)
 
     def fit_linear_head(self, train: Vectors, validation: Vectors, outputs: int) -> LinearHead:

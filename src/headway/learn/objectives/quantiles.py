@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
+from headway.layout import to_device
 from headway.learn.examples import Batch, IndexedExamples, RowSubset
 from headway.learn.objective import Baseline, Objective, evaluate_batches
 from headway.learn.report import Picture
@@ -108,7 +109,7 @@ class Quantiles(Objective[C], Generic[C]):
         self, quantiles: Float[Tensor, "B S Q"], targets: Float[Tensor, "B S Q"], valid: Bool[Tensor, "B S"]
     ) -> Float[Tensor, ""]:
         """The loss, summed over the valid numbers."""
-        errors, levels = targets - quantiles, torch.tensor(self.levels, device=quantiles.device)
+        errors, levels = targets - quantiles, to_device(torch.tensor(self.levels), quantiles.device)
         losses = 2 * torch.maximum(levels * errors, (levels - 1) * errors).mean(-1)
         return torch.where(valid, losses, 0.0).sum()
 

@@ -50,7 +50,7 @@ class Likelihood(Objective[E]):
     def losses(self, model: nn.Module, encoded: ModelFeatures, batch: Batch, smoothing: float) -> dict[str, Loss]:
         """The loss for an encoded batch, and its auxiliary losses."""
         head = cast(VocabularyHead, model.get_submodule(self.head))
-        loss = head.loss(encoded.x, batch.targets, smoothing)
+        loss = head.loss(encoded.x, batch.targets, smoothing, batch.tokens)
         return {"loss": loss, **{name: Loss(term * loss.count, loss.count) for name, term in encoded.auxiliary.items()}}
 
     def nats(self, model: nn.Module, samples: Samples) -> tuple[float, int]:

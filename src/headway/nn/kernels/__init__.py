@@ -11,7 +11,12 @@ from headway.nn.kernels.attend import (
     rotate_reference,
 )
 from headway.nn.kernels.convolution import convolve, convolve_reference
-from headway.nn.kernels.cross_entropy import IGNORE_INDEX, linear_cross_entropy, linear_cross_entropy_reference
+from headway.nn.kernels.cross_entropy import (
+    IGNORE_INDEX,
+    linear_cross_entropy,
+    linear_cross_entropy_reference,
+    true_indices,
+)
 from headway.nn.kernels.delta import delta, delta_quadratic, delta_reference
 from headway.nn.kernels.linear import Products, deterministic, is_deterministic, linear, products
 from headway.nn.kernels.linear_scan import linear_scan, linear_scan_quadratic, linear_scan_reference
@@ -91,5 +96,6 @@ __all__ = [
     "rotate",
     "rotate_reference",
     "shifted_gelu_tanh",
+    "true_indices",
     "unroll",
 ]

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from headway.errors import ConfigError, UserError
-from headway.layout import Layout, cached_per_layout
+from headway.layout import Layout, cached_on_host
 from headway.nn.kernels.linear import is_deterministic
 from headway.nn.kernels.pointwise import pointwise
 
@@ -28,7 +28,7 @@ class ScanMasks(NamedTuple):
     fresh: Bool[Tensor, "B"] | None = None
 
 
-@cached_per_layout
+@cached_on_host
 def scan_masks(layout: Layout) -> ScanMasks:
     if layout.dense:
         return ScanMasks()

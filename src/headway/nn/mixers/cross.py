@@ -90,7 +90,7 @@ class CrossAttention(nn.Module):
                 positions = layout.positions.reshape
                 layout = layout.derived(("folded", memories), lambda: Layout(positions(memories, -1)))
             view = View(Full(), layout, memory.layout, one_document=True)
-        elif layout.batch != memories or not bool(layout.starts.any()):
+        elif layout.batch != memories or not bool(layout.host.starts.any()):
             raise UserError(
                 f"a memory of {memories} packed rows does not fit {layout.batch} decoding rows; "
                 "encode one document per row to generate"

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from headway.errors import ConfigError
-from headway.layout import Layout, cached_per_layout
+from headway.layout import Layout, cached_on_host
 from headway.nn.kernels import RunSteps
 from headway.nn.mixers.base import Mixer, MixerConfig
 from headway.nn.parts.projection import Projection
@@ -26,7 +26,7 @@ class Runs(NamedTuple):
     lengths: Int[Tensor, "R"]
 
 
-@cached_per_layout
+@cached_on_host
 def find_runs(layout: Layout) -> Runs:
     (tokens,) = layout.mask.flatten().nonzero(as_tuple=True)
     rows = tokens // max(layout.length, 1)
@@ -39,7 +39,7 @@ def find_runs(layout: Layout) -> Runs:
     return Runs(tokens, number, steps, first, torch.bincount(number, minlength=first.shape[0]))
 
 
-@cached_per_layout
+@cached_on_host
 def mirror(layout: Layout) -> Int[Tensor, "BT"]:
     """Source index of each index in [B T] flattened to reverse every document in place."""
     runs = find_runs(layout)
@@ -82,7 +82,7 @@ class PackedRuns(NamedTuple):
         return padded.unflatten(0, (layout.batch, layout.length))
 
 
-@cached_per_layout
+@cached_on_host
 def pack(layout: Layout) -> PackedRuns:
     if layout.dense:
         rows = torch.arange(layout.batch, device=layout.positions.device)

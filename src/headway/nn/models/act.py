@@ -41,7 +41,7 @@ from headway.nn.models.transformer import ModelConfig, Transformer, TransformerC
 from headway.nn.parts.feedforward import MLPConfig, Terms
 from headway.nn.parts.init import InitConfig
 from headway.nn.parts.norm import LayerNormConfig
-from headway.nn.parts.positions import PositionsConfig
+from headway.nn.parts.positions import PositionsConfig, angle_dtype
 from headway.nn.parts.projection import Projection
 from headway.visibility import Full
 
@@ -83,12 +83,12 @@ class Grids(nn.Module):
         vectors: list[Tensor] = [self.table]
         half, device = self.width // 2, self.table.device
         rates = torch.exp(
-            torch.arange(0, half, 2, device=device, dtype=torch.float64) * (-math.log(self.config.theta) / half)
+            torch.arange(0, half, 2, device=device, dtype=angle_dtype(device)) * (-math.log(self.config.theta) / half)
         )
         for rows, columns in self.config.grids:
             lines = []
             for count in (rows, columns):
-                angles = torch.arange(1, count + 1, device=device, dtype=torch.float64) / count * (2 * math.pi)
+                angles = torch.arange(1, count + 1, device=device, dtype=angle_dtype(device)) / count * (2 * math.pi)
                 phases = angles[:, None] * rates
                 lines.append(torch.stack((phases.sin(), phases.cos()), -1).flatten(1))
             down, across = lines

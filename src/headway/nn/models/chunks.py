@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from headway.config_kinds import family, register
 from headway.errors import ConfigError
-from headway.layout import Layout
-from headway.nn.mixers.base import tree_map
+from headway.layout import Layout, to_device
 from headway.nn.models.embeds import Embed, EmbedConfig
 from headway.nn.models.heads import Loss
 from headway.nn.models.patches import LearnedVectors
@@ -42,17 +41,20 @@ class ChunkNoise(NamedTuple):
     steps: Int[Tensor, "B"] | None = None
 
     def to(self, device: torch.device | str) -> ChunkNoise:
-        return tree_map(lambda tensor: tensor.to(device), self)
+        return to_device(self, device)
 
 
 class Chunks(NamedTuple):
-    """Demonstrated chunks; `mask` is true for actions before the episode's end."""
+    """Demonstrated chunks; `mask` is true for actions before the episode's end, and `count` their number if it is
+    known: otherwise they are counted, for which a program waits for a GPU.
+    """
 
     actions: Float[Tensor, "B C A"]
     mask: Bool[Tensor, "B C"]
+    count: int | None = None
 
     def to(self, device: torch.device | str) -> Chunks:
-        return tree_map(lambda tensor: tensor.to(device), self)
+        return to_device(self, device)
 
 
 @runtime_checkable
@@ -134,16 +136,16 @@ class RegressionConfig(ChunkHeadConfig):
             divergence = {"kl": Loss(self.beta * divergences.sum(), observations.rows)}
         memory, terms = model.encode(observations)
         error = (model.decode_chunk(memory, None) - chunks.actions).abs()
-        return {"actions": masked_loss(error, chunks.mask, terms), **divergence}
+        return {"actions": masked_loss(error, chunks, terms), **divergence}
 
     def predict(self, model: ChunkModel, observations: Observations, sample: ChunkNoise) -> Float[Tensor, "B C A"]:
         return model.decode_chunk(model.encode(observations)[0], None)
 
 
-def masked_loss(error: Float[Tensor, "B C A"], mask: Bool[Tensor, "B C"], terms: Terms) -> Loss:
+def masked_loss(error: Float[Tensor, "B C A"], chunks: Chunks, terms: Terms) -> Loss:
     """The mean error per action, summed over the actions in the mask, plus the auxiliary means `terms`."""
-    count = int(mask.sum())
-    total = torch.where(mask, error.mean(-1), 0.0).sum()
+    count = int(chunks.mask.sum()) if chunks.count is None else chunks.count
+    total = torch.where(chunks.mask, error.mean(-1), 0.0).sum()
     return Loss(total + sum(terms.values(), total.new_zeros(())) * count, count)
 
 
@@ -375,12 +377,12 @@ class DiffusionConfig(ChunkHeadConfig):
         """Ho et al. 2020, equation 14, over the actions in the mask."""
         assert sample.steps is not None
         noise = sample.noise[:, 0] if self.sampler == "ddpm" else sample.noise
-        alpha_bar = alphas_cumprod(self.steps).to(noise)[sample.steps][:, None, None]
+        alpha_bar = to_device(alphas_cumprod(self.steps).to(noise.dtype), noise.device)[sample.steps][:, None, None]
         noisy_actions = alpha_bar.sqrt() * chunks.actions + (1 - alpha_bar).sqrt() * noise
         memory, terms = model.encode(observations)
         target = noise if self.predicts == "noise" else chunks.actions
         error = (model.decode_chunk(memory, NoisyChunks(noisy_actions, sample.steps)) - target).square()
-        return {"actions": masked_loss(error, chunks.mask, terms)}
+        return {"actions": masked_loss(error, chunks, terms)}
 
     def predict(self, model: ChunkModel, observations: Observations, sample: ChunkNoise) -> Float[Tensor, "B C A"]:
         memory, _ = model.encode(observations)

@@ -72,8 +72,10 @@ class Disentangled(LayeredBias):
             numbers = self.numbers(query.positions[rows, :, None] - key.positions[rows, None])
             if is_deterministic():  # products of the same shape for every batch
                 return key, 0, 2 * self.config.span, numbers
-            first = int(numbers.min())
-            return key, first, int(numbers.max()) + 1, numbers - first
+            q, k = query.host.positions[rows], key.host.positions[rows]
+            nearest = torch.stack([(q.amin(1) - k.amax(1)).amin(), (q.amax(1) - k.amin(1)).amax()])
+            first, last = self.numbers(nearest).tolist()  # a larger distance has no smaller number
+            return key, first, last + 1, numbers - first
 
         # The entry holds the key layout, so that its id cannot be reused by another one.
         _, first, end, numbers = query.derived(("relative", self.config, id(key), is_deterministic()), compute)

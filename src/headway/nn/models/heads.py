@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from headway.config_kinds import family, register
 from headway.errors import ConfigError
 from headway.layout import Layout
-from headway.nn.kernels.cross_entropy import IGNORE_INDEX, linear_cross_entropy
+from headway.nn.kernels.cross_entropy import IGNORE_INDEX, linear_cross_entropy, true_indices
 from headway.nn.kernels.linear import linear
 from headway.nn.kernels.pointwise import pointwise
 from headway.nn.parts.feedforward import ACTIVATIONS, ActivationName
@@ -126,13 +126,22 @@ class VocabularyHead(nn.Module):
         x = self.transform(x)
         return x * self.config.scale if self.config.scale != 1.0 else x
 
-    def loss(self, x: Float[Tensor, "... D"], labels: Int[Tensor, "..."], smoothing: float = 0.0) -> Loss:
-        """Summed cross-entropy (nats) of the labelled positions; IGNORED ones are dropped before the head."""
+    def loss(
+        self,
+        x: Float[Tensor, "... D"],
+        labels: Int[Tensor, "..."],
+        smoothing: float = 0.0,
+        count: int | None = None,
+    ) -> Loss:
+        """Summed cross-entropy (nats) of the labelled positions; IGNORED ones are dropped before the head.
+
+        `count` is their number if the caller knows it; otherwise they are counted, for which a program waits for a GPU.
+        """
         rows, targets = x.reshape(-1, x.shape[-1]), labels.reshape(-1)
-        labelled = targets != IGNORE_INDEX
-        count = int(labelled.sum())
+        count = int((targets != IGNORE_INDEX).sum()) if count is None else count
         if count < targets.numel():
-            rows, targets = rows[labelled], targets[labelled]
+            labelled = true_indices(targets != IGNORE_INDEX, count)
+            rows, targets = rows.index_select(0, labelled), targets.index_select(0, labelled)
         if self.config.soft_cap is not None:
             total = nn.functional.cross_entropy(self(rows), targets, reduction="sum", label_smoothing=smoothing)
             return Loss(total, count)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from headway.config_kinds import register
 from headway.errors import ConfigError, UserError
-from headway.layout import Layout
+from headway.layout import Layout, to_device
 from headway.nn.mixers.base import tree_map
 from headway.nn.models.embeds import Embed, EmbedConfig, TokenEmbed, TokenEmbedConfig
 from headway.nn.models.keypoints import KeypointEmbedConfig
@@ -53,7 +53,7 @@ class Observations(NamedTuple):
         return (self.states if self.states is not None else self.images[0]).dtype
 
     def to(self, device: torch.device | str) -> Observations:
-        return tree_map(lambda tensor: tensor.to(device), self)
+        return to_device(self, device)
 
     def select(self, rows: Int[Tensor, "R"]) -> Observations:
         """The observations of some rows."""

@@ -44,7 +44,7 @@ class TokenDropoutEmbed(TokenEmbed):
 
     def _drop(self, x: Float[Tensor, "B T E"], masked: Bool[Tensor, "B T"], layout: Layout) -> Float[Tensor, "B T E"]:
         documents = layout.segments
-        counts = torch.zeros(2, layout.batch, int(documents.max()) + 1, dtype=x.dtype, device=x.device)
+        counts = torch.zeros(2, layout.batch, int(layout.host.segments.max()) + 1, dtype=x.dtype, device=x.device)
         tokens = torch.stack([masked & layout.mask, layout.mask]).to(x.dtype)
         counts.scatter_add_(2, documents.expand(2, -1, -1), tokens)
         share = (counts[0] / counts[1].clamp(min=1)).gather(1, documents)[..., None]

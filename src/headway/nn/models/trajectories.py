@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from headway.config_kinds import register
 from headway.errors import ConfigError, UserError
-from headway.layout import Layout
-from headway.nn.mixers.base import tree_map
+from headway.layout import Layout, cached_on_host, to_device
 from headway.nn.models.agents import ObservationConfig, StateVectorConfig
 from headway.nn.models.embeds import Embed, EmbedConfig
 from headway.nn.models.heads import HeadConfig
@@ -35,7 +34,7 @@ class TrajectoryInputs(NamedTuple):
     timesteps: Int[Tensor, "B K"]
 
     def to(self, device: torch.device | str) -> TrajectoryInputs:
-        return tree_map(lambda tensor: tensor.to(device), self)
+        return to_device(self, device)
 
 
 @register("trajectories")
@@ -84,6 +83,14 @@ class TrajectoryEmbedConfig(EmbedConfig):
         return TrajectoryEmbed(self, width, context)
 
 
+@cached_on_host
+def _token_layout(layout: Layout, tokens: int, length: int) -> Layout:
+    """The layout of the first `length` tokens, `tokens` for each step."""
+    first = layout.positions[..., None] * tokens
+    positions = torch.where(layout.mask[..., None], first + torch.arange(tokens, device=first.device), -1)
+    return Layout(positions.flatten(1)[:, :length])
+
+
 class TrajectoryEmbed(Embed):
     """Chen et al. 2021, algorithm 1. Takes the steps' layout and returns the tokens' layout."""
 
@@ -117,10 +124,7 @@ class TrajectoryEmbed(Embed):
         length, device = x.shape[1], layout.positions.device
         if layout.dense:
             return self._finish(x, Layout.full(layout.batch, length, device=device))
-        inner = torch.arange(self.config.tokens, device=device)
-        first = layout.positions[..., None] * self.config.tokens
-        positions = torch.where(layout.mask[..., None], first + inner, -1)
-        return self._finish(x, Layout(positions.flatten(1)[:, :length]))
+        return self._finish(x, _token_layout(layout, self.config.tokens, length))
 
     def step_tokens(
         self, action: Tensor, inputs: TrajectoryInputs, layout: Layout

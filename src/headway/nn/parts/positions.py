@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from headway.config_kinds import family, register
 from headway.errors import ConfigError
-from headway.layout import Layout
+from headway.layout import Layout, to_device
 
 Frequencies = Float[Tensor, "R"]
+_WITHOUT_FLOAT64 = ("mps",)  # types of devices
 
 
 @family
@@ -41,6 +42,11 @@ class RotaryConfig:
                 f"rotary.theta is {self.theta} and rotary.fraction {self.fraction}; set a theta above 0, and a "
                 "fraction above 0 and at most 1"
             )
+
+
+def angle_dtype(device: torch.device, dtype: torch.dtype = torch.float64) -> torch.dtype:
+    """The dtype of angles: `dtype`, but float32 on Apple GPUs, which have no float64."""
+    return torch.float32 if device.type in _WITHOUT_FLOAT64 else dtype
 
 
 def rotary_frequencies(theta: float, size: int) -> Frequencies:
@@ -72,7 +78,8 @@ class Rotary:
 
         def compute() -> tuple[Tensor, ...]:
             positions = layout.positions[:1] if layout.dense else layout.positions
-            angles = positions.clamp(min=0)[:, :, None, None] * self.frequencies.to(like.device)
+            frequencies = to_device(self.frequencies.to(angle_dtype(like.device, self.frequencies.dtype)), like.device)
+            angles = positions.clamp(min=0)[:, :, None, None] * frequencies
             return tuple((part * self.factor).to(like.dtype) for part in (angles.cos(), angles.sin()))
 
         same = self if self.config.stored else self.config  # what rotates alike
@@ -118,7 +125,7 @@ class Sinusoidal(nn.Module):
     def forward(self, layout: Layout, like: Tensor) -> Float[Tensor, "#B T D"]:
         def compute() -> Tensor:
             positions = layout.positions[:1] if layout.dense else layout.positions
-            steps = torch.arange(0, self.width, 2, device=like.device, dtype=torch.float64)
+            steps = torch.arange(0, self.width, 2, device=like.device, dtype=angle_dtype(like.device))
             rates = torch.exp(steps * (-math.log(self.config.theta) / self.width))
             angles = (positions.clamp(min=0) + self.config.offset)[..., None] * rates
             parts = (angles.sin(), angles.cos())

@@ -1,0 +1,152 @@
+"""A training step gives a GPU all its work without waiting for it, shown on a simulated device."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from headway.app.recipes import configure_recipe
+from headway.layout import Layout, to_device
+from headway.learn import Recipe, Task
+from headway.learn.fine_tuning import adapted_model
+from headway.learn.learner import Learner, Update
+from headway.learn.parallel.processes import Processes
+from headway.learn.recipe import open_task
+from headway.nn.kernels import true_indices
+from headway.nn.models import build
+from simulated_gpu import Waits, device
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+from same_cases import CARRIED, FEW, OFFLINE, ONLINE, SMALL, TEXT
+from samples import drawn
+
+# Each objective, and what differs inside a step: data, and settings.
+STEPS: dict[str, tuple[str, str | None, Mapping[str, Any]]] = {
+    "next token": ("text", "text", TEXT),
+    "next token, accumulated": ("text", "text", {**TEXT, "train.accumulate": 2}),
+    "next token, carried LSTM": ("text", "text", {**TEXT, **CARRIED, "model.mixer": "lstm"}),
+    "next token, delta": ("text", "text", {**TEXT, "model.mixer": "delta"}),
+    "masked": ("masked", "masked", TEXT),
+    "masked, sentence pairs": ("masked", "masked", {**TEXT, "task.next": True, "task.context": 32}),
+    "masked, contrast": ("masked", "masked", {**TEXT, "task.contrast": 0.3}),
+    "chat": ("instruct", "instruct", TEXT),
+    "preference": ("preference", "preference", TEXT),
+    "preference, ORPO": ("preference", "preference", {**TEXT, "task.loss": "orpo"}),
+    "translation": ("translation", "translation", TEXT),
+    "translation, LSTM": ("translation", "translation", {**TEXT, "model.mixer": "lstm"}),
+    "classes of texts": ("classification", "classification", TEXT),
+    "classes of pairs": ("pairs", "pairs", TEXT),
+    "tags": ("tagging", "tagging", TEXT),
+    "vectors of texts": ("embedding", "embedding", TEXT),
+    "classes of images": ("vision", "vision", SMALL),
+    "classes of sounds": ("audio", "audio", SMALL),
+    "transcription": ("transcription", "transcription", {**SMALL, "task.beam": 1}),
+    "images and texts": ("image-text", "image-text", {"train.batch_size": 8}),
+    "captions": ("caption", "caption", FEW),
+    "trajectories": ("trajectories", "trajectories", OFFLINE),
+    "robot policies": ("robotics", "robotics", {**OFFLINE, "task.split.validation": 0.2}),
+    "forecasts": ("forecast", "forecast", {}),
+    "chess, moves and outcomes": ("chess", "chess", SMALL),
+    "chess, bins": ("chess-searchless", "chess", {**SMALL, "task.target": "behaviour"}),
+    "clipped policy": ("ppo", None, {**ONLINE, "task.env": "CartPole-v1"}),
+}
+SAMPLES = {"trajectories": 3000, "robotics": 3000, "forecast": 600, "transcription": 40}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("waits")
+
+
+def opened(folder: Path, name: str, settings: Mapping[str, Any] | None = None) -> tuple[Recipe, Task]:
+    recipe_name, data, own = STEPS[name]
+    count = SAMPLES.get(data or "", 120)
+    paths = None if data is None else drawn(data, count, folder / f"{data}-{count}")
+    recipe = configure_recipe(recipe_name, paths, {"train.precision": "fp32", **own, **(settings or {})}, None)
+    (workspace := folder / name).mkdir(exist_ok=True)
+    task = open_task(recipe, workspace)
+    return replace(recipe, model=adapted_model(recipe, task), task=replace(recipe.task, **task.chosen_settings)), task
+
+
+def two_steps(recipe: Recipe, task: Task, where: torch.device, waits: Counter[str] | None = None) -> Update:
+    """The first of two steps of a new learner; `waits` counts operations of the second."""
+    learner = Learner(build(recipe.model, 1), recipe, task, Processes(where))
+    stream = task.batches("train")
+    steps = [[next(stream) for _ in range(recipe.train.accumulate)] for _ in range(2)]
+    update = learner.update(0, steps[0])
+    if waits is not None:
+        waits.clear()
+    learner.update(1, steps[1])
+    return update
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_training_step_does_not_wait_for_the_gpu(folder: Path, name: str) -> None:
+    """Its losses are those of the CPU."""
+    recipe, task = opened(folder, name)
+    try:
+        with Waits() as waits:
+            update = two_steps(recipe, task, device(), waits.counts)
+            assert not waits.counts
+            losses = update.losses()
+        if task.examples.data_splits is None:
+            return  # an agent plays on, so another learner has other samples
+        expected = two_steps(recipe, task, torch.device("cpu")).losses()
+        for loss, (total, count) in expected.items():
+            assert losses[loss] == (pytest.approx(total, rel=1e-5, abs=1e-6), count), loss
+    finally:
+        task.close()
+
+
+def test_the_simulated_gpu_counts_what_waits() -> None:
+    x = torch.arange(4.0)
+    lazy = {"a": lambda y: y.sum(), "b": lambda y: y[:2] * 2, "c": lambda y: y.index_fill(0, y.argsort()[:1], 0.0)}
+    waiting = {
+        "item": lambda y: y.sum().item(),
+        "bool": lambda y: bool(y[0] > 1),
+        "nonzero": lambda y: y.nonzero(),
+        "masked_select": lambda y: y.masked_select(y > 1),
+        "a mask": lambda y: y[y > 1],
+        "unique": lambda y: y.unique(),
+        "bincount": lambda y: y.long().bincount(),
+        "repeats": lambda y: y.repeat_interleave(y.long()),
+        "tolist": lambda y: y.tolist(),
+        "a copy from the device": lambda y: y.cpu(),
+        "a copy to the device": lambda y: x.to(y.device),
+        "a copy from pageable memory": lambda y: x.to(y.device, non_blocking=True),
+        "indices of the host": lambda y: y[torch.tensor([1, 2])],
+        "a list": lambda y: torch.tensor([1.0, 2.0], device=y.device),
+    }
+    with Waits() as waits:
+        y = to_device(x, device())
+        assert not waits.counts
+        for name, use in lazy.items():
+            use(y)
+            assert not waits.counts, name
+        for name, use in waiting.items():
+            waits.counts.clear()
+            use(y)
+            assert waits.total == 1, name
+        with pytest.raises(RuntimeError, match="two devices"):
+            _ = y + x
+
+
+def test_layouts_compute_on_the_host_what_a_program_must_know() -> None:
+    padded = Layout.padded([3, 1])
+    with Waits() as waits:
+        copied = padded.to(device())
+        assert copied.host is padded
+        assert copied.single
+        assert not waits.counts
+        assert isinstance(copied.positions, Tensor)
+        assert copied.positions.tolist() == padded.positions.tolist()
+        assert true_indices(copied.mask.flatten(), 4).tolist() == [0, 1, 2, 3]
