@@ -43,12 +43,13 @@ __all__ = [
     "format_transcript",
     "read_sound",
 ]
-RECIPES = ("audio", "spoken-digits", "spoken-sequences", "transcription")
+RECIPES = ("audio", "spoken-digits", "spoken-sequences", "transcription", "masked-sounds")
 TASKS = {
     "sounds": "classification",
     "spoken_digits": "sequences",
     "spoken_sequences": "sequences",
     "transcription": "transcription",
+    "masked_sounds": "masked_sounds",
 }
 VERBS = {"classify": "is_audio_classifier", "transcribe": "is_transcriber", "transcriber": "is_transcriber"}
 lazy_exports(

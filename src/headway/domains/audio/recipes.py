@@ -16,14 +16,18 @@ from headway.data.labelled_files import read_labelled_files
 from headway.data.splits import split_code
 from headway.domains.audio.augmentation import SoundAugmentConfig
 from headway.domains.audio.classification import SoundsConfig
+from headway.domains.audio.masked_sounds import MaskedSoundsConfig
 from headway.domains.audio.sequences import SpokenDigitsConfig, SpokenSequencesConfig
 from headway.domains.audio.sound_files import AUDIO_EXTENSIONS, FileSound, read_transcripts
 from headway.domains.audio.transcription import TranscribedSpeech, TranscriptionConfig, normalize_words
+from headway.domains.audio.unlabelled_sounds import read_files, read_unlabelled
 from headway.errors import UserError
 from headway.learn import MuonConfig, Recipe, Task, TrainConfig, WSDConfig
 from headway.learn.examples import spread_evenly
 from headway.learn.formatting import format_number
+from headway.learn.objectives.masked_patches import HidingConfig
 from headway.learn.plan.scale import DataSettings, Descent, Scale, ScalingLaw, Settings, held_out_shares
+from headway.learn.pretraining import Pretraining
 from headway.learn.recipe import generic
 from headway.nn.models import EncoderDecoderConfig
 from headway.nn.models.presets import whisper, whisper_classifier
@@ -128,7 +132,24 @@ def transcription() -> Recipe:
     )
 
 
-RECIPES = (audio, spoken_digits, spoken_sequences, transcription)
+def masked_sounds() -> Recipe:
+    """Any audio files without labels."""
+    return generic(
+        "masked-sounds",
+        "audio",
+        "audio files without labels: folders, or a .csv with path",
+        model=whisper_classifier(width=128, depth=4, heads=4, classes=2),
+        task=MaskedSoundsConfig(
+            hiding=HidingConfig(span=5),
+            augment=SoundAugmentConfig(shift=0.1, gain=6.0, speeds=(0.9, 0.95, 1.0, 1.05, 1.1), noise=(10.0, 40.0)),
+        ),
+        optim=MUON,
+        train=TrainConfig(steps=1000, batch_size=64),
+        expected="as the first stage of audio with --pretrain, or to start from with --from",
+    )
+
+
+RECIPES = (audio, spoken_digits, spoken_sequences, transcription, masked_sounds)
 
 
 _SHAPES = ((64, 2, 2), (96, 3, 3), (128, 4, 4), (192, 4, 6), (256, 6, 8), (384, 6, 6), (512, 8, 8))
@@ -165,15 +186,34 @@ def _sounds_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> D
     if task.seconds is not None:
         return DataSettings({**held_out_shares(count), **_augmentation(count, task.seconds)})
     lengths = sample_lengths(labelled.files)
-    # A few long recordings would make all the others expensive.
-    length = lengths.longest if lengths.longest <= 1.25 * lengths.percentile_98 else lengths.percentile_98
-    window = math.ceil(10 * min(length, _MAX_WINDOW) + 1e-6) / 10
+    window = _window(lengths)
     crops = lengths.longest > window
-    seconds = {"task.seconds": window, "model.context": math.ceil(window / 0.02)}
-    settings = {**seconds, **({"task.crop": True} if crops else {})}
+    settings = {**_window_settings(window), **({"task.crop": True} if crops else {})}
     crop_note = f", longer ones (up to {format_number(lengths.longest)} s) cropped" if crops else ""
     reason = f"windows of {window:g} s for {count:,} recordings{crop_note}"
     return DataSettings({**settings, **held_out_shares(count), **_augmentation(count, window)}, reason)
+
+
+def _window(lengths: Lengths) -> float:
+    """Seconds that most recordings fit into: a few long ones would make all the others expensive."""
+    length = lengths.longest if lengths.longest <= 1.25 * lengths.percentile_98 else lengths.percentile_98
+    return math.ceil(10 * min(length, _MAX_WINDOW) + 1e-6) / 10
+
+
+def _window_settings(seconds: float) -> dict[str, Any]:
+    return {"task.seconds": seconds, "model.context": math.ceil(seconds / 0.02)}
+
+
+def _unlabelled_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
+    """A window that most recordings fit into; longer ones are cut into several."""
+    files = read_files(paths)
+    shift = {name: value for name, value in held_out_shares(len(files)).items() if name.endswith("validation")}
+    seconds = cast(MaskedSoundsConfig, recipe.task).seconds
+    if seconds is not None:
+        return DataSettings({**shift, **_window_settings(seconds), "task.augment.shift": round(0.1 * seconds, 3)})
+    window = _window(sample_lengths(files))
+    settings = {**shift, **_window_settings(window), "task.augment.shift": round(0.1 * window, 3)}
+    return DataSettings(settings, f"windows of {window:g} s for {len(files):,} recordings")
 
 
 def _speech_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
@@ -239,19 +279,30 @@ def _augmentation(count: int, seconds: float) -> Settings:
     }
 
 
+_SOUNDS = Scale(
+    # Augmentation makes each repetition different: shifted, slower or louder, with other parts masked.
+    law=ScalingLaw(0.0, 30.0, 0.34, 16.0, 0.34, 60.0, 60.0),
+    batch_setting="train.batch_size",
+    min_batch=16,
+    max_batch=512,
+    noise_scale=1.0,
+    calibrated=True,
+    descent=Descent(1.3, 3.7, 11.0),
+    shapes=_SHAPES,
+    dropout=((60, 0.0), (200, 0.1), (math.inf, 0.2)),  # in addition to audio augmentation
+    data_settings=_sounds_settings,
+)
 SCALES = {
-    "audio": Scale(
-        # Augmentation makes each repetition different: shifted, slower or louder, with other parts masked.
-        law=ScalingLaw(0.0, 30.0, 0.34, 16.0, 0.34, 60.0, 60.0),
-        batch_setting="train.batch_size",
-        min_batch=16,
-        max_batch=512,
-        noise_scale=1.0,
-        calibrated=True,
-        descent=Descent(1.3, 3.7, 11.0),
-        shapes=_SHAPES,
-        dropout=((60, 0.0), (200, 0.1), (math.inf, 0.2)),  # in addition to audio augmentation
-        data_settings=_sounds_settings,
+    "audio": _SOUNDS,
+    # Other sounds in the batch are the negatives of the contrast, so it is not made smaller than necessary.
+    "masked-sounds": replace(
+        _SOUNDS,
+        calibrated=False,
+        descent=None,
+        min_batch=32,
+        max_batch=256,
+        noise_scale=2.0,
+        data_settings=_unlabelled_settings,
     ),
     "transcription": Scale(
         # Each token needs a few times as much data as in text, because it must be found in the audio.
@@ -266,3 +317,25 @@ SCALES = {
         data_settings=_speech_settings,
     ),
 }
+
+
+def _first_stage_settings(recipe: Recipe) -> Settings:
+    """Damaged recordings among many unlabelled ones are skipped, and windows are as long as those of the labelled
+    ones.
+    """
+    seconds = _tuning(recipe).get("task.seconds", cast(SoundsConfig, recipe.task).seconds)
+    return {"task.skip_bad": True, **({} if seconds is None else {"task.seconds": seconds})}
+
+
+def _tuning(recipe: Recipe) -> Settings:
+    """The window, the augmentation and the held-out shares that suit the labelled sounds, if the recipe is for any."""
+    if recipe.name not in SCALES:
+        return {}
+    settings = _sounds_settings(recipe, [Path(path) for path in recipe.data], 1.0).settings
+    return {name: value for name, value in settings.items() if name.startswith("task.")}
+
+
+PRETRAINING = dict.fromkeys(
+    ("audio", "spoken-digits"),
+    Pretraining(lambda recipe: "masked-sounds", _first_stage_settings, _tuning, read_unlabelled),
+)

@@ -230,7 +230,7 @@ def open_sounds(files: Sequence[Path], skip: bool = False) -> Sounds:
     An invalid or empty file is a UserError; with `skip`, such files are counted in the log and left empty.
     """
     with ThreadPoolExecutor() as workers:
-        keys = list(workers.map(_digest, files))
+        keys = list(workers.map(content_key, files))
         key = cache_key("sounds", _FORMAT, RATE, keys)
         folder = open_or_build(cache_root() / key, lambda target: _build(target, files, workers, skip))
     sounds = Sounds(files, keys, folder)
@@ -244,7 +244,8 @@ def open_sounds(files: Sequence[Path], skip: bool = False) -> Sounds:
     return sounds
 
 
-def _digest(path: Path) -> str:
+def content_key(path: Path) -> str:
+    """A key that is equal for files with equal contents."""
     with open_file(path) as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
 

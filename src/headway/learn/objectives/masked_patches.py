@@ -160,11 +160,14 @@ class MaskedPatches(Objective[MaskedPatchSamples]):
         return "squared error per hidden patch in units of its variance"
 
     def adapt(self, model: ModelConfig, examples: MaskedPatchSamples) -> ModelConfig:
-        """`model` with this task's heads. Raises ConfigError for patches that overlap."""
+        """`model` with this task's heads, which start from random weights: a contrast of equal vectors has no gradient.
+        Raises ConfigError for patches that overlap.
+        """
         assert isinstance(model, TransformerConfig)  # checked by the task
         patches = patch_values_head(model)
         pooled = PooledHeadConfig(_SIZE, "mean", dense=True, activation="gelu", unit=True, skip=patches.skip)
-        return replace(model, heads={PATCHES: patches, **({CONTRAST: pooled} if self.contrast else {})})
+        heads = {PATCHES: patches, **({CONTRAST: pooled} if self.contrast else {})}
+        return replace(model, heads=heads, init=replace(model.init, head="same"))
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Counts of hidden patches and of samples, by which their losses are divided separately."""

@@ -1,0 +1,142 @@
+"""Masked sounds: predict hidden frames of unlabelled recordings, and recognise two views of one window."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from headway.config_kinds import register
+from headway.data.splits import Splits, split_by_text
+from headway.domains.audio.augmentation import (
+    SoundAugmentConfig,
+    add_noise,
+    augmentation_rng,
+    change_speed_and_gain,
+    fit_to_window,
+    mask_spectrogram,
+)
+from headway.domains.audio.classification import window_frames
+from headway.domains.audio.framing import bands_of, choose_window, with_window
+from headway.domains.audio.mel import HOP, RATE
+from headway.domains.audio.sound_files import Sounds, open_sounds
+from headway.domains.audio.unlabelled_sounds import read_files
+from headway.errors import ConfigError
+from headway.learn import Recipe, Task
+from headway.learn.examples import Contents
+from headway.learn.objectives.masked_patches import (
+    MaskedPatches,
+    MaskedPatchesConfig,
+    MaskedPatchSamples,
+    MaskedViews,
+    distinct,
+    patch_values_head,
+)
+from headway.learn.report import Picture
+from headway.learn.report.pictures import spectrogram
+from headway.nn.models import ModelConfig, TransformerConfig
+
+_MAX_SHOWN = 2  # recordings in the pictures
+
+
+@register("masked_sounds")
+@dataclass(frozen=True)
+class MaskedSoundsConfig(MaskedPatchesConfig):
+    """Predict hidden frames of unlabelled recordings, and recognise two views of one window.
+
+    `seconds` is the length of the model's window (none: the longest recording). A longer recording is cut into several
+    windows, which stay in one split.
+    """
+
+    seconds: float | None = None  # length of the model's window; none: the longest recording
+    augment: SoundAugmentConfig = SoundAugmentConfig()  # augmentation of views
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seconds is not None and not 0.02 <= self.seconds <= 3600:
+            raise ConfigError(f"task.seconds is {self.seconds:g}; choose a window from 0.02 to 3600 s, or none")
+
+    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
+        """Raises UserError for recordings that cannot be read, are too few, or do not fit the model."""
+        if not isinstance(recipe.model, TransformerConfig):
+            raise ConfigError(
+                f"hidden frames need a transformer, not a {type(recipe.model).__name__}; choose another model"
+            )
+        bands_of(recipe.model)  # a ConfigError for a model that does not take audio, before sounds are read
+        sounds = open_sounds(read_files(recipe.files(data)), self.skip_bad)
+        return Task(MaskedSounds(self, recipe, recipe.model, sounds, workspace), MaskedPatches("recording", self))
+
+
+class MaskedSounds(MaskedPatchSamples):
+    """Windows of unlabelled recordings, each once, with augmented views in training."""
+
+    def __init__(
+        self, config: MaskedSoundsConfig, recipe: Recipe, model: TransformerConfig, sounds: Sounds, workspace: Path
+    ) -> None:
+        self.config, self.sounds, self.bands = config, sounds, bands_of(model)
+        self.hiding, self.contrast = config.hiding, config.contrast
+        unreadable = set(sounds.unreadable)
+        readable = np.array([row for row in distinct(sounds.keys) if row not in unreadable], np.int64)
+        lengths = sounds.lengths[readable]
+        self.frames = choose_window(recipe, model, lengths, config.seconds, workspace)
+        head = patch_values_head(with_window(model, self.frames))
+        self.grid = self.frames // head.patch[0], self.bands // head.patch[1]
+        counts = np.maximum(1, lengths // (self.frames * HOP))
+        self.recordings = np.repeat(readable, counts)  # of each window
+        self.starts = np.concatenate([np.arange(count) for count in counts.tolist()] or [np.zeros(0, np.int64)])
+        keys = [sounds.keys[row] for row in self.recordings.tolist()]
+        indices = split_by_text(keys, np.zeros(len(keys), np.uint8), config.split)
+        self.splits = Splits(indices, np.arange(len(keys)), "windows of recordings", "recordings")
+        self.set_batches(recipe, "windows of recordings")
+
+    def adapt(self, model: ModelConfig) -> ModelConfig:
+        """`model` with the window. UserError for a split without recordings."""
+        for split in ("train", "validation"):
+            self.splits.rows(split)
+        assert isinstance(model, TransformerConfig)  # checked by the task
+        return with_window(model, self.frames)
+
+    def view(self, rows: Int[np.ndarray, "B"], positions: Int[np.ndarray, "B"] | None) -> Float[Tensor, "B T M"]:
+        """Log-mel frames."""
+        size, augment, windows, rngs = self.frames * HOP, self.config.augment, [], []
+        for index, row in enumerate(rows.tolist()):
+            start = int(self.starts[row]) * size
+            sound = self.sounds[int(self.recordings[row])][start : start + size]
+            if positions is None:
+                windows.append(fit_to_window(sound, size))
+                continue
+            rngs.append(augmentation_rng(self.seed, int(positions[index])))
+            sound = change_speed_and_gain(sound, augment, rngs[-1])
+            sound = fit_to_window(sound, size, augment.shift, rngs[-1])
+            windows.append(add_noise(sound, augment, rngs[-1]))
+        frames = window_frames(torch.stack(windows), self.frames, self.bands)
+        return torch.stack([mask_spectrogram(x, augment, rng) for x, rng in zip(frames, rngs)]) if rngs else frames
+
+    def contents(self) -> Contents:
+        return {"sounds": (self.sounds.keys,)}
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        return (*super().remarks, *self.sounds.remarks)
+
+    def describe_row(self, row: int) -> str:
+        """The file name of a recording, and where the window starts."""
+        seconds = int(self.starts[row]) * self.frames * HOP / RATE
+        return self.sounds.files[int(self.recordings[row])].name + (f", from {seconds:g} s" if seconds else "")
+
+    def compare(self, views: MaskedViews) -> list[Picture]:
+        """The frames of recordings: with hidden ones, with the predicted ones, and as they are."""
+        pictures = []
+        for hidden, predicted, complete in zip(
+            *(part[:_MAX_SHOWN] for part in (views.hidden, views.predicted, views.inputs))
+        ):
+            for title, frames in (("Hidden frames", hidden), ("Predicted frames", predicted), ("Complete", complete)):
+                visible = frames.nan_to_num(float(complete.min())).numpy()
+                figure = spectrogram(visible, len(visible) * HOP / RATE)
+                pictures.append(Picture(title, "a held-out recording", figure))
+        return pictures
