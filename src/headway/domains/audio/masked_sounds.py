@@ -16,10 +16,10 @@ from headway.data.splits import Splits, split_by_text
 from headway.domains.audio.augmentation import (
     SoundAugmentConfig,
     add_noise,
+    augment_spectrogram,
     augmentation_rng,
     change_speed_and_gain,
     fit_to_window,
-    mask_spectrogram,
 )
 from headway.domains.audio.classification import window_frames
 from headway.domains.audio.framing import bands_of, choose_window, with_window
@@ -115,7 +115,7 @@ class MaskedSounds(MaskedPatchSamples):
             sound = fit_to_window(sound, size, augment.shift, rngs[-1])
             windows.append(add_noise(sound, augment, rngs[-1]))
         frames = window_frames(torch.stack(windows), self.frames, self.bands)
-        return torch.stack([mask_spectrogram(x, augment, rng) for x, rng in zip(frames, rngs)]) if rngs else frames
+        return torch.stack([augment_spectrogram(x, augment, rng) for x, rng in zip(frames, rngs)]) if rngs else frames
 
     def contents(self) -> Contents:
         return {"sounds": (self.sounds.keys,)}

@@ -141,7 +141,9 @@ def masked_sounds() -> Recipe:
         model=whisper_classifier(width=128, depth=4, heads=4, classes=2),
         task=MaskedSoundsConfig(
             hiding=HidingConfig(span=5),
-            augment=SoundAugmentConfig(shift=0.1, gain=6.0, speeds=(0.9, 0.95, 1.0, 1.05, 1.1), noise=(10.0, 40.0)),
+            augment=SoundAugmentConfig(
+                shift=0.1, gain=6.0, speeds=(0.9, 1.0, 1.1), noise=(10.0, 40.0), warp=0.1, equalizer=6.0
+            ),
         ),
         optim=MUON,
         train=TrainConfig(steps=1000, batch_size=64),
