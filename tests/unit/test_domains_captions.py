@@ -24,6 +24,7 @@ from headway.domains.image_text.recipes import captioner
 from headway.errors import ConfigError, UserError
 from headway.formats import native
 from headway.learn import Recipe, Run
+from headway.learn.examples import RngKey
 from headway.learn.objectives.sequences import teacher_forcing
 from headway.learn.recipe import open_task
 from headway.nn.models import Captioner
@@ -150,6 +151,15 @@ def test_splits_of_scenes_share_nothing() -> None:
         assert scenes.NOVEL & set(parsed(examples.captions[row])[0])
 
 
+def test_tuning_leaves_the_pairs_of_the_test_unseen() -> None:
+    examples = examples_of(open_task(override(tiny(), {**settings("scenes"), "task.tuning": True}), Path()))
+    for name, rows in examples.splits.indices.items():
+        for row in rows.tolist():
+            things = set(parsed(examples.captions[row])[0])
+            assert not scenes.NOVEL & things
+            assert bool(scenes.TUNING & things) == (name == "novel")
+
+
 # Emoji
 
 
@@ -189,6 +199,18 @@ def test_training_shifts_images_by_their_place_in_the_stream() -> None:
     for image, whole in zip(shown, wide):
         assert any(np.array_equal(image, whole[y : y + 6, x : x + 6]) for y in range(5) for x in range(5))
     assert np.array_equal(shift_images(images, 0, 1, np.array([4, 5, 6])), images)
+
+
+def test_noise_swaps_input_tokens_in_training_only() -> None:
+    examples = examples_of(open_task(override(tiny(), {**settings("scenes"), "task.noise": 0.5}), Path()))
+    rows, key = np.arange(40), RngKey(0, np.arange(40))
+    (_, noisy, layout), labels = examples.take(rows, key)[:2]
+    (_, plain, _), plain_labels = examples.take(rows)[:2]
+    assert torch.equal(labels, plain_labels)
+    assert torch.equal(noisy, examples.take(rows, key).inputs[1])
+    assert 0.2 < (noisy != plain)[layout.mask].float().mean() < 0.5  # other captions often have the same word there
+    for column, mask, plain_column in zip(noisy.T, layout.mask.T, plain.T):
+        assert set(column[mask].tolist()) <= set(plain_column[mask].tolist())
 
 
 def test_it_learns_a_batch_by_heart(tmp_path: Path) -> None:
@@ -319,6 +341,7 @@ def test_bad_files_are_refused_before_anything_is_written(photos: Path, tmp_path
     refused("line 2: a caption of .* tokens exceeds task.max_length of 3; .* task.drop_long=true", task__max_length=3)
     refused("the train split of 0 captions is empty; add a file named train", task__max_length=1, task__drop_long=True)
     refused("this task counts samples per batch; set only train.batch_size", train__batch_tokens=9)
+    refused("task.noise is 1.0; choose a fraction", task__noise=1.0)
     refused("no column 'text'", task__caption="text")
     refused("there is no image 'gone.png'", table(tmp_path / "gone.csv", [("gone.png", "a cat")]))
     refused("is empty; fill it in", table(tmp_path / "empty.csv", [("1.png", " ")]))

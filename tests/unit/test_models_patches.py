@@ -62,6 +62,25 @@ def test_patches_are_a_convolution_whose_stride_is_its_size() -> None:
     torch.testing.assert_close(found[:, 0], first.expand(3, -1))
 
 
+def test_histograms_count_edges_and_colours() -> None:
+    """A vertical edge has one direction, in the cells that it crosses; colours are counted wherever they are."""
+    embed = PatchEmbedConfig((8, 8), (8, 16), tokens=0, stem="histograms", cells=2)
+    stem, x = drawn(replace(SMALL, embed=embed)).embed.stem, torch.zeros(1, 3, 8, 16)
+    x[:, :, :, 2:] = 1.0
+    edges, colours = stem._edges(x)[0], stem._colours(x)[0]
+    by_cell = edges.view(2, 8, 2, 2)  # patch, direction, rows and columns of cells
+    assert by_cell[0, 0].tolist() == [[0.5, 0.0], [0.5, 0.0]]  # two of four columns have strength 1
+    assert edges.sum() == by_cell[0, 0].sum()
+    assert (colours > 0).sum(1).tolist() == [2, 1]
+    assert sorted(colours[0].tolist())[-2:] == [16, 48]
+    turned = stem._edges(x[..., :8].mT)[0, 0].view(8, 2, 2)
+    assert torch.equal(turned[4], by_cell[0, 0].mT)
+    assert stem(images(2, 3, 8, 16)).shape == (2, 2, 16)
+    assert stem(torch.zeros(1, 3, 8, 16)).isfinite().all()
+    with pytest.raises(ConfigError, match="cells=3 does not divide patches of 8 x 8"):
+        replace(embed, cells=3)
+
+
 def test_a_stem_is_a_chain_of_convolutions_that_halve_the_image() -> None:
     embed = PatchEmbedConfig((4, 4), (8, 12), channels=2, tokens=1, stem="convolutional", stem_more=1)
     config = replace(SMALL, embed=embed)

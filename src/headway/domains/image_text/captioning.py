@@ -166,7 +166,9 @@ class CaptionsConfig(TaskConfig):
     `codec` and `size` set the tokenizer and its maximum vocabulary size (none: no limit). A caption with more than
     `max_length` tokens is an error or, with `drop_long`, skipped and counted; generated captions are never longer.
     `smoothing` is label smoothing (Szegedy et al. 2016). `beam` and `length_penalty` apply to the final split; other
-    splits are decoded greedily. `shift` is the maximum shift of training images in pixels. `tower` and `decoder` are
+    splits are decoded greedily. `shift` is the maximum shift of training images in pixels. In training, a share `noise`
+    of the decoder's input tokens is swapped with those of other captions at the same position. The decoder then relies
+    on the image, not on which words follow each other in training. `tower` and `decoder` are
     runs or published models that provide these parts with their weights, sizes and tokenizer. `goal` picks the best
     model.
     """
@@ -180,6 +182,7 @@ class CaptionsConfig(TaskConfig):
     beam: int = 4  # beam size on the final split; 1 is greedy
     length_penalty: float = 0.6  # length penalty of the beam search
     shift: int = 0
+    noise: float = 0.0  # share of the decoder's input tokens that are swapped in training
     tower: str | None = None  # run or published model that provides the tower
     decoder: str | None = None  # run or published model that provides the decoder
     goal: Literal["exact_match", "chrf", "bleu", "loss"] = "chrf"
@@ -188,6 +191,8 @@ class CaptionsConfig(TaskConfig):
     def __post_init__(self) -> None:
         if not 0 <= self.smoothing < 1:
             raise ConfigError(f"task.smoothing is {self.smoothing}; choose a fraction of at least 0 and below 1")
+        if not 0 <= self.noise < 1:
+            raise ConfigError(f"task.noise is {self.noise}; choose a fraction of at least 0 and below 1")
         check_beam("task.beam", self.beam)
         for name, minimum in (("max_length", 1), ("shift", 0)):
             if getattr(self, name) < minimum:
@@ -257,13 +262,14 @@ class CaptionFilesConfig(CaptionsConfig):
 class ScenesConfig(CaptionsConfig):
     """Scenes of coloured shapes (scenes.py). `train`, `validation` and `test` are the numbers of scenes in these
     splits. The split "novel" is as large as the test split; each of its scenes has a pair of colour and shape that does
-    not occur in training.
+    not occur in training. With `tuning` these are other pairs, so that settings are not chosen on those of the test.
     """
 
     train: int = 40_000  # number of training scenes
     validation: int = 500  # number of validation scenes
     test: int = 1000  # number of test scenes
     seed: int = 0  # random seed of the scenes
+    tuning: bool = False  # whether the novel pairs are others than those of the test
     generates_data: ClassVar[bool] = True
 
     def gather(self, paths: Sequence[Path] | None, names: Sequence[str], processor: ImageProcessor) -> CaptionData:
@@ -281,7 +287,7 @@ class ScenesConfig(CaptionsConfig):
         first_novel = int(bounds[3])  # scenes from this one on have a novel pair
 
         def scene(row: int) -> scenes.Scene:
-            return scenes.scene(self.seed, row, row >= first_novel)
+            return scenes.scene(self.seed, row, row >= first_novel, self.tuning)
 
         return CaptionData(
             captions=[scene(row).caption for row in range(bounds[-1])],
@@ -428,6 +434,12 @@ class CaptionDataset(SourceTargetExamples, IndexedExamples):
         images = torch.from_numpy(np.stack([self.processor.normalize(image) for image in pixels]))
         ids = [self.ids[row] for row in rows.tolist()]
         decoder_ids, layout, labels = teacher_forcing(ids, [(self.bos,)] * len(ids), self.eos)
+        if rng_key is not None and self.config.noise:
+            rng = np.random.default_rng([self.seed, *rng_key.positions.tolist()])
+            others = torch.from_numpy(rng.integers(0, len(ids), decoder_ids.shape))
+            swapped = torch.from_numpy(rng.random(decoder_ids.shape) < self.config.noise)
+            swapped &= layout.mask.gather(0, others)
+            decoder_ids = torch.where(swapped, decoder_ids.gather(0, others), decoder_ids)
         computed = decoder_ids.numel() + self.model.prefix * len(ids)
         return Batch((images, decoder_ids, layout), labels, sum(map(len, ids)) + len(ids), computed)
 

@@ -21,7 +21,7 @@ from headway.errors import UserError
 from headway.learn import CosineConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig, examples
 from headway.learn.plan.scale import DataSettings, Descent, Scale, ScalingLaw, held_out_shares, lookup
 from headway.learn.recipe import generic
-from headway.nn.mixers import AttentionConfig
+from headway.nn.mixers import AttentionConfig, PointwiseConfig
 from headway.nn.models import (
     BlockConfig,
     CaptionerConfig,
@@ -32,10 +32,12 @@ from headway.nn.models import (
     TwoTowerConfig,
     cycle,
 )
+from headway.nn.models.pooled import PooledHeadConfig
 from headway.nn.models.presets import clip
+from headway.nn.models.two_tower import HEAD
 from headway.nn.parts.feedforward import MLPConfig
 from headway.nn.parts.init import InitConfig
-from headway.nn.parts.norm import RMSNormConfig
+from headway.nn.parts.norm import LayerNormConfig, RMSNormConfig
 from headway.nn.parts.positions import RotaryConfig
 from headway.visibility import Causal, Full, Pattern
 
@@ -141,6 +143,24 @@ def towers(width: int, depth: int, heads: int, patch: int, size: int, dropout: f
     return replace(model, left=replace(model.left, init=init), right=replace(model.right, init=init))
 
 
+def histogram_towers(width: int, size: int, cells: int, dropout: float) -> TwoTowerConfig:
+    """Towers for some hundred images, too few to learn edges from pixels: an image is one patch of `size` pixels,
+    described by histograms, and a text is the mean of its tokens.
+    """
+    model = towers(width, 1, 1, size, size, dropout)
+    left, right, norm = model.left, model.right, LayerNormConfig()
+    embed = PatchEmbedConfig(
+        (size, size), (size, size), tokens=0, norm=norm, dropout=dropout, stem="histograms", cells=cells
+    )
+    head = PooledHeadConfig(width, pool="mean", bias=False)
+    block = BlockConfig(PointwiseConfig(), feed_forward=None, norm=norm, dropout=dropout)
+    return replace(
+        model,
+        left=replace(left, embed=embed, heads={HEAD: head}),
+        right=replace(right, stack=replace(right.stack, blocks=(block,)), embed=TokenEmbedConfig(), heads={HEAD: head}),
+    )
+
+
 def image_text() -> Recipe:
     """Any images with captions."""
     return generic(
@@ -162,12 +182,12 @@ def emoji_clip() -> Recipe:
         domain="image_text",
         description="1,546 emoji with names in five languages: a small CLIP from scratch",
         data=("emoji",),
-        model=towers(96, 2, 4, 8, 32),
-        task=EmojiPairsConfig(captions=3, augment=ImageTextAugmentConfig(shift=0.1, zoom=0.1, light=0.1)),
+        model=histogram_towers(256, 64, 8, 0.1),
+        task=EmojiPairsConfig(captions=4, augment=ImageTextAugmentConfig(shift=0.1, zoom=0.1, light=0.1)),
         optim=MuonConfig(lr=0.02, adam_lr=2e-3, adam_betas=(0.9, 0.98)),
         schedule=CosineConfig(warmup=0.05, floor=0.0),
-        train=TrainConfig(steps=1200, batch_size=96, evaluate_every=150),
-        expected="recall@1 8 %, @5 23 % for 156 names (chance: 0.6 and 3 %) in 5 minutes on one core",
+        train=TrainConfig(steps=600, batch_size=128, evaluate_every=100),
+        expected="recall@1 16 %, @5 35 % on 128 validation names (chance: 0.8 and 4 %) in one minute on one core",
     )
 
 

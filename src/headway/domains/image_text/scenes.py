@@ -29,6 +29,8 @@ SHAPES = ("circle", "square", "triangle", "cross")
 _COLOUR_SHAPES = [(colour, shape) for colour in COLOURS for shape in SHAPES]
 # Pairs that never occur in training, although each of these colours and shapes occurs in other pairs.
 NOVEL = frozenset({("red", "triangle"), ("green", "square"), ("blue", "circle"), ("yellow", "cross")})
+# Further pairs, which settings can be chosen on: training for tuning lacks them too, so NOVEL stays for the final test.
+TUNING = frozenset({("purple", "circle"), ("orange", "square")})
 # Half the size of each shape in pixels, in scenes with one, two and three shapes; the ranges in a scene are disjoint.
 _RADII = (((7.0, 15.0),), ((10.5, 13.5), (5.5, 8.0)), ((10.5, 12.0), (7.0, 8.5), (4.5, 5.5)))
 _GAP = 2.0  # pixels between shapes
@@ -73,15 +75,23 @@ class Scene:
         return any((shape.colour, shape.shape) in NOVEL for shape in self.shapes)
 
 
-def scene(seed: int, index: int, novel: bool = False) -> Scene:
+def scene(seed: int, index: int, novel: bool = False, tuning: bool = False) -> Scene:
     """The scene with this index among those with training pairs of colour and shape or, with `novel`, those with a
-    novel pair.
+    novel pair. With `tuning` no scene has a pair of NOVEL, and those of TUNING are the novel ones.
     """
     rng = random.Random(f"{seed} {index} {novel}")
     count = rng.randint(1, len(_RADII))
-    pairs = rng.sample(_COLOUR_SHAPES, count)
-    while any(pair in NOVEL for pair in pairs) != novel:
-        pairs = rng.sample(_COLOUR_SHAPES, count)
+    held_out, known = (
+        (TUNING, [pair for pair in _COLOUR_SHAPES if pair not in NOVEL])
+        if tuning
+        else (
+            NOVEL,
+            _COLOUR_SHAPES,
+        )
+    )
+    pairs = rng.sample(known, count)
+    while any(pair in held_out for pair in pairs) != novel:
+        pairs = rng.sample(known, count)
     positions = None
     while positions is None:
         radii = [rng.uniform(*radius_range) for radius_range in _RADII[count - 1]]

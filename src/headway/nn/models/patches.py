@@ -17,6 +17,7 @@ from headway.nn.models.embeds import Embed, EmbedConfig
 from headway.nn.parts.convolution import ImageConvolution
 from headway.nn.parts.dropout import Dropout
 from headway.nn.parts.feedforward import ACTIVATIONS
+from headway.nn.parts.histograms import HistogramStem
 from headway.nn.parts.norm import LayerNormConfig, NormConfig
 from headway.nn.parts.projection import Projection
 
@@ -70,7 +71,9 @@ class PatchEmbedConfig(EmbedConfig):
     distillation token (Touvron et al. 2021). `registers` come between these and the patches and have no positions
     (Darcet et al. 2024). Positions are learned for images of `size` (height, width) and interpolated for other sizes.
     A `convolutional` stem replaces the linear layer: it sees across patch borders and learns faster from few images
-    (Xiao et al. 2021). It halves the image repeatedly, with `stem_more` further convolutions after each halving.
+    (Xiao et al. 2021). It halves the image repeatedly, with `stem_more` further convolutions after each halving. A
+    stem of `histograms` describes a patch by the directions of edges in its `cells` x `cells` parts and by its colours,
+    for data sets too small to learn such features.
     """
 
     patch: tuple[int, int] = (16, 16)  # height and width of a patch in pixels
@@ -81,8 +84,9 @@ class PatchEmbedConfig(EmbedConfig):
     bias: bool = True  # whether the layer over pixels has a bias
     norm: NormConfig | None = None  # norm after the sum
     dropout: float = 0.0  # dropout rate of the sum
-    stem: Literal["linear", "convolutional"] = "linear"  # one linear layer, or convolutions
+    stem: Literal["linear", "convolutional", "histograms"] = "linear"  # a linear layer, convolutions or histograms
     stem_more: int = 0  # convolutions with stride 1 after each halving
+    cells: int = 1  # parts per row and column of a patch, for histograms
 
     def __post_init__(self) -> None:
         if min(*self.patch, *self.size, self.channels) < 1 or min(self.tokens, self.registers, self.stem_more) < 0:
@@ -102,6 +106,10 @@ class PatchEmbedConfig(EmbedConfig):
             raise ConfigError(
                 f"a convolutional stem halves images, so patches of {_format_size(self.patch)} are impossible; "
                 "set squares of 2, 4, 8, 16 or 32 pixels, or stem=linear"
+            )
+        if self.cells < 1 or any(part % self.cells for part in self.patch):
+            raise ConfigError(
+                f"cells={self.cells} does not divide patches of {_format_size(self.patch)}; choose a common divisor"
             )
 
     @property
@@ -124,7 +132,7 @@ class PatchEmbedConfig(EmbedConfig):
 
     def summary(self) -> str:
         registers = f", {self.registers} registers" if self.registers else ""
-        stem = ", convolutional stem" if self.stem == "convolutional" else ""
+        stem = {"convolutional": ", convolutional stem", "histograms": ", histograms"}.get(self.stem, "")
         return f"patches {self.patch[0]} x {self.patch[1]}{stem}, {self.tokens} learned tokens{registers}"
 
     def build(self, width: int, vocab_size: int, context: int | None) -> PatchEmbed:
@@ -143,6 +151,8 @@ class PatchEmbed(Embed):
         self.stem, self.project, patch_size = None, None, config.patch[0]
         if config.stem == "linear":
             self.project = Projection(config.channels * config.patch[0] * config.patch[1], width, config.bias)
+        elif config.stem == "histograms":
+            self.stem = HistogramStem(config.channels, width, config.patch, config.cells)
         elif width % (patch_size // 2):
             raise ConfigError(
                 f"a convolutional stem over patches of {patch_size} pixels doubles its channels up to the width, and "
