@@ -9,9 +9,8 @@ from io import StringIO
 from typing import Any
 
 from headway.app.cli.inputs import Failures, image_paths, predict_each, report_outcome, sound_paths, text_inputs
-from headway.app.cli.options import add_server, add_verb, integer, load, torch_options, verb_options
+from headway.app.cli.options import add_server, add_shares, add_verb, integer, load, torch_options, verb_options
 from headway.app.cli.terminal import Terminal
-from headway.app.cli.translate import number_chunks
 from headway.errors import UserError
 
 EXAMPLE = """
@@ -21,6 +20,8 @@ headway classify path/to/nli-model "Rates rise again" --labels politics,economy,
 headway classify path/to/vit cat.png dog.jpg
 headway classify runs/mine cat.png --attention cat-attention.png    # also draw the attention of the model
 headway classify runs/spoken-digits seven.wav recordings/
+headway classify runs/banking77 --part 1/3 --out shares/ < lines    # on each machine, with its own number
+headway classify --join shares/ > labels.tsv
 """
 
 
@@ -56,13 +57,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_verb(parser, "classify", omit=["labels"])
     add_server(parser)
+    add_shares(parser)
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     rows: list[dict[str, Any]] = []
     failures: Failures = []
-    if args.attention and args.server is not None:
-        raise UserError("--attention needs a local model; remove --attention or --server")
+    if args.attention and (args.server is not None or args.part is not None):
+        raise UserError("--attention needs a local model; remove --attention, --server and --part")
     with torch_options(args):
         model = load(args)
         items = args.items
@@ -77,16 +79,20 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         predict = lambda batch: model.classify(  # noqa: E731
             list(map(split_pair, batch)) if args.pairs else batch, **verb_options(args, "classify")
         )
-        for first, lines in [(None, items)] if items else number_chunks(sys.stdin):
-            for line, probabilities in predict_each(lines, predict, failures, first=first):
-                if probabilities is not None or first is not None:  # every line has a row
+        for first, lines in terminal.chunks(items or sys.stdin, failures):
+            is_first = first == 1
+            for line, probabilities in predict_each(lines, predict, failures, first=None if items else first):
+                if probabilities is not None or not items:  # every line has a row
                     labels, thresholds = probabilities or {}, model.thresholds
-                    rows.append({"item": line, "labels": dict(list(labels.items())[: args.top])})
+                    row: dict[str, Any] = {"item": line, "labels": dict(list(labels.items())[: args.top])}
                     if thresholds:  # a multi-label model
                         predicted = [name for name, share in labels.items() if share >= thresholds.get(name, 0.5)]
-                        rows[-1]["predicted"] = predicted
+                        row["predicted"] = predicted
                     print_row = print_csv if args.format == "csv" else print_text
-                    print_row(rows[-1], len(rows) == 1, terminal)
+                    print_row(row, is_first, terminal)
+                    is_first = False
+                    if args.json or args.attention:
+                        rows.append(row)
         if args.attention:
             from headway.codecs.image_processor import write_image
 

@@ -3,32 +3,54 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
+from hashlib import blake2b
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headway.app.cli.options import add_cache, add_server, add_verb, load, number, torch_options, verb_options
+from headway.app.cli.inputs import BATCH_SIZE, Failures, predict_each, report_outcome
+from headway.app.cli.options import (
+    add_cache,
+    add_server,
+    add_shares,
+    add_verb,
+    load,
+    number,
+    torch_options,
+    verb_options,
+)
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
+from headway.io.files import open_file
 
 if TYPE_CHECKING:
     from headway.generate import Limits, Sampling
 
 EXAMPLE = """
 headway generate runs/shakespeare --prompt "ROMEO:" --max-new-tokens 200 --temperature 0.8
+headway generate runs/shakespeare --prompts names.txt --seed 1 > continued.jsonl      # one prompt per line
+headway generate runs/shakespeare --prompts names.txt --seed 1 --part 1/3 --out shares/
+headway generate --join shares/ > continued.jsonl
 """
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="RUN|MODEL", help="run directory or published model")
-    parser.add_argument(
-        "--prompt",
-        required=True,
-        metavar="TEXT|@FILE|-",
-        help="prompt: text, @FILE for a file, or - for standard input",
+    prompts = parser.add_mutually_exclusive_group(required=True)
+    prompts.add_argument(
+        "--prompt", metavar="TEXT|@FILE|-", help="prompt: text, @FILE for a file, or - for standard input"
+    )
+    prompts.add_argument(
+        "--prompts",
+        metavar="FILE|-",
+        help="file with one prompt per line, or - for standard input; prints one JSON object per line",
     )
     add_sampling(parser, tokens=100)
+    add_shares(parser)
 
 
 def add_sampling(parser: argparse.ArgumentParser, tokens: int) -> None:
@@ -51,6 +73,11 @@ def sampling_settings(args: argparse.Namespace) -> tuple[Sampling, Limits]:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
+    if args.prompts is not None:
+        continue_lines(args, terminal)
+        return
+    if args.part is not None:
+        raise UserError("--part deals out several prompts; pass a file with one per line: --prompts FILE")
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     if args.prompt.startswith("@"):
         path = Path(args.prompt[1:])
@@ -77,6 +104,25 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             terminal.print_result({"prompt": prompt, "tokens": completion.ids, **fields, "beyond": model.unexpected})
             return
         stream_output(model.continuations(prompt, sampling, limits), prompt, terminal)
+
+
+def continue_lines(args: argparse.Namespace, terminal: Terminal) -> None:
+    """Continue each line of --prompts, and print it with its continuation as JSON; null for one that fails."""
+    count, failures = 0, Failures()
+    is_stdin = args.prompts == "-"
+    file = nullcontext(sys.stdin) if is_stdin else TextIOWrapper(open_file(args.prompts), encoding="utf-8")
+    with file as stream, torch_options(args):
+        model = load(args)
+        for first, lines in terminal.chunks(stream, failures, BATCH_SIZE):
+            options = verb_options(args, "generate")
+            if args.seed is not None:  # the model counts from 0 in each call, so that equal seeds would repeat samples
+                digest = blake2b(f"{args.seed} {first}".encode(), digest_size=7).digest()
+                options["seed"] = int.from_bytes(digest, "little")
+            predict = lambda prompts, options=options: model.generate(prompts, **options)  # noqa: E731
+            for line, text in predict_each(lines, predict, failures, first=first):
+                terminal.print_data(json.dumps({"prompt": line, "text": text}, ensure_ascii=False))
+                count += 1
+    report_outcome({"prompts": count}, failures, terminal)
 
 
 def stream_output(chunks: Iterator[str], prompt: str, terminal: Terminal) -> str:

@@ -15,7 +15,7 @@ T = TypeVar("T")
 A = TypeVar("A")
 Failures = list[tuple[Any, UserError]]  # inputs that failed, with their errors
 
-_BATCH_SIZE = 64  # inputs per batch, between lines of output
+BATCH_SIZE = 64  # inputs per batch, between lines of output
 _INPUT_NUMBER = re.compile(r"^\w+ \d+ of \d+ ")  # the start of a message about one of several inputs
 
 _TABLE_NAME = re.compile(r"\S+\.(csv|tsv|jsonl|xlsx|txt)")
@@ -84,8 +84,8 @@ def predict_each(
         empty = sorted(set(range(len(items))) - set(nonempty))
         errors |= {index: UserError(f"line {first + index} is empty; write some text on it") for index in empty}
     done, num_empty = 0, len(errors)
-    for start in range(0, len(nonempty), _BATCH_SIZE):
-        indices = nonempty[start : start + _BATCH_SIZE]
+    for start in range(0, len(nonempty), BATCH_SIZE):
+        indices = nonempty[start : start + BATCH_SIZE]
         batch = [items[index] for index in indices]
         outputs: list[A | None] = [None] * len(batch)
         batch_errors: dict[int, UserError] = {}

@@ -178,6 +178,13 @@ def _dispatch(arguments: list[str]) -> None:
     for output in (getattr(args, name, None) for name in _OUTPUTS):
         if isinstance(output, (str, Path)):
             check_output(Path(output), inputs)
+    if hasattr(args, "part") and (args.part or args.join or "RANK" in os.environ):
+        from headway.app.cli import shares
+
+        if args.part or args.join:
+            shares.run(command, name, args, parser)
+            return
+        shares.check_alone(name)
     command.run(args, Terminal(args.json))
 
 

@@ -212,6 +212,37 @@ def add_server(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_shares(parser: argparse.ArgumentParser, out: str | None = "folder of all parts, which they share") -> None:
+    """Add --part, --join and, with an explanation, --out, for commands that work in shares."""
+    add = parser.add_argument
+    add(
+        "--part",
+        type=part,
+        metavar="I/N|auto",
+        help="compute only part I of N, from 1; auto takes both from torchrun or Slurm, and auto/N takes I from "
+        "Kubernetes",
+    )
+    if out is not None:
+        add("--out", type=Path, metavar="DIR", help=out)
+    add("--join", type=Path, action=_Join, metavar="DIR", help="print the output of all parts in DIR; takes no model")
+
+
+def part(text: str) -> Any:
+    """The argparse type of --part."""
+    from headway.app.shares import parse_part
+
+    return parse_part(text)
+
+
+class _Join(argparse.Action):
+    """Stores the folder. The parts know model and inputs, so no other argument is required any more."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, values)
+        for required in (*parser._actions, *parser._mutually_exclusive_groups):
+            required.required = False
+
+
 # Options that are set when the server starts, not per request, with their defaults.
 _SERVER_OPTIONS = {"weights": None, "cache": None, "draft": None, "device": "auto", "backend": "auto", "threads": None}
 _SERVER_OPTIONS |= {"deterministic": False}

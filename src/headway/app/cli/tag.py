@@ -6,8 +6,7 @@ import argparse
 import sys
 
 from headway.app.cli.options import add_server, add_verb, load, torch_options, verb_options
-from headway.app.cli.terminal import Terminal
-from headway.app.cli.translate import line_chunks
+from headway.app.cli.terminal import Terminal, line_chunks
 
 EXAMPLE = """
 headway tag runs/tagging < lines

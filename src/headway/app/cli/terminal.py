@@ -1,4 +1,4 @@
-"""The output of a command: text and tables or one JSON object on stdout, notes on stderr."""
+"""The output of a command: text and tables or one JSON object on stdout, notes on stderr; and its inputs in chunks."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import math
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from headway.errors import printable
+from headway.errors import UserError, printable
 
+CHUNK = 512  # lines to read before computing: enough to batch lines of similar length
 # Control characters other than tabs and newlines, and marks that change text direction.
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
@@ -37,6 +39,10 @@ class Terminal:
         if not self.json:
             print(_escape_controls(text), end=end, flush=True)
 
+    def print_data(self, line: str) -> None:
+        """Print a line of data, also with --json. It is not flushed, because data have many lines."""
+        print(line)
+
     def note(self, text: str = "", end: str = "\n") -> None:
         """Print progress or a remark on stderr."""
         print("\n".join(map(printable, text.split("\n"))), end=end, file=sys.stderr, flush=True)
@@ -50,6 +56,31 @@ class Terminal:
         """With --json, print the result as the last line of stdout."""
         if self.json:
             print(_escape_controls(json.dumps(to_json_value(value), ensure_ascii=False, allow_nan=False)), flush=True)
+
+    def chunks(
+        self, inputs: Iterable[Any], failures: list[tuple[Any, UserError]] | None = None, size: int = CHUNK
+    ) -> Iterator[tuple[int, list[Any]]]:
+        """The inputs of a command in chunks, each with the number of its first input, counted from 1. A list is one
+        chunk; a stream of lines has `size` per chunk, without newlines.
+
+        A command that works in shares gets only those of its part, and their output and `failures` are stored when it
+        asks for the next chunk.
+        """
+        if isinstance(inputs, list):
+            yield 1, inputs
+            return
+        first = 1
+        for chunk in line_chunks(inputs, size):
+            yield first, chunk
+            first += len(chunk)
+
+
+def line_chunks(lines: Iterable[str], size: int = CHUNK) -> Iterator[list[str]]:
+    """Chunks of lines without newlines; from a keyboard, one line at a time."""
+    size = 1 if lines is sys.stdin and sys.stdin.isatty() else size
+    stream = iter(lines)
+    while chunk := [line.rstrip("\r\n") for line in islice(stream, size)]:
+        yield chunk
 
 
 def _escape_controls(text: str) -> str:

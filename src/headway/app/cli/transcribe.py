@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, cast
 
 from headway.app.cli.inputs import Failures, report_outcome
-from headway.app.cli.options import add_cache, add_server, add_verb, integer, load, number, torch_options
+from headway.app.cli.options import add_cache, add_server, add_shares, add_verb, integer, load, number, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
+from headway.io.durable import decode_json
 
 if TYPE_CHECKING:
+    from headway.app.shares import JoinedParts
     from headway.domains.audio import FileSound, Segment, SubtitleLines, Transcription
 
 EXAMPLE = """
@@ -26,7 +30,10 @@ headway transcribe hf:openai/whisper-small film.mp4 --format vtt --max-line-widt
 headway transcribe hf:openai/whisper-small rede.ogg --language de --task translate
 headway transcribe hf:openai/whisper-small recordings/ --out transcripts/     # all audio files in the folder and below
 headway transcribe path/to/whisper-tiny.en a.flac --word-timestamps --json --weights int8
+headway transcribe path/to/whisper-tiny.en recordings/ --part 1/3 --out shares/      # on each machine, its own
+headway transcribe --join shares/ --out transcripts/
 """
+FILES_PER_BLOCK = 8  # in shares: recordings may be long
 FORMATS = ("txt", "json", "srt", "vtt")
 Show = Callable[["Segment"], None]
 Progress = Any  # of rich, or None if stderr is not a terminal
@@ -49,7 +56,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default="txt",
         help="output format: plain text, JSON, SubRip or WebVTT (default: txt)",
     )
-    add("--out", type=Path, metavar="DIR", help="write DIR/NAME.FORMAT for each file (default: print to stdout)")
+    out = "write DIR/NAME.FORMAT for each file (default: print to stdout); with --part, the folder that all parts share"
+    add_shares(parser, out)
     add(
         "--task",
         choices=("transcribe", "translate"),
@@ -85,9 +93,7 @@ def temperatures(text: str) -> tuple[float, ...]:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    from headway.data.array_store import check_output_path
     from headway.domains.audio import FileSound, SubtitleLines
-    from headway.io.outputs import check_new
 
     lines = None
     width, count, words = args.max_line_width, args.max_line_count, args.max_words_per_line
@@ -98,36 +104,91 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             raise UserError("--max-line-count needs a line width; add --max-line-width, for example 42")
         lines = SubtitleLines(width, count or (1 if width is None else 2), words)
     sources = expand_paths(args.files)
-    targets: list[Path | None] = [None] * len(sources)
-    if args.out is not None:
-        paths = [args.out / f"{name}.{args.format}" for _, name in sources]
-        duplicate = next((path for path, count in Counter(paths).items() if count > 1), None)
-        if duplicate is not None:
-            raise UserError(f"{duplicate} is the output of two files; transcribe them separately, or rename one")
-        check_new(*paths)
-        for path in {path.parent: path for path in paths}.values():
-            check_output_path(path)
-        targets = list(paths)
-    elif len(sources) > 1 and args.format in ("srt", "vtt"):
+    targets: Sequence[Path | None] = [None] * len(sources)
+    if args.out is not None and args.part is None:
+        targets = output_paths(args.out, [name for _, name in sources], args.format)
+    elif len(sources) > 1 and args.format in ("srt", "vtt") and args.part is None:
         raise UserError(f"{len(sources)} {args.format} files cannot share stdout; add --out DIR")
-    sounds: list[tuple[FileSound, Path | None]] = []
     results: list[dict[str, Any]] = []
     failures: Failures = []
-    for (path, _), target in zip(sources, targets):  # reject files that are not audio before any computation
-        try:
-            sounds.append((FileSound(path), target))
-        except UserError as error:
-            if path in args.files or len(failures) + 1 == len(sources):
-                raise
-            failures.append((path, error))
+    transcribe = None
     with torch_options(args):
-        transcribe = open_transcriber(args, lines)
-        for sound, target in sounds:
-            try:
-                results.append(transcribe_file(transcribe, sound, target, args.format, terminal, lines))
-            except UserError as error:  # the file turned out to be damaged; continue with the others
-                failures.append((sound.path, error))
+        for first, chunk in terminal.chunks([name for _, name in sources], failures, FILES_PER_BLOCK):
+            sounds: list[tuple[FileSound, str, Path | None]] = []
+            for index in range(first - 1, first - 1 + len(chunk)):  # reject other files before any computation
+                path, name = sources[index]
+                try:
+                    sounds.append((FileSound(path), name, targets[index]))
+                except UserError as error:
+                    if path in args.files or len(failures) + 1 == len(sources):
+                        raise
+                    failures.append((path, error))
+            transcribe = transcribe or open_transcriber(args, lines)
+            for sound, name, target in sounds:
+                record = None if args.part is None else name
+                try:
+                    result = transcribe_file(transcribe, sound, target, args.format, terminal, lines, record)
+                except UserError as error:  # the file turned out to be damaged; continue with the others
+                    failures.append((sound.path, error))
+                    continue
+                if args.json:
+                    results.append(result)
     report_outcome({"results": results}, failures, terminal)
+
+
+def output_paths(folder: Path, names: Sequence[str], file_format: str) -> list[Path]:
+    """The output file of each name, in a folder that is created. Raises UserError for files that exist, and for two of
+    the same name.
+    """
+    from headway.data.array_store import check_output_path
+    from headway.io.outputs import check_new
+
+    paths = [folder / f"{name}.{file_format}" for name in names]
+    duplicate = next((path for path, count in Counter(paths).items() if count > 1), None)
+    if duplicate is not None:
+        raise UserError(f"{duplicate} is the output of two files; transcribe them separately, or rename one")
+    check_new(*paths)
+    for path in {path.parent: path for path in paths}.values():
+        check_output_path(path)
+    return paths
+
+
+@dataclass(frozen=True)
+class TranscriptRecord:
+    """A line of a block, in shares: a file's name relative to its folder, without suffix, and its transcript."""
+
+    name: str
+    text: str
+
+
+def join(parts: JoinedParts, args: argparse.Namespace, terminal: Terminal) -> None:
+    """Print the transcripts of all parts, or write them to files with --out, like one process."""
+    from headway.config import from_dict
+    from headway.data.array_store import output_errors
+
+    def records() -> Iterator[TranscriptRecord]:
+        for output in parts.outputs():
+            for line in output.split("\n")[:-1]:
+                yield from_dict(TranscriptRecord, decode_json(line.encode(), f"a block in {args.join}"))
+
+    file_format = str(parts.manifest.options.get("format"))
+    if args.out is None and file_format in ("srt", "vtt") and parts.num_inputs > 1:
+        raise UserError(f"{parts.num_inputs} {file_format} files cannot share stdout; add --out DIR")
+    paths: list[Path] = []
+    if args.out is not None:
+        names = [record.name for record in records()]
+        outside = next((n for n in names if PurePosixPath(n).is_absolute() or ".." in PurePosixPath(n).parts), None)
+        if outside is not None or file_format not in FORMATS:
+            raise UserError(f"{args.join} names the file {outside or file_format!r}; run its parts again")
+        paths = output_paths(args.out, names, file_format)
+    for index, record in enumerate(records()):
+        if args.out is None:
+            terminal.print(record.text, end="")
+            continue
+        with output_errors(paths[index]):
+            paths[index].write_text(record.text, encoding="utf-8")
+    failures: Failures = [(item, UserError(error)) for item, error in parts.failures()]
+    report_outcome({"inputs": parts.num_inputs, "parts": parts.manifest.parts}, failures, terminal)
 
 
 def open_transcriber(args: argparse.Namespace, lines: SubtitleLines | None) -> Transcribe:
@@ -204,13 +265,14 @@ def transcribe_file(
     file_format: str,
     terminal: Terminal,
     lines: SubtitleLines | None = None,
+    record: str | None = None,
 ) -> dict[str, Any]:
-    """Transcribe a file, and print or write the transcript."""
+    """Transcribe a file, and print or write the transcript; in shares, as a `TranscriptRecord` of this name."""
     from headway.data.array_store import output_errors
     from headway.domains.audio import as_dict, format_transcript
 
     started = time.monotonic()
-    live = target is None and file_format == "txt"
+    live = target is None and file_format == "txt" and record is None
     show = lambda segment: terminal.print(segment.text.strip()) if live else None  # noqa: E731
     with progress_bar(sound.path.name) as progress:
         transcription = transcribe(sound, show, progress)
@@ -219,7 +281,9 @@ def transcribe_file(
     terminal.note(f"{sound.path}: {transcription.duration:.1f} s of audio in {seconds:.1f} s{no_speech}")
     if not live:
         text = format_transcript(transcription, cast(Any, file_format), lines)
-        if target is None:
+        if record is not None:
+            terminal.print(json.dumps({"name": record, "text": text}))  # in ASCII: a line of its own
+        elif target is None:
             terminal.print(text, end="")
         else:
             with output_errors(target):
