@@ -16,24 +16,29 @@ are not measured again.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
+import resource
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from measure import RESULTS, ROOT, machine
-from score_sets import MINUTES, SETS
+from score_sets import MINUTES, MORE_SERIES, SETS
+from score_tools import TOOLS
 
 NAME = "scores"
 RUNS = Path(os.environ.get("SCORES_RUNS", ROOT / ".cache" / NAME))
 PROBED = 2000  # training samples of the quick classical method
 REFERENCES = ROOT / "src/headway/learn/plan/references.json"
+CELLS = ("name", "recipe", "metric", "requested_minutes", "minutes", "score", "tool", "tool_score")
 KEPT = ("parameters", "steps", "step", "tokens", "epochs", "seconds", "elapsed", "threads", "precision", "best")
 
 
@@ -43,31 +48,44 @@ def read() -> dict[str, Any]:
 
 
 def keep(name: str, part: str, row: dict[str, Any]) -> None:
-    """Add a part of a set to the results. Another process may have added others."""
-    result = read()
-    entry = result["sets"].setdefault(name, {})
-    entry[part] = {**row, "date": time.strftime("%Y-%m-%d"), "processor": machine()["processor"]}
-    result["machine"] = machine()
-    (RESULTS / f"{NAME}.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    """Add a part of a set to the results, to which other processes add theirs."""
+    RUNS.mkdir(parents=True, exist_ok=True)
+    with (RUNS / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = read()
+        entry = result["sets"].setdefault(name, {})
+        entry[part] = {**row, "date": time.strftime("%Y-%m-%d"), "processor": machine()["processor"]}
+        result["machine"] = machine()
+        save(result)
     print(name, part, json.dumps(row)[:400], flush=True)
 
 
-def train(name: str) -> dict[str, Any]:
-    """A run of headway, as a user would start it."""
-    chosen, run = SETS[name], RUNS / name
+def save(result: dict[str, Any]) -> None:
+    path = RESULTS / f"{NAME}.json"
+    path.with_suffix(".new").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    path.with_suffix(".new").replace(path)
+
+
+def train(name: str, minutes: float) -> dict[str, Any]:
+    """A run of headway, as a user would start it. Other programs may leave it less than a core: core seconds count."""
+    chosen, run = SETS[name], RUNS / f"{name}-{minutes:g}"
     resume = ["--resume"] if (run / "recipe.json").is_file() else []
     command = [sys.executable, "-m", "headway", "train", chosen.recipe, "--run", str(run), "--threads", "1", "--json"]
-    command += resume or ["--data", *map(str, chosen.data()), "--minutes", str(MINUTES)]
+    command += resume or ["--data", *map(str, chosen.data()), "--minutes", str(minutes)]
     command += ["--set", *chosen.settings] if chosen.settings and not resume else []
-    started = time.monotonic()
+    started, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
         return {"refused": done.stderr.strip().splitlines()[-1]}
     summary = json.loads(done.stdout.strip().splitlines()[-1])
     recipe = json.loads((run / "recipe.json").read_text())
     return {
+        "minutes": minutes,
         "score": summary["scores"].get(chosen.metric),
         "wall_seconds": round(time.monotonic() - started, 1),
+        "core_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1),
+        "resumed": bool(resume),
         "load_average": os.getloadavg()[1],
         "reasons": recipe["reasons"],
         "seed": recipe["train"]["seed"],
@@ -102,7 +120,8 @@ def opened(name: str) -> Iterator[Any]:
     from headway.learn.plan.scale import with_user_settings
     from headway.learn.recipe import open_task
 
-    chosen, user = SETS[name], parse_settings(list(SETS[name].settings))
+    chosen = (SETS | MORE_SERIES)[name]
+    user = parse_settings(list(chosen.settings))
     recipe = configure_recipe(chosen.recipe, list(map(str, chosen.data())), user, None)
     scale = scale_of(chosen.recipe)
     assert scale is not None
@@ -115,28 +134,48 @@ def opened(name: str) -> Iterator[Any]:
             task.close()
 
 
-PARTS = {"train": train, "probe": probe}
+def tools(name: str) -> dict[str, Any]:
+    """The classical tool of the set's recipe."""
+    import torch
+
+    torch.set_num_threads(1)
+    started = time.process_time()
+    with opened(name) as task:
+        found = TOOLS[(SETS | MORE_SERIES)[name].recipe](task)
+    return {**found, "core_seconds": round(time.process_time() - started, 1)}
+
+
+PARTS: dict[str, Callable[..., dict[str, Any]]] = {"train": train, "probe": probe, "tools": tools}
+
+
+def earlier(name: str, metric: str) -> list[tuple[float, float]]:
+    """Minutes and scores of runs of one core that other benchmarks measured."""
+    series = json.loads((RESULTS / "forecast.json").read_text())["sets"]
+    runs = [(series[name]["minutes"], series[name]["model"]["mase"]["median"])] if name in series else []
+    for run in json.loads((RESULTS / "budget.json").read_text())["chosen"]:
+        if run["set"] == name and run.get("cores") == 1 and run["minutes"] >= MINUTES:
+            runs.append((run["minutes"], run["scores"][metric]))
+    return runs
 
 
 def rows(sets: dict[str, Any]) -> list[dict[str, Any]]:
-    """The references: every set with a run and a probe, and runs of benchmarks/budget.py on these sets, one core."""
+    """The references: every set with a probe and a run, its own or an earlier one."""
     result = []
-    for name, parts in sets.items():
-        chosen, facts = SETS[name], parts.get("probe")
-        runs = [(MINUTES, parts["train"]["score"])] if parts.get("train", {}).get("score") is not None else []
-        for run in json.loads((RESULTS / "budget.json").read_text())["chosen"]:
-            is_known = run["set"] == name and run.get("cores") == 1 and run["minutes"] >= MINUTES
-            if is_known and not (run["minutes"] == MINUTES and "train" in parts):
-                runs.append((run["minutes"], run["scores"][chosen.metric]))
-        tool = parts.get("tools", {})
-        for minutes, score in runs if facts else ():
+    for name, chosen in (SETS | MORE_SERIES).items():
+        parts = sets.get(name, {})
+        facts, tool = parts.get("probe"), parts.get("tools", {})
+        own = {part["minutes"]: part for key, part in parts.items() if key.startswith("train-") and part.get("score")}
+        runs = [(minutes, core_minutes(part), part["score"]) for minutes, part in own.items()]
+        runs += [(minutes, minutes, score) for minutes, score in earlier(name, chosen.metric) if minutes not in own]
+        for minutes, used, score in runs if facts else ():
             result.append(
                 {
                     "name": name,
                     "source": chosen.source or name,
                     "metric": chosen.metric,
                     "recipe": chosen.recipe,
-                    "minutes": minutes,
+                    "requested_minutes": minutes,
+                    "minutes": used,
                     "samples": facts["samples"],
                     "baseline": facts["baseline"],
                     "score": score,
@@ -147,23 +186,87 @@ def rows(sets: dict[str, Any]) -> list[dict[str, Any]]:
     return result
 
 
+def core_minutes(part: dict[str, Any]) -> float:
+    """The time that a run had of its core; all of it, if it ended early because the data were used up."""
+    share = min(1.0, part["core_seconds"] / part["wall_seconds"])
+    return part["minutes"] if part["resumed"] else round(share * part["minutes"], 2)
+
+
 def table(sets: dict[str, Any]) -> None:
     lines = ",\n".join(json.dumps(row) for row in rows(sets))
     REFERENCES.write_text(f'{{"references": [\n{lines}\n]}}\n')
+
+
+def compare(sets: dict[str, Any]) -> dict[str, Any]:
+    """Each run next to the prediction from references of other sources, and next to the classical tool."""
+    from headway.learn.plan.expected import as_reference, expected_score, kind_of
+
+    table_rows = rows(sets)
+    known = [as_reference(row) for row in table_rows]
+    compared: list[dict[str, Any]] = []
+    for row, reference in zip(table_rows, known):
+        others = [other for other in known if other.source != reference.source]
+        found = expected_score(reference.facts, others)
+        entry = {key: row[key] for key in CELLS}
+        sign = -1 if kind_of(reference.metric) == "error" else 1
+        if row["tool_score"] is not None:
+            entry["wins"] = sign * row["score"] >= sign * row["tool_score"]
+        if found is not None:
+            entry |= {"expected": found.score, "interval": [found.low, found.high], "width": found.high - found.low}
+            entry["inside"] = found.low <= row["score"] <= found.high
+            if "wins" in entry:
+                entry["tool_expected_to_win"] = found.tool is not None
+        best = [sign * other["score"] for other in table_rows if other["name"] == row["name"]]
+        if len(set(best)) > 1 and row["tool_score"] is not None:  # the longest run known, at most 45 minutes
+            entry["spread"] = abs(sign * max(best) - row["tool_score"])
+        compared.append(entry)
+    return {
+        "all": summary(compared),
+        "at_5_minutes": summary([row for row in compared if row["requested_minutes"] == MINUTES]),
+        "compared": compared,
+    }
+
+
+def summary(compared: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """How many runs lie in their intervals, and how many beat their tools; sets with several runs count each."""
+    predicted = [row for row in compared if "inside" in row]
+    tried = [row for row in compared if "wins" in row]
+    named = [row for row in tried if "tool_expected_to_win" in row]
+    spreads = [row["width"] / row["spread"] for row in predicted if row.get("spread")]
+    return {
+        "runs": len(compared),
+        "sets": len({row["name"] for row in compared}),
+        "recipes": sorted({row["recipe"] for row in compared}),
+        "predicted": len(predicted),
+        "inside": sum(row["inside"] for row in predicted),
+        "with_tool": len(tried),
+        "beat_the_tool": sum(row["wins"] for row in tried),
+        "winner_predicted": sum(row["tool_expected_to_win"] != row["wins"] for row in named),
+        "winner_predictions": len(named),
+        "width_by_spread": round(statistics.mean(spreads), 2) if spreads else None,
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=(*PARTS, "table", "report"))
     parser.add_argument("sets", nargs="*", help="names of sets (default: all)")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="of a run")
     args = parser.parse_args()
-    if args.part == "table":
-        table(read()["sets"])
+    if args.part in ("table", "report"):
+        result = read()
+        if args.part == "table":
+            table(result["sets"])
+        else:
+            result["report"] = compare(result["sets"])
+            save(result)
+            print(json.dumps({key: value for key, value in result["report"].items() if key != "compared"}, indent=1))
         return
-    measure: Sequence[str] = args.sets or list(SETS)
-    for name in measure:
-        if args.part not in read()["sets"].get(name, {}):
-            keep(name, args.part, PARTS[args.part](name))
+    names: Sequence[str] = args.sets or list(SETS if args.part == "train" else SETS | MORE_SERIES)
+    part, given = (f"train-{args.minutes:g}", (args.minutes,)) if args.part == "train" else (args.part, ())
+    for name in names:
+        if part not in read()["sets"].get(name, {}):
+            keep(name, part, PARTS[args.part](name, *given))
 
 
 if __name__ == "__main__":

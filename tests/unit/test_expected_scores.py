@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+import random
+from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import headway as hw
+from headway.app.recipes import configure_recipe
 from headway.learn.objective import Baseline
 from headway.learn.objectives.baselines import InputVectors, NgramModel, nearest_samples, ridge_predictions
+from headway.learn.plan import choose, expected
 from headway.learn.plan.expected import (
     COVERAGE,
     ExpectedScore,
@@ -21,6 +27,7 @@ from headway.learn.plan.expected import (
     has_references,
     references,
 )
+from headway.learn.recipe import open_task
 from headway.learn.run_report import expected_sentence
 
 METHOD = "a linear model"
@@ -155,3 +162,74 @@ def test_the_report_compares_what_was_expected_with_what_was_reached() -> None:
     assert "outside" in expected_sentence({**summary, "scores": {"split": "test", "accuracy": 0.5}})
     assert expected_sentence({"scores": {"split": "test", "accuracy": 0.5}}) == ""
     assert format_score("bleu", 31.234) == "31.2"
+
+
+def rows_of_texts(count: int = 300) -> list[dict[str, str]]:
+    """Texts whose words belong to their label."""
+    chance, words = random.Random(1), {"fruit": ("apple", "pear", "plum"), "tool": ("saw", "drill", "file")}
+    labels = [chance.choice(sorted(words)) for _ in range(count)]
+    return [
+        {"text": " ".join(chance.choice(words[label]) for _ in range(6)) + f" {number}", "label": label}
+        for number, label in enumerate(labels)
+    ]
+
+
+def written(name: str, text: str) -> Callable[[Path], str]:
+    def write(folder: Path) -> str:
+        (folder / name).write_text(text, encoding="utf-8")
+        return str(folder / name)
+
+    return write
+
+
+SENTENCES = [f"the {animal} sees {number} birds" for animal in ("dog", "cat", "cow") for number in range(2, 60)]
+TAGS = {"dog": "B-PET", "cat": "B-PET", "cow": "B-FARM"}
+FILES = {
+    "text": ("bits_per_byte", written("text.txt", "\n".join(SENTENCES))),
+    "translation": ("bleu", written("pairs.tsv", "".join(f"{line}\t{line.upper()}\n" for line in SENTENCES))),
+    "tagging": (
+        "f1",
+        written(
+            "tags.conll",
+            "\n".join("".join(f"{word} {TAGS.get(word, 'O')}\n" for word in line.split()) for line in SENTENCES),
+        ),
+    ),
+    "forecast": (
+        "mase",
+        written("series.csv", "day,value\n" + "".join(f"{day},{10 + day % 7 + 0.1 * day}\n" for day in range(400))),
+    ),
+}
+
+
+@pytest.mark.parametrize("recipe", sorted(FILES))
+def test_each_domain_scores_a_quick_classical_method(recipe: str, tmp_path: Path) -> None:
+    metric, write = FILES[recipe]
+    user = {"task.context": 32, "train.batch_tokens": 512} if recipe == "text" else {}
+    task = open_task(configure_recipe(recipe, write(tmp_path), user, None), tmp_path)
+    found, again = (task.objective.baseline(task.examples, 200) for _ in range(2))
+    assert found is not None
+    assert found == again
+    assert found.metric == metric
+    assert found.score > {"bits_per_byte": 0, "mase": -1e-9, "bleu": 20, "f1": 0.9}[metric]
+    assert metric != "bits_per_byte" or found.score < 4
+
+
+@pytest.mark.usefixtures("brief_samples")
+def test_plans_runs_and_reports_state_the_expected_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = tuple(row._replace(tool="a linear SVM", tool_score=0.999) for row in drawn(6))
+    monkeypatch.setattr(expected, "references", lambda: known)
+    monkeypatch.setattr(choose, "references", lambda: known)
+    [plan] = hw.plan("classification", rows_of_texts(), minutes=0.3, threads=1)
+    lines = [reason for reason in plan.reasons if reason.startswith("expected accuracy on the test split")]
+    assert len(lines) == 1
+    assert "a linear model of token counts has 100.0 % on the validation split" in lines[0]
+    assert plan.expected is not None
+    assert plan.expected.low <= plan.expected.score <= plan.expected.high
+    run = hw.train("classification", rows_of_texts(), minutes=0.1, run=tmp_path / "run", threads=1, progress=False)
+    assert any("after 0.1 minutes" in reason for reason in run.recipe.reasons)
+    assert run.summary["expected"]["metric"] == "accuracy"
+    assert "Before training, the expected accuracy was" in expected_sentence(run.summary)
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "Before training, the expected accuracy was" in page
+    again = hw.train("classification", None, run=tmp_path / "run", resume=True, threads=1, progress=False)
+    assert again.summary["expected"] == run.summary["expected"]

@@ -160,8 +160,8 @@ class SequenceGeneration(Likelihood[S], Generic[S]):
         """The target of the most similar training source, as the output for each validation source."""
         train = input_vectors(examples.of("train"), limit)
         held_out = input_vectors(examples.of("validation"), MAX_EVALUATED)
-        outputs = [_without_padding(train.targets[row]) for row in nearest_samples(train, held_out)]
-        references = [[text] for text in examples.decode_all([_without_padding(row) for row in held_out.targets])]
+        outputs = [without_padding(train.targets[row]) for row in nearest_samples(train, held_out)]
+        references = [[text] for text in examples.decode_all([without_padding(row) for row in held_out.targets])]
         scores = self.scores(examples, Sources([""] * len(outputs), references, [""] * len(outputs)), outputs)
         if self.goal not in scores:
             return None
@@ -179,6 +179,6 @@ class SequenceGeneration(Likelihood[S], Generic[S]):
         return {"source": source, "output": output, "reference": " | ".join(references)}
 
 
-def _without_padding(labels: Int[Tensor, "T"]) -> Ids:
+def without_padding(labels: Int[Tensor, "T"]) -> Ids:
     """The target tokens in a row of labels, without EOS."""
     return labels[labels != IGNORE_INDEX][:-1].tolist()

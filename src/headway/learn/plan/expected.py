@@ -5,10 +5,10 @@ method on the user's data.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -122,21 +122,15 @@ def kind_of(metric: str) -> str:
 @cache
 def references() -> tuple[Reference, ...]:
     """The references that headway ships, from benchmarks/scores.py."""
-    rows = read_json(Path(__file__).with_name("references.json"))["references"]
-    return tuple(
-        Reference(
-            row["name"],
-            row["source"],
-            row["metric"],
-            Facts(
-                row["recipe"], row["minutes"], row["samples"], Baseline(*row["baseline"]) if row["baseline"] else None
-            ),
-            row["score"],
-            row["tool"],
-            row["tool_score"],
-        )
-        for row in rows
-    )
+    return tuple(map(as_reference, read_json(Path(__file__).with_name("references.json"))["references"]))
+
+
+def as_reference(row: Mapping[str, Any]) -> Reference:
+    """A row of references.json."""
+    baseline = None if row["baseline"] is None else Baseline(*row["baseline"])
+    facts = Facts(row["recipe"], row["minutes"], row["samples"], baseline)
+    own = (row[name] for name in ("score", "tool", "tool_score"))
+    return Reference(row["name"], row["source"], row["metric"], facts, *own)
 
 
 def has_references(recipe: str) -> bool:
