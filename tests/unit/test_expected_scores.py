@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -219,17 +220,19 @@ def test_plans_runs_and_reports_state_the_expected_score(tmp_path: Path, monkeyp
     known = tuple(row._replace(tool="a linear SVM", tool_score=0.999) for row in drawn(6))
     monkeypatch.setattr(expected, "references", lambda: known)
     monkeypatch.setattr(choose, "references", lambda: known)
-    [plan] = hw.plan("classification", rows_of_texts(), minutes=0.3, threads=1)
+    [plan] = hw.plan("classification", rows_of_texts(), minutes=0.5, threads=1)
     lines = [reason for reason in plan.reasons if reason.startswith("expected accuracy on the test split")]
     assert len(lines) == 1
     assert "a linear model of token counts has 100.0 % on the validation split" in lines[0]
     assert plan.expected is not None
     assert plan.expected.low <= plan.expected.score <= plan.expected.high
-    run = hw.train("classification", rows_of_texts(), minutes=0.1, run=tmp_path / "run", threads=1, progress=False)
-    assert any("after 0.1 minutes" in reason for reason in run.recipe.reasons)
+    user = {"model.width": 16, "model.depth": 1, "model.heads": 1, "train.batch_tokens": 256}
+    options: Any = {"run": tmp_path / "run", "threads": 1, "progress": False}
+    run = hw.train("classification", rows_of_texts(), user, 0.15, **options)
+    assert any("after 0.15 minutes" in reason for reason in run.recipe.reasons)
     assert run.summary["expected"]["metric"] == "accuracy"
     assert "Before training, the expected accuracy was" in expected_sentence(run.summary)
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "Before training, the expected accuracy was" in page
-    again = hw.train("classification", None, run=tmp_path / "run", resume=True, threads=1, progress=False)
+    again = hw.train("classification", None, resume=True, **options)
     assert again.summary["expected"] == run.summary["expected"]
