@@ -265,12 +265,12 @@ BUILD = """
 import sys, time
 from headway.codecs import load_codec
 from headway.data import open_tokens, token_store
-build = token_store._build_tokens
+build = token_store.write_tokens
 def slow(*arguments):
     print("building", flush=True)
     build(*arguments)
     time.sleep(float(sys.argv[3]))
-token_store._build_tokens = slow
+token_store.write_tokens = slow
 print(len(open_tokens([sys.argv[1]], load_codec(sys.argv[2])).ids), flush=True)
 """
 

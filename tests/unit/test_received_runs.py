@@ -48,7 +48,7 @@ def _hub(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_data_that_a_recipe_names_are_fetched_only_where_the_user_asks(
     received: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    refused = rf"names the hub dataset {NAME}, which is downloaded only if you request it; pass --data {NAME} "
+    refused = rf"names the remote data {NAME}, which is downloaded only if you request it; pass --data {NAME} "
     model = hw.load(received)
     for ask in (
         model.evaluate,

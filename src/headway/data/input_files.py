@@ -18,18 +18,24 @@ from headway.io.hub import HUB_PREFIX, hub_confirmed, hub_name_error
 
 COMPRESSIONS = (".gz", ".xz", ".zst")
 ARCHIVES = (".zip", ".tar")
+_BLOCK = 1 << 20  # bytes read at once
 _SPREADSHEET_KINDS = (".xlsx", ".xls", ".xlsm", ".ods")
 
 
 @dataclass(frozen=True)
 class File:
-    """A file on disk, or a `member` of an archive; `named_split` is the split in its name."""
+    """A file on disk, a `member` of an archive, or the bytes of an uncompressed file in a `span` (start, stop);
+    `named_split` is the split in its name.
+    """
 
     path: Path
     member: str | None = None
     named_split: str | None = None
+    span: tuple[int, int] | None = None
 
     def __str__(self) -> str:
+        if self.span is not None:
+            return f"{self.path} (bytes {self.span[0]:,} to {self.span[1]:,})"
         return str(self.path) if self.member is None else f"{self.path}: {self.member}"
 
     @property
@@ -155,6 +161,11 @@ def read_blocks(file: File) -> Iterator[bytes]:
             packed = open_archive(file.path)
             with packed.open(file.member) as raw:
                 yield from expand(raw, suffix, packed.sizes[file.member], str(file))
+        elif file.span is not None:
+            with open_file(file.path) as raw:
+                raw.seek(file.span[0])
+                while block := raw.read(min(_BLOCK, file.span[1] - raw.tell())):
+                    yield block
         else:
             with open_file(file.path) as raw:
                 yield from expand(raw, suffix, file_size(raw), str(file))

@@ -124,6 +124,38 @@ class Crops:
         return TokenWindows(tokens[:, :-1], tokens[:, 1:], positions)
 
 
+class CutRows:
+    """Rows of `context` tokens over concatenated documents, cut wherever a row is full: their number follows from the
+    number of targets alone.
+
+    A document of n tokens has n - 1 predictions, each in exactly one row. Parts of documents in a row have positions
+    from 0; only the last row has padding.
+    """
+
+    def __init__(self, ids: np.ndarray, offsets: np.ndarray, context: int) -> None:
+        """`offsets` int64 [documents + 1]: the start of each document, and the end."""
+        self.ids, self.context = ids, context
+        self._starts = offsets[:-1]
+        self._cumulative_targets = offsets - np.arange(len(offsets))
+        self.targets = int(self._cumulative_targets[-1])
+        """Predictions in all rows."""
+
+    def windows(self, rows: np.ndarray) -> TokenWindows:
+        """The rows with these indices, int64 [B]."""
+        first = np.asarray(rows, dtype=np.int64)[:, None] * self.context
+        targets = first + np.arange(self.context)
+        valid = targets < self.targets
+        targets = np.minimum(targets, self.targets - 1)
+        owners = np.searchsorted(self._cumulative_targets, targets, side="right") - 1
+        before = self._cumulative_targets[owners]
+        source = self._starts[owners] + targets - before
+        inputs, labels = self.ids[source].astype(np.int64), self.ids[source + 1].astype(np.int64)
+        positions = targets - np.maximum(before, first)
+        return TokenWindows(
+            np.where(valid, inputs, 0), np.where(valid, labels, IGNORE_INDEX), np.where(valid, positions, -1)
+        )
+
+
 def gather_windows(
     ids: np.ndarray, rows: np.ndarray, starts: np.ndarray, sizes: np.ndarray, shape: tuple[int, int]
 ) -> TokenWindows:

@@ -86,6 +86,12 @@ def held_out_shares(present: Collection[int], config: SplitConfig) -> tuple[floa
     return validation, test
 
 
+def sampled_splits(fractions: np.ndarray, validation: float, test: float) -> np.ndarray:
+    """The split codes of sources with these `hash_fractions`, uint8 [N]: the lowest are test, then validation."""
+    codes = np.where(fractions < test + validation, split_code("validation"), split_code("train"))
+    return np.where(fractions < test, split_code("test"), codes).astype(np.uint8)
+
+
 def assign_splits(
     keys: np.ndarray,
     named_splits: np.ndarray,
@@ -104,8 +110,7 @@ def assign_splits(
     fraction = hash_fractions(keys, config.seed)
     if classes is None:
         validation, test = shares
-        sampled = np.where(fraction < test, split_code("test"), split_code("train"))
-        sampled = np.where((fraction >= test) & (fraction < test + validation), split_code("validation"), sampled)
+        sampled = sampled_splits(fraction, validation, test)
         training = fraction[(named_splits <= split_code("train")) & (sampled == split_code("train"))]
         if validation > 0 and split_code("validation") not in sampled and training.size and np.ptp(training) > 0:
             sampled = np.where(fraction == training.min(), split_code("validation"), sampled)

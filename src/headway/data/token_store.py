@@ -143,7 +143,7 @@ class TokenCache:
         present = frozenset(np.unique(named_splits).tolist())
         training, shares = np.flatnonzero(named_splits <= split_code("train")), held_out_shares(present, config)
         if len(training) < FEW_DOCUMENTS and any(shares):
-            spans, splits = self._cut_documents(document_spans, training, *shares)
+            spans, splits = self.cut_documents(document_spans, training, *shares)
         else:
             split_codes = assign_splits(np.asarray(self.keys), named_splits, present, config)
             spans, splits = (
@@ -153,7 +153,7 @@ class TokenCache:
         long_enough = {split: indices[spans.lengths[indices] >= min_tokens] for split, indices in splits.items()}
         return spans, Splits(long_enough, all_indices, "documents", "more text, a file or folder")
 
-    def _cut_documents(
+    def cut_documents(
         self, document_spans: Spans, training: np.ndarray, validation: float, test: float
     ) -> tuple[Spans, dict[str, np.ndarray]]:
         """The spans of documents and of the parts of training documents, and the span indices of each split."""
@@ -181,7 +181,12 @@ def open_tokens(paths: Iterable[Path | str], codec: Encoder, progress: Progress 
     """The token ids of documents, from the cache if this codec has tokenised these contents before."""
     sources = text_sources(paths)
     key = cache_key("tokens", _FORMAT, fingerprint(sources), codec.fingerprint())
-    return load_tokens(open_or_build(cache_root() / key, lambda part: _build_tokens(part, sources, codec, progress)))
+
+    def build(part: Path) -> None:
+        if write_tokens(part, sources, codec, progress) == 0:
+            raise UserError(f"{', '.join(map(str, sources[:3]))}: all documents are empty; add some text")
+
+    return load_tokens(open_or_build(cache_root() / key, build))
 
 
 def load_tokens(folder: Path) -> TokenCache:
@@ -218,14 +223,15 @@ class _SequenceWriter:
         self.tokens += int(lengths.sum())
 
 
-def _build_tokens(part: Path, sources: Sequence[TextSource], codec: Encoder, progress: Progress | None) -> None:
+def write_tokens(folder: Path, sources: Sequence[TextSource], codec: Encoder, progress: Progress | None = None) -> int:
+    """Tokenise documents into a folder for `load_tokens`, and return their number."""
     dtypes = {"ids": ids_dtype(codec.vocab_size), "offsets": np.int64, "keys": np.uint64, "named": np.uint8}
     is_plain = all(isinstance(s, File) and s.member is None and s.path.suffix.lower() == ".txt" for s in sources)
     total = sum(source.path.stat().st_size for source in sources if isinstance(source, File)) if is_plain else 0
     begin, end = ([] if token is None else [token] for token in (codec.bos_id, codec.eos_id))
     documents = text_bytes = 0
     in_document, digest = False, hashlib.blake2b(digest_size=8)
-    with ColumnWriter(part, dtypes) as columns:
+    with ColumnWriter(folder, dtypes) as columns:
         writer = _SequenceWriter(columns)
         chunks = ((chunk, _split_code(source)) for source in sources for chunk in iter_chunks(source) if chunk.text)
         for batch in _batches(chunks, lambda item: len(item[0].text), _TEXT_BATCH):
@@ -247,10 +253,9 @@ def _build_tokens(part: Path, sources: Sequence[TextSource], codec: Encoder, pro
             documents += len(keys)
             if progress is not None:
                 progress(text_bytes, total)
-    if documents == 0:
-        raise UserError(f"{', '.join(map(str, sources[:3]))}: all documents are empty; add some text")
     framing = {"begin": len(begin), "end": len(end), "type": dtypes["ids"].name}
-    write_info(part, {"documents": documents, "tokens": writer.tokens, "text_bytes": text_bytes, **framing})
+    write_info(folder, {"documents": documents, "tokens": writer.tokens, "text_bytes": text_bytes, **framing})
+    return documents
 
 
 def _batches(items: Iterable[T], characters: Callable[[T], int], limit: int) -> Iterator[list[T]]:

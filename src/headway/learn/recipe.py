@@ -261,12 +261,15 @@ class Recipe:
         return row_length
 
     def files(self, data: Sequence[Path] | None) -> list[Path]:
-        """`data` or, if it is None, the files of the recipe's datasets. Raises UserError for a dataset that is not
-        downloaded.
+        """`data`, with prepared files unpacked, or, if it is None, the files of the recipe's datasets. Raises UserError
+        for a dataset that is not downloaded.
         """
-        from headway.data import find_set  # the registry is not needed for inference
+        from headway.data import find_set  # neither is needed for inference
+        from headway.data.prepared.packed_files import unpacked_paths
 
-        return [path for name in self.data for path in find_set(name)] if data is None else list(data)
+        if data is None:
+            return [path for name in self.data for path in find_set(name)]
+        return [inner for path in data for inner in unpacked_paths(path)]
 
 
 def open_task(recipe: Recipe, workspace: Path, data: str | Path | Sequence[str | Path] | None = None) -> Task:

@@ -11,6 +11,7 @@ from typing import Any
 from headway.errors import UserError, nearest
 from headway.io.arguments import check_types
 from headway.io.hub import HUB_PREFIX, hub_confirmed
+from headway.io.remote import remote_url
 from headway.learn import Task
 from headway.learn.objectives.targets import TargetConfig
 from headway.learn.recipe import open_task, path_list
@@ -91,14 +92,14 @@ def evaluate_published(
 
 
 def check_hub_data(data: Collection[str], source: str) -> None:
-    """UserError for hub data that only the recipe at `source` names, because the recipe may be untrusted. A resumed run
-    continues to use them.
+    """UserError for hub data, or data behind a URL, that only the recipe at `source` names, because the recipe may be
+    untrusted. A resumed run continues to use them.
     """
-    name = next((name for name in data if name.startswith(HUB_PREFIX)), None)
+    name = next((name for name in data if name.startswith(HUB_PREFIX) or remote_url(name)), None)
     if name is not None and not hub_confirmed():
         raise UserError(
-            f"{source} names the hub dataset {name}, which is downloaded only if you request it; pass --data {name} "
-            "(data=...), or set HEADWAY_HUB=1 to allow hub datasets in recipes"
+            f"{source} names the remote data {name}, which is downloaded only if you request it; pass --data {name} "
+            "(data=...), or set HEADWAY_HUB=1 to allow remote data in recipes"
         )
 
 

@@ -52,8 +52,9 @@ def check_processes(args: argparse.Namespace) -> None:
         args.threads = max(1, torch.get_num_threads() // number)
 
 
-def launch(number: int, job: Job) -> int:
-    """Run `job`, which can be pickled, in `number` processes with torchrun's environment; return the exit code.
+def launch(number: int, job: Job, remedy: str = "resume with --resume") -> int:
+    """Run `job`, which can be pickled, in `number` processes with torchrun's environment; return the exit code. The
+    `remedy` is for a process that was killed.
 
     Only process 0 writes to the terminal. Lines that another one wrote to stderr are printed if it fails.
     """
@@ -87,7 +88,7 @@ def launch(number: int, job: Job) -> int:
             with suppress(BrokenPipeError):
                 child.stdin.write(pickle.dumps(job))
                 child.stdin.flush()  # it stays open, so that a child learns when this process is killed
-        return _wait(children, received)
+        return _wait(children, received, remedy)
     finally:
         for child in children:
             if child.poll() is None:
@@ -100,7 +101,7 @@ def launch(number: int, job: Job) -> int:
             signal.signal(signum, handler)
 
 
-def _wait(children: list[subprocess.Popen[bytes]], received: list[int]) -> int:
+def _wait(children: list[subprocess.Popen[bytes]], received: list[int], remedy: str) -> int:
     """Wait until all processes have ended, and end them when one fails; the exit code of the first that failed."""
     lines = [deque[bytes](maxlen=_MAX_LINES) for _ in children]
     readers = [
@@ -132,7 +133,7 @@ def _wait(children: list[subprocess.Popen[bytes]], received: list[int]) -> int:
             print(f"process {rank}: {printable(line.decode(errors='replace').rstrip())}", file=sys.stderr, flush=True)
         if code < 0 and code not in stopped:
             name = signal.Signals(-code).name
-            print(f"headway: process {rank} was ended by {name}; resume with --resume", file=sys.stderr, flush=True)
+            print(f"headway: process {rank} was ended by {name}; {remedy}", file=sys.stderr, flush=True)
     codes = sorted(failed.values(), key=lambda code: code < 0)  # a process that ended by itself knows why
     return 0 if not codes else codes[0] if codes[0] > 0 else 128 - codes[0]
 

@@ -65,6 +65,7 @@ COMMANDS = {
     "completion": "print a script that completes commands and options in your shell",
     "data list": "list the known data sets with source and licence",
     "data get": "download a known data set and verify it",
+    "data prepare": "write data of any size as shards that a training reads from an index",
     "data collect": "record episodes or demonstrations in environments",
     "data label": "label chess positions with an engine's best moves and values",
 }

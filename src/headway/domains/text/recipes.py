@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import cast
 
 from headway.data import SplitConfig, count_characters
-from headway.domains.text.task import Documents, LanguageConfig
+from headway.data.prepared.shard_reader import PreparedData, is_prepared
+from headway.domains.text.task import LanguageConfig, TextExamples
 from headway.learn import MuonConfig, Recipe, TrainConfig, WSDConfig
 from headway.learn.formatting import format_number
 from headway.learn.plan.scale import DataSettings, Descent, Scale, lookup
@@ -116,6 +117,9 @@ _VOCABULARIES = ((3e5, 512), (1.5e6, 1024), (8e6, 2048), (4e7, 4096), (2e8, 8192
 
 
 def _data_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
+    if is_prepared(paths[0]):
+        vocab_size = int(PreparedData(paths[0]).index.details["vocab_size"])
+        return DataSettings({"task.size": vocab_size}, f"the vocabulary of {vocab_size:,} tokens of the prepared data")
     characters_read = count_characters(paths, _MAX_CHARACTERS)
     vocab_size = lookup(_VOCABULARIES, characters_read)
     reason = f"a vocabulary of {vocab_size:,} for {format_number(characters_read / 1e6)} million characters"
@@ -130,7 +134,7 @@ SCALES = {
         shapes=_SHAPES,
         dropout=((4, 0.0), (12, 0.1), (40, 0.2), (math.inf, 0.3)),
         forgets=True,
-        unique_targets=lambda task: cast(Documents, task.examples).count_targets("train"),
+        unique_targets=lambda task: cast(TextExamples, task.examples).count_targets("train"),
         data_settings=_data_settings,
     )
 }

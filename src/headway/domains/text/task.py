@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 import math
 from collections.abc import Sequence
+=======
+from collections.abc import Iterable, Iterator, Sequence
+>>>>>>> c9919eec (headway data prepare: shards with an index, in folders and object storage, and trainings on them)
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,11 +17,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from headway.codecs import Codec, Kind, train_codec
+from headway.codecs import FILE, Codec, Kind, load_codec, train_codec
 from headway.config import override
 from headway.config_kinds import register
 from headway.data import (
-    IGNORE_INDEX,
     Crops,
     Packing,
     Spans,
@@ -27,7 +30,9 @@ from headway.data import (
     TokenWindows,
     open_tokens,
 )
-from headway.errors import ConfigError
+from headway.data.prepared.shard_reader import PreparedData, is_prepared
+from headway.domains.text.prepared_documents import PreparedDocuments
+from headway.errors import ConfigError, UserError
 from headway.formats.out_of_distribution import TrainingStatistics
 from headway.generate import Limits, Sampling, Session, strided_nats
 from headway.layout import Layout
@@ -40,6 +45,7 @@ from headway.learn.examples import (
     RowLayouts,
     Samples,
     SplitExamples,
+    batch_of,
     spread_evenly,
 )
 from headway.learn.objective import Baseline, StatefulObjective
@@ -106,12 +112,28 @@ class LanguageConfig(TaskConfig):
                 "model.mixer, such as lstm, gru, linear_attention or delta, or set task.carry_state to false"
             )
         paths = recipe.files(data)
+        if any(map(is_prepared, paths)):
+            return self._open_prepared(recipe, paths, workspace)
         train_tokenizer = partial(train_codec, self.codec, size=self.size, fewer=True)
         codec = codec_of(paths, workspace, self.tokenizer, train_tokenizer)
         arguments = self, open_tokens(paths, codec), codec, context, rows, train.seed
         if self.carry_state:
             return Task(StreamedDocuments(*arguments, micro_batches=train.accumulate), CarriedNextToken())
         return Task(Documents(*arguments), NextToken())
+
+    def _open_prepared(self, recipe: Recipe, paths: Sequence[Path], workspace: Path) -> Task:
+        if len(paths) > 1:
+            raise UserError(f"{paths[0]} is prepared data; pass it to --data without other paths")
+        for name, default in (("packing", "documents"), ("carry_state", False), ("split", SplitConfig())):
+            if getattr(self, name) != default:
+                raise ConfigError(f"task.{name} was decided when {paths[0]} was prepared; remove the setting")
+        data, train, context = PreparedData(paths[0]), recipe.train, recipe.row_length(self.context)
+        if data.index.kind != "texts":
+            raise UserError(f"{data.name} contains {data.index.kind}, not texts; use the recipe for them")
+        codec = load_codec(workspace if (workspace / FILE).exists() else data.codec_folder())
+        return Task(
+            PreparedDocuments(data, codec, context, train.rows(context), train.seed, train.accumulate), NextToken()
+        )
 
 
 class Documents(SplitExamples):
@@ -169,26 +191,17 @@ class Documents(SplitExamples):
 
     def batch(self, windows: TokenWindows) -> Batch:
         """Inputs and their next tokens."""
-        return _batch(windows, self._layouts.of(windows.positions))
+        return batch_of(windows, self._layouts.of(windows.positions))
 
     def count_targets(self, split: str) -> int:
         """The predicted tokens in a split."""
         return int(np.maximum(self.spans(split).lengths - 1, 0).sum())
 
-    def count_bytes(self, split: str, tokens: int) -> int:
-        """The bytes for this many predictions, estimated from as many tokens at the start of the split; exact for a
-        complete split.
-        """
+    def predicted_tokens(self, split: str) -> Iterator[np.ndarray]:
+        """The tokens of each document in a split except its first, which is only an input."""
         spans = self.spans(split)
-        targets = num_bytes = 0
         for start, length in zip(spans.starts.tolist(), spans.lengths.tolist()):
-            if targets >= tokens:
-                break
-            targets += max(0, length - 1)
-            for begin in range(start + 1, start + length, _DECODE_CHUNK):
-                chunk = self.cache.ids[begin : min(begin + _DECODE_CHUNK, start + length)]
-                num_bytes += len(self.codec.decode(chunk.tolist()).encode())
-        return round(tokens * (num_bytes / targets))
+            yield self.cache.ids[start + 1 : start + length]
 
     def token_lists(self, spans: Spans, limit: int) -> list[list[int]]:
         """The first `limit` tokens of documents, spread evenly, each document as a list."""
@@ -281,7 +294,7 @@ class StreamBatches:
     def batch(self, indices: np.ndarray) -> Batch:
         window, micro_batch = divmod(int(indices[0]) // self.rows, self.micro_batches)
         windows = self.source.windows(slice(micro_batch * self.rows, (micro_batch + 1) * self.rows), window)
-        return _batch(windows, Layout(torch.from_numpy(windows.positions)), starts_epoch=window == 0)
+        return batch_of(windows, Layout(torch.from_numpy(windows.positions)), starts_epoch=window == 0)
 
     def in_order(self) -> FixedSizeBatches:
         return FixedSizeBatches(len(self), self.rows)
@@ -322,20 +335,35 @@ class StreamedRows:
         return StreamedRows(self.documents, self.split, limit)
 
 
-def _batch(windows: TokenWindows, layout: Layout, starts_epoch: bool = True) -> Batch:
-    inputs, labels = torch.from_numpy(windows.inputs), torch.from_numpy(windows.labels)
-    return Batch((inputs, layout), labels, int((windows.labels != IGNORE_INDEX).sum()), inputs.numel(), starts_epoch)
+TextExamples = Documents | PreparedDocuments
 
 
-class NextToken(Likelihood[Documents]):
+def count_bytes(codec: Codec, documents: Iterable[np.ndarray], tokens: int) -> int:
+    """The bytes for this many predictions, estimated from as many tokens at the start of the documents, and exact for
+    all of them. Documents are their predicted tokens.
+    """
+    targets = num_bytes = 0
+    for document in documents:
+        if targets >= tokens:
+            break
+        targets += len(document)
+        for begin in range(0, len(document), _DECODE_CHUNK):
+            num_bytes += len(codec.decode(document[begin : begin + _DECODE_CHUNK].tolist()).encode())
+    return round(tokens * (num_bytes / targets))
+
+
+class NextToken(Likelihood[TextExamples]):
     """Next-token prediction over documents."""
 
-    def evaluate(self, model: nn.Module, examples: Documents, split: str, limit: int | None = None) -> dict[str, Any]:
+    def evaluate(
+        self, model: nn.Module, examples: TextExamples, split: str, limit: int | None = None
+    ) -> dict[str, Any]:
         """Loss (nats per token), perplexity and bits per byte over the consecutive rows in a split, or its first
         `limit`.
         """
         nats, count = self.nats(model, examples.of(split).limited_to(limit))
-        return dict(language_scores(nats, count, examples.count_bytes(split, count)))
+        num_bytes = count_bytes(examples.codec, examples.predicted_tokens(split), count)
+        return dict(language_scores(nats, count, num_bytes))
 
     def baseline(self, examples: Documents, limit: int) -> Baseline:
         """A trigram model of tokens."""
@@ -360,9 +388,10 @@ class NextToken(Likelihood[Documents]):
                 document = examples.cache.ids[start : start + length].tolist()
                 nll = strided_nats(cast(Transformer, model), document, examples.context, stride)
                 nats, count = nats + nll.total, count + nll.tokens
-        return dict(language_scores(nats, count, examples.count_bytes(split, count)))
+        num_bytes = count_bytes(examples.codec, examples.predicted_tokens(split), count)
+        return dict(language_scores(nats, count, num_bytes))
 
-    def samples(self, model: nn.Module, examples: Documents, count: int) -> list[dict[str, str]]:
+    def samples(self, model: nn.Module, examples: TextExamples, count: int) -> list[dict[str, str]]:
         """Completions of held-out text, sampled at temperature 0.8."""
         prompts, codec = examples.prompts(count), examples.codec
         sampling = Sampling(temperature=0.8, seed=examples.seed)
@@ -374,7 +403,7 @@ class NextToken(Likelihood[Documents]):
         ]
 
 
-class CarriedNextToken(NextToken, StatefulObjective[Documents]):
+class CarriedNextToken(NextToken, StatefulObjective[TextExamples]):
     """Next-token prediction by truncated back-propagation through time: the final states of a batch's rows are the
     initial states in a later batch, without gradients between them (Williams and Peng 1990; Mikolov et al. 2010).
     """

@@ -1,0 +1,388 @@
+"""Prepare data of any size: blocks of the sources become parts, and parts become shards with an index.
+
+Any number of processes share the work through the folder `.work` of the output: each part and each shard is claimed by
+a lock that ends with its process, and written under a temporary name. What a block or a shard contains depends on the
+sources and the settings alone, so the bytes are the same for any number of processes and after any kill.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from headway.data.array_store import cache_key, output_errors, read_column
+from headway.data.packing import Spans
+from headway.data.prepared.shard_index import INDEX_FILE, ShardFile, ShardIndex
+from headway.data.splits import (
+    SPLITS,
+    SplitConfig,
+    hash_fractions,
+    held_out_shares,
+    sampled_splits,
+    split_code,
+)
+from headway.data.token_store import FEW_DOCUMENTS
+from headway.errors import UserError
+from headway.io.cache import cache_root, file_lock
+from headway.io.durable import atomic_write, decode_json, digest_entry, read_json, remove, write_json, write_text
+from headway.io.remote import RemoteFolder, remote_url
+
+WORK_FOLDER = ".work"
+_POLL_SECONDS = 0.2
+_MAX_SHARD_BYTES, _MIN_SHARD_BYTES, _MIN_SHARDS = 1 << 26, 1 << 20, 64
+_MAX_HELD_OUT = 16_000_000  # bytes of text per held-out split, unless its share is set
+_DEFAULT_SHARE = 0.05
+_KEYS_AT_ONCE = 1 << 24  # keys compared at once to find duplicates
+
+Notify = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """What determines the bytes, in addition to the sources. A share of None holds out 5 %, at most 16 MB of text."""
+
+    unique: bool = False
+    validation: float | None = None
+    test: float | None = None
+    seed: int = 0
+
+
+class PartSamples(NamedTuple):
+    """The samples of a part: uint64 [N] `keys`, equal for equal samples; the split in the name of their file, uint8
+    [N]; and each as a span of units.
+    """
+
+    keys: np.ndarray
+    named_splits: np.ndarray
+    spans: Spans
+
+
+class Kind(Protocol):
+    """A kind of data. A unit is what shards are measured in: a token of texts, a byte of files."""
+
+    name: str
+    is_divisible: bool  # whether a sample may be cut between two shards
+    has_splits: bool  # whether shares are held out here, and not by the recipe
+
+    @property
+    def unit_bytes(self) -> int: ...
+    @property
+    def blocks(self) -> int: ...
+    def plan(self) -> dict[str, Any]:
+        """Everything that the parts depend on, as JSON."""
+        ...
+
+    def begin(self, work: Path) -> None:
+        """Make what all parts need, once; other processes wait."""
+        ...
+
+    def write_part(self, folder: Path, block: int) -> None: ...
+    def samples(self, folder: Path) -> PartSamples: ...
+    def text_bytes(self, folder: Path) -> int: ...
+    def cut_ends(self, folder: Path, training: np.ndarray, validation: float, test: float) -> dict[str, Spans]:
+        """The spans of each split if the ends of the training samples are held out."""
+        ...
+
+    def write_shard(self, path: Path, pieces: Sequence[tuple[Path, Spans]]) -> str:
+        """Write the units of these spans of parts, and return the digest."""
+        ...
+
+    def finish(self, work: Path, out: Path) -> tuple[Mapping[str, tuple[int, str]], Mapping[str, Any]]:
+        """Copy what a training needs in addition to the shards: the digests of these files, and details."""
+        ...
+
+
+def plan_digest(plan: Mapping[str, Any]) -> str:
+    """A hash of a plan."""
+    return hashlib.blake2b(json.dumps(plan, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+class Preparation:
+    """One process's share of preparing data in a folder, or behind a URL. Shards for a URL are written to a folder of
+    the cache, in which the parts stay until the end, and uploaded one by one.
+    """
+
+    def __init__(self, kind: Kind, config: PrepareConfig, out: Path | str, notify: Notify) -> None:
+        self.kind, self.config, self.notify = kind, config, notify
+        url = remote_url(out)
+        self.remote = None if url is None else RemoteFolder(url)
+        self.name = str(out) if url is None else url
+        self.out = Path(out) if url is None else cache_root() / cache_key("prepare", url)
+        self.work = self.out / WORK_FOLDER
+        self._spans: dict[int, dict[str, Spans]] = {}
+
+    def run(self) -> bool:
+        """Work until everything is written; False if it was written before. UserError for another plan in `out`."""
+        plan = {"kind": self.kind.name, "config": vars(self.config), **self.kind.plan()}
+        digest = plan_digest(plan)
+        if self._is_finished(digest):
+            return False
+        try:
+            self._work(plan, digest)
+        except (OSError, UserError):
+            if not self._is_finished(digest):  # otherwise another process has finished and removed the folder
+                raise
+        with suppress(OSError):
+            remove(self.work if self.remote is None else self.out)
+        return True
+
+    def _work(self, plan: Mapping[str, Any], digest: str) -> None:
+        with output_errors(self.out):
+            self.work.mkdir(parents=True, exist_ok=True)
+            with file_lock(self.work / "plan.lock"):
+                self._check_plan(plan)
+            with file_lock(self.work / "begin.lock"):
+                self.kind.begin(self.work)
+        parts = self.work / "parts"
+        self._share(parts, self.kind.blocks, "blocks", lambda n, draft: (draft.mkdir(), self.kind.write_part(draft, n)))
+        with file_lock(self.work / "deal.lock"):
+            if not (self.work / "deal.json").exists():
+                write_json(self.work / "deal.json", Deal(self).write())
+        deal = read_json(self.work / "deal.json")
+        shards = [(split, n) for split in SPLITS for n in range(deal["shards"][split])]
+        self._share(self.work / "shards", len(shards), "shards", lambda n, draft: self._write(*shards[n], deal, draft))
+        with file_lock(self.work / "index.lock"):
+            if not self._is_finished(digest):
+                self._write_index(deal, shards, digest)
+
+    def _is_finished(self, digest: str) -> bool:
+        if self.remote is not None:
+            index = decode_json(self.remote.read(INDEX_FILE), self.name) if self.remote.exists(INDEX_FILE) else None
+        else:
+            index = read_json(self.out / INDEX_FILE) if (self.out / INDEX_FILE).exists() else None
+        if index is None:
+            return False
+        if not isinstance(index, dict) or index.get("details", {}).get("plan") != digest:
+            raise UserError(
+                f"{self.name} already has data prepared from other files or with other settings; choose another --out"
+            )
+        return True
+
+    def _publish(self, name: str) -> None:
+        """Upload a file of the output folder if the output is a URL."""
+        if self.remote is not None:
+            self.remote.write(name, self.out / name)
+            remove(self.out / name)
+
+    def _check_plan(self, plan: Mapping[str, Any]) -> None:
+        path = self.work / "plan.json"
+        others = [entry for entry in self.out.iterdir() if not entry.name.startswith(".")]
+        if not path.exists():
+            if others:
+                raise UserError(f"{self.name} is not empty; choose another --out, or remove its files")
+            write_text(path, json.dumps(plan))
+        elif plan_digest(read_json(path)) != plan_digest(plan):
+            raise UserError(
+                f"{self.name} contains an unfinished preparation of other files or settings; use the same files and "
+                f"options, or remove {self.out} to start again"
+            )
+
+    def _share(self, folder: Path, count: int, noun: str, build: Callable[[int, Path], Any]) -> None:
+        """Build the missing items of a folder together with other processes, until all are there."""
+        folder.mkdir(parents=True, exist_ok=True)
+        pending, started, reported = list(range(count)), time.monotonic(), time.monotonic()
+        while pending:
+            before = len(pending)
+            for number in list(pending):
+                target = folder / f"{number:07d}"
+                if not target.exists():
+                    try:
+                        with file_lock(folder / f"{number:07d}.lock", wait=False):
+                            if not target.exists():
+                                with atomic_write(target) as draft:
+                                    build(number, draft)
+                    except BlockingIOError:  # another process has claimed it
+                        continue
+                pending.remove(number)
+                if time.monotonic() - reported > 10:
+                    reported = time.monotonic()
+                    left = (reported - started) / max(1, before - len(pending)) * len(pending)
+                    self.notify(f"{count - len(pending):,} of {count:,} {noun}, {left / 60:.1f} minutes left")
+            if len(pending) == before:
+                time.sleep(_POLL_SECONDS)
+
+    def part(self, number: int) -> Path:
+        return self.work / "parts" / f"{number:07d}"
+
+    def spans(self, number: int, deal: Mapping[str, Any]) -> dict[str, Spans]:
+        """The spans of a part in each split."""
+        samples = self.kind.samples(self.part(number))
+        usable = np.ones(len(samples.keys), bool)
+        if deal["dropped"]:
+            dropped = read_column(self.work, "dropped", np.int64, deal["dropped"])
+            first = deal["samples"][number]
+            low, high = np.searchsorted(dropped, [first, first + len(usable)])
+            usable[dropped[low:high] - first] = False
+        shares = deal["shares"]["validation"], deal["shares"]["test"]
+        training = (samples.named_splits <= split_code("train")) & usable
+        if deal["is_cut"]:
+            spans = self.kind.cut_ends(self.part(number), np.flatnonzero(training), *shares)
+        else:
+            codes = sampled_splits(hash_fractions(samples.keys, deal["seed"]), *shares)
+            if deal["held_out_key"] is not None:
+                codes[samples.keys == np.uint64(deal["held_out_key"])] = split_code("validation")
+            codes = np.where(training, codes, samples.named_splits)
+            spans = {s: samples.spans.select(np.flatnonzero((codes == split_code(s)) & usable)) for s in SPLITS}
+        minimum = 2 if self.kind.is_divisible else 0  # the first token of a text is only an input
+        return {split: part.select(np.flatnonzero(part.lengths >= minimum)) for split, part in spans.items()}
+
+    def _write(self, split: str, number: int, deal: Mapping[str, Any], draft: Path) -> None:
+        """Write one shard and its entry of the index."""
+        starts, count = deal["starts"][split], deal["shards"][split]
+        first, last = (starts[-1] * n // count for n in (number, number + 1))
+        last += number + 1 == count  # an empty file may end the last shard
+        pieces = []
+        for part, (start, stop) in enumerate(pairwise(starts)):
+            if start < last and stop >= first:
+                if part not in self._spans:
+                    self._spans = {part: self.spans(part, deal)}
+                pieces.append((self.part(part), self._inside(self._spans[part][split], first - start, last - start)))
+        name = f"{split}-{number:05d}.safetensors"
+        with atomic_write(self.out / name) as file:
+            digest = self.kind.write_shard(file, pieces)
+            size = file.stat().st_size
+        self._publish(name)
+        amounts = (sum(len(spans.starts) for _, spans in pieces), sum(spans.tokens for _, spans in pieces))
+        draft.write_text(json.dumps([name, size, digest, *amounts]))
+
+    def _inside(self, spans: Spans, first: int, last: int) -> Spans:
+        """The spans, or parts of spans, between two positions in their concatenation."""
+        ends = np.cumsum(spans.lengths)
+        starts = ends - spans.lengths
+        if not self.kind.is_divisible:
+            return spans.select(np.flatnonzero((starts >= first) & (starts < last)))
+        low, high = np.maximum(starts, first), np.minimum(ends, last)
+        chosen = np.flatnonzero(low < high)
+        return Spans((spans.starts + low - starts)[chosen], (high - low)[chosen])
+
+    def _write_index(self, deal: Mapping[str, Any], shards: Sequence[tuple[str, int]], digest: str) -> None:
+        codec, details = self.kind.finish(self.work, self.out)
+        splits: dict[str, list[ShardFile]] = {split: [] for split in SPLITS}
+        for number, (split, _) in enumerate(shards):
+            splits[split].append(ShardFile(*read_json(self.work / "shards" / f"{number:07d}")))
+        index = ShardIndex(
+            self.kind.name,
+            {split: tuple(entries) for split, entries in splits.items()},
+            deal["counts"],
+            {**deal["shares"], "seed": deal["seed"]},
+            codec,
+            {**details, "unique": self.config.unique, "plan": digest},
+        )
+        for name in codec:
+            self._publish(name)
+        write_text(self.out / INDEX_FILE, json.dumps(index.to_json(), ensure_ascii=False) + "\n")
+        self._publish(INDEX_FILE)
+
+
+class Deal:
+    """What the processes must agree on before they write shards: splits, duplicates, and where each shard starts."""
+
+    def __init__(self, preparation: Preparation) -> None:
+        self.owner, self.kind, self.config = preparation, preparation.kind, preparation.config
+
+    def write(self) -> dict[str, Any]:
+        """The deal as JSON. UserError if there are no samples."""
+        kind, config, owner = self.kind, self.config, self.owner
+        starts, present, training, text_bytes = [0], set(), 0, 0
+        for samples, folder in self._parts():
+            starts.append(starts[-1] + len(samples.keys))
+            present |= set(np.unique(samples.named_splits).tolist())
+            training += int((samples.named_splits <= split_code("train")).sum())
+            text_bytes += kind.text_bytes(folder)
+        if not starts[-1]:
+            raise UserError(f"the data for {owner.name} have no samples: all documents are empty; add some")
+        duplicates = self._duplicates(starts)
+        shares = self._shares(present, text_bytes)
+        deal: dict[str, Any] = {
+            "samples": starts,
+            "dropped": duplicates if config.unique else 0,
+            "shares": dict(zip(("validation", "test"), shares)),
+            "seed": config.seed,
+            "is_cut": kind.is_divisible and training < FEW_DOCUMENTS and any(shares),
+            "held_out_key": None,
+        }
+        if not deal["is_cut"] and shares[0]:
+            deal["held_out_key"] = self._held_out_key(*shares)
+        units = np.zeros((len(starts) - 1, len(SPLITS)), np.int64)
+        for number in range(len(starts) - 1):
+            spans = owner.spans(number, deal)
+            units[number] = [spans[split].tokens for split in SPLITS]
+        totals = units.sum(0)
+        size = int(np.clip(int(totals[0]) * kind.unit_bytes // _MIN_SHARDS, _MIN_SHARD_BYTES, _MAX_SHARD_BYTES))
+        return {
+            **deal,
+            "starts": {s: [0, *np.cumsum(units[:, n]).tolist()] for n, s in enumerate(SPLITS)},
+            "shards": {s: -(-int(totals[n]) * kind.unit_bytes // size) for n, s in enumerate(SPLITS)},
+            "counts": {
+                "samples": starts[-1] - deal["dropped"],
+                "units": int(totals.sum()),
+                "text_bytes": text_bytes,
+                "duplicates": duplicates,
+                "removed": deal["dropped"],
+            },
+        }
+
+    def _parts(self) -> Iterator[tuple[PartSamples, Path]]:
+        for number in range(self.kind.blocks):
+            folder = self.owner.part(number)
+            yield self.kind.samples(folder), folder
+
+    def _shares(self, present: set[int], text_bytes: int) -> tuple[float, float]:
+        if not self.kind.has_splits:
+            return 0.0, 0.0
+        default = min(_DEFAULT_SHARE, _MAX_HELD_OUT / max(1, text_bytes))
+        validation, test = (default if share is None else share for share in (self.config.validation, self.config.test))
+        return held_out_shares(present, SplitConfig(validation, test))
+
+    def _held_out_key(self, validation: float, test: float) -> int | None:
+        """The key to hold out for validation if the shares are too small for any sample."""
+        lowest: tuple[float, int] | None = None
+        for samples, _ in self._parts():
+            keys = samples.keys[samples.named_splits <= split_code("train")]
+            fractions = hash_fractions(keys, self.config.seed)
+            codes = sampled_splits(fractions, validation, test)
+            if (codes == split_code("validation")).any():
+                return None
+            training = np.flatnonzero(codes == split_code("train"))
+            if len(training):
+                best = training[fractions[training].argmin()]
+                lowest = min(lowest or (2.0, 0), (float(fractions[best]), int(keys[best])))
+        return None if lowest is None else lowest[1]
+
+    def _duplicates(self, starts: Sequence[int]) -> int:
+        """Count the samples that equal another one; their indices are written to `dropped`, except for the first of
+        each, where samples of held-out files come first. Keys are compared in ranges, so memory is bounded.
+        """
+        ranges, dropped = -(-starts[-1] // _KEYS_AT_ONCE), []
+        width = -(-(1 << 64) // ranges)
+        for number in range(ranges):
+            low, last = np.uint64(number * width), np.uint64(min((number + 1) * width, 1 << 64) - 1)
+            keys, places, order = [], [], []
+            for first, (samples, _) in zip(starts, self._parts()):
+                inside = np.flatnonzero((samples.keys >= low) & (samples.keys <= last))
+                keys.append(samples.keys[inside])
+                places.append(inside + first)
+                order.append(samples.named_splits[inside] <= split_code("train"))
+            all_keys, all_places = np.concatenate(keys), np.concatenate(places)
+            ranked = np.lexsort((all_places, np.concatenate(order), all_keys))
+            repeated = np.append(False, all_keys[ranked][1:] == all_keys[ranked][:-1])[: len(ranked)]
+            dropped.append(all_places[ranked[repeated]])
+        indices = np.sort(np.concatenate(dropped))
+        with atomic_write(self.owner.work / "dropped.bin") as draft:
+            draft.write_bytes(indices.astype(np.int64).tobytes())
+        return len(indices)
+
+
+def file_digest_of(path: Path) -> tuple[int, str]:
+    """The size and SHA-256 of a file."""
+    entry = digest_entry(path)
+    return entry["bytes"], entry["sha256"]

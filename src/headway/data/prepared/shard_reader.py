@@ -1,0 +1,177 @@
+"""Open prepared data in a folder or behind a URL: the index, the tokenizer, and shards, of which only the last used are
+mapped. Shards behind a URL are fetched into a cache of bounded size, which all processes of a machine share.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import threading
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from headway.data.prepared.preparation import file_digest_of
+from headway.data.prepared.shard_files import map_shard
+from headway.data.prepared.shard_index import INDEX_FILE, MAX_INDEX_BYTES, ShardFile, ShardIndex, parse_index
+from headway.errors import UserError
+from headway.io.cache import cache_errors, cache_root, file_lock
+from headway.io.durable import atomic_write, clean, decode_json
+from headway.io.files import open_file
+from headway.io.remote import RemoteFolder, remote_url
+
+_FORMAT_MARK = b'"headway-shards"'
+_CACHED = re.compile(r"[0-9a-f]{64}\.safetensors")
+_LIMIT_VARIABLE, _DEFAULT_LIMIT = "HEADWAY_SHARD_CACHE", 1 << 34  # bytes
+_MAP_ATTEMPTS = 3  # of a cached shard, which another process may remove before it is opened
+
+
+def is_prepared(path: Path) -> bool:
+    """Whether a path is a folder of prepared data, or a URL, which can only be one."""
+    if remote_url(path) is not None:
+        return True
+    if not (path / INDEX_FILE).is_file():
+        return False
+    with open_file(path / INDEX_FILE) as file:
+        return _FORMAT_MARK in file.read(100)
+
+
+def parse_index_bytes(content: bytes, address: str) -> ShardIndex:
+    """The index in the bytes of its file. UserError if it is damaged."""
+    if len(content) > MAX_INDEX_BYTES:
+        raise UserError(f"{address} has more than {MAX_INDEX_BYTES:,} bytes; prepare the data in several folders")
+    return parse_index(decode_json(content, address), address, hashlib.sha256(content).hexdigest())
+
+
+class PreparedData:
+    """Prepared data at a path or URL. UserError if there is no index, or if it is damaged."""
+
+    def __init__(self, location: Path | str) -> None:
+        url = remote_url(location)
+        self.folder, self.remote = Path(location), None if url is None else RemoteFolder(url)
+        self.name = str(location) if url is None else url
+        if self.remote is not None:
+            content, address = self.remote.read(INDEX_FILE, MAX_INDEX_BYTES + 1), self.remote.address(INDEX_FILE)
+        else:
+            address = str(self.folder / INDEX_FILE)
+            if not (self.folder / INDEX_FILE).is_file():
+                raise UserError(f"{self.name} has no {INDEX_FILE}; prepare the data with headway data prepare")
+            with open_file(self.folder / INDEX_FILE) as file:
+                content = file.read(MAX_INDEX_BYTES + 1)
+        self.index = parse_index_bytes(content, address)
+
+    def codec_folder(self) -> Path:
+        """A local folder with the tokenizer, whose digests are checked."""
+        folder = self.folder
+        if self.remote is not None:
+            folder = cache_root() / "prepared" / self.index.digest
+            with cache_errors(folder):
+                for name, (size, _) in self.index.codec.items():
+                    if not (folder / name).exists():
+                        with atomic_write(folder / name) as draft:
+                            self.remote.fetch(name, size, draft)
+        for name, (size, digest) in self.index.codec.items():
+            if file_digest_of(folder / name) != (size, digest):
+                raise UserError(f"{folder / name} has changed since the data were prepared; restore it from a copy")
+        return folder
+
+    def map(self, shard: ShardFile) -> dict[str, np.ndarray]:
+        """The arrays of a shard, whose digest is checked."""
+        if self.remote is None:
+            path, remedy = self.folder / shard.name, "restore it from a copy, or prepare the data again"
+            return map_shard(path, shard, remedy)
+        remedy = f"upload {self.remote.address(shard.name)} again"
+        for attempt in range(_MAP_ATTEMPTS):
+            path = self.fetch(shard)
+            try:
+                return map_shard(path, shard, remedy)
+            except UserError:  # it is damaged, or another process has removed it
+                path.unlink(missing_ok=True)
+                if attempt == _MAP_ATTEMPTS - 1:
+                    raise
+        raise AssertionError
+
+    def fetch(self, shard: ShardFile) -> Path:
+        """The cached file of a remote shard. If several processes need it, one fetches it."""
+        folder = cache_root() / "shards"
+        path = folder / f"{shard.digest}.safetensors"
+        with cache_errors(folder), file_lock(folder / f"{shard.digest[:2]}.lock"):
+            if path.exists():
+                with suppress(OSError):
+                    os.utime(path)  # the last use
+                return path
+            assert self.remote is not None
+            clean(folder)
+            draft = folder / f".{shard.digest}.{os.getpid()}-{threading.get_ident()}.fetched"
+            try:
+                self.remote.fetch(shard.name, shard.bytes, draft)
+                os.replace(draft, path)
+            finally:
+                draft.unlink(missing_ok=True)
+            shrink_cache(folder, path)
+        return path
+
+
+def shrink_cache(folder: Path, kept: Path) -> None:
+    """Remove the shards that were used longest ago until the rest fits the limit; `kept` stays, whatever its size, and
+    so does every file that is not a fetched shard.
+    """
+    setting = os.environ.get(_LIMIT_VARIABLE, str(_DEFAULT_LIMIT))
+    if not setting.isdecimal() or len(setting) > 18:
+        raise UserError(f"{_LIMIT_VARIABLE} is {setting!r}; use a number of bytes, or unset it")
+    files = []
+    for path in folder.iterdir():
+        if _CACHED.fullmatch(path.name) and path != kept:
+            with suppress(OSError):
+                status = path.stat()
+                files.append((status.st_mtime_ns, path, status.st_size))
+    size = kept.stat().st_size + sum(entry[2] for entry in files)
+    for _, path, bytes_ in sorted(files):
+        if size <= int(setting):
+            return
+        path.unlink(missing_ok=True)
+        size -= bytes_
+
+
+class ShardReader:
+    """Maps shards of a split on demand and keeps the last `limit`. Threads may share it."""
+
+    def __init__(self, data: PreparedData, split: str, limit: int) -> None:
+        self._data, self.shards, self.limit = data, data.index.splits[split], limit
+        self._mapped: OrderedDict[int, dict[str, np.ndarray]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._announced: set[int] = set()
+        self._fetching: ThreadPoolExecutor | None = None
+
+    def arrays(self, number: int) -> dict[str, np.ndarray]:
+        """The arrays of a shard, which is fetched if it is remote and not cached."""
+        with self._lock:
+            if number not in self._mapped:
+                self._mapped[number] = self._data.map(self.shards[number])
+                while len(self._mapped) > self.limit:
+                    self._mapped.popitem(last=False)
+            self._mapped.move_to_end(number)
+            self._announced.discard(number)
+            return self._mapped[number]
+
+    def announce(self, number: int) -> None:
+        """Fetch a remote shard in the background, because it will be needed next."""
+        if self._data.remote is None or number in self._announced or number in self._mapped:
+            return
+        self._announced.add(number)
+        if self._fetching is None:
+            self._fetching = ThreadPoolExecutor(1, "shards")
+        self._fetching.submit(self._fetch, number)
+
+    def close(self) -> None:
+        """Wait for the shards that are being fetched."""
+        if self._fetching is not None:
+            self._fetching.shutdown()
+
+    def _fetch(self, number: int) -> None:
+        with suppress(UserError):  # reported where the shard is needed
+            self._data.fetch(self.shards[number])

@@ -1,0 +1,213 @@
+"""Prepared texts as training examples: rows of shards, of which only those in use are open."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+
+from headway.codecs import Codec
+from headway.config import override
+from headway.data.packing import CutRows, TokenWindows
+from headway.data.prepared.shard_index import ShardFile
+from headway.data.prepared.shard_order import ShardOrder
+from headway.data.prepared.shard_reader import PreparedData, ShardReader
+from headway.errors import UserError
+from headway.formats.out_of_distribution import TrainingStatistics
+from headway.learn import examples
+from headway.learn.batches_ahead import ahead
+from headway.learn.examples import (
+    Batch,
+    Contents,
+    FixedSizeBatches,
+    RngKey,
+    RowLayouts,
+    Samples,
+    batch_of,
+    spread_evenly,
+)
+from headway.nn.models import ModelConfig
+
+_EVAL_BATCH_TOKENS = 8192
+_OPEN_HELD_OUT = 2  # held-out shards that are mapped at once
+
+
+class PreparedDocuments(examples.Examples):
+    """Documents of shards, cut into rows of `context` tokens. A batch has `rows` of them, a step `places` batches."""
+
+    def __init__(self, data: PreparedData, codec: Codec, context: int, rows: int, seed: int, places: int) -> None:
+        self.index = data.index
+        if codec.fingerprint() != self.index.details["fingerprint"]:
+            raise UserError(
+                f"{data.name} was prepared with another tokenizer than that of this model; prepare the data with "
+                "--tokenizer and the model's folder"
+            )
+        self.codec, self.context = codec, context
+        self.rows, self.seed, self.places = rows, seed, places
+        self.layouts = RowLayouts()
+        self._splits = {split: SplitRows(self, data, split) for split in self.index.splits}
+
+    def of(self, split: str) -> Samples:
+        return SplitSamples(self.split(split))
+
+    def split(self, split: str) -> SplitRows:
+        """The rows of a split. UserError for an unknown or empty one."""
+        if split not in self._splits:
+            raise UserError(f"prepared data have the splits {', '.join(self._splits)}, not {split!r}")
+        if not len(self._splits[split]):
+            raise UserError(
+                f"the {split} split of the prepared data is empty; prepare them again with a share, such as "
+                f"--{split} 0.1"
+            )
+        return self._splits[split]
+
+    @property
+    def final_split(self) -> str:
+        return "test" if len(self._splits["test"]) else "validation"
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        return tuple(self._splits)
+
+    def batches(self, split: str, shard: examples.Shard = examples.FULL_SHARD, start: int = 0) -> Iterator[Batch]:
+        """The batches of a split, made ahead of the step that needs them."""
+        return ahead(super().batches(split, shard, start))
+
+    def batches_per_epoch(self) -> float:
+        return len(self.split("train")) / self.rows
+
+    def adapt(self, model: ModelConfig) -> ModelConfig:
+        for split in ("train", "validation"):
+            self.split(split)
+        return override(model, {"vocab_size": self.codec.vocab_size})
+
+    def count_targets(self, split: str) -> int:
+        """The predicted tokens in a split."""
+        return sum(map(_targets, self.index.splits[split]))
+
+    def predicted_tokens(self, split: str) -> Iterator[np.ndarray]:
+        """The tokens of each document in a split except its first, which is only an input."""
+        rows = self.split(split)
+        for number in range(len(rows.shards)):
+            ids, offsets = rows.documents_of(number)
+            for start, stop in pairwise(offsets.tolist()):
+                yield ids[start + 1 : stop]
+
+    def prompts(self, count: int) -> list[list[int]]:
+        """The first tokens of held-out rows, spread evenly over the split."""
+        rows = self.split("validation")
+        indices = spread_evenly(np.arange(len(rows)), count)
+        return rows.windows(indices).inputs[:, : max(1, self.context // 4)].tolist()
+
+    def preview(self, count: int) -> list[str]:
+        return [self.codec.decode(prompt) for prompt in self.prompts(count)]
+
+    def contents(self) -> Contents:
+        return {"texts": [self.index.digest]}
+
+    def input_statistics(self) -> TrainingStatistics:
+        """Statistics of the first shard."""
+        ids, _ = self.split("train").documents_of(0)
+        return TrainingStatistics.from_ids(
+            ids, self.codec.vocab_size, special_tokens=(self.codec.bos_id, self.codec.eos_id)
+        )
+
+
+def _targets(shard: ShardFile) -> int:
+    return shard.units - shard.samples
+
+
+class SplitRows:
+    """The rows of one split, numbered through all its shards."""
+
+    def __init__(self, documents: PreparedDocuments, data: PreparedData, split: str) -> None:
+        self.documents = documents
+        self.shards = documents.index.splits[split]
+        self.sizes = np.array([-(-_targets(shard) // documents.context) for shard in self.shards], np.int64)
+        self.first = np.concatenate([[0], np.cumsum(self.sizes)])
+        limit = _OPEN_HELD_OUT if split != "train" else self.order.window * documents.places + 1
+        self.reader = ShardReader(data, split, limit)
+        self._checked: set[int] = set()
+
+    def __len__(self) -> int:
+        return int(self.first[-1])
+
+    @cached_property
+    def order(self) -> ShardOrder:
+        return ShardOrder(self.sizes.tolist(), self.documents.places, self.documents.seed)
+
+    def documents_of(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """The token ids of a shard, and the start of each document. UserError if they contradict the index."""
+        shard, vocab_size = self.shards[number], self.documents.codec.vocab_size
+        arrays = self.reader.arrays(number)
+        ids, offsets = arrays.get("ids", np.zeros(0)), arrays.get("offsets", np.zeros(0))
+        if number not in self._checked:
+            sizes = (len(ids), len(offsets)) == (shard.units, shard.samples + 1) and shard.samples > 0
+            is_valid = sizes and offsets[0] == 0 and offsets[-1] == len(ids) and (np.diff(offsets) > 0).all()
+            if not is_valid or ids.max() >= vocab_size:
+                raise UserError(f"the shard {shard.name} contradicts its index; prepare the data again")
+            self._checked.add(number)
+        return ids, offsets
+
+    def windows(self, indices: np.ndarray) -> TokenWindows:
+        """The rows with these numbers, int64 [B]."""
+        shape = len(indices), self.documents.context
+        inputs, labels, positions = (np.empty(shape, np.int64) for _ in range(3))
+        shards = np.searchsorted(self.first, indices, side="right") - 1
+        for number in np.unique(shards).tolist():
+            chosen = shards == number
+            rows = CutRows(*self.documents_of(number), self.documents.context)
+            windows = rows.windows(indices[chosen] - self.first[number])
+            inputs[chosen], labels[chosen], positions[chosen] = windows
+        return TokenWindows(inputs, labels, positions)
+
+
+@dataclass(frozen=True)
+class SplitSamples:
+    """The rows in a split, or the first `limit` of them."""
+
+    source: SplitRows
+    limit: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.source) if self.limit is None else min(self.limit, len(self.source))
+
+    def take(self, indices: np.ndarray, rng_key: RngKey | None = None) -> Batch:
+        """Tokens, int64 [B, T], with their layout, and the next tokens, -100 where the loss ignores them."""
+        windows = self.source.windows(indices)
+        return batch_of(windows, self.source.documents.layouts.of(windows.positions))
+
+    def training_order(self) -> PlacedBatches:
+        documents = self.source.documents
+        return PlacedBatches(self.source, documents.rows, documents.places)
+
+    def evaluation_order(self) -> FixedSizeBatches:
+        return FixedSizeBatches(len(self), max(1, _EVAL_BATCH_TOKENS // self.source.documents.context))
+
+    def limited_to(self, limit: int | None) -> SplitSamples:
+        return SplitSamples(self.source, limit)
+
+
+@dataclass(frozen=True)
+class PlacedBatches:
+    """Batches of `size` rows in the order of `ShardOrder`: batch k is number k // places of place k % places."""
+
+    source: SplitRows
+    size: int
+    places: int
+
+    @property
+    def epoch(self) -> float:
+        """The number of batches per epoch."""
+        return len(self.source) / self.size
+
+    def endless(self, shard: examples.Shard, start: int) -> Iterator[tuple[RngKey, np.ndarray]]:
+        for batch_index in shard.indices(start):
+            number, place = divmod(batch_index, self.places)
+            rows = self.source.order.rows(place, np.arange(number * self.size, (number + 1) * self.size))
+            self.source.reader.announce(self.source.order.upcoming(place, number * self.size))
+            positions = np.arange(batch_index * self.size, (batch_index + 1) * self.size)
+            yield RngKey(batch_index, positions), self.source.first[rows.shards] + rows.rows

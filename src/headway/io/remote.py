@@ -1,0 +1,115 @@
+"""Files in object storage and on the web, through the optional package fsspec: s3://, gs://, https:// and hf://."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from headway.errors import UserError
+from headway.io.files import open_file
+
+T = TypeVar("T")
+# A path of a URL has lost one of its two slashes.
+_URL = re.compile(r"(s3|gs|https?|hf):/{1,2}([^/].*)", re.DOTALL)
+_ATTEMPTS, _FIRST_WAIT = 6, 0.5  # of one request; seconds, doubled after each
+_PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "http": "aiohttp", "https": "aiohttp", "hf": "huggingface_hub"}
+
+
+def remote_url(path: Path | str) -> str | None:
+    """The URL that a path stands for; None for a local path."""
+    match = _URL.fullmatch(str(path))
+    return None if match is None else f"{match[1]}://{match[2]}"
+
+
+class RemoteFolder:
+    """A folder in object storage or on the web. Failed requests are repeated, because servers answer with errors under
+    load and cut answers short; a missing file and missing rights are a UserError at once.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        protocol = url.partition(":")[0]
+        try:
+            fsspec = importlib.import_module("fsspec")
+            self._files, self._root = fsspec.core.url_to_fs(self.url)
+        except (ImportError, ValueError) as error:
+            raise UserError(
+                f"{url} needs the package {_PACKAGES[protocol]}; run pip install 'headway[remote]'"
+            ) from error
+
+    def address(self, name: str) -> str:
+        """The URL of a file."""
+        return f"{self.url}/{name}" if name else self.url
+
+    def read(self, name: str, stop: int | None = None) -> bytes:
+        """A file's bytes, or the first `stop` of them."""
+        return self._request(name, lambda path: self._files.cat_file(path, end=stop))
+
+    def fetch(self, name: str, size: int, path: Path) -> None:
+        """Write a file of `size` bytes to a local path."""
+
+        def load(remote: str) -> bytes:
+            content = self._files.cat_file(remote)
+            if len(content) != size:
+                raise OSError(f"{len(content):,} of {size:,} bytes arrived")
+            return content
+
+        path.write_bytes(self._request(name, load))
+
+    def write(self, name: str, path: Path) -> None:
+        """Write a local file, which appears under its name only when it is complete."""
+        with open_file(path) as file:
+            content = file.read()
+        self._request(name, lambda remote: self._files.pipe_file(remote, content))
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a file of this name."""
+
+        def look(path: str) -> bool:
+            self._files.invalidate_cache()
+            return self._files.isfile(path)
+
+        return self._request(name, look)
+
+    def sizes(self) -> dict[str, int]:
+        """The bytes of each file below this folder, by its path, sorted; of a single file under an empty path."""
+
+        def find(path: str) -> dict[str, int]:
+            self._files.invalidate_cache()
+            found = self._files.find(path, detail=True)
+            return {name: int(entry["size"] or 0) for name, entry in found.items()}
+
+        found = self._request("", find)
+        if not found:
+            raise UserError(f"there is no file or folder {self.url}; check the address")
+        return {name[len(self._root) :].lstrip("/"): size for name, size in sorted(found.items())}
+
+    def _request(self, name: str, request: Callable[[str], T]) -> T:
+        path, address = f"{self._root}/{name}" if name else self._root, self.address(name)
+        reason = ""
+        for attempt in range(_ATTEMPTS):
+            if attempt:
+                time.sleep(_FIRST_WAIT * 2 ** (attempt - 1))
+            try:
+                return request(path)
+            except FileNotFoundError as error:
+                raise UserError(f"there is no file {address}; check the address") from error
+            except Exception as error:
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                if isinstance(error, PermissionError) or _is_forbidden(error) or "redentials" in reason:
+                    raise UserError(
+                        f"{address} cannot be accessed ({reason}); check the credentials and their rights"
+                    ) from error
+        raise UserError(
+            f"{address} could not be transferred in {_ATTEMPTS} attempts ({reason}); check the connection and run the "
+            "same command again"
+        )
+
+
+def _is_forbidden(error: Exception) -> bool:
+    status: Any = getattr(error, "status", None) or getattr(error, "code", None)
+    return status in (401, 403)

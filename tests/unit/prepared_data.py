@@ -1,0 +1,55 @@
+"""Small texts that tests prepare."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from headway.data.prepared import preparation, text_blocks
+from headway.data.prepared.preparation import Preparation, PrepareConfig
+from headway.data.prepared.shard_reader import PreparedData, ShardReader
+from headway.data.prepared.text_blocks import text_files
+from headway.domains.text.text_shards import TextKind
+
+WORDS = "the of a storm ship sea sails under white moon and harbour light far away".split()  # noqa: SIM905
+
+
+PLAIN = PrepareConfig()
+
+
+def draw(seed: int, words: int) -> str:
+    chooser = random.Random(seed)
+    return "".join(chooser.choice(WORDS) + chooser.choice([" ", " ", " ", "\n"]) for _ in range(words))
+
+
+def draw_texts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of 150 documents in lines and five files, in blocks of 4 KB and shards of 2 KB."""
+    folder.mkdir()
+    rows = [json.dumps({"text": draw(seed, 40)}) for seed in range(150)]
+    (folder / "rows.jsonl").write_text("\n".join(rows) + "\n")
+    for number in range(5):
+        (folder / f"{number}.txt").write_text(draw(1000 + number, 2000 if number == 2 else 200))
+    monkeypatch.setattr(text_blocks, "BLOCK_BYTES", 4096)
+    for name in ("_MAX_SHARD_BYTES", "_MIN_SHARD_BYTES"):
+        monkeypatch.setattr(preparation, name, 2048)
+    return folder
+
+
+def prepare(folder: Path | str, out: Path | str, config: PrepareConfig = PLAIN, size: int = 300) -> Path:
+    Preparation(TextKind(text_files([Path(folder)]), "bpe", size), config, out, lambda _: None).run()
+    return Path(out)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def documents(folder: Path, split: str) -> list[list[int]]:
+    reader = ShardReader(PreparedData(folder), split, 2)
+    arrays = [reader.arrays(number) for number in range(len(reader.shards))]
+    return [ids.tolist() for a in arrays for ids in np.split(a["ids"], a["offsets"][1:-1])]
