@@ -88,13 +88,23 @@ class PreparedDocuments(examples.Examples):
         """The predicted tokens in a split."""
         return sum(map(_targets, self.index.splits[split]))
 
-    def predicted_tokens(self, split: str) -> Iterator[np.ndarray]:
-        """The tokens of each document in a split except its first, which is only an input."""
+    def document_ids(self, split: str) -> Iterator[np.ndarray]:
+        """The tokens of each document in a split."""
         rows = self.split(split)
         for number in range(len(rows.shards)):
             ids, offsets = rows.documents_of(number)
             for start, stop in pairwise(offsets.tolist()):
-                yield ids[start + 1 : stop]
+                yield ids[start:stop]
+
+    def token_lists(self, split: str, limit: int) -> list[list[int]]:
+        """The first `limit` tokens of a split, each document as a list."""
+        lists, size = [], 0
+        for document in self.document_ids(split):
+            lists.append(document[: limit - size].tolist())
+            size += len(lists[-1])
+            if size >= limit:
+                break
+        return lists
 
     def prompts(self, count: int) -> list[list[int]]:
         """The first tokens of held-out rows, spread evenly over the split."""

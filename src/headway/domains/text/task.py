@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 import math
-from collections.abc import Sequence
-=======
 from collections.abc import Iterable, Iterator, Sequence
->>>>>>> c9919eec (headway data prepare: shards with an index, in folders and object storage, and trainings on them)
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -197,14 +194,15 @@ class Documents(SplitExamples):
         """The predicted tokens in a split."""
         return int(np.maximum(self.spans(split).lengths - 1, 0).sum())
 
-    def predicted_tokens(self, split: str) -> Iterator[np.ndarray]:
-        """The tokens of each document in a split except its first, which is only an input."""
+    def document_ids(self, split: str) -> Iterator[np.ndarray]:
+        """The tokens of each document in a split."""
         spans = self.spans(split)
         for start, length in zip(spans.starts.tolist(), spans.lengths.tolist()):
-            yield self.cache.ids[start + 1 : start + length]
+            yield self.cache.ids[start : start + length]
 
-    def token_lists(self, spans: Spans, limit: int) -> list[list[int]]:
-        """The first `limit` tokens of documents, spread evenly, each document as a list."""
+    def token_lists(self, split: str, limit: int) -> list[list[int]]:
+        """The first `limit` tokens of documents in a split, spread evenly, each document as a list."""
+        spans = self.spans(split)
         rows = spread_evenly(np.arange(len(spans.starts)), max(1, limit // 64))
         lists, size = [], 0
         for start, length in zip(spans.starts[rows].tolist(), spans.lengths[rows].tolist()):
@@ -339,15 +337,15 @@ TextExamples = Documents | PreparedDocuments
 
 
 def count_bytes(codec: Codec, documents: Iterable[np.ndarray], tokens: int) -> int:
-    """The bytes for this many predictions, estimated from as many tokens at the start of the documents, and exact for
-    all of them. Documents are their predicted tokens.
+    """The bytes for this many predictions, estimated from as many at the start of the documents, and exact for all of
+    them. A document's first token is not predicted.
     """
     targets = num_bytes = 0
     for document in documents:
         if targets >= tokens:
             break
-        targets += len(document)
-        for begin in range(0, len(document), _DECODE_CHUNK):
+        targets += max(0, len(document) - 1)
+        for begin in range(1, len(document), _DECODE_CHUNK):
             num_bytes += len(codec.decode(document[begin : begin + _DECODE_CHUNK].tolist()).encode())
     return round(tokens * (num_bytes / targets))
 
@@ -362,33 +360,30 @@ class NextToken(Likelihood[TextExamples]):
         `limit`.
         """
         nats, count = self.nats(model, examples.of(split).limited_to(limit))
-        num_bytes = count_bytes(examples.codec, examples.predicted_tokens(split), count)
+        num_bytes = count_bytes(examples.codec, examples.document_ids(split), count)
         return dict(language_scores(nats, count, num_bytes))
 
-    def baseline(self, examples: Documents, limit: int) -> Baseline:
+    def baseline(self, examples: TextExamples, limit: int) -> Baseline:
         """A trigram model of tokens."""
-        train, held_out = examples.spans("train"), examples.spans("validation")
         model = NgramModel(
-            examples.token_lists(train, limit * _BASELINE_TOKENS), _BASELINE_ORDER, examples.codec.vocab_size
+            examples.token_lists("train", limit * _BASELINE_TOKENS), _BASELINE_ORDER, examples.codec.vocab_size
         )
-        documents = examples.token_lists(held_out, MAX_EVALUATED * _BASELINE_TOKENS)
+        documents = examples.token_lists("validation", MAX_EVALUATED * _BASELINE_TOKENS)
         num_bytes = sum(len(examples.codec.decode(ids[1:]).encode()) for ids in documents)
         return Baseline("a trigram model", "bits_per_byte", model.nats(documents) / math.log(2) / max(1, num_bytes))
 
     def evaluate_strided(
-        self, model: nn.Module, examples: Documents, split: str, stride: int, limit: int | None = None
+        self, model: nn.Module, examples: TextExamples, split: str, stride: int, limit: int | None = None
     ) -> dict[str, Any]:
         """`evaluate` in context-long windows that advance by `stride`, so that each token has at least context - stride
         tokens before it if its document is long enough; over the documents in a split, or its first `limit`.
         """
-        spans = examples.spans(split)
         nats, count = 0.0, 0
-        for start, length in list(zip(spans.starts.tolist(), spans.lengths.tolist()))[:limit]:
-            if length > 1:
-                document = examples.cache.ids[start : start + length].tolist()
-                nll = strided_nats(cast(Transformer, model), document, examples.context, stride)
+        for document in islice(examples.document_ids(split), limit):
+            if len(document) > 1:
+                nll = strided_nats(cast(Transformer, model), document.tolist(), examples.context, stride)
                 nats, count = nats + nll.total, count + nll.tokens
-        num_bytes = count_bytes(examples.codec, examples.predicted_tokens(split), count)
+        num_bytes = count_bytes(examples.codec, examples.document_ids(split), count)
         return dict(language_scores(nats, count, num_bytes))
 
     def samples(self, model: nn.Module, examples: TextExamples, count: int) -> list[dict[str, str]]:
@@ -428,5 +423,8 @@ class CarriedNextToken(NextToken, StatefulObjective[TextExamples]):
 def language_task(model: Transformer, codec: Codec, paths: Sequence[Path]) -> Task:
     """The task for evaluating any language model on the user's text."""
     context = model.config.context or _CONTEXT
+    if is_prepared(paths[0]):
+        data = PreparedData(paths[0])
+        return Task(PreparedDocuments(data, codec, context, rows=1, seed=0, places=1), NextToken())
     config = LanguageConfig(context=context)
     return Task(Documents(config, open_tokens(paths, codec), codec, context, rows=1, seed=0), NextToken())
