@@ -188,6 +188,8 @@ _PRETRAINING = {
     "banking77-debian": "banking77 after Debian's descriptions and documentation",
     "debian": "sections of Debian's packages after other descriptions",
     "banking77-gpt": "banking77 by a GPT with its auxiliary loss, after its own questions without labels",
+    "fashion-mnist": "Fashion-MNIST after its own images without labels",
+    "spoken-digits": "spoken digits after other recordings without labels",
 }
 
 
@@ -197,7 +199,7 @@ def pretraining(result: Result) -> Iterator[Row]:
         if ours and scratch:
             minutes = part["pretraining"]["core_seconds"] / 60
             yield (
-                f"{_PRETRAINING[case]} ({minutes:.0f} core-minutes), 10 labelled texts per class: accuracy, "
+                f"{_PRETRAINING[case]} ({minutes:.0f} core-minutes), 10 labels per class: accuracy, "
                 f"median of {len(ours['values'])} seeds",
                 f"{percent(ours['median'])} ({percent(ours['min'])} to {percent(ours['max'])})",
                 f"not pre-trained: {percent(scratch['median'])}",

@@ -57,6 +57,7 @@ def unlabelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def masked(**settings: Any) -> Recipe:
     size = {"model.width": 16, "model.depth": 1, "model.heads": 2, "model.embed.size": [16, 16]}
     size |= {"model.embed.patch": [4, 4], "train.batch_size": 12, "train.steps": 4, "train.precision": "fp32"}
+    size |= {"task.hiding.rate": 0.5, "task.contrast": 0.5}
     return override(find_recipe("masked-images"), {**size, **settings})
 
 
