@@ -130,7 +130,7 @@ def masked_images() -> Recipe:
         "images without labels: folders, IDX files, or a .csv with path",
         model=small_vit(width=128, depth=6, heads=4, patch=8, size=64),
         task=MaskedImagesConfig(augment=ImageAugmentConfig(flip=0.5, crop=0.4, light=0.2)),
-        optim=MuonConfig( weight_decay=0.1, adam_lr=2e-3, adam_weight_decay=0.05),
+        optim=MuonConfig(weight_decay=0.1, adam_lr=2e-3, adam_weight_decay=0.05),
         train=TrainConfig(steps=2000, batch_size=128),
         expected="as the first stage of vision with --pretrain, or to start from with --from",
     )
