@@ -10,10 +10,14 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from prepared_data import contents, documents, draw_texts, prepare
 
+from headway.codecs import load_codec
 from headway.config import override
 from headway.data.prepared import shard_reader
+from headway.data.prepared.preparation import Preparation, PrepareConfig
 from headway.data.prepared.shard_reader import PreparedData, is_prepared, shrink_cache
+from headway.data.prepared.text_blocks import text_files
 from headway.domains.text.recipes import text
+from headway.domains.text.text_shards import TextKind
 from headway.errors import ConfigError, UserError
 from headway.io import remote
 from headway.io.remote import remote_url
@@ -66,8 +70,30 @@ def test_settings_that_the_index_has_decided_are_refused(texts: Path, tmp_path: 
     (tmp_path / "tokenizer.json").rename(tmp_path / "run" / "tokenizer.json")
     with pytest.raises(UserError, match="was prepared with another tokenizer"):
         recipe_task(out, tmp_path / "run", {})
-    with pytest.raises(UserError, match="pass it to --data without other paths"):
-        open_task(text(), tmp_path / "empty", [out, other])
+    with pytest.raises(UserError, match="texts is not prepared, unlike other paths; prepare it, too"):
+        open_task(text(), tmp_path / "empty", [out, texts])
+    with pytest.raises(ConfigError, match=r"task.mix has 2 shares for 1 sources; set one above 0 for each"):
+        recipe_task(other, tmp_path / "mixed", {"task.mix": [1, 2]})
+
+
+def test_sources_are_mixed_by_shares(texts: Path, tmp_path: Path) -> None:
+    (tmp_path / "numbers.txt").write_text("1234 5678 90\n" * 2000)
+    out = prepare(texts, tmp_path / "out")
+    numbers = tmp_path / "numbers"
+    kind = TextKind(text_files([tmp_path / "numbers.txt"]), "bpe", 300, str(out))
+    Preparation(kind, PrepareConfig(), numbers, lambda _: None).run()
+    digits = {number for number in range(280) if load_codec(out).decode([number]).strip().isdigit()}
+
+    def share(mix: list[float]) -> float:
+        settings = {"task.context": 16, "model.context": 16, "train.batch_tokens": 64, "task.mix": mix}
+        (tmp_path / f"run{len(mix)}").mkdir(exist_ok=True)
+        task = open_task(override(text(), settings), tmp_path / f"run{len(mix)}", [out, numbers])
+        rows = [row for batch, _ in zip(task.batches("train"), range(250)) for row in batch.inputs[0].tolist()]
+        return sum(len(digits & set(row)) > 0 for row in rows) / len(rows)
+
+    assert share([3, 1]) == 0.25
+    assert share([1, 3]) == 0.75
+    assert 0.5 < share([]) < 0.8  # by their sizes
 
 
 class Storage(MemoryFileSystem):
@@ -145,7 +171,7 @@ def test_hosts_fetch_each_shard_once(
         for step in range(steps):
             _, indices = next(samples.training_order().endless(Shard(), 2 * step + rank))
             assert (samples.take(indices).targets == expected[2 * step + rank].targets).all()
-        task.examples.split("train").reader.close()  # type: ignore[attr-defined]
+        task.examples.split("train").sources[0].reader.close()  # type: ignore[attr-defined]
     names = [path for path in storage.fetched if "train-" in path]
     shards = len(PreparedData(out).index.splits["train"])
     assert shards <= len(names) <= shards + 2 * 3  # those that are fetched ahead of the next epoch

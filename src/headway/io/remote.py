@@ -47,7 +47,7 @@ class RemoteFolder:
 
     def read(self, name: str, stop: int | None = None) -> bytes:
         """A file's bytes, or the first `stop` of them."""
-        return self._request(name, lambda path: self._files.cat_file(path, end=stop))
+        return self._request(name, lambda path: self._files.cat_file(path, start=None if stop is None else 0, end=stop))
 
     def fetch(self, name: str, size: int, path: Path) -> None:
         """Write a file of `size` bytes to a local path."""

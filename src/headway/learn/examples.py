@@ -269,6 +269,11 @@ class Examples:
         splits = getattr(self, "splits", None)
         return splits if isinstance(splits, Splits) else None
 
+    def split_sizes(self) -> Mapping[str, int]:
+        """The number of samples in each split, or of targets if samples are not indexed; empty if it is unknown."""
+        splits = self.data_splits
+        return {} if splits is None else {name: len(rows) for name, rows in splits.indices.items()}
+
     def save(self, directory: Path) -> None:
         """Write what inference needs besides the weights: by default the codec, if there is one."""
         codec = getattr(self, "codec", None)

@@ -99,7 +99,7 @@ class DataSummary(NamedTuple):
     @classmethod
     def of(cls, task: Task, targets: int) -> DataSummary:
         examples, splits = task.examples, task.examples.data_splits
-        counts = {} if splits is None else {name: len(rows) for name, rows in splits.indices.items() if len(rows)}
+        counts = {name: size for name, size in examples.split_sizes().items() if size}
         noun = f"{task.unit}s" if splits is None else splits.noun
         preview = (" ".join(text[:_PREVIEW_CHARACTERS].split()) for text in examples.preview(_PREVIEW))
         return cls(noun, counts, targets, task.unit, examples.class_counts(), tuple(preview), examples.remarks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -15,6 +15,8 @@ from headway.data.packing import CutRows, TokenWindows
 from headway.data.prepared.shard_index import ShardFile
 from headway.data.prepared.shard_order import ShardOrder
 from headway.data.prepared.shard_reader import PreparedData, ShardReader
+from headway.data.shuffling import epoch_seed
+from headway.data.splits import SPLITS
 from headway.errors import UserError
 from headway.formats.out_of_distribution import TrainingStatistics
 from headway.learn import examples
@@ -32,23 +34,39 @@ from headway.learn.examples import (
 from headway.nn.models import ModelConfig
 
 _EVAL_BATCH_TOKENS = 8192
+_CYCLE = 1000  # rows in which each source has its share
+_SOURCES = 1 << 41  # distinguishes the seeds of sources from those of epochs and places
 _OPEN_HELD_OUT = 2  # held-out shards that are mapped at once
 
 
 class PreparedDocuments(examples.Examples):
-    """Documents of shards, cut into rows of `context` tokens. A batch has `rows` of them, a step `places` batches."""
+    """Documents of shards, cut into rows of `context` tokens. A batch has `rows` of them, a step `places` batches. Of
+    several `sources`, training takes rows by their shares `mix`, or by their sizes if this is empty.
+    """
 
-    def __init__(self, data: PreparedData, codec: Codec, context: int, rows: int, seed: int, places: int) -> None:
-        self.index = data.index
-        if codec.fingerprint() != self.index.details["fingerprint"]:
-            raise UserError(
-                f"{data.name} was prepared with another tokenizer than that of this model; prepare the data with "
-                "--tokenizer and the model's folder"
-            )
+    def __init__(
+        self,
+        sources: Sequence[PreparedData],
+        codec: Codec,
+        context: int,
+        rows: int,
+        seed: int,
+        places: int,
+        mix: Sequence[float] = (),
+    ) -> None:
+        for data in sources:
+            if data.index.kind != "texts":
+                raise UserError(f"{data.name} contains {data.index.kind}, not texts; use the recipe for them")
+            if codec.fingerprint() != data.index.details["fingerprint"]:
+                raise UserError(
+                    f"{data.name} was prepared with another tokenizer than that of this model; prepare the data with "
+                    "--tokenizer and the model's folder"
+                )
+        self.indices = [data.index for data in sources]
         self.codec, self.context = codec, context
-        self.rows, self.seed, self.places = rows, seed, places
+        self.rows, self.seed, self.places, self.mix = rows, seed, places, tuple(mix)
         self.layouts = RowLayouts()
-        self._splits = {split: SplitRows(self, data, split) for split in self.index.splits}
+        self._splits = {split: SplitRows(self, sources, split) for split in SPLITS}
 
     def of(self, split: str) -> Samples:
         return SplitSamples(self.split(split))
@@ -86,15 +104,18 @@ class PreparedDocuments(examples.Examples):
 
     def count_targets(self, split: str) -> int:
         """The predicted tokens in a split."""
-        return sum(map(_targets, self.index.splits[split]))
+        return sum(map(_targets, (shard for index in self.indices for shard in index.splits[split])))
+
+    def split_sizes(self) -> dict[str, int]:
+        return {split: self.count_targets(split) for split in self._splits}
 
     def document_ids(self, split: str) -> Iterator[np.ndarray]:
         """The tokens of each document in a split."""
-        rows = self.split(split)
-        for number in range(len(rows.shards)):
-            ids, offsets = rows.documents_of(number)
-            for start, stop in pairwise(offsets.tolist()):
-                yield ids[start:stop]
+        for source in self.split(split).sources:
+            for number in range(len(source.shards)):
+                ids, offsets = source.documents_of(number)
+                for start, stop in pairwise(offsets.tolist()):
+                    yield ids[start:stop]
 
     def token_lists(self, split: str, limit: int) -> list[list[int]]:
         """The first `limit` tokens of a split, each document as a list."""
@@ -116,11 +137,11 @@ class PreparedDocuments(examples.Examples):
         return [self.codec.decode(prompt) for prompt in self.prompts(count)]
 
     def contents(self) -> Contents:
-        return {"texts": [self.index.digest]}
+        return {"texts": [index.digest for index in self.indices]}
 
     def input_statistics(self) -> TrainingStatistics:
         """Statistics of the first shard."""
-        ids, _ = self.split("train").documents_of(0)
+        ids, _ = self.split("train").sources[0].documents_of(0)
         return TrainingStatistics.from_ids(
             ids, self.codec.vocab_size, special_tokens=(self.codec.bos_id, self.codec.eos_id)
         )
@@ -130,12 +151,12 @@ def _targets(shard: ShardFile) -> int:
     return shard.units - shard.samples
 
 
-class SplitRows:
-    """The rows of one split, numbered through all its shards."""
+class SourceRows:
+    """The rows of a split of one source, numbered through its shards."""
 
-    def __init__(self, documents: PreparedDocuments, data: PreparedData, split: str) -> None:
-        self.documents = documents
-        self.shards = documents.index.splits[split]
+    def __init__(self, documents: PreparedDocuments, data: PreparedData, split: str, seed: int) -> None:
+        self.documents, self._seed = documents, seed
+        self.shards = data.index.splits[split]
         self.sizes = np.array([-(-_targets(shard) // documents.context) for shard in self.shards], np.int64)
         self.first = np.concatenate([[0], np.cumsum(self.sizes)])
         limit = _OPEN_HELD_OUT if split != "train" else self.order.window * documents.places + 1
@@ -147,7 +168,13 @@ class SplitRows:
 
     @cached_property
     def order(self) -> ShardOrder:
-        return ShardOrder(self.sizes.tolist(), self.documents.places, self.documents.seed)
+        return ShardOrder(self.sizes.tolist(), self.documents.places, self._seed)
+
+    def at(self, place: int, positions: np.ndarray) -> np.ndarray:
+        """The rows at ascending positions in the endless stream of a place; the next shard is fetched ahead."""
+        rows = self.order.rows(place, positions)
+        self.reader.announce(self.order.upcoming(place, int(positions[0])))
+        return self.first[rows.shards] + rows.rows
 
     def documents_of(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """The token ids of a shard, and the start of each document. UserError if they contradict the index."""
@@ -164,15 +191,69 @@ class SplitRows:
 
     def windows(self, indices: np.ndarray) -> TokenWindows:
         """The rows with these numbers, int64 [B]."""
-        shape = len(indices), self.documents.context
-        inputs, labels, positions = (np.empty(shape, np.int64) for _ in range(3))
         shards = np.searchsorted(self.first, indices, side="right") - 1
-        for number in np.unique(shards).tolist():
-            chosen = shards == number
+
+        def part(number: int, chosen: np.ndarray) -> TokenWindows:
             rows = CutRows(*self.documents_of(number), self.documents.context)
-            windows = rows.windows(indices[chosen] - self.first[number])
-            inputs[chosen], labels[chosen], positions[chosen] = windows
-        return TokenWindows(inputs, labels, positions)
+            return rows.windows(indices[chosen] - self.first[number])
+
+        return _joined(part, shards, self.documents.context)
+
+
+class SplitRows:
+    """The rows of a split, numbered through all sources."""
+
+    def __init__(self, documents: PreparedDocuments, sources: Sequence[PreparedData], split: str) -> None:
+        self.documents = documents
+        seeds = [documents.seed, *(epoch_seed(documents.seed, _SOURCES + n) for n in range(1, len(sources)))]
+        self.sources = [SourceRows(documents, data, split, seed) for data, seed in zip(sources, seeds)]
+        self._first = np.cumsum([0, *map(len, self.sources)])
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    @cached_property
+    def _pattern(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A cycle of rows by shares: the source of each, its rank among those of its source, and rows per source."""
+        shares = np.array(self.documents.mix or list(map(len, self.sources)), float)
+        exact = shares / shares.sum() * _CYCLE
+        counts = np.floor(exact).astype(np.int64)
+        counts[np.argsort(counts - exact, kind="stable")[: _CYCLE - int(counts.sum())]] += 1
+        if empty := next((n for n, source in enumerate(self.sources) if counts[n] and not len(source)), None):
+            raise UserError(f"source {empty + 1} of task.mix has no training samples; remove it")
+        owners = np.repeat(np.arange(len(counts)), counts)
+        ranks = np.concatenate([np.arange(count) for count in counts.tolist()])
+        order = np.argsort((ranks + 0.5) / counts[owners], kind="stable")
+        return owners[order], ranks[order], counts
+
+    def training_rows(self, place: int, positions: np.ndarray) -> np.ndarray:
+        """The rows at ascending positions in the endless stream of a place."""
+        owners, ranks, counts = self._pattern
+        cycles, slots = np.divmod(positions, _CYCLE)
+        rows = np.empty_like(positions)
+        for number in np.unique(owners[slots]).tolist():
+            chosen = owners[slots] == number
+            inner = cycles[chosen] * counts[number] + ranks[slots[chosen]]
+            rows[chosen] = self._first[number] + self.sources[number].at(place, inner)
+        return rows
+
+    def windows(self, indices: np.ndarray) -> TokenWindows:
+        """The rows with these numbers, int64 [B]."""
+        owners = np.searchsorted(self._first, indices, side="right") - 1
+
+        def part(number: int, chosen: np.ndarray) -> TokenWindows:
+            return self.sources[number].windows(indices[chosen] - self._first[number])
+
+        return _joined(part, owners, self.documents.context)
+
+
+def _joined(part: Callable[[int, np.ndarray], TokenWindows], owners: np.ndarray, context: int) -> TokenWindows:
+    """Rows from several owners in their order: `part` returns those of one owner at the positions where it is true."""
+    inputs, labels, positions = (np.empty((len(owners), context), np.int64) for _ in range(3))
+    for number in np.unique(owners).tolist():
+        chosen = owners == number
+        inputs[chosen], labels[chosen], positions[chosen] = part(number, chosen)
+    return TokenWindows(inputs, labels, positions)
 
 
 @dataclass(frozen=True)
@@ -217,7 +298,5 @@ class PlacedBatches:
     def endless(self, shard: examples.Shard, start: int) -> Iterator[tuple[RngKey, np.ndarray]]:
         for batch_index in shard.indices(start):
             number, place = divmod(batch_index, self.places)
-            rows = self.source.order.rows(place, np.arange(number * self.size, (number + 1) * self.size))
-            self.source.reader.announce(self.source.order.upcoming(place, number * self.size))
-            positions = np.arange(batch_index * self.size, (batch_index + 1) * self.size)
-            yield RngKey(batch_index, positions), self.source.first[rows.shards] + rows.rows
+            rows = self.source.training_rows(place, np.arange(number * self.size, (number + 1) * self.size))
+            yield RngKey(batch_index, np.arange(batch_index * self.size, (batch_index + 1) * self.size)), rows

@@ -84,6 +84,7 @@ class LanguageConfig(TaskConfig):
     packing: Literal["documents", "windows"] = "documents"  # whole documents packed into rows, or windows at any offset
     split: SplitConfig = SplitConfig()  # held-out shares
     carry_state: bool = False  # whether a row continues, with its state, from the previous step
+    mix: tuple[float, ...] = ()  # share of each prepared source in training; empty: by their sizes
 
     @property
     def random_crops(self) -> bool:
@@ -111,6 +112,8 @@ class LanguageConfig(TaskConfig):
         paths = recipe.files(data)
         if any(map(is_prepared, paths)):
             return self._open_prepared(recipe, paths, workspace)
+        if self.mix:
+            raise ConfigError("task.mix is for several sources that headway data prepare wrote; remove the setting")
         train_tokenizer = partial(train_codec, self.codec, size=self.size, fewer=True)
         codec = codec_of(paths, workspace, self.tokenizer, train_tokenizer)
         arguments = self, open_tokens(paths, codec), codec, context, rows, train.seed
@@ -119,18 +122,17 @@ class LanguageConfig(TaskConfig):
         return Task(Documents(*arguments), NextToken())
 
     def _open_prepared(self, recipe: Recipe, paths: Sequence[Path], workspace: Path) -> Task:
-        if len(paths) > 1:
-            raise UserError(f"{paths[0]} is prepared data; pass it to --data without other paths")
         for name, default in (("packing", "documents"), ("carry_state", False), ("split", SplitConfig())):
             if getattr(self, name) != default:
                 raise ConfigError(f"task.{name} was decided when {paths[0]} was prepared; remove the setting")
-        data, train, context = PreparedData(paths[0]), recipe.train, recipe.row_length(self.context)
-        if data.index.kind != "texts":
-            raise UserError(f"{data.name} contains {data.index.kind}, not texts; use the recipe for them")
-        codec = load_codec(workspace if (workspace / FILE).exists() else data.codec_folder())
-        return Task(
-            PreparedDocuments(data, codec, context, train.rows(context), train.seed, train.accumulate), NextToken()
-        )
+        if self.mix and (len(self.mix) != len(paths) or min(self.mix) <= 0):
+            raise ConfigError(f"task.mix has {len(self.mix)} shares for {len(paths)} sources; set one above 0 for each")
+        if other := next((path for path in paths if not is_prepared(path)), None):
+            raise UserError(f"{other} is not prepared, unlike other paths; prepare it, too")
+        sources, train, context = list(map(PreparedData, paths)), recipe.train, recipe.row_length(self.context)
+        codec = load_codec(workspace if (workspace / FILE).exists() else sources[0].codec_folder())
+        rows = train.rows(context), train.seed, train.accumulate
+        return Task(PreparedDocuments(sources, codec, context, *rows, self.mix), NextToken())
 
 
 class Documents(SplitExamples):
@@ -424,7 +426,7 @@ def language_task(model: Transformer, codec: Codec, paths: Sequence[Path]) -> Ta
     """The task for evaluating any language model on the user's text."""
     context = model.config.context or _CONTEXT
     if is_prepared(paths[0]):
-        data = PreparedData(paths[0])
-        return Task(PreparedDocuments(data, codec, context, rows=1, seed=0, places=1), NextToken())
+        sources = list(map(PreparedData, paths))
+        return Task(PreparedDocuments(sources, codec, context, rows=1, seed=0, places=1), NextToken())
     config = LanguageConfig(context=context)
     return Task(Documents(config, open_tokens(paths, codec), codec, context, rows=1, seed=0), NextToken())
