@@ -156,7 +156,7 @@ def part(*arguments: str) -> dict[str, Any]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def texts(work: Path, megabytes: int) -> dict[str, Any]:
+def texts(work: Path, megabytes: int, rounds: int) -> dict[str, Any]:
     draw_texts(work / "texts", megabytes)
     result: dict[str, Any] = {"megabytes": megabytes, "files": len(list((work / "texts").glob("*.jsonl")))}
     for name, count in (("one", 1), ("two", 2)):
@@ -178,11 +178,10 @@ def texts(work: Path, megabytes: int) -> dict[str, Any]:
         "little_local": part("part", "open", "--data", str(work / "little")),
     }
     for name, data in (("prepared", work / "one"), ("little_local", work / "little")):
-        rounds = []
-        for _ in range(3):
+        runs = result[f"training_{name}"] = []
+        for _ in range(rounds):
             shutil.rmtree(work / "run", ignore_errors=True)
-            rounds.append(part("part", "train", "--data", str(data), "--run", str(work / "run")))
-        result[f"training_{name}"] = rounds
+            runs.append(part("part", "train", "--data", str(data), "--run", str(work / "run")))
     return result
 
 
@@ -454,6 +453,7 @@ def main() -> None:
     parser.add_argument("--run")
     parser.add_argument("--numbers", type=int, nargs="*")
     parser.add_argument("--megabytes", type=int, default=4000)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--images", type=int, default=1_000_000)
     parser.add_argument("--sounds", type=int, default=100_000)
     args = parser.parse_args()
@@ -470,7 +470,7 @@ def main() -> None:
     result = json.loads(path.read_text()) if path.exists() else {}
     started = time.process_time() + sum(os.times()[2:4])
     if args.what == "texts":
-        measured = texts(args.work, args.megabytes)
+        measured = texts(args.work, args.megabytes, args.rounds)
     elif args.what == "storage":
         measured = storage(args.work)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -144,3 +145,21 @@ def test_damage_is_one_line(texts: Path, tmp_path: Path) -> None:
         (out / "index.json").write_text(text_of)
         with pytest.raises(UserError, match=reason):
             PreparedData(out)
+
+
+def test_a_full_disk_loses_nothing(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, calls = TextKind.write_part, iter(range(3))
+
+    def write(self: TextKind, folder: Path, block: int) -> None:
+        if next(calls, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(self, folder, block)
+
+    monkeypatch.setattr(TextKind, "write_part", write)
+    with pytest.raises(UserError, match=r"could not be written: No space left on device \(.* free there\); free space"):
+        prepare(texts, tmp_path / "out")
+    assert len(list((tmp_path / "out" / ".work" / "parts").glob("*[0-9]"))) == 3
+    monkeypatch.setattr(TextKind, "write_part", original)
+    (texts / "0.txt").touch()
+    with pytest.raises(UserError, match="unfinished preparation of other or older files, or settings"):
+        prepare(texts, tmp_path / "out")

@@ -67,6 +67,9 @@ class PackedFiles:
     def plan(self) -> dict[str, Any]:
         return {"sources": [[name, size] for name, _, size in self._files]}
 
+    def times(self) -> list[int]:
+        return [path.stat().st_mtime_ns for _, path, _ in self._files]
+
     def begin(self, work: Path) -> None:
         """Nothing is needed for all parts."""
 

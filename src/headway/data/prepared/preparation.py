@@ -81,6 +81,10 @@ class Kind(Protocol):
         """Everything that the parts depend on, as JSON."""
         ...
 
+    def times(self) -> list[int]:
+        """When each local file was last changed, in ns, to find changes while the work is interrupted."""
+        ...
+
     def begin(self, work: Path) -> None:
         """Make what all parts need, once; other processes wait."""
         ...
@@ -179,11 +183,13 @@ class Preparation:
         if not path.exists():
             if others:
                 raise UserError(f"{self.name} is not empty; choose another --out, or remove its files")
-            write_text(path, json.dumps(plan))
-        elif plan_digest(read_json(path)) != plan_digest(plan):
+            write_text(path, json.dumps({"plan": plan, "times": self.kind.times()}))
+            return
+        recorded = read_json(path)
+        if plan_digest(recorded["plan"]) != plan_digest(plan) or recorded["times"] != self.kind.times():
             raise UserError(
-                f"{self.name} contains an unfinished preparation of other files or settings; use the same files and "
-                f"options, or remove {self.out} to start again"
+                f"{self.name} contains an unfinished preparation of other or older files, or settings; use the same "
+                f"files and options, or remove {self.out} to start again"
             )
 
     def _share(self, folder: Path, count: int, noun: str, build: Callable[[int, Path], Any]) -> None:

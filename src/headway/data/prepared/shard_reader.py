@@ -34,9 +34,13 @@ def is_prepared(path: Path) -> bool:
     """Whether a path is a folder of prepared data, or a URL, which can only be one."""
     if remote_url(path) is not None:
         return True
-    if not (path / INDEX_FILE).is_file():
+    try:
+        index = Path(path).expanduser() / INDEX_FILE
+        if not index.is_file():
+            return False
+    except (OSError, RuntimeError, ValueError):  # the reader of the path reports it
         return False
-    with open_file(path / INDEX_FILE) as file:
+    with open_file(index) as file:
         return _FORMAT_MARK in file.read(100)
 
 
@@ -52,7 +56,7 @@ class PreparedData:
 
     def __init__(self, location: Path | str) -> None:
         url = remote_url(location)
-        self.folder, self.remote = Path(location), None if url is None else RemoteFolder(url)
+        self.folder, self.remote = Path(location).expanduser(), None if url is None else RemoteFolder(url)
         self.name = str(location) if url is None else url
         if self.remote is not None:
             content, address = self.remote.read(INDEX_FILE, MAX_INDEX_BYTES + 1), self.remote.address(INDEX_FILE)

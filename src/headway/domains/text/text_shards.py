@@ -59,6 +59,9 @@ class TextKind:
             sources.append([name, detail, source.named_split, source_size(source)])
         return {"codec": self.codec_kind, "size": self.size, "tokenizer": self.tokenizer, "sources": sources}
 
+    def times(self) -> list[int]:
+        return [source.path.stat().st_mtime_ns for source in self.sources if isinstance(source, File)]
+
     def begin(self, work: Path) -> None:
         """Load the tokenizer, or train it on the first characters of each file in an order that the seed determines."""
         folder = work / "codec"
