@@ -188,6 +188,7 @@ _PRETRAINING = {
     "banking77-debian": "banking77 after Debian's descriptions and documentation",
     "debian": "sections of Debian's packages after other descriptions",
     "banking77-gpt": "banking77 by a GPT with its auxiliary loss, after its own questions without labels",
+    "fashion-mnist-short": "Fashion-MNIST after its own images without labels, short",
     "fashion-mnist": "Fashion-MNIST after its own images without labels",
     "spoken-digits": "spoken digits after other recordings without labels",
 }
@@ -197,9 +198,9 @@ def pretraining(result: Result) -> Iterator[Row]:
     for case, part in result["cases"].items():
         ours, scratch = part.get("pretrained"), part.get("scratch")
         if ours and scratch:
-            minutes = part["pretraining"]["core_seconds"] / 60
+            minutes = core_minutes(part["pretraining"])
             yield (
-                f"{_PRETRAINING[case]} ({minutes:.0f} core-minutes), 10 labels per class: accuracy, "
+                f"{_PRETRAINING[case]} ({minutes}), 10 labels per class: accuracy, "
                 f"median of {len(ours['values'])} seeds",
                 f"{percent(ours['median'])} ({percent(ours['min'])} to {percent(ours['max'])})",
                 f"not pre-trained: {percent(scratch['median'])}",
