@@ -16,6 +16,7 @@ import torch
 
 pytest.importorskip("soundfile")
 
+import whisper_models
 from sound_files import classes, digits, tone, write
 from tiny_runs import cut_back, weights
 
@@ -347,3 +348,26 @@ def test_what_cannot_be_classified_is_said(run: Path, tmp_path: Path, capsys: py
     assert next(iter(model.classify([long], truncate=True)[0])) == "low"
     assert cli.main(["classify", str(run), str(long)]) == 2
     assert "but the model's window is" in capsys.readouterr().err
+
+
+def test_a_classifier_starts_from_the_encoder_of_a_whisper(tmp_path: Path) -> None:
+    start, data = whisper_models.folder(tmp_path / "whisper"), classes(tmp_path / "data")
+    settings = {"train.steps": 1, "train.frozen": ["embed", "stack"], "train.batch_size": 4, "train.precision": "fp32"}
+    recipe = find_recipe("audio")
+    run = hw.train(recipe, data, set=settings, start=start, run=tmp_path / "run", progress=False, samples=0)
+    encoder = whisper_models.model().encoder
+    model = hw.load(run.directory)
+    ours, theirs = dict(model.module.named_parameters()), dict(encoder.named_parameters())
+    assert {name for name in ours if name not in theirs} == {
+        "heads.classes.project.weight",
+        "heads.classes.project.bias",
+    }
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+    task = run.task
+    assert task is not None
+    assert isinstance(task.examples, SoundDataset)
+    assert task.examples.frames == 2 * model.module.config.context < 100  # that of the longest sound
+    file = sorted((data / "low").iterdir())[0]
+    assert set(model.classify([file])[0]) == {"low", "high"}
+    again = hw.train(recipe, data, set=settings, start=run.directory, run=tmp_path / "again", progress=False, samples=0)
+    assert again.recipe.model.context == model.module.config.context

@@ -58,7 +58,7 @@ def configure_recipe(
     if start is not None:
         find_folder(start)
         with deferred_weights():  # only its configuration is needed
-            model = open_start(_absolute(start)).model.config
+            model = open_start(_absolute(start), part=configured.task.start_part).model.config
         configured = replace(configured, start=_absolute(start), model=model)
     if lora is not None:
         lora_config = configured.adapter if isinstance(configured.adapter, LoRAConfig) else LoRAConfig()

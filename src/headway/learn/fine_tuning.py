@@ -25,6 +25,7 @@ from headway.formats.heads import NUMBER
 from headway.formats.native import FILE, QUANTISED, load_model, named_tensors, save_model
 from headway.formats.native import Weights as Format
 from headway.formats.open import OpenedModel, open_model
+from headway.formats.usage import Usage
 from headway.io.hub import named_folder
 from headway.learn.adapters import AdapterConfig, frozen_format, frozen_formats, with_adapter
 from headway.learn.frozen_base import load_frozen, quantise_matrices, released_matrices
@@ -98,13 +99,16 @@ class TensorMatch(NamedTuple):
         return f"{len(self.matched)} of {total} tensors; newly initialised: {names}{interpolation}"
 
 
-def open_start(start: str, adapter: AdapterConfig | None = None) -> OpenedModel:
-    """Load the pretrained model, with its usage in training. If the adapter quantises it, its weights are not read
-    before they are used, so that they are never all in memory. Raises UserError for a language model that has no
-    tokenizer.
+def open_start(start: str, adapter: AdapterConfig | None = None, part: str | None = None) -> OpenedModel:
+    """Load the pretrained model, with its usage in training, or a `part` of it if it is an encoder-decoder. If the
+    adapter quantises it, its weights are not read before they are used, so that they are never all in memory. Raises
+    UserError for a language model that has no tokenizer.
     """
     with deferred_weights() if frozen_format(adapter) != "fp32" else nullcontext():
         pretrained = open_model(named_folder(start))
+    if part is not None and isinstance(pretrained.model.config, EncoderDecoderConfig):
+        # its tokens and usage are those of the decoder
+        return OpenedModel(pretrained.model.get_submodule(part), Usage(), None)
     if pretrained.codec is None and kinds.reads_prompts(pretrained.model):
         raise UserError(f"{start} has no tokenizer next to its weights; add its tokenizer.json to start from it")
     return pretrained._replace(usage=pretrained.usage.to_train())
@@ -118,7 +122,8 @@ def open_new_task(recipe: Recipe, directory: Path) -> Task:
     """
     if recipe.start is None:
         return open_task(recipe, directory)
-    pretrained, folder = open_start(recipe.start, recipe.adapter), named_folder(recipe.start)
+    pretrained = open_start(recipe.start, recipe.adapter, recipe.task.start_part)
+    folder = named_folder(recipe.start)
     with TemporaryDirectory() as temporary:
         workspace = Path(temporary)
         if (folder / MARIAN_FILES["target"][0]).is_file():  # one tokenizer per language
@@ -164,7 +169,8 @@ def match_tensors(model: nn.Module, start: nn.Module, name: str) -> TensorMatch:
     pretrained_config: Any = start.config
     grids = _grids(config, pretrained_config)
     matched = tuple(_source_names(shapes, pretrained_tensors)) + ((_POSITIONS,) if grids is not None else ())
-    fresh = tuple(key for key in shapes if key not in matched)
+    computed_tables = {key for key, _ in model.named_buffers()}  # such as sinusoids, which may have another length
+    fresh = tuple(key for key in shapes if key not in matched and key not in computed_tables)
     for key in fresh:
         if key in pretrained_tensors and not _in_head(key):
             shape, pretrained_shape = shapes[key], pretrained_tensors[key].shape
@@ -255,7 +261,8 @@ def initial_model(recipe: Recipe, fresh: Collection[str], base: Path, started: b
         model = build(recipe.model, seed)
     if not started:
         if recipe.start is not None:
-            copy_matching_weights(model, open_start(recipe.start, adapter).model, formats)
+            pretrained = open_start(recipe.start, adapter, recipe.task.start_part)
+            copy_matching_weights(model, pretrained.model, formats)
         for part, start in recipe.task.part_starts().items():
             inner: dict[str, Format] = {name.removeprefix(f"{part}."): dtype for name, dtype in formats.items()}
             copy_matching_weights(model.get_submodule(part), start.open(), inner)
@@ -275,7 +282,8 @@ def reference_model(recipe: Recipe, config: ModelConfig) -> nn.Module:
     """
     if recipe.start is None:
         return build(config, recipe.train.seed).eval()
-    start, formats = open_start(recipe.start, recipe.adapter).model, _formats_of(config, recipe.adapter)
+    start = open_start(recipe.start, recipe.adapter, recipe.task.start_part).model
+    formats = _formats_of(config, recipe.adapter)
     if not formats:
         return start
     with released_matrices(config, formats):

@@ -188,6 +188,7 @@ class TaskConfig:
 
     generates_data: ClassVar[bool] = False  # whether it needs neither the user's data nor a named dataset
     extra_files: ClassVar[tuple[str, ...]] = ()  # additional files next to the model, needed by runs that start from it
+    start_part: ClassVar[str | None] = None  # the part of an encoder-decoder from which a run starts; None: all of it
 
     @property
     def context(self) -> int | None:

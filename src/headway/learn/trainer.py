@@ -184,7 +184,8 @@ class Trainer:
     def _begin(self) -> None:
         """Choose the remaining settings (precision, steps), and write the new run's recipe and status."""
         device = self.processes.device
-        pretrained = None if self.recipe.start is None else open_start(self.recipe.start, self.recipe.adapter)
+        part, adapter = self.recipe.task.start_part, self.recipe.adapter
+        pretrained = None if self.recipe.start is None else open_start(self.recipe.start, adapter, part)
         if pretrained is not None:
             self._tensor_match = match_tensors(self.outline, pretrained.model, self.recipe.start or "")
             self.fresh = self._tensor_match.fresh

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
@@ -75,6 +75,8 @@ class SoundsConfig(SoundTaskConfig, TargetConfig):
     otherwise to its middle.
     """
 
+    start_part: ClassVar[str | None] = "encoder"  # of a Whisper
+
     crop: bool = False  # whether to crop recordings longer than the window
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
@@ -120,7 +122,11 @@ class SoundDataset(TargetSamples):
         if chosen.target.kind == "class":
             check_classes(labelled.labels, labels, "sound")
         lengths = sounds.lengths[self.rows]
-        self.frames = choose_window(recipe, model, lengths, config.seconds, workspace)
+        seconds = config.seconds
+        if recipe.start is not None and not model.heads and seconds is None:
+            # the encoder of a published Whisper, whose window of 30 s most recordings would not fill
+            seconds = min(int(lengths.max(initial=1)), window_of(model) * HOP) / RATE
+        self.frames = choose_window(recipe, model, lengths, seconds, workspace)
         windowed_model = with_window(model, self.frames)
         self.tokens = windowed_model.context or windowed_model.embed.length or 1  # per recording
         if not config.crop:

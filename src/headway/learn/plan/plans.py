@@ -140,7 +140,7 @@ def tune_recipe(
 ) -> tuple[Recipe, Task, TuningPlan]:
     """A generic recipe for fine-tuning its start, with batches for the samples and the time, its task, and the plan."""
     assert recipe.start is not None
-    start = open_start(recipe.start, recipe.adapter).model
+    start = open_start(recipe.start, recipe.adapter, recipe.task.start_part).model
     recipe = with_user_settings(recipe, scale.tuning_settings(recipe), user)
     task, processes = open_new_task(recipe, directory), Processes(device)
     sized_recipe = with_user_settings(recipe, scale.tuning_data_settings(recipe, task), user)
@@ -329,7 +329,8 @@ def _fixed_size_planner(
             recipe = replace(recipe, model=adapted_model(recipe, task))
             model, start, fresh = outline(recipe.model), recipe.start, ()
             if start is not None:
-                fresh = match_tensors(model, open_start(start, recipe.adapter).model, start).fresh
+                pretrained = open_start(start, recipe.adapter, recipe.task.start_part).model
+                fresh = match_tensors(model, pretrained, start).fresh
             costs = describe(model)
             precision, _ = choose_precision(recipe.train.precision, model, device)
             memory = check_memory(recipe, model, fresh, device)
