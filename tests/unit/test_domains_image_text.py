@@ -83,6 +83,29 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(loss: str, tmp_path: Pat
             torch.testing.assert_close(grad, gradients[0][name], rtol=1e-9, atol=1e-12)
 
 
+def test_the_loss_of_tokens_is_that_of_words_weighted_by_their_number(tmp_path: Path) -> None:
+    """Against a plain loop over the tokens of each text, all of the batch as candidates."""
+    chosen = {"task.loss": "tokens", "task.captions": 2, "train.batch_size": 5}
+    table = draw(tmp_path)
+    here = task(table, **chosen)
+    model = here.adapt(configure_recipe("image-text", table, {**TINY, **chosen}, None).model).build(0).double()
+    assert isinstance(model, TwoTower)
+    batch = next(here.batches("train"))
+    pixels, texts = batch.inputs
+    total, count = here.loss(model, batch._replace(inputs=(pixels.double(), texts)))["loss"]
+    rows = [ids[mask] for part in texts.chunks for ids, mask in zip(part.tokens.ids, part.layout.mask)]
+    rows = [rows[position] for position in texts.order.tolist()]  # in the order of the targets
+    candidates = torch.cat(rows)
+    vectors = model.right.output("embedding", candidates[:, None])
+    odds = model.logits(model.vectors("left", pixels.double()), vectors)
+    wanted = 0.0
+    for row, image in zip(rows, batch.targets[0].tolist()):
+        for token in row:
+            wanted -= float(odds[image].softmax(0)[candidates == token].sum().log().detach()) / len(row)
+    assert count == len(rows) == 10
+    assert float(total.detach()) == pytest.approx(wanted, rel=1e-9)
+
+
 def test_what_is_computed_again_drops_the_same(tmp_path: Path) -> None:
     model = build(towers(16, 1, 2, 8, 16, dropout=0.5)).train()
     generator = attach_generator(model)

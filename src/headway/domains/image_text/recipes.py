@@ -144,8 +144,8 @@ def towers(width: int, depth: int, heads: int, patch: int, size: int, dropout: f
 
 
 def histogram_towers(width: int, size: int, cells: int, dropout: float) -> TwoTowerConfig:
-    """Towers for some hundred images, too few to learn edges from pixels: an image is one patch of `size` pixels,
-    described by histograms, and a text is the mean of its tokens.
+    """Towers for some hundred images, too few to learn edges from pixels or the order of words: an image is one patch
+    of `size` pixels, described by histograms, and a text is the mean of its tokens.
     """
     model = towers(width, 1, 1, size, size, dropout)
     left, right, norm = model.left, model.right, LayerNormConfig()
@@ -153,11 +153,11 @@ def histogram_towers(width: int, size: int, cells: int, dropout: float) -> TwoTo
         (size, size), (size, size), tokens=0, norm=norm, dropout=dropout, stem="histograms", cells=cells
     )
     head = PooledHeadConfig(width, pool="mean", bias=False)
-    block = BlockConfig(PointwiseConfig(), feed_forward=None, norm=norm, dropout=dropout)
+    block = BlockConfig(PointwiseConfig(), feed_forward=None, placement="none", dropout=dropout)
     return replace(
         model,
         left=replace(left, embed=embed, heads={HEAD: head}),
-        right=replace(right, stack=replace(right.stack, blocks=(block,)), embed=TokenEmbedConfig(), heads={HEAD: head}),
+        right=replace(right, stack=StackConfig((block,), None), embed=TokenEmbedConfig(), heads={HEAD: head}),
     )
 
 
@@ -183,11 +183,17 @@ def emoji_clip() -> Recipe:
         description="1,546 emoji with names in five languages: a small CLIP from scratch",
         data=("emoji",),
         model=histogram_towers(256, 64, 8, 0.1),
-        task=EmojiPairsConfig(captions=4, augment=ImageTextAugmentConfig(shift=0.1, zoom=0.1, light=0.1)),
-        optim=MuonConfig(lr=0.02, adam_lr=2e-3, adam_betas=(0.9, 0.98)),
+        task=EmojiPairsConfig(
+            captions=12,
+            loss="tokens",
+            codec="word",
+            size=8000,
+            augment=ImageTextAugmentConfig(shift=0.1, zoom=0.1, light=0.1),
+        ),
+        optim=MuonConfig(lr=0.02, adam_lr=4e-3, adam_betas=(0.9, 0.98)),
         schedule=CosineConfig(warmup=0.05, floor=0.0),
-        train=TrainConfig(steps=600, batch_size=128, evaluate_every=100),
-        expected="recall@1 16 %, @5 35 % on 128 validation names (chance: 0.8 and 4 %) in one minute on one core",
+        train=TrainConfig(steps=200, batch_size=256, evaluate_every=100),
+        expected="recall@1 22 %, @5 55 % for 128 validation names (chance: 0.8 and 4 %) in half a minute on one core",
     )
 
 

@@ -29,6 +29,7 @@ from headway.domains.image_text.pair_inference import text_rows, text_vectors
 from headway.errors import ConfigError, UserError
 from headway.formats.usage import Usage, read_usage
 from headway.generate.prompts import device_of
+from headway.layout import Layout
 from headway.learn import Recipe, Task, TaskConfig, TrainConfig
 from headway.learn.examples import Batch, Contents, IndexedExamples, RngKey, spread_evenly
 from headway.learn.objectives.contrastive import (
@@ -43,7 +44,16 @@ from headway.learn.report.charts import ellipsize, svg, text
 from headway.learn.report.rendering import data_uri
 from headway.learn.token_rows import split_by_length
 from headway.metrics import bootstrap_mean, wilson_interval
-from headway.nn.models import Loss, ModelConfig, PatchEmbedConfig, TwoTower, TwoTowerConfig, evaluation_mode
+from headway.nn.models import (
+    Loss,
+    ModelConfig,
+    PatchEmbedConfig,
+    TokenInputs,
+    TwoTower,
+    TwoTowerConfig,
+    evaluation_mode,
+)
+from headway.nn.models.two_tower import HEAD
 
 _TILE_SIDE, _GAP, _LABEL_WIDTH = 56, 8, 180  # in SVG units
 _NEAREST = 5
@@ -186,8 +196,10 @@ _PICTURE_ROWS = 8  # texts and images per picture in a report
 class ImageTextConfig(TaskConfig):
     """Match images with their texts, in both directions, among those of others (Radford et al. 2021).
 
-    `image`, `caption` and `language` name the columns; the last is optional. `loss` is CLIP's softmax or SigLIP's
-    sigmoid, which needs a model with a bias. A batch is train.batch_size images, each with `captions` of its texts,
+    `image`, `caption` and `language` name the columns; the last is optional. `loss` is CLIP's softmax, SigLIP's
+    sigmoid, which needs a model with a bias, or `tokens`: an image predicts each token of its texts (Joulin et al.
+    2016), which needs fewer images. Its text tower embeds tokens one by one in training, so it should pool their mean.
+    A batch is train.batch_size images, each with `captions` of its texts,
     sampled again every epoch; train.accumulate is 1, because the loss couples the whole batch. `at_once` images or
     texts are computed together, and recomputed in the backward pass. exp(scale) is limited to `scale_limit`.
 
@@ -200,7 +212,7 @@ class ImageTextConfig(TaskConfig):
     image: str = "path"  # column with the image paths
     caption: str = "caption"  # column with the texts
     language: str = "language"  # optional column with the language
-    loss: Literal["softmax", "sigmoid"] = "softmax"  # softmax as in CLIP, or sigmoid as in SigLIP
+    loss: Literal["softmax", "sigmoid", "tokens"] = "softmax"  # softmax as in CLIP, sigmoid as in SigLIP, or tokens
     captions: int = 1  # texts per image in a batch
     at_once: int | None = None  # images or texts computed together; none: all
     scale_limit: float | None = 100.0  # maximum of exp(scale)
@@ -304,7 +316,7 @@ class ImageTextDataset(IndexedExamples):
         return rows[:limit]
 
     def take(self, rows: np.ndarray, rng_key: RngKey | None = None) -> Batch:
-        """Pixels and texts. Text n belongs to image `of[n]`; pairs that are the `same` are not negatives of each other.
+        """Pixels and texts. Targets are each text's image and, if texts are compared, the pairs that are the `same`.
         The sampled texts depend on the positions in the stream or, without these, only on the images: consecutive
         queries or, half of the time, other texts if there are any.
         """
@@ -324,9 +336,10 @@ class ImageTextDataset(IndexedExamples):
                 sampled.append(candidates[((row[0] >> 1) + offset) % len(candidates)])
         text_indices = np.array(sampled)
         image_of = np.repeat(np.arange(len(rows)), count)
-        same = self.same(rows, text_indices)
         parts = split_by_length(self.rows, text_indices, _MAX_PADDING, self.config.at_once)
-        targets = torch.from_numpy(image_of), torch.from_numpy(same)
+        targets = (torch.from_numpy(image_of),)
+        if self.config.loss != "tokens":
+            targets = (*targets, torch.from_numpy(self.same(rows, text_indices)))
         return Batch((pixels, parts), targets, len(image_of), len(rows) * self.num_patches + parts.computed)
 
     def same(self, images: np.ndarray, texts: np.ndarray) -> Bool[np.ndarray, "M N"]:
@@ -367,23 +380,47 @@ class ImageTextMatching(Contrastive[ImageTextDataset]):
     goal = "mean_recall_at_1"
 
     def __init__(self, config: ImageTextConfig) -> None:
-        self.config, self.kind = config, config.loss
+        self.config = config
+        if config.loss != "tokens":
+            self.kind = config.loss
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
         if self.config.scale_limit is not None and torch.is_grad_enabled():
             cast(TwoTower, model).limit_scale(self.config.scale_limit)
+        if self.config.loss == "tokens":
+            return {"loss": Loss(self.token_loss(cast(TwoTower, model), batch), batch.tokens)}
         return super().loss(model, batch)
 
+    def token_loss(self, towers: TwoTower, batch: Batch) -> Float[Tensor, ""]:
+        """-log p(token | image), the mean over each text's tokens, summed over texts. The candidates are all tokens of
+        the batch, as often as they occur, so a logit is how much likelier a token is with this image than in general.
+        """
+        texts, text_images = batch.inputs[1], batch.targets[0][batch.inputs[1].order.argsort()]
+        ids = [part.tokens.ids[part.layout.mask] for part in texts.chunks]
+        lengths = torch.cat([part.layout.mask.sum(1) for part in texts.chunks])
+        tokens, token_of, counts = torch.cat(ids).unique(return_inverse=True, return_counts=True)
+        # Not of unit length: a token that fits many images should count less in a text's mean.
+        vectors = towers.right.output(HEAD, TokenInputs(tokens[:, None]), Layout.full(len(tokens), 1))
+        logits = towers.logits(self._image_vectors(towers, batch), vectors)
+        image_of = text_images.repeat_interleave(lengths)
+        log_probabilities = (logits + counts.log()).log_softmax(1)[image_of, token_of]
+        return -(log_probabilities / lengths.repeat_interleave(lengths)).sum()
+
     def logits(self, model: nn.Module, batch: Batch) -> Float[Tensor, "B N"]:
-        towers, (pixels, texts), at_once = cast(TwoTower, model), batch.inputs, self.config.at_once
-        recompute_module = model if at_once is not None else None
-        images = encode_chunks(
-            lambda part: towers.vectors("left", part), pixels.split(at_once or len(pixels)), recompute_module
-        )
+        towers, texts = cast(TwoTower, model), batch.inputs[1]
+        recompute_module = model if self.config.at_once is not None else None
+        images = self._image_vectors(towers, batch)
         text_vectors = encode_chunks(lambda part: towers.vectors("right", *part), texts.chunks, recompute_module)[
             texts.order
         ]
         return towers.logits(images, text_vectors)
+
+    def _image_vectors(self, towers: TwoTower, batch: Batch) -> Float[Tensor, "B E"]:
+        pixels, at_once = batch.inputs[0], self.config.at_once
+        recompute_module = towers if at_once is not None else None
+        return encode_chunks(
+            lambda part: towers.vectors("left", part), pixels.split(at_once or len(pixels)), recompute_module
+        )
 
     def evaluate(
         self, model: nn.Module, examples: ImageTextDataset, split: str, limit: int | None = None
