@@ -189,7 +189,7 @@ def test_runs_share_the_time_of_all(tmp_path: Path) -> None:
             return SimpleNamespace(directory=named["run"], summary={"parameters": 1}, metrics=[])
 
         patch.setattr(module, "train", train)
-        module._run_trials(tmp_path, tasks, several, 1, 2.0, clock, "cpu", None)
+        module._run_trials(tmp_path, module._Opened(recipe, tasks, several, ""), 1, 2.0, clock, "cpu", None, None)
     page = module._PAGE_SECONDS
     assert asked == pytest.approx([(340 - page) / 3, (340 - page) / 3 - 1.5, (340 - page) / 3 - 1.5])
     assert clock.now == pytest.approx(360 - page)
@@ -213,6 +213,60 @@ def test_rows_in_memory_are_compared_and_kept_for_resuming(tmp_path: Path) -> No
     with pytest.raises(UserError, match="only one variant"):
         compare(recipe, {"train.batch_tokens": [128]}, frame, run=tmp_path / "d", device="cpu")
     assert not (tmp_path / "d").exists()
+
+
+def test_parts_train_the_runs_of_one_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "rows.jsonl"
+    rows = [{"text": f"{('red', 'blue')[number % 2]} {number}", "label": "ab"[number % 2]} for number in range(60)]
+    data.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    recipe = understanding_data.small(find_recipe("classification"), **{"train.steps": 1, "train.precision": "fp32"})
+    grid, several = {"train.batch_tokens": [128, 256]}, {"seeds": 2, "device": "cpu", "run": tmp_path / "c"}
+    trained = compare(recipe, grid, data, part="2/3", **several)
+    assert [path.name for path in _places(trained)] == ["128-2"]  # the first of its runs was dealt to part 1
+    with pytest.raises(UserError, match="has 1 of 4 runs; run the parts that are not complete again"):
+        module.join_comparison(tmp_path / "c")
+    for part, names in (("3/3", ["256-1"]), ("1/3", ["128-1", "256-2"]), ("1/3", ["128-1", "256-2"])):
+        trained = compare(recipe, grid, data, part=part, **several)
+        assert [path.name for path in _places(trained)] == names
+    assert not (tmp_path / "c" / ".planning").exists()
+    joined = module.join_comparison(tmp_path / "c")
+    alone = compare(recipe, grid, data, seeds=2, device="cpu", run=tmp_path / "alone")
+    for one, other in zip(_places(joined), _places(alone), strict=True):
+        assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+    assert [row["variant"] for row in joined.table()] == ["128", "256"]
+    assert cli.main(["compare", "--join", str(tmp_path / "c"), "--json"]) == cli.DONE
+    assert [row["variant"] for row in json.loads(capsys.readouterr().out)["variants"]] == ["128", "256"]
+    for part, message in (
+        ("1/2", r"contains a different comparison: parts is 3, not 2"),
+        ("5/5", "contains a different comparison: parts is 3, not 5"),
+    ):
+        with pytest.raises(UserError, match=message):
+            compare(recipe, grid, data, part=part, **several)
+    with pytest.raises(UserError, match="part 5/5 has no runs, because there are only 4; use fewer parts"):
+        compare(recipe, grid, data, part="5/5", seeds=2, device="cpu", run=tmp_path / "d")
+    with pytest.raises(UserError, match=r"part 1/2 needs a directory that all parts share; add --run DIR"):
+        compare(recipe, grid, data, part="1/2")
+    with pytest.raises(UserError, match=r"is not empty; choose another directory"):
+        compare(recipe, grid, data, part="1/2", run=tmp_path)
+    with pytest.raises(UserError, match=r"is not a comparison \(it has no compare.json\)"):
+        module.join_comparison(tmp_path)
+
+
+def test_parts_on_unlike_processors_compare_equal_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"text": f"{('red', 'blue')[number % 2]} {number}", "label": "ab"[number % 2]} for number in range(60)]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    recipe = understanding_data.small(find_recipe("classification"), **{"train.steps": 1, "train.precision": "fp32"})
+    grid = {"train.batch_tokens": [128, 256]}
+    told(monkeypatch, recipe, grid, tmp_path / "c", data=tmp_path / "rows.jsonl", minutes=1.0, part="1/2")
+    told(monkeypatch, recipe, grid, tmp_path / "t", data=tmp_path / "rows.jsonl", tokens=500, part="1/2")
+    monkeypatch.setattr(module, "_processor", lambda device, threads: "Another, 1 threads")
+    with pytest.raises(
+        UserError, match="and this part has Another, 1 threads, where a minute is other work; compare equal"
+    ):
+        told(monkeypatch, recipe, grid, tmp_path / "c", data=tmp_path / "rows.jsonl", minutes=1.0, part="2/2")
+    told(monkeypatch, recipe, grid, tmp_path / "t", data=tmp_path / "rows.jsonl", tokens=500, part="2/2")
 
 
 def test_a_notice_about_the_data_comes_once(

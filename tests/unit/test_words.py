@@ -201,7 +201,7 @@ FOREIGN = {  # of other programs, files and formats
     *("cpu.cfs_quota_us", "lichess_db_puzzle.csv", "CHANGELOG.md", "FooConfig", "NAMESettings", "Qg7mate"),
     *("observation_0", "observation_1", "action_0", "reward_0", "terminal_0"),
     *("nn.Module", "TrainingArguments", "DPOTrainer", "GRPOTrainer", "tokenizer.bin"),
-    *("chance_at_K", "neighbour_at_K", "image_recall_at_K"),
+    *("chance_at_K", "neighbour_at_K", "image_recall_at_K", "map_batches"),
 }
 
 

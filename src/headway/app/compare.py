@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import signal
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 
 from headway.app.api import train
 from headway.app.loading import find_device
 from headway.app.recipes import configure_recipe, load_recipe
+from headway.app.shares import Part, parse_part
 from headway.app.variants import SharedTasks, Variant, variants
 from headway.config import from_dict, override, to_dict
 from headway.domains import scale_of
 from headway.errors import UserError, deduplicated_logs, logger
 from headway.io.arguments import check_types, format_value
 from headway.io.durable import read_json, write_json
-from headway.io.outputs import check_tree
+from headway.io.lease import Lease
+from headway.io.outputs import check_folder, check_tree
 from headway.io.summary_card import SummaryCard, summary_repr
 from headway.learn import Recipe, UserInterrupt, measure_of, unit_of
 from headway.learn.formatting import format_duration
@@ -36,13 +41,14 @@ from headway.learn.report import Picture, Sections, available, bar_chart, line_c
 from headway.learn.report.charts import ellipsize
 from headway.learn.report.rendering import HOW_TO_INSTALL
 from headway.learn.resume import differences, fingerprint
-from headway.learn.run import RunDirectory, free_directory, read_metrics
+from headway.learn.run import RunDirectory, environment, free_directory, read_metrics
 from headway.learn.run_report import chart_heading, chart_value, points, run_title
 from headway.nn.models import outline
 from headway.predict.in_memory_data import Data, data_paths
 
 _LOG = logger(__name__)
 FILE = "compare.json"  # the settings of a comparison, in its directory
+_LEASE = ".planning"  # held by the part that opens the comparison
 CODECS_FOLDER = "codecs"  # folder with one codec per task config, numbered in variant order
 _PRECISION = "train.precision"
 _TIME_TOLERANCE = 0.1  # training times that differ by more than this fraction get a caution
@@ -164,6 +170,7 @@ def compare(
     threads: int | None = None,
     seed: int | None = None,
     spent: float = 0.0,
+    part: str | None = None,
 ) -> Comparison:
     """Train a recipe once for every combination of the grid's values, `seeds` times each, and compare the results.
 
@@ -173,6 +180,8 @@ def compare(
     run trains for the recipe's steps. `spent` seconds of the total time have already passed.
     resume: continue an existing comparison, or start one.
     run: the comparison directory (default: a new one in runs/).
+    part: "I/N" trains only part I of N of the runs, in a directory `run` that the parts share, and returns their
+    results. Runs are dealt in the order of variants and seeds. The first part decides sizes and precision for all.
 
     All variants train in the same precision. If model settings are compared, widths are adjusted so that all variants
     have about as many parameters as the first. The other arguments are those of `train`. Raises UserError before any
@@ -181,73 +190,152 @@ def compare(
     check_minutes([] if minutes is None else [minutes])
     if minutes is not None and tokens is not None:
         raise UserError(f"both minutes ({minutes:g}) and tokens ({tokens:,}) are set; pass one of them")
-    clock = Clock(spent)
-    directory, continuing = _choose_directory(recipe, grid, seeds, resume, run)
+    clock, share = Clock(spent), None if part is None else parse_part(part)
+    directory = _choose_directory(recipe, grid, seeds, resume, run, share)
     with data_paths(data, load_recipe(recipe).domain, directory, FILE) as paths:
         requested = configure_recipe(recipe, paths, {}, seed)
         plan = {"recipe": to_dict(requested), "grid": to_dict(grid), "seeds": seeds, "tokens": tokens}
         plan["minutes"] = None if minutes is None else float(minutes)
-        if continuing:
-            _check_same(directory, requested, plan)
-            base = from_dict(Recipe, read_json(directory / FILE).get("fitted", plan["recipe"]), f"{directory / FILE}")
-            base = replace(base, data=requested.data)  # the paths may have changed
-        else:
-            base = _plan_size(recipe, requested, grid, minutes, find_device(device), threads)
-        tasks = SharedTasks(directory / CODECS_FOLDER)
-        base, all_variants, precision = _with_common_precision(base, requested, grid, tasks, find_device(device))
-        if tokens is not None:
-            all_variants = [
-                replace(variant, recipe=tasks.with_token_budget(variant.recipe, tokens)) for variant in all_variants
-            ]
-        file, data_fingerprint = directory / FILE, fingerprint(tasks.get(all_variants[0].recipe))
-        RunDirectory(directory).create()
-        if not file.exists():
-            write_json(file, {**plan, "fitted": to_dict(base), "data": data_fingerprint})
-        elif other_data := differences(read_json(file).get("data"), data_fingerprint):
-            raise UserError(
-                f"the runs in {directory} were trained on other data: the new data have {other_data}; pass the "
-                "comparison's data, or choose another directory with --run"
-            )
-        tasks.save()
-        results = _run_trials(directory, tasks, all_variants, seeds, minutes, clock, device, threads)
-    first = tasks.get(results[0].variant.recipe)
-    notes = list(_notes(results, minutes, tokens, seeds, unit_of(first), precision))
+        if share is not None:
+            plan |= {"parts": share.count, "processor": None if minutes is None else _processor(device, threads)}
+        with nullcontext() if share is None else _one_at_a_time(directory):
+            opened = _open_comparison(recipe, requested, grid, plan, directory, device, threads)
+        results = _run_trials(directory, opened, seeds, minutes, clock, device, threads, share)
+    first = opened.tasks.get(results[0].variant.recipe)
+    notes = list(_notes(results, minutes, tokens, seeds, unit_of(first), opened.precision))
     compared_settings = [key for key, values in grid.items() if len(values) > 1]
     kinds = first.goal, first.goal_better, unit_of(first), measure_of(first)
     command = "" if isinstance(recipe, Recipe) else _repeat_command(str(recipe), grid, requested.data, plan, directory)
-    comparison = Comparison(directory, base, compared_settings, *kinds, results, notes)
+    comparison = Comparison(directory, opened.base, compared_settings, *kinds, results, notes)
+    if share is not None:
+        return comparison
     if not available():
         _LOG.warning(HOW_TO_INSTALL)
         return comparison
     return replace(comparison, report=write_report(directory, sections(comparison, command)))
 
 
+def join_comparison(directory: Path) -> Comparison:
+    """The results of a comparison whose parts have trained all runs. Raises UserError if one is missing."""
+    file = directory / FILE
+    if not file.is_file():
+        raise UserError(f"{directory} is not a comparison (it has no {FILE}); pass the directory of the parts' --run")
+    stored = from_dict(_StoredPlan, read_json(file), str(file))
+    total = stored["seeds"] * math.prod(map(len, stored["grid"].values()))
+    statuses = [RunDirectory(path).read_status() for path in directory.iterdir() if (path / "run.json").is_file()]
+    finished = sum(bool(status.get("scores")) for status in statuses)
+    if finished < total:
+        raise UserError(f"{directory} has {finished} of {total} runs; run the parts that are not complete again")
+    budget = stored["minutes"], stored["seeds"], True
+    return compare(stored["recipe"], stored["grid"], None, *budget, run=directory, tokens=stored["tokens"])
+
+
+class _StoredPlan(TypedDict):
+    """What compare.json contains of the arguments of `compare`."""
+
+    recipe: Recipe
+    grid: dict[str, list[Any]]
+    seeds: int
+    minutes: float | None
+    tokens: int | None
+
+
+class _Opened(NamedTuple):
+    """What the runs of a comparison share: recipe, tasks, variants and a sentence about the precision."""
+
+    base: Recipe
+    tasks: SharedTasks
+    variants: Sequence[Variant]
+    precision: str
+
+
+def _open_comparison(
+    recipe: str | Path | Recipe,
+    requested: Recipe,
+    grid: Mapping[str, Sequence[Any]],
+    plan: Mapping[str, Any],
+    directory: Path,
+    device: str,
+    threads: int | None,
+) -> _Opened:
+    """Plan a comparison and record the plan in its directory, or open the one that is there."""
+    file, tokens = directory / FILE, plan["tokens"]
+    if file.is_file():
+        _check_same(directory, requested, plan)
+        base = from_dict(Recipe, read_json(file).get("fitted", plan["recipe"]), f"{file}")
+        base = replace(base, data=requested.data)  # the paths may have changed
+    else:
+        base = _plan_size(recipe, requested, grid, plan["minutes"], find_device(device), threads)
+    tasks = SharedTasks(directory / CODECS_FOLDER)
+    base, all_variants, precision = _with_common_precision(base, requested, grid, tasks, find_device(device))
+    if tokens is not None:
+        all_variants = [
+            replace(variant, recipe=tasks.with_token_budget(variant.recipe, tokens)) for variant in all_variants
+        ]
+    data_fingerprint = fingerprint(tasks.get(all_variants[0].recipe))
+    RunDirectory(directory).create()
+    if not file.exists():
+        write_json(file, {**plan, "fitted": to_dict(base), "data": data_fingerprint})
+    elif other_data := differences(read_json(file).get("data"), data_fingerprint):
+        raise UserError(
+            f"the runs in {directory} were trained on other data: the new data have {other_data}; pass the "
+            "comparison's data, or choose another directory with --run"
+        )
+    tasks.save()
+    return _Opened(base, tasks, all_variants, precision)
+
+
+@contextmanager
+def _one_at_a_time(directory: Path) -> Iterator[None]:
+    """Hold a lease in the directory: parts that start together would plan and write the same files."""
+    RunDirectory(directory).create()
+    lease = Lease(directory / _LEASE)
+    while lease.take(lambda: False) is not None:
+        time.sleep(1)
+    try:
+        yield
+    finally:
+        lease.release()
+
+
+def _processor(device: str, threads: int | None) -> str:
+    """What the work of a minute depends on, in words."""
+    facts = environment(find_device(device), 1)
+    name = facts["machine"]["processor"] if facts["device"] == "cpu" else facts["device"]
+    return f"{name}, {threads or facts['threads']} threads"
+
+
 def _run_trials(
     directory: Path,
-    tasks: SharedTasks,
-    all_variants: Sequence[Variant],
+    opened: _Opened,
     seeds: int,
     minutes: float | None,
     clock: Clock,
     device: str,
     threads: int | None,
+    share: Part | None,
 ) -> list[VariantResult]:
-    """Run each variant, once per seed, or load the runs that are finished.
+    """Run each variant, once per seed, or load the runs that are finished; of a part, only its runs.
 
     The runs share the total time. Time spent before the first run, or by a run beyond its share, is deducted equally
     from the remaining runs. Unused time is not redistributed: no run gets more than another.
     """
     suffixes = [f"-{number + 1}" for number in range(seeds)] if seeds > 1 else [""]
-    folders = [RunDirectory(directory / f"{variant.name}{end}") for variant in all_variants for end in suffixes]
-    finished = {folder.path: folder.exists() and bool(folder.read_status().get("scores")) for folder in folders}
+    folders = [RunDirectory(directory / f"{variant.name}{end}") for variant in opened.variants for end in suffixes]
+    mine = [folder for index, folder in enumerate(folders) if share is None or share.has(index)]
+    if not mine:
+        raise UserError(f"part {share} has no runs, because there are only {len(folders)}; use fewer parts")
+    finished = {folder.path: folder.exists() and bool(folder.read_status().get("scores")) for folder in mine}
     remaining = len(finished) - sum(finished.values())
     deadline = 60 * (minutes or 0.0) * remaining - _PAGE_SECONDS  # in seconds on the clock
     equal_share = (deadline - clock.elapsed()) / max(1, remaining)
     results = []
-    for variant in all_variants:
-        task, trials = tasks.get(variant.recipe), []
+    for index, variant in enumerate(opened.variants):
+        task, trials = opened.tasks.get(variant.recipe), []
         for number in range(seeds):
-            folder = folders[len(results) * seeds + number]
+            folder = folders[index * seeds + number]
+            if folder.path not in finished:
+                continue
             if finished[folder.path]:
                 summary = folder.read_status()
                 for part in ("best", "scores"):
@@ -275,7 +363,8 @@ def _run_trials(
                 number = getattr(interrupt, "number", signal.SIGINT)
                 raise UserInterrupt(f"variant {folder.path.name} {where}", remedy, number) from interrupt
             trials.append(ComparedRun(run.directory, run.summary, run.metrics))
-        results.append(VariantResult(replace(variant, parameters=trials[0].summary["parameters"]), trials))
+        if trials:
+            results.append(VariantResult(replace(variant, parameters=trials[0].summary["parameters"]), trials))
     return results
 
 
@@ -306,10 +395,15 @@ def _with_common_precision(
 
 
 def _choose_directory(
-    recipe: str | Path | Recipe, grid: Mapping[str, Any], seeds: int, resume: bool, run: str | Path | None
-) -> tuple[Path, bool]:
-    """The comparison directory, and whether it has a comparison to continue. Raises UserError for invalid arguments,
-    for other contents, and for an existing comparison without `resume`.
+    recipe: str | Path | Recipe,
+    grid: Mapping[str, Any],
+    seeds: int,
+    resume: bool,
+    run: str | Path | None,
+    share: Part | None,
+) -> Path:
+    """The comparison directory. Raises UserError for invalid arguments, for other contents, and for an existing
+    comparison without `resume`, which a part does not need.
     """
     for key, values in grid.items():
         if not isinstance(values, (list, tuple)) or not values:
@@ -317,19 +411,23 @@ def _choose_directory(
     if seeds < 1:
         raise UserError(f"seeds={seeds}, but it must be at least 1")
     if run is None:
+        if share is not None:
+            raise UserError(f"part {share} needs a directory that all parts share; add --run DIR (run=...)")
         if resume:
             raise UserError("--resume without --run would use a new directory; add --run DIR (run=...)")
-        return free_directory(Path("runs") / f"compare-{load_recipe(recipe).name}"), False
+        return free_directory(Path("runs") / f"compare-{load_recipe(recipe).name}")
     directory = Path(run)
-    if not directory.exists() or not any(directory.iterdir()):
-        return directory, False
-    has_comparison = (directory / FILE).is_file()
+    check_folder(directory)
+    names = {path.name for path in directory.iterdir()} if directory.exists() else set[str]()
+    has_comparison = FILE in names
+    if not names or (share is not None and (has_comparison or names <= {_LEASE, "data"})):
+        return directory
     if not resume:
         remedy = "continue with --resume, or choose" if has_comparison else "choose"
         raise UserError(f"{directory} is not empty; {remedy} another directory with --run")
     if not has_comparison:
         raise UserError(f"{directory} is not a comparison (it has no {FILE}); choose another directory with --run")
-    return directory, True
+    return directory
 
 
 def _repeat_command(
@@ -375,10 +473,16 @@ def _check_same(directory: Path, base: Recipe, plan: Mapping[str, Any]) -> None:
     recipe, changed = from_dict(Recipe, settings.get("recipe"), f"{file}: recipe"), None
     if recipe.name != base.name:
         changed = f"recipe is {recipe.name}, not {base.name}"
-    for name in ("grid", "minutes", "tokens", "seeds"):
+    for name in ("grid", "minutes", "tokens", "seeds", *({"parts"} & plan.keys())):
         old, new = (json.dumps(source.get(name)) for source in (settings, plan))  # the order of settings names variants
         if old != new:
             changed = changed or f"{name} is {old}, not {new}"
+    began, here = settings.get("processor"), plan.get("processor")
+    if not changed and here and began and here != began:
+        raise UserError(
+            f"{directory} was begun on {began}, and this part has {here}, where a minute is other work; compare equal "
+            "--tokens instead of --minutes, in another directory"
+        )
     moved = isinstance(settings.get("data"), dict)  # then the contents are compared later instead of the paths
     changed = changed or difference(replace(recipe, data=base.data) if moved else recipe, base)
     if changed:

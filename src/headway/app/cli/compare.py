@@ -5,19 +5,24 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from headway.app.cli.options import integer, torch_options
+from headway.app.cli.options import add_shares, integer, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.app.cli.train import add_training
 from headway.config import parse_value
 from headway.errors import ConfigError
+
+if TYPE_CHECKING:
+    from headway.app.compare import Comparison
 
 EXAMPLE = """
 headway compare shakespeare --set model.mixer=attention,lstm,gru --minutes 2
 headway compare text --data mine.txt --set train.batch_tokens=2048,8192 --tokens 2000000
 headway compare pronounce --set optim.lr=0.001,0.004 model.depth=2,4 --minutes 1 --seeds 3
 headway compare pronounce --set model.mixer=lstm,gru --minutes 5 --run runs/cells --resume
+headway compare pronounce --set model.mixer=lstm,gru --tokens 1000000 --seeds 3 --run runs/cells --part 1/3   # or auto
+headway compare --join runs/cells
 """
 
 
@@ -35,27 +40,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--run", type=Path, metavar="DIR", help="comparison directory (default: a new one in runs/)")
     parser.add_argument("--resume", action="store_true", help="continue the comparison in --run DIR, or start it")
+    add_shares(parser, out=None)
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    grid = parse_grid(args.set)
-    import headway as hw
-
     with torch_options(args):
-        comparison = hw.compare(
-            args.recipe,
-            grid,
-            args.data,
-            args.minutes,
-            args.seeds,
-            args.resume,
-            run=args.run,
-            tokens=args.tokens,
-            device=args.device,
-            threads=args.threads,
-            seed=args.seed,
-            spent=terminal.seconds(),
-        )
+        comparison = _compare(args, terminal)
     terminal.print_table(comparison.formatted())
     terminal.print()
     for note in comparison.notes:
@@ -69,6 +59,31 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             "variants": comparison.table(),
             "report": comparison.report,
         }
+    )
+
+
+def _compare(args: argparse.Namespace, terminal: Terminal) -> Comparison:
+    if args.join is not None:
+        from headway.app.compare import join_comparison
+
+        return join_comparison(args.join)
+    grid = parse_grid(args.set)
+    import headway as hw
+
+    return hw.compare(
+        args.recipe,
+        grid,
+        args.data,
+        args.minutes,
+        args.seeds,
+        args.resume,
+        run=args.run,
+        tokens=args.tokens,
+        device=args.device,
+        threads=args.threads,
+        seed=args.seed,
+        spent=terminal.seconds(),
+        part=None if args.part is None else str(args.part),
     )
 
 

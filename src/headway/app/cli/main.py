@@ -179,10 +179,10 @@ def _dispatch(arguments: list[str]) -> None:
     for output in (getattr(args, name, None) for name in _OUTPUTS):
         if isinstance(output, (str, Path)):
             check_output(Path(output), inputs)
-    if hasattr(args, "part") and (args.part or args.join or "RANK" in os.environ):
+    if hasattr(args, "part") and (args.part is not None or args.join is not None or "RANK" in os.environ):
         from headway.app.cli import shares
 
-        if args.part or args.join:
+        if args.part is not None or args.join is not None:
             shares.run(command, name, args, parser)
             return
         shares.check_alone(name)

@@ -217,7 +217,6 @@ def add_shares(parser: argparse.ArgumentParser, out: str | None = "folder of all
     add = parser.add_argument
     add(
         "--part",
-        type=part,
         metavar="I/N|auto",
         help="compute only part I of N, from 1; auto takes both from torchrun or Slurm, and auto/N takes I from "
         "Kubernetes",
@@ -225,13 +224,6 @@ def add_shares(parser: argparse.ArgumentParser, out: str | None = "folder of all
     if out is not None:
         add("--out", type=Path, metavar="DIR", help=out)
     add("--join", type=Path, action=_Join, metavar="DIR", help="print the output of all parts in DIR; takes no model")
-
-
-def part(text: str) -> Any:
-    """The argparse type of --part."""
-    from headway.app.shares import parse_part
-
-    return parse_part(text)
 
 
 class _Join(argparse.Action):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import stat
+import sys
 from collections.abc import Iterable, Iterator
-from io import StringIO
+from io import StringIO, TextIOWrapper
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,8 +16,9 @@ import headway
 from headway.app.cli.inputs import Failures, report_outcome
 from headway.app.cli.options import Parser
 from headway.app.cli.terminal import CHUNK, Terminal
-from headway.app.shares import JoinedParts, Part, Share, model_digest, scheduler_rank
+from headway.app.shares import JoinedParts, Part, Share, model_digest, parse_part, scheduler_rank
 from headway.errors import UserError
+from headway.io.files import open_file
 
 # Options that do not change the output: those of shares and of the terminal, the inputs, which have digests of their
 # own, and where the command runs.
@@ -44,7 +47,8 @@ def run(command: ModuleType, name: str, args: argparse.Namespace, parser: Parser
         if args.part is not None or extra:
             raise UserError(f"--join takes no other inputs or options; write headway {name} --join {args.join}")
     else:
-        use_own_device(args)
+        args.part = parse_part(args.part)
+        separate(args)
     if not hasattr(args, "out"):  # `compare` has folders of its own
         command.run(args, Terminal(args.json))
         return
@@ -56,14 +60,18 @@ def run(command: ModuleType, name: str, args: argparse.Namespace, parser: Parser
     command.run(args, PartTerminal(name, args))
 
 
-def use_own_device(args: argparse.Namespace) -> None:
-    """Give each part on a machine with several GPUs its own, and hide torchrun's variables: parts compute alone."""
+def separate(args: argparse.Namespace) -> None:
+    """Separate a part from the others on its machine: a GPU and an input of its own, and no group to train with."""
     local = next((os.environ[name] for name in _LOCAL_RANKS if name in os.environ), "")
     if args.device == "auto" and local.isdecimal():
         import torch
 
         if (count := torch.cuda.device_count()) > 1:
             args.device = f"cuda:{int(local) % count}"
+    is_shared = "LOCAL_RANK" in os.environ and isinstance(sys.stdin, TextIOWrapper)
+    if is_shared and stat.S_ISREG(os.fstat(sys.stdin.fileno()).st_mode):
+        # torchrun's processes share one open file: each would read lines that the others lack.
+        sys.stdin = TextIOWrapper(open_file("/dev/stdin"), encoding="utf-8")
     for variable in _GROUP:
         os.environ.pop(variable, None)
 
