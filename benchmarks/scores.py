@@ -30,12 +30,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import score_peers
 from measure import RESULTS, ROOT, machine
 from score_sets import MINUTES, MORE_SERIES, SETS
 from score_tools import TOOLS
 
 NAME = "scores"
 RUNS = Path(os.environ.get("SCORES_RUNS", ROOT / ".cache" / NAME))
+PEER_SHAPE = 128, 3  # width and layers without a run of headway
 PROBED = 2000  # training samples of the quick classical method
 REFERENCES = ROOT / "src/headway/learn/plan/references.json"
 CELLS = ("name", "recipe", "metric", "requested_minutes", "minutes", "score", "tool", "tool_score")
@@ -145,16 +147,34 @@ def tools(name: str) -> dict[str, Any]:
     return {**found, "core_seconds": round(time.process_time() - started, 1)}
 
 
-PARTS: dict[str, Callable[..., dict[str, Any]]] = {"train": train, "probe": probe, "tools": tools}
+def peer(name: str, minutes: float) -> dict[str, Any]:
+    """transformers' Trainer, on classes of texts and images, with the shape of headway's run."""
+    import torch
+
+    from headway.learn.plan.scale import shape_of
+    from headway.learn.recipe import read_recipe
+
+    torch.set_num_threads(1)
+    if SETS[name].recipe not in ("classification", "pairs", "vision"):
+        return {"refused": "only classes of texts and images are compared"}
+    path = RUNS / f"{name}-{minutes:g}" / "recipe.json"
+    width, layers = shape_of(read_recipe(path).model) if path.is_file() else PEER_SHAPE
+    with opened(name) as task:
+        return score_peers.peer(task, minutes, (width, layers, max(1, width // 32)))
 
 
-def earlier(name: str, metric: str) -> list[tuple[float, float]]:
-    """Minutes and scores of runs of one core that other benchmarks measured."""
-    series = json.loads((RESULTS / "forecast.json").read_text())["sets"]
-    runs = [(series[name]["minutes"], series[name]["model"]["mase"]["median"])] if name in series else []
+PARTS: dict[str, Callable[..., dict[str, Any]]] = {"train": train, "probe": probe, "tools": tools, "peer": peer}
+
+
+def earlier(name: str, metric: str, tool_score: float | None) -> list[tuple[float, float, float | None]]:
+    """Minutes, scores and the tool's scores of runs of one core that other benchmarks measured. Forecasts and
+    exponential smoothing are those on the same 100 windows.
+    """
+    series = json.loads((RESULTS / "forecast.json").read_text())["sets"].get(name)
+    runs = [(series["minutes"], series["model"]["mase"]["median"], series["smoothing"]["mase"])] if series else []
     for run in json.loads((RESULTS / "budget.json").read_text())["chosen"]:
         if run["set"] == name and run.get("cores") == 1 and run["minutes"] >= MINUTES:
-            runs.append((run["minutes"], run["scores"][metric]))
+            runs.append((run["minutes"], run["scores"][metric], tool_score))
     return runs
 
 
@@ -165,9 +185,11 @@ def rows(sets: dict[str, Any]) -> list[dict[str, Any]]:
         parts = sets.get(name, {})
         facts, tool = parts.get("probe"), parts.get("tools", {})
         own = {part["minutes"]: part for key, part in parts.items() if key.startswith("train-") and part.get("score")}
-        runs = [(minutes, core_minutes(part), part["score"]) for minutes, part in own.items()]
-        runs += [(minutes, minutes, score) for minutes, score in earlier(name, chosen.metric) if minutes not in own]
-        for minutes, used, score in runs if facts else ():
+        tool_score = tool.get("score")
+        runs = [(minutes, core_minutes(part), part["score"], tool_score) for minutes, part in own.items()]
+        for minutes, score, other in earlier(name, chosen.metric, tool_score):
+            runs += [] if minutes in own else [(minutes, minutes, score, other)]
+        for minutes, used, score, compared in runs if facts else ():
             result.append(
                 {
                     "name": name,
@@ -179,8 +201,8 @@ def rows(sets: dict[str, Any]) -> list[dict[str, Any]]:
                     "samples": facts["samples"],
                     "baseline": facts["baseline"],
                     "score": score,
-                    "tool": tool.get("tool"),
-                    "tool_score": tool.get("score"),
+                    "tool": None if compared is None else tool["tool"],
+                    "tool_score": compared,
                 }
             )
     return result
@@ -262,8 +284,9 @@ def main() -> None:
             save(result)
             print(json.dumps({key: value for key, value in result["report"].items() if key != "compared"}, indent=1))
         return
-    names: Sequence[str] = args.sets or list(SETS if args.part == "train" else SETS | MORE_SERIES)
-    part, given = (f"train-{args.minutes:g}", (args.minutes,)) if args.part == "train" else (args.part, ())
+    names: Sequence[str] = args.sets or list(SETS if args.part in ("train", "peer") else SETS | MORE_SERIES)
+    is_timed = args.part in ("train", "peer")
+    part, given = (f"{args.part}-{args.minutes:g}", (args.minutes,)) if is_timed else (args.part, ())
     for name in names:
         if part not in read()["sets"].get(name, {}):
             keep(name, part, PARTS[args.part](name, *given))

@@ -178,6 +178,7 @@ SUBJECTS: dict[str, dict[str, Callable[[Result], Iterator[Row]]]] = {
         "transcription": senses.transcription,
     },
     "Time series": {"forecast": senses.forecast},
+    "Expected scores": {"scores": texts.scores},
     "Agents, robots and chess": {
         **{
             f"trajectories-{name}": acting.trajectories

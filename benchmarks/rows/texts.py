@@ -223,3 +223,19 @@ def loading(result: Result) -> Iterator[Row]:
 def fuzz(result: Result) -> Iterator[Row]:
     files = sum(reader["files"] for reader in result["readers"].values())
     yield f"{files:,} damaged files, {len(result['readers'])} readers", f"{result['failures']} failures", ""
+
+
+def scores(result: Result) -> Iterator[Row]:
+    for title, part in (("", result["report"]["all"]), (" after 5 minutes", result["report"]["at_5_minutes"])):
+        yield (
+            f"test scores{title} inside the interval that was predicted from other sets",
+            f"{part['inside']} of {part['predicted']} runs of {', '.join(part['recipes'])}",
+            "80 % intended",
+        )
+        if part["with_tool"]:
+            yield (
+                f"runs{title} that score at least as well as a classical tool",
+                f"{part['beat_the_tool']} of {part['with_tool']}; the better one was predicted for "
+                f"{part['winner_predicted']} of {part['winner_predictions']}",
+                "",
+            )

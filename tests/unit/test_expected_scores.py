@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import headway as hw
 from headway.app.recipes import configure_recipe
 from headway.learn.objective import Baseline
 from headway.learn.objectives.baselines import InputVectors, NgramModel, nearest_samples, ridge_predictions
+from headway.learn.parallel.processes import Processes
 from headway.learn.plan import choose, expected
 from headway.learn.plan.expected import (
     COVERAGE,
@@ -220,6 +222,8 @@ def test_plans_runs_and_reports_state_the_expected_score(tmp_path: Path, monkeyp
     known = tuple(row._replace(tool="a linear SVM", tool_score=0.999) for row in drawn(6))
     monkeypatch.setattr(expected, "references", lambda: known)
     monkeypatch.setattr(choose, "references", lambda: known)
+    # what several processes share goes through JSON
+    monkeypatch.setattr(Processes, "broadcast_object", lambda self, data: json.loads(json.dumps(data)))
     [plan] = hw.plan("classification", rows_of_texts(), minutes=0.5, threads=1)
     lines = [reason for reason in plan.reasons if reason.startswith("expected accuracy on the test split")]
     assert len(lines) == 1

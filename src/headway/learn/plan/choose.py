@@ -213,7 +213,9 @@ def scale_recipe(
                 estimate = Throughput(measured.targets / cost, measured.overhead * cost, measured.share)
                 return known.get(repr((sized.model, sized.task)), estimate)
 
-            expected, lines = processes.broadcast_object(_expectation(recipe, task, minutes, baselines))
+            expected, lines = _expectation(recipe, task, minutes, baselines)
+            values, lines = processes.broadcast_object([None if expected is None else list(expected), lines])
+            expected = None if values is None else ExpectedScore(*values)
             seconds = processes.broadcast_object(TRAINING_SHARE * 60 * minutes - clock.elapsed())
             best, plans = choose_size(recipe, scale, user, unique, seconds, pace)
             larger = None  # the size that would be better with more time
