@@ -43,10 +43,12 @@ KEYPOINTS = {
     "task.episodes": 10,
     "task.final": 100,
     "model.observation.images": "keypoints",
-    "model.state_loss": 3.0,
-    "train.steps": 14_000,
-    "train.evaluate_every": 3500,
+    "model.state_loss": 10.0,
+    "train.batch_size": 32,
+    "train.steps": 18_000,
+    "train.evaluate_every": 9000,
 }
+STARTS = {**KEYPOINTS, "task.starts": 15, "task.final": 50, "train.steps": 10_500, "train.evaluate_every": 10_500}
 
 
 def environment(task: str) -> str:
@@ -75,6 +77,7 @@ def train(
     tasks: tuple[str, ...],
     settings: dict[str, Any],
     minutes: float | None = None,
+    start: Path | None = None,
 ) -> dict[str, Any]:
     """A run of its name, from where it is, and what it came to; without `minutes` by the steps in its settings."""
     import headway as hw
@@ -87,6 +90,7 @@ def train(
             "metaworld",
             data=[data_of(args, task) for task in tasks],
             run=folder,
+            start=start,
             set=settings,
             minutes=minutes,
             seed=args.seed,
@@ -167,8 +171,12 @@ def part(args: argparse.Namespace) -> dict[str, Any]:
     if kind == "task":
         return train(args, task, (task,), {}, args.minutes)
     if kind == "cameras":
-        settings, minutes = (KEYPOINTS, None) if task == "reach" else (CAMERA, args.minutes)
-        return train(args, f"{task}-cameras", (f"{task}-cameras",), settings, minutes)
+        if task != "reach":
+            return train(args, f"{task}-cameras", (f"{task}-cameras",), CAMERA, args.minutes)
+        first = Path(args.runs) / "reach-cameras"  # a run that was stopped has its best model
+        before = {} if (first / "model.safetensors").exists() else train(args, first.name, (first.name,), KEYPOINTS)
+        second = train(args, "reach-cameras-starts", (first.name,), STARTS, start=first)
+        return {**second, "first_stage": before or KEYPOINTS}
     task, _, variant = task.partition(":")
     if kind == "chunk":
         return ablation(args, task, int(variant))

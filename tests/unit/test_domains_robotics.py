@@ -173,6 +173,20 @@ def test_state_values_that_the_policy_does_not_take_are_a_second_loss(
     assert totals[1].count == totals[0].count
 
 
+def test_half_of_the_windows_start_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the others at any step, each equally often."""
+    data = made()
+    given(monkeypatch, data)
+    order = opened(tmp_path, **OFFLINE, **{"task.starts": 2}).examples.of("train").training_order()
+    steps = np.concatenate([steps for (_, steps), _ in zip(order.endless(FULL_SHARD, 0), range(50))])
+    early = np.concatenate([start + np.arange(2) for start in data.starts])
+    is_early = np.isin(steps, early)
+    assert is_early[1::2].all()
+    assert 0 < is_early[::2].mean() < 0.3
+    _, counts = np.unique(steps[1::2], return_counts=True)
+    assert counts.max() - counts.min() <= 1
+
+
 def test_pictures_come_in_the_size_that_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = made(cameras=("side", "top"), size=(32, 48))
     given(monkeypatch, data)
@@ -208,6 +222,7 @@ def test_the_limit_of_held_out_windows_is_kept(tmp_path: Path, monkeypatch: pyte
         ({"task.execute": 0}, "and the others at least 1"),
         ({"task.ensemble": -1.0}, "task.ensemble is -1.0"),
         ({"task.noise": -0.1}, "task.noise is -0.1"),
+        ({"task.starts": -1}, "task.starts is -1"),
         ({"task.size": [0, 3]}, r"task.size is \(0, 3\)"),
         ({"task.state": 5}, "task.state is 5, but states have 4 numbers"),
         ({"task.cameras": ["tip"]}, "no camera 'tip'; did you mean 'top'"),
@@ -218,6 +233,7 @@ def test_the_limit_of_held_out_windows_is_kept(tmp_path: Path, monkeypatch: pyte
         ({"model.state_loss": 1.0}, "model.state_loss needs state values to predict, but the policy takes all 4"),
         ({"model.observation.images": "frames"}, "FramesEmbedConfig does not embed images; choose from: patches, key"),
         ({"model.observation.images": {"kind": "keypoints", "points": 0}}, "points=0, features=32"),
+        ({"model.observation.images": {"kind": "keypoints", "sharpness": 0.0}}, r"sharpness is 0\.0"),
         ({"model.observation.images": {"kind": "keypoints", "features": 3}}, "features=3, which is not a multiple"),
     ],
 )

@@ -48,6 +48,9 @@ def test_a_bright_spot_is_found_where_it_is() -> None:
     x = torch.zeros(1, 3, 5, 1)
     x[0, 2, 1] = 60.0
     torch.testing.assert_close(softmax(x), torch.tensor([[[-0.5, 1.0]]]))
+    sharp = SpatialSoftmax(1, 1, (3, 5), sharpness=60.0)
+    sharp.load_state_dict(softmax.state_dict())
+    torch.testing.assert_close(sharp(x / 60), softmax(x))
     assert grid_coordinates((1, 2)).tolist() == [[-1.0, -1.0], [1.0, -1.0]]
 
 

@@ -32,7 +32,8 @@ _RNG_STREAM = 13  # random stream, independent of others with the same seed
 class DemonstrationExamples(EpisodeExamples):
     """Windows over the steps of demonstrations, divided by `splits`. A training batch has `size` windows, with `noise`
     added to the scaled states. `model` defines the chunk length and random inputs. A model that takes the last
-    `history` steps also learns the actions from the oldest of these on.
+    `history` steps also learns the actions from the oldest of these on. If `starts` is above 0, half of the windows of
+    training start in that many first steps of a demonstration.
     """
 
     codec: RobotCodec
@@ -46,9 +47,10 @@ class DemonstrationExamples(EpisodeExamples):
         size: int,
         seed: int,
         noise: float,
+        starts: int = 0,
     ) -> None:
         self.data, self.splits, self.codec, self.model = data, splits, codec, model
-        self.size, self.seed, self.noise = size, seed, noise
+        self.size, self.seed, self.noise, self.starts = size, seed, noise, starts
         self._starts = np.repeat(data.starts, data.lengths)
         self._ends = np.repeat(data.ends, data.lengths)  # end of each step's episode
         self._tasks = np.repeat(data.tasks, data.lengths)
@@ -131,8 +133,11 @@ class ChunkWindows:
     def training_order(self) -> TaskRotation:
         starts, ends, tasks = self.examples.data.starts, self.examples.data.ends, self.examples.data.tasks[self.indices]
         task_episodes = [self.indices[tasks == task] for task in np.unique(tasks)]
-        steps = tuple(step_indices(starts[episodes], ends[episodes]) for episodes in task_episodes)
-        return TaskRotation(steps, self.examples.size, self.examples.seed)
+        steps = [step_indices(starts[episodes], ends[episodes]) for episodes in task_episodes]
+        if first := self.examples.starts:
+            early = np.minimum(starts + first, ends)
+            steps += [step_indices(starts[episodes], early[episodes]) for episodes in task_episodes]
+        return TaskRotation(tuple(steps), self.examples.size, self.examples.seed)
 
     def evaluation_order(self) -> FixedSizeBatches:
         return FixedSizeBatches(len(self), _EVAL_BATCH)

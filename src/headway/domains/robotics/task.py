@@ -45,9 +45,11 @@ class RoboticsConfig(TaskConfig):
     The first `state` values of a state are used (none: all; 0: no state). `cameras` are the cameras used (none: all;
     (): no images), whose images are resized to `size` (height, width; none: not resized). With `text`, the words in a
     task's name are model inputs (none: if there are several tasks). In training, scaled states get noise with the
-    standard deviation `noise`: it hides the effect of the last action, so the robot learns to recover. `scaling` is by
-    the mean and standard deviation of actions, or by their range. A new chunk is predicted every `execute` actions;
-    `ensemble` is the m of temporal ensembling (none: only the newest chunk).
+    standard deviation `noise`: it hides the effect of the last action, so the robot learns to recover. If `starts` is
+    above 0, half of the training windows start in that many first steps of a demonstration: later, the robot's state
+    hints at where the expert is heading, and a policy can learn to ignore the images (causal confusion, de Haan et al.
+    2019). `scaling` is by the mean and standard deviation of actions, or by their range. A new chunk is predicted every
+    `execute` actions; `ensemble` is the m of temporal ensembling (none: only the newest chunk).
 
     If a task's environment is known (from the data or `env`), each evaluation plays `episodes` episodes per task, and
     `final` at the end, from separate seeds; with 0, only held-out demonstrations are evaluated. Equal demonstrations
@@ -60,6 +62,7 @@ class RoboticsConfig(TaskConfig):
     size: Size | None = None  # height and width of resized images; none: original size
     text: bool | None = None  # use the task's name as input; none: if there are several tasks
     noise: float = 0.0  # standard deviation of the noise on scaled states in training
+    starts: int = 0  # first steps of demonstrations in which half of the training windows start; 0: any steps
     scaling: Literal["deviation", "range"] = "deviation"  # scale actions by mean and deviation, or by range
     execute: int = 1  # actions to execute before predicting a new chunk
     ensemble: float | None = 0.01  # the m of temporal ensembling; none: only the newest chunk
@@ -78,6 +81,8 @@ class RoboticsConfig(TaskConfig):
             raise ConfigError(f"task.size is {self.size}; choose a height and width above 0, or none")
         if not self.noise >= 0:
             raise ConfigError(f"task.noise is {self.noise}; choose 0 or more, such as 0.02")
+        if self.starts < 0:
+            raise ConfigError(f"task.starts is {self.starts}; choose 0 or more, such as 15")
         if self.ensemble is not None and not self.ensemble >= 0:
             raise ConfigError(f"task.ensemble is {self.ensemble}; choose 0 or more, or none")
 
@@ -127,7 +132,10 @@ class RoboticsConfig(TaskConfig):
         objective = ActionChunks(self, model, codec)
         splits = splits._replace(has_rollouts=objective.can_play)
         return Task(
-            DemonstrationExamples(demonstrations, splits, codec, model, rows, recipe.train.seed, self.noise), objective
+            DemonstrationExamples(
+                demonstrations, splits, codec, model, rows, recipe.train.seed, self.noise, self.starts
+            ),
+            objective,
         )
 
     def _reuse_codec(self, codec: RobotCodec, data: Episodes) -> RobotCodec:

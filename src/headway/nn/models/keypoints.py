@@ -17,17 +17,20 @@ from headway.nn.parts.projection import Projection
 
 
 class SpatialSoftmax(nn.Module):
-    """Finn et al. 2016, section 4: the expected position of each of `points` feature maps, x and y from -1 to 1."""
+    """Finn et al. 2016, section 4: the expected position of each of `points` feature maps, x and y from -1 to 1.
+
+    Maps are multiplied by `sharpness`, the inverse of the softmax's temperature.
+    """
 
     places: Tensor
 
-    def __init__(self, channels: int, points: int, grid: tuple[int, int]) -> None:
+    def __init__(self, channels: int, points: int, grid: tuple[int, int], sharpness: float = 1.0) -> None:
         super().__init__()
-        self.maps = Projection(channels, points)
+        self.maps, self.sharpness = Projection(channels, points), sharpness
         self.register_buffer("places", grid_coordinates(grid), persistent=False)
 
     def forward(self, x: Float[Tensor, "B h w C"]) -> Float[Tensor, "B P 2"]:
-        weights = self.maps(x).flatten(1, 2).softmax(1)
+        weights = (self.sharpness * self.maps(x)).flatten(1, 2).softmax(1)
         return weights.mT @ self.places
 
 
@@ -44,13 +47,15 @@ class KeypointEmbedConfig(EmbedConfig):
 
     Convolutions halve the image `halvings` times, with `stem_more` further convolutions after each halving; their last
     layer has `features` channels. A keypoint is the mean position in one feature map, so it is more exact than a pixel
-    of the map. That is what a policy needs to reach a small object; patches know which patch it is in.
+    of the map. That is what a policy needs to reach a small object; patches know which patch it is in. A softmax over
+    flat maps hardly sees an object of a few pixels, so maps start sharp.
     """
 
-    points: int = 16  # keypoints per image
+    points: int = 32  # keypoints per image
     features: int = 32  # channels of the feature maps
     halvings: int = 2  # convolutions with stride 2
     stem_more: int = 0  # convolutions with stride 1 after each halving
+    sharpness: float = 10.0  # factor on the maps before the softmax
     size: tuple[int, int] = (96, 96)  # height and width of the images
 
     def __post_init__(self) -> None:
@@ -59,6 +64,8 @@ class KeypointEmbedConfig(EmbedConfig):
                 f"points={self.points}, features={self.features}, halvings={self.halvings} and "
                 f"stem_more={self.stem_more}: the last must be at least 0, the others at least 1"
             )
+        if not self.sharpness > 0:
+            raise ConfigError(f"sharpness is {self.sharpness}; set a factor above 0")
         if self.features % 2 ** (self.halvings - 1):
             raise ConfigError(
                 f"channels double {self.halvings - 1} times up to features={self.features}, which is not a multiple "
@@ -95,7 +102,7 @@ class KeypointEmbed(Embed):
         self.stem = ConvolutionalStem(3, config.features, config.halvings, config.stem_more)
         rows, columns = config.grid  # the stem's operations are counted per token, which here is an image
         self.stem.positions_per_patch = [rows * columns * count for count in self.stem.positions_per_patch]
-        self.points = SpatialSoftmax(config.features, config.points, config.grid)
+        self.points = SpatialSoftmax(config.features, config.points, config.grid, config.sharpness)
         self.project = Projection(2 * config.points, width)
         self.camera = LearnedVectors(1, width)
 
