@@ -219,6 +219,14 @@ class Waits(TorchDispatchMode):
         torch._C._set_only_lift_cpu_tensors(self._lifted)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+            TorchDispatchMode.__enter__(self)  # in inference mode, composed operations arrive whole
+            try:
+                result = func.decompose(*args, **kwargs or {})
+            finally:
+                TorchDispatchMode.__exit__(self, None, None, None)
+            if result is not NotImplemented:
+                return result
         return _compute(func, args, kwargs or {}, self._count)
 
     def _count(self, name: str) -> None:

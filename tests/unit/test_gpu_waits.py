@@ -14,14 +14,21 @@ import torch
 from torch import Tensor
 
 from headway.app.recipes import configure_recipe
+from headway.generate import Limits, Sampling
+from headway.generate.scheduler import Request, Scheduler
 from headway.layout import Layout, to_device
 from headway.learn import Recipe, Task
 from headway.learn.fine_tuning import adapted_model
 from headway.learn.learner import Learner, Update
 from headway.learn.parallel.processes import Processes
 from headway.learn.recipe import open_task
-from headway.nn.kernels import true_indices
-from headway.nn.models import build
+from headway.nn.kernels import deterministic, true_indices
+from headway.nn.mixers import AttentionConfig
+from headway.nn.models import BlockConfig, StackConfig, Transformer, TransformerConfig, build
+from headway.nn.models.score_biases import AlibiConfig
+from headway.nn.models.stack import BiasConfig
+from headway.nn.parts.positions import RotaryConfig
+from headway.visibility import Causal
 from simulated_gpu import Waits, device
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
@@ -107,6 +114,16 @@ def test_a_training_step_does_not_wait_for_the_gpu(folder: Path, name: str) -> N
         task.close()
 
 
+def test_a_step_with_exact_sums_waits_once(folder: Path) -> None:
+    """For the largest gradients, which decide whether the step is repeated. Its weights are those of the CPU."""
+    recipe, task = opened(folder, "next token", {"parallel.exact": True, "optim": "adamw", "train.accumulate": 2})
+    with Waits() as waits:
+        update = two_steps(recipe, task, device(), waits.counts)
+        assert waits.total == 1
+        norm = float(update.norm)
+    assert norm == pytest.approx(float(two_steps(recipe, task, torch.device("cpu")).norm), rel=1e-5)
+
+
 def test_the_simulated_gpu_counts_what_waits() -> None:
     x = torch.arange(4.0)
     lazy = {"a": lambda y: y.sum(), "b": lambda y: y[:2] * 2, "c": lambda y: y.index_fill(0, y.argsort()[:1], 0.0)}
@@ -150,3 +167,75 @@ def test_layouts_compute_on_the_host_what_a_program_must_know() -> None:
         assert isinstance(copied.positions, Tensor)
         assert copied.positions.tolist() == padded.positions.tolist()
         assert true_indices(copied.mask.flatten(), 4).tolist() == [0, 1, 2, 3]
+
+
+DECODERS = {
+    "grouped heads, rotary": {"heads": 4, "kv_heads": 2, "rotary": RotaryConfig()},
+    "window": {"heads": 2, "pattern": Causal(3)},
+    "bias": {"heads": 2, "bias": "alibi"},
+}
+SAMPLINGS = {
+    "greedy": Sampling(0),
+    "nucleus": Sampling(top_p=0.9, top_k=9, seed=1),
+    "penalties": Sampling(repetition_penalty=1.2, logit_bias={3: 1.0}, seed=1),
+}
+
+
+def decoder(name: str) -> Transformer:
+    attention = AttentionConfig(**DECODERS[name])
+    biases: dict[str, BiasConfig] = {"alibi": AlibiConfig(2)} if attention.bias else {}
+    config = TransformerConfig(16, 23, None, StackConfig((BlockConfig(attention),) * 2, biases=biases))
+    model = config.build(1)
+    for parameter in model.parameters():
+        parameter.data.mul_(3)
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_a_decoding_step_waits_once(name: str, sampling: str) -> None:
+    """Rows of different lengths, of which some end early, write what the CPU writes."""
+    prompts, settings = [[3, 4, 5, 6, 7, 8, 2], [9, 8], [1]], SAMPLINGS[sampling]
+
+    def written(model: Transformer, waits: Waits | None) -> list[list[int]]:
+        scheduler, counts = Scheduler(model), []
+        for number, prompt in enumerate(prompts):
+            scheduler.submit(Request(prompt, settings, Limits(9 - 3 * number), top=2), keys=[number])
+        ids: list[list[int]] = [[] for _ in prompts]
+        while events := scheduler.step():
+            counts.append(0 if waits is None else waits.total)
+            if waits is not None:
+                assert waits.total == 1 or len(counts) == 1, waits.counts  # the first step reads the prompts
+                waits.clear()
+            for event in events:
+                ids[event.ticket - 1] += [] if event.id is None else [event.id]
+        return ids
+
+    expected = written(decoder(name), None)
+    with Waits() as waits:
+        model = decoder(name).to(device())
+        waits.clear()
+        assert written(model, waits) == expected
+    assert [len(ids) for ids in expected] == [9, 6, 3]
+
+
+def test_torch_writes_the_same_bits_for_requests_that_share_a_batch() -> None:
+    prompts, owners = [[3, 4, 5, 6, 7, 8, 2], [9, 8], [1], [5, 5, 5, 5]], ["a", "b", "a", "c"]
+    samplings = [*SAMPLINGS.values(), Sampling(0.7, seed=5)]
+
+    def written(together: bool) -> dict[int, list[tuple[int | None, float]]]:
+        model, found = decoder("grouped heads, rotary"), dict[int, list[tuple[int | None, float]]]()
+        scheduler = Scheduler(model)
+        for number, (prompt, owner, sampling) in enumerate(zip(prompts, owners, samplings)):
+            ticket = scheduler.submit(Request(prompt, sampling, Limits(5 + number), n=2, owner=owner))
+            if number == 1:
+                scheduler.cancel(scheduler.submit(Request(prompt, sampling)))
+            found[ticket] = []
+            if not together or number == 3:
+                while events := scheduler.step():
+                    for event in events:
+                        found[event.ticket].append((event.id, event.logprob))
+        return {number: sorted(tokens, key=str) for number, tokens in enumerate(found.values())}
+
+    with deterministic():
+        assert written(True) == written(False)

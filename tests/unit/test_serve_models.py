@@ -86,7 +86,7 @@ def test_what_models_can_do_is_known_before_one_is_loaded(
     assert found["minilm"].sequential_reason is None
     assert any("broken is not served" in line for line in caplog.messages)
     within(models, lambda models: asyncio.sleep(0))
-    assert "stories is served one request at a time: it runs on torch" in caplog.messages
+    assert "stories serves requests in separate batches: it runs on torch" in caplog.messages
 
 
 def test_the_broken_one_says_why_and_where_is_not_told(zoo: Path, data_dir: Path) -> None:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import torch
 
 from headway.config import from_dict, to_dict
 from headway.errors import UserError
@@ -24,7 +25,7 @@ from headway.learn import (
     WSDConfig,
 )
 from headway.learn.display import LiveDisplay, PlainDisplay, SilentDisplay, open_display
-from headway.learn.plan.budget import Clock, Speed, TimeBudget, _evaluation_seconds, plan_recipe, plan_steps
+from headway.learn.plan.budget import Clock, Speed, StepTimes, TimeBudget, _evaluation_seconds, plan_recipe, plan_steps
 from headway.nn.models import TransformerConfig
 
 
@@ -269,3 +270,33 @@ def test_a_plan_for_few_data_ends_soon_after_the_last_better_evaluation() -> Non
 def test_a_plan_without_patience_keeps_its_steps_when_evaluations_get_worse() -> None:
     recipe, _ = _judged(lambda step: step, patience=None)
     assert recipe.train.steps == 100
+
+
+def test_step_times_on_a_gpu_are_those_of_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A queued step is no pause: its time is known when the GPU has passed its events."""
+    clock, passed = iter(range(1, 100)), 0.0
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            self.time = next(clock)
+
+        def query(self) -> bool:
+            return self.time <= passed
+
+        def elapsed_time(self, end: Event) -> float:
+            return 1000.0 * (end.time - self.time)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    times, found = StepTimes(torch.device("cuda")), []
+    for reached in (0.0, 2.0, 3.0, 8.0):
+        times.begin()
+        passed = reached
+        found.append(times.finished())
+    assert found == [[], [1.0], [], [1.0, 1.0, 1.0]]
+    times = StepTimes(torch.device("cpu"))
+    times.begin()
+    [seconds] = times.finished()
+    assert 0 <= seconds < 60

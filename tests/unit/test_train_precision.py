@@ -14,6 +14,7 @@ from headway.learn.precision import (
     Processor,
     choose_precision,
     effective_precision,
+    evaluation_precision,
     main_matrix_shapes,
     products,
     this_processor,
@@ -134,3 +135,9 @@ def test_rate_leaves_pauses_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_durations() -> None:
     assert [display.format_duration(s) for s in (0.2, 42, 185, 3723)] == ["0 s", "42 s", "3:05", "1:02:03"]
+
+
+def test_evaluations_are_in_bf16_where_training_is_on_a_gpu() -> None:
+    assert evaluation_precision("bf16", torch.device("cuda", 1)) == "bf16"
+    assert evaluation_precision("fp32", torch.device("cuda")) == "fp32"
+    assert evaluation_precision("bf16", torch.device("cpu")) == "fp32"

@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from headway.errors import UserError
-from headway.layout import Layout
+from headway.layout import Layout, to_device
 from headway.nn.models import EncoderDecoderConfig, Generative, Prompt
 
 Ids = Sequence[int]
@@ -101,8 +101,8 @@ def check_not_nan(log_probability: float) -> None:
 def pad(rows: Sequence[Ids], device: torch.device) -> tuple[Int[Tensor, "B T"], Layout]:
     """Rows as one tensor, and the layout of their tokens."""
     layout = Layout.padded([len(row) for row in rows])
-    ids = torch.tensor([[*row, *[0] * (layout.length - len(row))] for row in rows], device=device)
-    return ids, layout.to(device)
+    ids = torch.tensor([[*row, *[0] * (layout.length - len(row))] for row in rows])
+    return to_device((ids, layout), device)
 
 
 def make_prompt(prompts: Sequence[Ids], sources: Sequence[Source] | None, device: torch.device) -> Prompt:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from headway.generate.prefix_cache import PrefixCache
 
 _MAX_SPECULATED = 16  # maximum tokens in a step that gets guesses, which would slow down other sequences
+_MAX_BATCH_POSITIONS = 1 << 16  # of all rows in a batch of torch, unless one row has more
 _SHARE = 4  # by default, the cache takes 1 / _SHARE of the free memory
 _DEFAULT_CACHE = 1 << 30  # bytes for the cache if the system does not report free memory
 
@@ -103,7 +104,8 @@ class Scheduler:
     later. Prefixes are cached only if every token stays visible, so not if all layers have windows or any layer has a
     recurrent state.
 
-    On torch, whose sums depend on the batch, one request runs at a time, and its samples are one batch.
+    On torch, all requests that wait when no sample runs start as one batch, which no other joins. In deterministic mode
+    their outputs have the bits that they have alone; otherwise they are the same up to rounding.
     """
 
     def __init__(
@@ -191,8 +193,6 @@ class Scheduler:
                     sample.guesser = Draft(
                         self._draft, sample.ids, sample.limit, sampler, vocab_size, self._stepper.pool
                     )
-            if batch is None and not self._stepper.joins:
-                batch = RowBatch(request.n, len(prompt) + sample.limit)
             if batch is not None:
                 sample.batch, sample.index = batch, batch.add()
             samples.append(sample)
@@ -267,7 +267,8 @@ class Scheduler:
         """Start the next samples in fair order, while there are slots, and blocks for their prompts and for the running
         samples. A sample always fits if it is the only one.
         """
-        store = self._store
+        store, was_idle, opened = self._store, not self._running, list[Sample]()
+        capacity = 0  # positions in a row of a batch of torch
         while len(self._running) < self._slots and (sample := self._queue.next()) is not None:
             leader = next(
                 (other for other in self._running if other.ticket == sample.ticket and other.prefilling), None
@@ -276,6 +277,11 @@ class Scheduler:
                 if not self._stepper.joins and self._running and self._running[0].batch is not sample.batch:
                     return
                 sample.row, sample.cached_tokens = sample.batch.open(self._stepper, sample.index), 0
+            elif not self._stepper.joins:
+                capacity = max(capacity, sample.prompt_length + sample.limit)
+                if not was_idle or (opened and (len(opened) + 1) * capacity > _MAX_BATCH_POSITIONS):
+                    break
+                opened.append(sample)
             elif leader is not None:
                 leader.followers.append(sample)
             else:
@@ -301,6 +307,10 @@ class Scheduler:
             self._queue.start(sample)
             self._unstarted.discard(sample.ticket)
             self._running.append(sample)
+        if opened:
+            capacity = max(sample.prompt_length + sample.limit for sample in opened)
+            for sample, row in zip(opened, self._stepper.open(count=len(opened), capacity=capacity).rows):
+                sample.row, sample.cached_tokens = row, 0
 
     def _plan(self) -> dict[Sample, RowChunk]:
         """The chunks for the next step. If there are too few blocks, drop guesses, then evict prefixes, then preempt

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from headway.engine.chunks import RowChunk
 from headway.generate.prompts import device_of, pad
-from headway.layout import Layout
+from headway.layout import Layout, to_device
 from headway.nn.models import GenerationProgress, Generative, Prompt, evaluation_mode
 
 if TYPE_CHECKING:
@@ -114,26 +114,29 @@ class TorchStepper:
         batch = chunks[0].row.batch
         with evaluation_mode(self.model):
             if batch.decoding is None:
+                if batch.source is None:  # the order of sources is that of the rows
+                    batch.rows = [chunk.row for chunk in chunks]
                 ids, layout = pad([chunk.ids for chunk in chunks], device_of(self.model))
                 prompt = Prompt(ids, layout, batch.source, batch.layout)
                 logits, batch.decoding = self.model.start(prompt, batch.capacity)
                 return logits
             device = batch.decoding.positions.device
             tokens = {chunk.row: chunk.ids[0] for chunk in chunks}
-            finished, running = len(batch.rows) - len(chunks), list(range(len(chunks)))
-            if finished:
-                running = [index for index, row in enumerate(batch.rows) if row in tokens]
+            indices = {row: index for index, row in enumerate(batch.rows)}
+            running = [indices[chunk.row] for chunk in chunks]  # of several owners in an order that changes
+            if finished := len(batch.rows) - len(chunks):
                 if finished >= _COMPACT_SHARE * len(batch.rows):
-                    index, finished = torch.tensor(running, device=device), 0
-                    batch.rows = [batch.rows[row] for row in running]
+                    index = to_device(torch.tensor(running), device)
+                    batch.rows, running = [chunk.row for chunk in chunks], list(range(len(chunks)))
                     batch.decoding = batch.decoding.select(index, index)
                 else:
-                    idle = torch.tensor([row not in tokens for row in batch.rows], device=device)
+                    idle = to_device(torch.tensor([row not in tokens for row in batch.rows]), device)
                     batch.decoding = batch.decoding.at(batch.decoding.positions.masked_fill(idle, -1))
             # From numpy, because torch.tensor takes ten times as long, which shows in steps of small models.
-            ids = torch.from_numpy(np.array([tokens.get(row, 0) for row in batch.rows])).to(device)
+            ids = to_device(torch.from_numpy(np.array([tokens.get(row, 0) for row in batch.rows])), device)
             logits, batch.decoding = self.model.step(ids, batch.decoding)
-            return logits[running] if finished else logits
+            in_order = running == list(range(len(batch.rows)))
+            return logits if in_order else logits[to_device(torch.tensor(running), device)]
 
 
 R = TypeVar("R")

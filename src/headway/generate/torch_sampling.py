@@ -18,6 +18,7 @@ from torch import Tensor
 
 from headway.generate.sampling import Sampler, Sampling
 from headway.generate.sequences import Event
+from headway.layout import to_device
 
 if TYPE_CHECKING:
     from headway.engine.pool import Pool
@@ -58,10 +59,12 @@ def weigh(logits: Float[Tensor, "B C"], filters: Sampling) -> Float[Tensor, "B C
     weights = logits.softmax(-1)
     if filters.top_p < 1:
         vocab_size = weights.shape[-1]
-        for count in (min(_NUCLEUS, vocab_size), vocab_size):
+        # A GPU sorts everything at once, because asking it whether a part is enough takes longer.
+        on_cpu = logits.device.type == "cpu"
+        for count in (min(_NUCLEUS, vocab_size), vocab_size) if on_cpu else (vocab_size,):
             largest = weights.topk(count).values
             inside = largest.cumsum(-1) - largest < filters.top_p
-            if not bool(inside[:, -1].any()):
+            if count == vocab_size or not bool(inside[:, -1].any()):
                 break
         smallest = largest.gather(1, (inside.sum(-1, keepdim=True) - 1).clamp_(min=0))  # NaN: no nucleus
         weights = weights.masked_fill(weights < smallest, 0.0)
@@ -82,23 +85,36 @@ def sample_rows(
         sampling = StepSampling(samplers, rows, logits.shape[1])
         sampling.batch.run(logits.float().cpu(), pool)
         return sampling.events()
+    settings = samplers[0].sampling
+    if any(sampler.sampling != settings for sampler in samplers):  # requests that share a step
+        others = [sampler.sampling != settings for sampler in samplers]
+        events: list[Event] = [Event()] * len(rows)
+        for part in (False, True):
+            chosen_rows = [index for index, other in enumerate(others) if other == part]
+            sampled = sample_rows(logits, [rows[i] for i in chosen_rows], [samplers[i] for i in chosen_rows])
+            for index, event in zip(chosen_rows, sampled):
+                events[index] = event
+        return events
     if len(rows) != len(logits) or any(row != index for index, row in enumerate(rows)):
-        logits = logits[list(rows)]
-    logits, settings = logits.float(), samplers[0].sampling
+        logits = logits[to_device(torch.tensor(rows), logits.device)]
+    logits = logits.float()
     adjusted = _adjust(logits, samplers) if settings.adjusts else logits
     if settings.temperature == 0:
         chosen = argmax(adjusted)
     else:
         uniform = np.array([sampler.uniform() for sampler in samplers], np.float32)
-        chosen = sample(adjusted, settings, torch.from_numpy(uniform).to(logits.device))
+        chosen = sample(adjusted, settings, to_device(torch.from_numpy(uniform), logits.device))
     logprobs = logits.log_softmax(-1)  # row by row: the result does not depend on the shape of the batch
-    # One transfer; a double holds any id exactly.
-    tokens, values = torch.stack([chosen.double(), logprobs.gather(1, chosen[:, None])[:, 0].double()]).tolist()
-    events = [Event(id=int(token), logprob=logprob) for token, logprob in zip(tokens, values)]
-    for row, sampler in enumerate(samplers):
-        if sampler.top:
-            best = logprobs[row].topk(sampler.top)
-            events[row].top = list(zip(best.indices.tolist(), best.values.tolist()))
+    best = logprobs.topk(max(sampler.top for sampler in samplers))
+    ids = torch.cat([chosen[:, None], best.indices], 1).int()
+    values = torch.cat([logprobs.gather(1, chosen[:, None]), best.values], 1)
+    # One transfer: the only time that a step waits for a GPU.
+    tokens, bits = torch.stack([ids, values.view(torch.int32)]).cpu()
+    events = []
+    for sampler, row, numbers in zip(samplers, tokens.tolist(), bits.view(torch.float32).tolist()):
+        event = Event(id=row[0], logprob=numbers[0])
+        event.top = list(zip(row[1 : 1 + sampler.top], numbers[1 : 1 + sampler.top]))
+        events.append(event)
     return events
 
 
@@ -111,16 +127,17 @@ def _adjust(logits: Float[Tensor, "B C"], samplers: Sequence[Sampler]) -> Float[
         tokens = np.concatenate([tally.tokens[: len(tally)] for _, tally in tallies])
         times = np.concatenate([tally.times[: len(tally)] for _, tally in tallies])
         known = tokens < vocab_size
-        index = tuple(torch.from_numpy(part[known].astype(np.int64)).to(device) for part in (rows, tokens))
-        values, counts = logits[index], torch.from_numpy(times[known].astype(np.float32)).to(device)
+        parts = (rows[known].astype(np.int64), tokens[known].astype(np.int64), times[known].astype(np.float32))
+        row, token, counts = to_device(tuple(map(torch.from_numpy, parts)), device)
+        values = logits[row, token]
         if settings.repetition_penalty != 1.0:
             penalty = settings.repetition_penalty
             values = torch.where(values > 0, values / penalty, values * penalty)
         values = values - settings.presence_penalty * (counts > 0) - settings.frequency_penalty * counts
-        logits = logits.index_put(index, values)
+        logits = logits.index_put((row, token), values)
     biases = {token: bias for token, bias in (settings.logit_bias or {}).items() if token < vocab_size}
     if biases:
-        bias = torch.zeros(vocab_size, device=device)
-        bias[list(biases)] = torch.tensor(list(biases.values()), device=device)
-        logits = logits + bias
+        bias = torch.zeros(vocab_size)
+        bias[list(biases)] = torch.tensor(list(biases.values()))
+        logits = logits + to_device(bias, device)
     return logits

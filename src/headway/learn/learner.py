@@ -23,7 +23,7 @@ from headway.learn.parallel.evaluation import EvaluationStoppedError, shared_eva
 from headway.learn.parallel.exact import ExactGradients
 from headway.learn.parallel.processes import Processes
 from headway.learn.parallel.rows import Rows, load
-from headway.learn.precision import effective_precision, products
+from headway.learn.precision import effective_precision, evaluation_precision, products
 from headway.learn.recipe import Recipe
 from headway.learn.recomputing import prepare_blocks
 from headway.learn.task import Task
@@ -209,11 +209,12 @@ class Learner:
 
     @contextmanager
     def evaluating(self) -> Iterator[nn.Module]:
-        """The model for evaluation and saving: averaged weights if there are any, no dropout, full precision.
+        """The model for evaluation and saving: averaged weights if there are any, no dropout, `evaluation_precision`.
 
         With shards all processes enter, and the main process gets a copy with all weights.
         """
-        with self.averaged(), products("fp32", self.device), torch.no_grad():
+        precision = evaluation_precision(self.precision, self.device)
+        with self.averaged(), products(precision, self.device), torch.no_grad():
             if self.sharding is not None:
                 with self.sharding.whole_model() as whole:
                     yield whole

@@ -98,6 +98,13 @@ def effective_precision(precision: str, device: torch.device, processor: Process
     return precision if multiplies else "fp32"
 
 
+def evaluation_precision(precision: str, device: torch.device) -> str:
+    """The precision of products in evaluations during training in `precision`: the same on a GPU, whose fp32 products
+    do not use tensor cores; fp32 on a CPU.
+    """
+    return precision if device.type == "cuda" else "fp32"
+
+
 def main_matrix_shapes(model: nn.Module, count: int = 3) -> list[tuple[int, int]]:
     """The shapes (out, in) of the matrices that take most of a model's compute."""
     cost: dict[tuple[int, int], int] = {}

@@ -34,7 +34,7 @@ from headway.learn.objective import Objective
 from headway.learn.parallel.equality import check_equal_processes
 from headway.learn.parallel.processes import Processes
 from headway.learn.parallel.saving import gathered, is_sharded
-from headway.learn.plan.budget import Clock, Speed, TimeBudget, measure_speed, plan_recipe
+from headway.learn.plan.budget import Clock, Speed, StepTimes, TimeBudget, measure_speed, plan_recipe
 from headway.learn.plan.expected import ExpectedScore
 from headway.learn.plan.plans import has_few_validation_samples
 from headway.learn.plan.scale import EARLY_FRACTION, LATE_FRACTION, LossPredictor, slope_of
@@ -366,7 +366,7 @@ class Trainer:
         change the number of steps during training.
         """
         progress, accumulate = self.progress, self.recipe.train.accumulate
-        self._reported_plan = self.recipe.train.steps
+        self._reported_plan, times = self.recipe.train.steps, StepTimes(self.processes.device)
         share = self.processes.local_micro_batches(accumulate)
         stream = self.task.batches("train", self.processes.shard(accumulate), progress.step * accumulate)
         is_overdue = self._evaluation_due() and progress.evaluated < progress.step  # stopped just before it
@@ -381,7 +381,7 @@ class Trainer:
                 self.learner.gather()
                 with self.log.paused():  # where an extended run continues
                     self.pre_decay.save(self.learner, progress)
-            start = time.perf_counter()
+            times.begin()
             with self.interrupts.step(), self.processes.timer.step():
                 batches = [next(stream) for _ in range(share)]
                 update = self.learner.update(progress.step, batches, lambda: self.interrupts.requested)
@@ -397,7 +397,8 @@ class Trainer:
                     self.log.display.print_line(slow)
             self.log.show()
             if self.budget is not None:
-                self.budget.record_step(time.perf_counter() - start)
+                for seconds in times.finished():
+                    self.budget.record_step(seconds)
             if self.budget is not None and self.budget.is_revision_due(progress.step, self.recipe.train.steps):
                 self._revise_plan(self.budget)
             if self.processes.should_stop(progress.step, self.interrupts.requested, update.stop, update.stop_later):

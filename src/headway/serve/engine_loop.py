@@ -263,8 +263,8 @@ def open_engine_loop(
     model: Model, name: str, slots: int = 64, max_waiting: int = 256, cache_memory: int | None = None
 ) -> EngineLoop | None:
     """An engine loop that generates a model's text, or None if the model does not generate. The compiled engine runs at
-    most `slots` sequences with `cache_memory` bytes of KV cache, or one with a draft; torch runs one request at a time.
-    At most `max_waiting` requests are in the queue.
+    most `slots` sequences with `cache_memory` bytes of KV cache, or one with a draft; torch runs the requests that wait
+    together as one batch. At most `max_waiting` requests are in the queue.
     """
     if "generate" not in model.verbs:
         return None

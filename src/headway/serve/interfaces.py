@@ -64,7 +64,7 @@ class ModelSummary(NamedTuple):
     context: int | None  # tokens
     parameters: int
     modified: int  # seconds since 1970
-    sequential_reason: str | None  # why it generates one sequence at a time; None if it runs batches
+    sequential_reason: str | None  # why no request joins others that run; None if they do
     weights: Weights | None = None  # number format that its weights are loaded in; None for fp32
     note: str | None = None  # message at startup: the format in which quantised weights are served, and why
     is_run: bool = False  # whether headway trained it

@@ -272,7 +272,7 @@ class ServedModels:
             await self.refresh()  # so that it begins before somebody opens the page
         for name, summary in self.listed().items():
             if summary.sequential_reason is not None:
-                _LOG.warning("%s is served one request at a time: %s", name, summary.sequential_reason)
+                _LOG.warning("%s serves requests in separate batches: %s", name, summary.sequential_reason)
 
     async def close(self, seconds: float) -> None:
         """Both the server and the application call this; the first call sets the deadline."""

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headway.errors import UserError
+from headway.layout import to_device
 from headway.learn.optim import FlatParameters
 from headway.learn.parallel.processes import Processes
 
@@ -191,6 +192,8 @@ class ExactGradients:
     def norm(self) -> Float[Tensor, ""]:
         """The norm of the summed gradients."""
         sizes = {name: shape.numel() for name, shape in self.flat.shapes.items()}
+        if self.flat.data.device.type != "cpu":
+            return _device_norm([*sizes.values()], self._gradients)
         return torch.tensor(exact_norm(sizes, self._gradients), dtype=torch.float64, device=self.flat.data.device)
 
 
@@ -220,6 +223,22 @@ def exact_norm(
             sums[index] += squares.sum(dtype=torch.float64).to(torch.int64)  # below 2^53, so the sum is exact
     terms = zip(total(sums).tolist(), exponents)
     return math.sqrt(math.fsum(math.ldexp(value, -2 * exponent) for value, exponent in terms))
+
+
+def _device_norm(sizes: Sequence[int], gradients: Sequence[Tensor]) -> Float[Tensor, ""]:
+    """`exact_norm` of complete gradients without waiting for their device. Its sum of the tensors' terms is rounded."""
+    largest = torch.stack([_largest(gradient) for gradient in gradients])
+    bits = [min(_SQUARE_BITS, _SUM_BITS - (size - 1).bit_length()) // 2 for size in sizes]
+    exponents = to_device(torch.tensor(bits, dtype=torch.int32), largest.device) - torch.frexp(largest).exponent
+    exponents = exponents.clamp(-_MAX_EXPONENT, _MAX_EXPONENT)
+    scales = torch.ldexp(torch.ones_like(largest), exponents)
+    sums = torch.zeros(len(gradients), dtype=torch.int64, device=largest.device)
+    for scale, total, gradient in zip(scales, sums, gradients):
+        for (values,) in _chunks(gradient):
+            squares = (values * scale).square_().round_()
+            total += squares.sum(dtype=torch.float64).to(torch.int64)
+    norm = torch.ldexp(sums.double(), -2 * exponents).sum().sqrt()
+    return torch.where(largest.isfinite().all(), norm, math.nan)
 
 
 def _largest(values: Tensor) -> Tensor:

@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -228,6 +229,40 @@ def _synchronize(device: torch.device) -> None:
     """Wait until the GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+class StepTimes:
+    """Seconds of training steps. A program only queues a step for a GPU, which computes it later: events measure it,
+    and its time is known once the GPU has passed them, so that no step waits.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._start: Any = None
+        self._queued: deque[tuple[Any, Any]] = deque()
+
+    def begin(self) -> None:
+        """A step begins."""
+        self._start = self._now()
+
+    def finished(self) -> list[float]:
+        """The seconds of the steps that have ended since the last call; the step that began last is queued by now."""
+        end = self._now()
+        if not self._on_gpu:
+            return [end - self._start]
+        self._queued.append((self._start, end))
+        seconds: list[float] = []
+        while self._queued and self._queued[0][1].query():
+            start, end = self._queued.popleft()
+            seconds.append(start.elapsed_time(end) / 1000)
+        return seconds
+
+    def _now(self) -> Any:
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
 
 _USABLE_FRACTION = 0.985  # fraction of the remaining time that is planned; the rest is for checkpoints and log lines

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from headway.config_kinds import register
 from headway.errors import ConfigError, nearest
-from headway.layout import Layout, cached_per_layout
+from headway.layout import Layout, cached_on_host
 from headway.nn.kernels.attend import View, attend, rotate
 from headway.nn.kernels.linear import linear
 from headway.nn.mixers.base import Mixer, MixerConfig, zeros
@@ -154,6 +154,8 @@ class SelfAttention(Mixer):
         return self._attend(x, q, k, v, View(self.config.pattern, layout, layout))
 
     def recurrent(self, x: Float[Tensor, "B T D"], layout: Layout, state: KeyValues) -> tuple[Tensor, KeyValues]:
+        if has_fixed_shapes(x) and (x.shape[1] == 1 or _starts(layout)):
+            return (self._step if x.shape[1] == 1 else self._prompt)(x, layout, state)
         # At most as many tokens at once as do not overwrite keys that are still visible to the oldest of them.
         slots, window = state.keys.shape[1], self._window
         max_tokens = slots if window is None or slots < window + _SLACK else slots - window + 1
@@ -179,6 +181,27 @@ class SelfAttention(Mixer):
             keys, values = (buffer[:, : key.length] for buffer in state)
             outputs.append(self._attend(x[:, columns], q, keys, values, view))
         return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), state
+
+    def _prompt(self, x: Float[Tensor, "B T D"], layout: Layout, state: KeyValues) -> tuple[Tensor, KeyValues]:
+        """`recurrent` for rows that start here: they see only each other, so causal kernels need no mask over slots."""
+        q, k, v = self._project(x, layout)
+        rows, tokens, slots = _slot_indices(layout, state.keys.shape[1])
+        put = Tensor.index_put if torch.is_grad_enabled() else Tensor.index_put_
+        state = KeyValues(*(put(buffer, (rows, slots), new[rows, tokens]) for buffer, new in zip(state, (k, v))))
+        return self._attend(x, q, k, v, View(self.config.pattern, layout, layout)), state
+
+    def _step(self, x: Float[Tensor, "B 1 D"], layout: Layout, state: KeyValues) -> tuple[Tensor, KeyValues]:
+        """`recurrent` for one token per row over all slots, so that no shape depends on a position."""
+        q, k, v = self._project(x, layout)
+        slots = state.keys.shape[1]
+        index = torch.arange(layout.batch, device=x.device)[:, None], layout.positions.clamp(min=0) % slots
+        put = Tensor.index_put if torch.is_grad_enabled() else Tensor.index_put_
+        is_token = layout.mask[..., None, None]  # padding writes what its slot has
+        pairs = zip(state, (k, v))
+        state = KeyValues(*(put(buffer, index, torch.where(is_token, new, buffer[index])) for buffer, new in pairs))
+        key = Layout(_slot_positions(layout, slots, slots))
+        view = View(self.config.pattern, layout, key, one_document=True)
+        return self._attend(x, q, *state, view), state
 
     def initial_state(self, batch: int, capacity: int, *, like: Tensor) -> KeyValues:
         slots = capacity if self._window is None else min(capacity, self._window + _SLACK)
@@ -234,21 +257,40 @@ def shared_positions(biases: nn.ModuleDict) -> Callable[[Layout, Tensor], Tensor
     return biases[POSITIONS].forward
 
 
-@cached_per_layout
+def has_fixed_shapes(x: Tensor) -> bool:
+    """Whether a step must not depend on positions in any shape: on a GPU, which would have to be asked for them, and in
+    an exported program.
+    """
+    return x.device.type != "cpu" or torch.compiler.is_exporting()
+
+
+def _starts(layout: Layout) -> bool:
+    """Whether each row is one document from its start."""
+    return layout.dense or (layout.single and bool(layout.host.starts[:, 0].all()))
+
+
+@cached_on_host
 def _slot_indices(layout: Layout, slots: int) -> tuple[Int[Tensor, "N"], Int[Tensor, "N"], Int[Tensor, "N"]]:
-    rows, columns = layout.mask.nonzero(as_tuple=True)
+    is_stored = layout.mask & (layout.positions > layout.positions.amax(1, keepdim=True) - slots)
+    rows, columns = is_stored.nonzero(as_tuple=True)
     return rows, columns, layout.positions[rows, columns] % slots
 
 
-@cached_per_layout
-def _slot_layout(layout: Layout, slots: int) -> Layout:
-    """The positions in the slots after these tokens are written: the newest of each slot, -1 for empty slots."""
+def _slot_positions(layout: Layout, slots: int, used: int) -> Int[Tensor, "B S"]:
+    """The positions in the first `used` slots after these tokens are written: the newest of each slot, negative for
+    empty slots.
+    """
     last = layout.positions.amax(dim=1, keepdim=True)
-    used = min(slots, int(last.max()) + 1)
-    steps = torch.arange(max(used, 1), device=last.device)
-    positions = last - (last - steps) % slots
+    steps = torch.arange(used, device=last.device)
+    return (last - (last - steps) % slots).clamp(min=-1)
+
+
+@cached_on_host
+def _slot_layout(layout: Layout, slots: int) -> Layout:
+    """The layout of the slots that are in use after these tokens are written."""
+    positions = _slot_positions(layout, slots, max(1, min(slots, int(layout.positions.max()) + 1)))
     group = None
     if layout.group is not None:  # only for the new tokens: earlier ones are attended to causally, whatever their group
         rows, columns, slot_ids = _slot_indices(layout, slots)
         group = torch.zeros_like(positions).index_put_((rows, slot_ids), layout.group[rows, columns])
-    return Layout(positions.clamp(min=-1), group=group)
+    return Layout(positions, group=group)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from headway.config_kinds import register
 from headway.errors import UserError
-from headway.layout import Layout
+from headway.layout import Layout, to_device
 from headway.nn.models.stack import BiasConfig
 from headway.nn.parts.norm import LayerNormConfig
 from headway.nn.parts.projection import Projection
@@ -44,7 +44,7 @@ class Alibi(nn.Module):
         self.slopes = torch.tensor(slopes + between, dtype=torch.float64, device="cpu")
 
     def forward(self, x: Tensor, query: Layout, key: Layout) -> Float[Tensor, "#B H T S"]:
-        slopes = self.slopes.to(x.device, x.dtype)
+        slopes = to_device(self.slopes.to(x.dtype), x.device)
         return -distances(query, key).abs()[:, None] * slopes[:, None, None]
 
 

@@ -209,8 +209,9 @@ class Transformer(nn.Module):
 
 
 def check_prompt(layout: Layout, capacity: int, context: int | None) -> None:
-    max_length = int(layout.lengths.max())
-    if int(layout.lengths.min()) < 1:
+    lengths = layout.host.lengths
+    max_length = int(lengths.max())
+    if int(lengths.min()) < 1:
         raise UserError("an empty prompt cannot be continued; start it with the codec's BOS token")
     limit = capacity if context is None else min(capacity, context)
     if max_length > limit:
