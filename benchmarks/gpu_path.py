@@ -24,7 +24,7 @@ from measure import RESULTS, ROOT, spread, write
 
 sys.path[:0] = [str(ROOT / "tests" / part) for part in ("", "unit", "parity")]
 
-REQUESTS, TOKENS, PROMPT, REPEATS = 8, 32, 16, 5
+REQUESTS, TOKENS, PROMPT, REPEATS = 8, 16, 16, 3
 NAME = "gpu-path"
 
 
@@ -121,9 +121,9 @@ if __name__ == "__main__":
     parser.add_argument("part", choices=parts)
     part = parser.parse_args().part
     torch.set_num_threads(1)
-    path = RESULTS / f"{NAME}.json"
-    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     started = time.process_time()
     result = {**parts[part](), "core seconds": round(time.process_time() - started, 1), "torch": torch.__version__}
+    path = RESULTS / f"{NAME}.json"
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     kept = {name: earlier[name] for name in parts if name in earlier}
     write(NAME, {**kept, part: result})

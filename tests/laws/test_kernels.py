@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -316,3 +317,24 @@ def test_rough_attention_rounds_what_has_no_mask_and_nothing_else() -> None:
         assert (rough - exact)[layout.mask].abs().max() < 0.03
     with bf16_attention(False):
         assert torch.equal(attend(q, k, v, View(Full(), dense, dense)), attend(q, k, v, View(Full(), dense, dense)))
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("pattern", [Full(), Causal(), Causal(3), Local(2), Prefix(2)], ids=repr)
+def test_flex_attention_sees_what_the_mask_shows(pattern: Pattern, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPUs run it compiled; here its masks and its scores run eagerly, with grouped heads, documents and padding."""
+    from headway.nn.kernels import flex
+
+    def block_mask(mask: Any, *arguments: Any, **options: Any) -> Any:
+        return create_block_mask(inspect.unwrap(mask), *arguments, **options)  # torch counts the mask's arguments
+
+    create_block_mask = flex.create_block_mask
+    monkeypatch.setattr(flex, "create_block_mask", block_mask)
+    monkeypatch.setattr(flex, "_compiled", lambda function: function)
+    positions = Layout.packed([[3, 5], [6]], 9).positions
+    group = torch.tensor([[0, 0, 0, 1, 1, 1, 0, 0, 0], [0, 2, 2, 0, 0, 0, 0, 0, 0]])
+    for layout in (Layout(positions), Layout(positions, group=group)):
+        q, k, v = inputs(2, 9, 4, 16), inputs(2, 9, 2, 16, seed=1), inputs(2, 9, 2, 16, seed=2)
+        found = flex.attend_flex(q, k, v, pattern, layout, layout, 0.3)
+        expected = attend_reference(q, k, v, View(pattern, layout, layout), scale=0.3)
+        torch.testing.assert_close(found[layout.mask], expected[layout.mask])

@@ -55,6 +55,7 @@ STEPS: dict[str, tuple[str, str | None, Mapping[str, Any]]] = {
     "tags": ("tagging", "tagging", TEXT),
     "vectors of texts": ("embedding", "embedding", TEXT),
     "classes of images": ("vision", "vision", SMALL),
+    "hidden patches": ("masked-images", "vision", {**SMALL, "train.batch_size": 8}),
     "classes of sounds": ("audio", "audio", SMALL),
     "transcription": ("transcription", "transcription", {**SMALL, "task.beam": 1}),
     "images and texts": ("image-text", "image-text", {"train.batch_size": 8}),

@@ -21,6 +21,7 @@ from headway.learn.objective import Objective, evaluate_batches
 from headway.learn.objectives.contrastive import check_splits, contrastive_batch_size, softmax_contrast
 from headway.learn.recipe import Recipe, TaskConfig, batch_size_of
 from headway.learn.report import Picture
+from headway.nn.kernels import true_indices
 from headway.nn.models import (
     FramesEmbedConfig,
     Loss,
@@ -180,7 +181,9 @@ class MaskedPatches(Objective[MaskedPatchSamples]):
         heads = cast(Transformer, model).heads
         head = cast(PatchValuesHead, heads[PATCHES])
         encoded = model(head.hide(inputs, hidden))
-        errors = (head(encoded.x)[hidden].float() - normalise(head.cut(inputs)[hidden])).square().mean(-1)
+        rows = true_indices(hidden.flatten(), int(batch.host.targets.sum()))
+        predicted, patches = (x.flatten(0, 1).index_select(0, rows) for x in (head(encoded.x), head.cut(inputs)))
+        errors = (predicted.float() - normalise(patches)).square().mean(-1)
         extra = sum(encoded.auxiliary.values(), errors.new_zeros(()))
         losses = {PATCHES: Loss(errors.sum() + extra * len(errors), len(errors))}
         if self.contrast:

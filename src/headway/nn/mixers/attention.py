@@ -258,8 +258,8 @@ def shared_positions(biases: nn.ModuleDict) -> Callable[[Layout, Tensor], Tensor
 
 
 def has_fixed_shapes(x: Tensor) -> bool:
-    """Whether a step must not depend on positions in any shape: on a GPU, which would have to be asked for them, and in
-    an exported program.
+    """Whether no shape of a step may depend on positions: on a GPU, because a program waits to read them, and in an
+    exported program.
     """
     return x.device.type != "cpu" or torch.compiler.is_exporting()
 
