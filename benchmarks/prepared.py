@@ -96,19 +96,28 @@ def children(*commands: list[str]) -> dict[str, float]:
     }
 
 
-def killed(texts: Path, out: Path) -> int:
-    """Two processes that are killed at random moments; then one ends the work. The number of kills."""
-    chooser, kills = random.Random(0), 0
-    for _ in range(KILLS):
+def killed(texts: Path, out: Path, items: int) -> dict[str, Any]:
+    """Two processes that are killed at random moments of the work; then one ends it. The number of kills, and the parts
+    and shards of `items` that were finished at each.
+    """
+    chooser, kills, finished = random.Random(0), 0, []
+
+    def count() -> int:
+        return sum(len(list((out / ".work" / name).glob("*[0-9]"))) for name in ("parts", "shards"))
+
+    for target in sorted(chooser.choices(range(items), k=KILLS)):
         pair = [subprocess.Popen(command(texts, "--out", out), stdout=-3, stderr=-3) for _ in range(2)]
-        time.sleep(chooser.uniform(4, 12))
+        while count() < target and all(process.poll() is None for process in pair):
+            time.sleep(0.05)
+        time.sleep(chooser.uniform(0, 1))
+        finished.append(count())
         for process in pair:
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL)
                 kills += 1
             process.wait()
     subprocess.run(command(texts, "--out", out), check=True, stdout=-3, stderr=-3)
-    return kills
+    return {"processes": kills, "items": items, "finished_items": finished}
 
 
 def train_part(data: str, run: str) -> dict[str, Any]:
@@ -166,12 +175,12 @@ def texts(work: Path, megabytes: int, rounds: int) -> dict[str, Any]:
     result["extra_processor_share"] = round(
         result["two"]["processor_seconds"] / result["one"]["processor_seconds"] - 1, 3
     )
-    shutil.rmtree(work / "killed", ignore_errors=True)
-    result["kills"] = killed(work / "texts", work / "killed")
-    result["same_bytes"] = digests(work / "one") == digests(work / "two") == digests(work / "killed")
     index = json.loads((work / "one" / "index.json").read_text())
-    result["index"] = {"bytes": (work / "one" / "index.json").stat().st_size, **index["counts"]}
     result["shards"] = {split: len(shards) for split, shards in index["splits"].items()}
+    shutil.rmtree(work / "killed", ignore_errors=True)
+    result["kills"] = killed(work / "texts", work / "killed", sum(result["shards"].values()) + 1)
+    result["same_bytes"] = digests(work / "one") == digests(work / "two") == digests(work / "killed")
+    result["index"] = {"bytes": (work / "one" / "index.json").stat().st_size, **index["counts"]}
     draw_texts(work / "little", 5)
     result["first_batch"] = {
         "prepared": part("part", "open", "--data", str(work / "one")),
@@ -296,7 +305,6 @@ def storage(work: Path) -> dict[str, Any]:
         )
     ).close()
     draw_texts(work / "storage", 20)
-    shutil.rmtree(work / "folder", ignore_errors=True)
     for cache in work.glob("host*"):
         shutil.rmtree(cache)
     subprocess.run(command(work / "storage", "--out", work / "folder"), check=True, stdout=-3)

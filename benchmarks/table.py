@@ -205,6 +205,7 @@ SUBJECTS: dict[str, dict[str, Callable[[Result], Iterator[Row]]]] = {
     "Loading and memory": {
         ENGINE[-1]: speeds.engine,
         "load": texts.loading,
+        "prepared": texts.prepared,
         "memory": texts.memory,
         "qlora": texts.qlora,
         "padding": texts.padding,

@@ -207,6 +207,29 @@ def pretraining(result: Result) -> Iterator[Row]:
             )
 
 
+def prepared(result: Result) -> Iterator[Row]:
+    if part := result.get("texts"):
+        kills, same = part["kills"], "the same bytes" if part["same_bytes"] else "other bytes"
+        yield (
+            f"{part['megabytes']:,} MB of text prepared by 1 process, by 2, and with {kills['processes']} SIGKILLs",
+            f"{same}; processor time of 2 against 1: {1 + part['extra_processor_share']:.2f}",
+            "",
+        )
+    if part := result.get("storage"):
+        same = "the same batches" if part["same_batches"] else "other batches"
+        yield (
+            f"an epoch of {part['shards']} shards from S3 by 2 hosts, killed, resumed by 3, with failing answers",
+            f"{same}; {part['fetched_in_total']} fetches",
+            "",
+        )
+    if part := result.get("paper"):
+        yield (
+            "index for 1e12 tokens: size, and processor time to read it",
+            f"{part['index_megabytes']} MB, {part['index_seconds']} s",
+            "",
+        )
+
+
 def loading(result: Result) -> Iterator[Row]:
     for target in ("float32", "float16"):
         ours, theirs = (

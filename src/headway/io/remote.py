@@ -47,7 +47,16 @@ class RemoteFolder:
 
     def read(self, name: str, stop: int | None = None) -> bytes:
         """A file's bytes, or the first `stop` of them."""
-        return self._request(name, lambda path: self._files.cat_file(path, start=None if stop is None else 0, end=stop))
+
+        def load(path: str) -> bytes:
+            if stop is not None:
+                self._files.invalidate_cache()
+                size = self._files.info(path)["size"]
+                if size is not None and size > stop:  # servers differ in ranges that exceed a file
+                    return self._files.cat_file(path, 0, stop)
+            return self._files.cat_file(path)
+
+        return self._request(name, load)
 
     def fetch(self, name: str, size: int, path: Path) -> None:
         """Write a file of `size` bytes to a local path."""
