@@ -52,7 +52,7 @@ class RemoteFolder:
             if stop is not None:
                 self._files.invalidate_cache()
                 size = self._files.info(path)["size"]
-                if size is not None and size > stop:  # servers differ in ranges that exceed a file
+                if size is not None and size > stop:
                     return self._files.cat_file(path, 0, stop)
             return self._files.cat_file(path)
 

@@ -128,16 +128,16 @@ class Preparation:
         """Work until everything is written; False if it was written before. UserError for another plan in `out`."""
         plan = {"kind": self.kind.name, "config": vars(self.config), **self.kind.plan()}
         digest = plan_digest(plan)
-        if self._is_finished(digest):
-            return False
-        try:
-            self._work(plan, digest)
-        except (OSError, UserError):
-            if not self._is_finished(digest):  # otherwise another process has finished and removed the folder
-                raise
-        with suppress(OSError):
+        finished = self._is_finished(digest)
+        if not finished:
+            try:
+                self._work(plan, digest)
+            except (OSError, UserError):
+                if not self._is_finished(digest):  # otherwise another process has finished and removed the folder
+                    raise
+        with suppress(OSError):  # a process that was killed may have left it
             remove(self.work if self.remote is None else self.out)
-        return True
+        return not finished
 
     def _work(self, plan: Mapping[str, Any], digest: str) -> None:
         with output_errors(self.out):
