@@ -1,7 +1,8 @@
-"""The classical tools that benchmarks/scores.py compares with."""
+"""The classical tools that benchmarks/scores.py compares with, and the references that it writes."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -41,3 +42,23 @@ def test_gradients_depend_on_directions_and_not_on_brightness() -> None:
     first, second, brighter = gradients(images)
     assert np.abs(first - second).max() > 0.1
     assert np.abs(first - brighter).max() < 0.01
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_the_shipped_references_are_those_of_the_results() -> None:
+    import scores
+
+    shipped = json.loads((ROOT / "src/headway/learn/plan/references.json").read_text(encoding="utf-8"))["references"]
+    result = scores.read()
+    assert scores.rows(result["sets"]) == shipped
+    report = scores.compare(result["sets"])
+    assert report["all"] == result["report"]["all"]
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_each_application_has_two_sets() -> None:
+    from score_sets import SETS
+
+    applications = [chosen.application for chosen in SETS.values()]
+    assert len(SETS) >= 24
+    assert min(applications.count(application) for application in set(applications)) >= 2

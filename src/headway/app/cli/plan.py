@@ -88,7 +88,13 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         terminal.print(f"\n{plan.minutes:g} minutes")
         for reason in plan.reasons:
             terminal.print(f"  {reason}")
-    rows = [{name: value for name, value in plan._asdict().items() if name != "data"} for plan in plans]
+    rows = [
+        {
+            **{name: value for name, value in plan._asdict().items() if name != "data"},
+            "expected": None if plan.expected is None else plan.expected.result(),
+        }
+        for plan in plans
+    ]
     terminal.print_result({"plans": rows, "data": None if data is None else data._asdict()})
 
 

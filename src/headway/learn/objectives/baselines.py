@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headway.layout import Layout
-from headway.learn.examples import Batch, Samples, spread_evenly
+from headway.learn.examples import Samples, spread_evenly
 from headway.nn.mixers import tree_map
 
 MAX_EVALUATED = 500  # maximum validation samples
@@ -40,18 +40,18 @@ def input_vectors(samples: Samples, limit: int) -> InputVectors:
     vectors, targets, sparse = [], [], False
     for start in range(0, len(indices), _CHUNK):
         batch = samples.take(indices[start : start + _CHUNK])
-        values, layout = _first_input(batch)
+        parts: list[Tensor | Layout] = []
+        tree_map(parts.append, batch.inputs)
+        values = next(part for part in parts if isinstance(part, Tensor))
         sparse = not values.is_floating_point()
-        vectors.append(_counts(values, layout) if sparse else _reduced(values))
+        if sparse:
+            vectors.append(_counts(values, next((part for part in parts if isinstance(part, Layout)), None)))
+        else:  # images and spectrograms in few pixels
+            images = values.float() if values.dim() == 4 else values.float().flatten(2)[:, None]
+            height, width = (min(_SIDE, size) for size in images.shape[-2:])
+            vectors.append(F.adaptive_avg_pool2d(images, (height, width)).flatten(1))
         targets += list(batch.targets)
     return InputVectors(torch.cat(vectors), targets, sparse)
-
-
-def _first_input(batch: Batch) -> tuple[Tensor, Layout | None]:
-    parts: list[Tensor | Layout] = []
-    tree_map(parts.append, batch.inputs)
-    tensor = next(part for part in parts if isinstance(part, Tensor))
-    return tensor, next((part for part in parts if isinstance(part, Layout)), None)
 
 
 def _counts(ids: Int[Tensor, "B T"], layout: Layout | None) -> Float[Tensor, "B D"]:
@@ -63,13 +63,6 @@ def _counts(ids: Int[Tensor, "B T"], layout: Layout | None) -> Float[Tensor, "B 
     counts = torch.zeros(len(ids), _COLUMNS)
     counts.scatter_add_(1, columns, torch.cat([mask, mask[:, 1:]], 1).float())
     return counts.log1p()
-
-
-def _reduced(values: Float[Tensor, "B ..."]) -> Float[Tensor, "B D"]:
-    """Images and spectrograms in few pixels."""
-    images = values.float() if values.dim() == 4 else values.float().flatten(2)[:, None]
-    height, width = (min(_SIDE, size) for size in images.shape[-2:])
-    return F.adaptive_avg_pool2d(images, (height, width)).flatten(1)
 
 
 def kernels(train: InputVectors, held_out: InputVectors) -> tuple[Float[Tensor, "N N"], Float[Tensor, "M N"]]:
@@ -105,11 +98,6 @@ def ridge_predictions(train: InputVectors, held_out: InputVectors, classes: int)
         if accuracy > best:
             best, chosen = accuracy, weights
     return (others @ chosen).argmax(1)
-
-
-def nearest_samples(train: InputVectors, held_out: InputVectors) -> list[int]:
-    """The index of the most similar training sample of each held-out one."""
-    return kernels(train, held_out)[1].argmax(1).tolist()
 
 
 class NgramModel:

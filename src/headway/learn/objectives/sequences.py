@@ -17,7 +17,7 @@ from headway.generate import SearchConfig
 from headway.layout import Layout
 from headway.learn.examples import Batch, Examples, Samples, SplitExamples
 from headway.learn.objective import Baseline, Objective, evaluate_batches
-from headway.learn.objectives.baselines import MAX_EVALUATED, input_vectors, nearest_samples
+from headway.learn.objectives.baselines import MAX_EVALUATED, input_vectors, kernels
 from headway.learn.parallel.evaluation import on_main_process
 from headway.metrics import language_scores
 from headway.nn.mixers import State
@@ -160,7 +160,7 @@ class SequenceGeneration(Likelihood[S], Generic[S]):
         """The target of the most similar training source, as the output for each validation source."""
         train = input_vectors(examples.of("train"), limit)
         held_out = input_vectors(examples.of("validation"), MAX_EVALUATED)
-        outputs = [without_padding(train.targets[row]) for row in nearest_samples(train, held_out)]
+        outputs = [without_padding(train.targets[row]) for row in kernels(train, held_out)[1].argmax(1).tolist()]
         references = [[text] for text in examples.decode_all([without_padding(row) for row in held_out.targets])]
         scores = self.scores(examples, Sources([""] * len(outputs), references, [""] * len(outputs)), outputs)
         if self.goal not in scores:

@@ -19,7 +19,7 @@ from headway.learn.formatting import format_count, format_number
 from headway.learn.objective import Baseline
 from headway.learn.parallel.processes import Processes
 from headway.learn.plan.budget import Clock, Throughput, measure_throughput
-from headway.learn.plan.expected import ExpectedScore, Facts, expected_score, has_references, references
+from headway.learn.plan.expected import ExpectedScore, Facts, expected_score, references
 from headway.learn.plan.scale import Scale, Settings, overlaps, shape_of, with_user_settings, without_user_settings
 from headway.learn.recipe import Recipe, open_task
 from headway.learn.task import DataSummary, Task
@@ -240,7 +240,7 @@ def _expectation(
     recipe: Recipe, task: Task, minutes: float, baselines: dict[str, Baseline | None] | None
 ) -> tuple[ExpectedScore | None, list[str]]:
     """The expected score after the minutes, if there are references for the recipe, and lines for people."""
-    if not has_references(recipe.name):
+    if all(reference.facts.recipe != recipe.name for reference in references()):
         return None, []
     baselines, key = {} if baselines is None else baselines, repr(recipe.task)
     if key not in baselines:

@@ -133,11 +133,6 @@ def as_reference(row: Mapping[str, Any]) -> Reference:
     return Reference(row["name"], row["source"], row["metric"], facts, *own)
 
 
-def has_references(recipe: str) -> bool:
-    """Whether scores of this recipe can be predicted."""
-    return any(reference.facts.recipe == recipe for reference in references())
-
-
 def expected_score(facts: Facts, known: Sequence[Reference]) -> ExpectedScore | None:
     """The expected score of a run with these facts; None if no reference has its recipe and metric.
 

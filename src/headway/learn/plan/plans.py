@@ -24,7 +24,7 @@ from headway.learn.objective import Baseline
 from headway.learn.parallel.processes import Processes
 from headway.learn.plan.budget import Clock, Throughput, measure_speed, measure_throughput, plan_recipe
 from headway.learn.plan.choose import TRAINING_SHARE, active_parameters, scale_recipe
-from headway.learn.plan.expected import ExpectedScore
+from headway.learn.plan.expected import ExpectedScore, format_score
 from headway.learn.plan.scale import LossPredictor, Scale, Settings, shape_of, with_user_settings
 from headway.learn.precision import choose_precision
 from headway.learn.recipe import Recipe
@@ -229,8 +229,9 @@ class Plan(NamedTuple):
         """A summary of the sizes, with a table of reasons."""
         facts = {name: getattr(self, name) for name in ("parameters", "width", "layers", "batch", "steps", "epochs")}
         memory = None if self.memory is None else f"{self.memory / 2**20:,.0f} MiB"
+        expected = None if self.expected is None else format_score(self.expected.metric, self.expected.score)
         refused = self.reasons[0] if self.steps is None and self.reasons else None
-        facts |= {"memory": memory, "refused because": refused}
+        facts |= {"memory": memory, "expected score": expected, "refused because": refused}
         return SummaryCard(f"Plan of {self.minutes:g} minutes", facts, [{"reason": reason} for reason in self.reasons])
 
 
