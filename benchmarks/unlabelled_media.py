@@ -1,8 +1,6 @@
 """Images and sounds with 10 labels per class, for `pretraining.py`: the parts of two sets, and the settings of each.
 
 - fashion-mnist: 1,000 of the training images are for validation, all others are the unlabelled ones.
-- fashion-mnist-short: the same with 1,200 instead of 3,000 steps of the first stage. Its trial also chooses the rate
-  from scratch for the long one.
 - spoken-digits: the official test takes; 300 of the other recordings are for validation, the rest is unlabelled.
 
 The labelled samples of a seed are among the unlabelled ones, from which the first stage learns without their labels.
@@ -30,8 +28,8 @@ PARTS = ("train", "validation", "test")
 
 class Medium(NamedTuple):
     """A set, read as the files of its parts and of unlabelled samples; its recipe and that of the first stage, with the
-    settings of both, and those of the `model`, which are the same in both arms; the learning rates that are tried; the
-    steps of both stages; the number of validation samples.
+    settings of both, and those of the `model`, which are the same in both arms; the settings of fine-tuning after the
+    first stage; the learning rates that are tried; the steps of both stages; the number of validation samples.
     """
 
     read: Callable[[int, Path, int], tuple[list[Path], Path]]
@@ -40,6 +38,7 @@ class Medium(NamedTuple):
     model: dict[str, Any]
     stage_settings: dict[str, Any]
     settings: dict[str, Any]
+    tuning: dict[str, Any]
     rates: dict[str, tuple[float, ...]]
     steps: int
     tuning_steps: int
@@ -92,7 +91,7 @@ def chosen(labels: np.ndarray, rows: np.ndarray, seed: int) -> tuple[np.ndarray,
 
 
 MEDIA = {
-    "fashion-mnist-short": Medium(
+    "fashion-mnist": Medium(
         fashion,
         "vision",
         "masked-images",
@@ -107,6 +106,7 @@ MEDIA = {
         },
         {"train.batch_size": 128, "task.augment.flip": 0.5, "task.augment.crop": 0.4, "task.augment.light": 0.2},
         {"task.augment": {"flip": 0.5, "shift": 2, "erase": 0.25}},
+        {},
         {"pretrained": (3e-4, 2e-3), "scratch": (8e-3, 2e-2)},
         1200,
         400,
@@ -119,14 +119,13 @@ MEDIA = {
         {"model.width": 64, "model.depth": 3, "model.heads": 4, "model.context": 50},
         {"train.batch_size": 64, "task.seconds": 1.0},
         {"task.seconds": 1.0, "task.crop": True, "task.augment.speeds": [0.9, 1.0, 1.1]},
-        {"pretrained": (3e-4, 2e-3), "scratch": (1e-2, 2e-2)},
+        {"optim": "muon", "optim.adam_lr": 2e-3},
+        {"pretrained": (3e-3, 1e-2), "scratch": (1e-2, 2e-2)},
         400,
-        200,
+        600,
         300,
     ),
 }
-_SHORT = MEDIA["fashion-mnist-short"]
-MEDIA["fashion-mnist"] = _SHORT._replace(steps=3000, rates={**_SHORT.rates, "scratch": (8e-3,)})  # as in its trial
 
 
 def pretrain(case: str, runs: Path) -> dict[str, Any]:
@@ -192,7 +191,7 @@ def finetune(case: str, runs: Path, begin: str, seed: int, earlier: list[dict[st
             run = hw.train(
                 medium.recipe,
                 data=files,
-                set={**settings, **(medium.model if begin == "scratch" else {}), "optim.lr": rate},
+                set={**settings, **(medium.model if begin == "scratch" else medium.tuning), "optim.lr": rate},
                 run=place / f"run-{rate}",
                 start=runs / case if begin == "pretrained" else None,
                 seed=seed,

@@ -188,7 +188,6 @@ _PRETRAINING = {
     "banking77-debian": "banking77 after Debian's descriptions and documentation",
     "debian": "sections of Debian's packages after other descriptions",
     "banking77-gpt": "banking77 by a GPT with its auxiliary loss, after its own questions without labels",
-    "fashion-mnist-short": "Fashion-MNIST after its own images without labels, short",
     "fashion-mnist": "Fashion-MNIST after its own images without labels",
     "spoken-digits": "spoken digits after other recordings without labels",
 }
