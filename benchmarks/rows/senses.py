@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from statistics import median
 
 from rows.cells import Result, Row, core_minutes, duration, millions, percent, rounded
 
 
 def emoji(result: Result) -> Iterator[Row]:
-    test = result["test"]
+    rows, first = result["rows"], result["rows"][0]
     rates = {
-        kind: f"{percent(test[f'{kind}_at_1'])}, {percent(test[f'{kind}_at_5'])}"
+        kind: ", ".join(percent(median(row["test"][f"{kind}_at_{k}"] for row in rows)) for k in (1, 5))
         for kind in ("recall", "neighbour", "chance")
     }
+    found = [row["test"]["recall_at_1"] for row in rows]
+    seeds = f"medians of {len(rows)} seeds" if len(rows) > 1 else "one seed"
     yield (
-        f"{test['samples']} held-out emoji, names in five languages by image, {millions(result)}: recall@1, recall@5",
-        f"{rates['recall']}; {duration(result)}",
+        f"{first['test']['samples']} held-out emoji, names in five languages by image, {millions(first)}: recall@1, "
+        f"recall@5 ({seeds})",
+        f"{rates['recall']} (recall@1 {percent(min(found))} to {percent(max(found))}); "
+        f"{first['core_seconds']:.0f} core-seconds",
         f"nearest image by pixels: {rates['neighbour']}; chance: {rates['chance']}",
     )
 
