@@ -2,6 +2,7 @@
 
 python benchmarks/pronounce.py 5 45         # minutes of each run
 python benchmarks/pronounce.py 45 --steps 10000 --run DIR     # so many steps instead, resumable
+python benchmarks/pronounce.py 12 --steps 500 --set '{"model.dropout": 0.1}'     # compare the curves of trials
 
 A run of more than ten minutes has a larger, regularised model (LONGER). `core_seconds` are those of all threads: a run
 of one thread (OMP_NUM_THREADS=1) compares with one of 2 cores by them.
@@ -10,9 +11,11 @@ of one thread (OMP_NUM_THREADS=1) compares with one of 2 cores by them.
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from measure import child, report, since_start, timeline, write
 
@@ -28,12 +31,12 @@ LONGER = {
 }
 
 
-def train(minutes: float, seed: int, steps: int | None, keep: str | None) -> dict[str, object]:
+def train(minutes: float, seed: int, steps: int | None, keep: str | None, more: dict[str, Any]) -> dict[str, object]:
     import headway as hw
 
     with tempfile.TemporaryDirectory() as folder:
         place = Path(keep) if keep else Path(folder) / "run"
-        settings = (LONGER if minutes > 10 else {}) | ({"train.steps": steps} if steps else {})
+        settings = (LONGER if minutes > 10 else {}) | ({"train.steps": steps} if steps else {}) | more
         budget = None if steps else minutes
         run = hw.train(
             "pronounce", run=place, minutes=budget, seed=seed, set=settings, resume=True, spent=since_start()
@@ -62,15 +65,22 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, help="instead of the time")
     parser.add_argument("--run", help="directory that keeps the run and lets it go on")
+    parser.add_argument(
+        "--set", type=json.loads, default={}, help="JSON of further settings: a trial, which is printed"
+    )
     parser.add_argument("--part", action="store_true", help="train here and print the result")
     args = parser.parse_args()
     if args.part:
-        report(train(args.minutes[0], args.seed, args.steps, args.run))
+        report(train(args.minutes[0], args.seed, args.steps, args.run, args.set))
         return
     for minutes in args.minutes:
         options = [*(["--steps", str(args.steps)] if args.steps else []), *(["--run", args.run] if args.run else [])]
-        result = child("pronounce.py", str(minutes), "--seed", str(args.seed), *options, "--part")
-        write(f"pronounce-{minutes:g}-minutes", result)
+        options += ["--set", json.dumps(args.set), "--part"]
+        result = child("pronounce.py", str(minutes), "--seed", str(args.seed), *options)
+        if args.set:
+            report(result)
+        else:
+            write(f"pronounce-{minutes:g}-minutes", result)
 
 
 if __name__ == "__main__":

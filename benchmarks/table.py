@@ -173,6 +173,7 @@ SUBJECTS: dict[str, dict[str, Callable[[Result], Iterator[Row]]]] = {
     "Sounds and speech": {
         "spoken-digits": senses.spoken_digits,
         "spoken-speakers": senses.spoken_speakers,
+        "voices": senses.voices,
         "spoken-sequences": senses.spoken_sequences,
         "spoken-prompts": senses.spoken_prompts,
         "transcription": senses.transcription,

@@ -40,6 +40,15 @@ def spoken_speakers(result: Result) -> Iterator[Row]:
     )
 
 
+def voices(result: Result) -> Iterator[Row]:
+    rates = result["accuracy"]
+    yield (
+        f"the same, a head on the frozen encoder of Whisper tiny.en, mean over {len(result['speakers'])} speakers",
+        f"{percent(rates['mean'])} ({percent(rates['least'])} to {percent(rates['greatest'])})",
+        "",
+    )
+
+
 def spoken_sequences(result: Result) -> Iterator[Row]:
     scores = result["scores"]
     yield (
