@@ -114,6 +114,8 @@ def test_audio_is_pretrained(labelled: Path, unlabelled: Path, tmp_path: Path) -
     data = read_unlabelled(recipe, task, [unlabelled, tmp_path / "more"])
     assert data.unlabelled == 121
     assert len(data.rows) == 121 + data.labelled
+    assert cast(float, data.similar) > 0.6
+    assert "spoken digits, training on the labels for all minutes was better" in describe_stages("", data, 10)[1]
     for number in range(110):
         sound_files.write(tmp_path / "noise" / f"{number}.wav", 0.3 * torch.randn(4000).numpy())
     other = read_unlabelled(recipe, task, [tmp_path / "noise"])

@@ -22,7 +22,7 @@ class UnlabelledData(NamedTuple):
     """What the stage learns from: `rows` of unlabelled and labelled training samples without duplicates, the numbers of
     unlabelled and labelled samples, and what a sample is called. `similar` is the share of the labelled samples, or of
     their parts, that is like the unlabelled ones (None: unknown), `measure` describes that share, and `difference` why
-    it may be small.
+    it may be small. `finding` is a measured result by which no gain is expected for this kind of data at all.
     """
 
     rows: Sequence[Mapping[str, Any]]
@@ -32,6 +32,7 @@ class UnlabelledData(NamedTuple):
     similar: float | None
     measure: str
     difference: str
+    finding: str | None = None
 
     @property
     def doubt(self) -> str | None:
@@ -42,7 +43,7 @@ class UnlabelledData(NamedTuple):
             return f"{self.unlabelled:,} unlabelled {self.noun} are few compared with {self.labelled:,} labelled ones"
         if self.labelled > _MAX_LABELLED:
             return f"{self.labelled:,} labelled {self.noun} are enough to learn from without pre-training"
-        return None
+        return self.finding
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,7 @@ def read_unlabelled(recipe: Recipe, task: Task, paths: Sequence[Path]) -> Unlabe
         _similar_share(unlabelled, labelled, dataset.frames),
         "of the labelled recordings are within the range of the unlabelled ones in their bands and changes over time",
         "which may have other content, length or noise",
+        "with 10 recordings per class of spoken digits, training on the labels for all minutes was better",
     )
 
 
