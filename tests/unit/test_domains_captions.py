@@ -24,7 +24,6 @@ from headway.domains.image_text.recipes import captioner
 from headway.errors import ConfigError, UserError
 from headway.formats import native
 from headway.learn import Recipe, Run
-from headway.learn.examples import RngKey
 from headway.learn.objectives.sequences import teacher_forcing
 from headway.learn.recipe import open_task
 from headway.nn.models import Captioner
@@ -201,18 +200,6 @@ def test_training_shifts_images_by_their_place_in_the_stream() -> None:
     assert np.array_equal(shift_images(images, 0, 1, np.array([4, 5, 6])), images)
 
 
-def test_noise_swaps_input_tokens_in_training_only() -> None:
-    examples = examples_of(open_task(override(tiny(), {**settings("scenes"), "task.noise": 0.5}), Path()))
-    rows, key = np.arange(40), RngKey(0, np.arange(40))
-    (_, noisy, layout), labels = examples.take(rows, key)[:2]
-    (_, plain, _), plain_labels = examples.take(rows)[:2]
-    assert torch.equal(labels, plain_labels)
-    assert torch.equal(noisy, examples.take(rows, key).inputs[1])
-    assert 0.2 < (noisy != plain)[layout.mask].float().mean() < 0.5  # other captions often have the same word there
-    for column, mask, plain_column in zip(noisy.T, layout.mask.T, plain.T):
-        assert set(column[mask].tolist()) <= set(plain_column[mask].tolist())
-
-
 def test_it_learns_a_batch_by_heart(tmp_path: Path) -> None:
     few = {"task.train": 4, "train.batch_size": 4, "train.steps": 150, "train.evaluate_every": 150, "model.width": 32}
     few |= {"optim.lr": 0.02, "optim.adam_lr": 0.004}
@@ -341,7 +328,6 @@ def test_bad_files_are_refused_before_anything_is_written(photos: Path, tmp_path
     refused("line 2: a caption of .* tokens exceeds task.max_length of 3; .* task.drop_long=true", task__max_length=3)
     refused("the train split of 0 captions is empty; add a file named train", task__max_length=1, task__drop_long=True)
     refused("this task counts samples per batch; set only train.batch_size", train__batch_tokens=9)
-    refused("task.noise is 1.0; choose a fraction", task__noise=1.0)
     refused("no column 'text'", task__caption="text")
     refused("there is no image 'gone.png'", table(tmp_path / "gone.csv", [("gone.png", "a cat")]))
     refused("is empty; fill it in", table(tmp_path / "empty.csv", [("1.png", " ")]))

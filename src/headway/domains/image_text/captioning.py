@@ -166,9 +166,7 @@ class CaptionsConfig(TaskConfig):
     `codec` and `size` set the tokenizer and its maximum vocabulary size (none: no limit). A caption with more than
     `max_length` tokens is an error or, with `drop_long`, skipped and counted; generated captions are never longer.
     `smoothing` is label smoothing (Szegedy et al. 2016). `beam` and `length_penalty` apply to the final split; other
-    splits are decoded greedily. `shift` is the maximum shift of training images in pixels. In training, a share `noise`
-    of the decoder's input tokens is swapped with those of other captions at the same position. The decoder then relies
-    on the image, not on which words follow each other in training. `tower` and `decoder` are
+    splits are decoded greedily. `shift` is the maximum shift of training images in pixels. `tower` and `decoder` are
     runs or published models that provide these parts with their weights, sizes and tokenizer. `goal` picks the best
     model.
     """
@@ -182,7 +180,6 @@ class CaptionsConfig(TaskConfig):
     beam: int = 4  # beam size on the final split; 1 is greedy
     length_penalty: float = 0.6  # length penalty of the beam search
     shift: int = 0
-    noise: float = 0.0  # share of the decoder's input tokens that are swapped in training
     tower: str | None = None  # run or published model that provides the tower
     decoder: str | None = None  # run or published model that provides the decoder
     goal: Literal["exact_match", "chrf", "bleu", "loss"] = "chrf"
@@ -191,8 +188,6 @@ class CaptionsConfig(TaskConfig):
     def __post_init__(self) -> None:
         if not 0 <= self.smoothing < 1:
             raise ConfigError(f"task.smoothing is {self.smoothing}; choose a fraction of at least 0 and below 1")
-        if not 0 <= self.noise < 1:
-            raise ConfigError(f"task.noise is {self.noise}; choose a fraction of at least 0 and below 1")
         check_beam("task.beam", self.beam)
         for name, minimum in (("max_length", 1), ("shift", 0)):
             if getattr(self, name) < minimum:
@@ -434,12 +429,6 @@ class CaptionDataset(SourceTargetExamples, IndexedExamples):
         images = torch.from_numpy(np.stack([self.processor.normalize(image) for image in pixels]))
         ids = [self.ids[row] for row in rows.tolist()]
         decoder_ids, layout, labels = teacher_forcing(ids, [(self.bos,)] * len(ids), self.eos)
-        if rng_key is not None and self.config.noise:
-            rng = np.random.default_rng([self.seed, *rng_key.positions.tolist()])
-            others = torch.from_numpy(rng.integers(0, len(ids), decoder_ids.shape))
-            swapped = torch.from_numpy(rng.random(decoder_ids.shape) < self.config.noise)
-            swapped &= layout.mask.gather(0, others)
-            decoder_ids = torch.where(swapped, decoder_ids.gather(0, others), decoder_ids)
         computed = decoder_ids.numel() + self.model.prefix * len(ids)
         return Batch((images, decoder_ids, layout), labels, sum(map(len, ids)) + len(ids), computed)
 
