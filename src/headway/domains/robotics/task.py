@@ -286,7 +286,7 @@ class ActionChunks(Objective[DemonstrationExamples]):
             return scores
         total, actions = 0.0, 0
         for _, batch in evaluation_batches(model, examples.of(split).limited_to(limit)):
-            targets, mask = (part[:, self.model.history - 1 :] for part in batch.targets)
+            targets, mask = (part[:, self.model.history - 1 :] for part in batch.targets[:2])
             error = (model(*batch.inputs) - targets).abs().mean(-1)
             total += float(error[mask].sum())
             actions += int(mask.sum())
@@ -333,7 +333,7 @@ class ActionChunks(Objective[DemonstrationExamples]):
         episode = next(int(rows[split][0]) for split in ("test", "validation", "train") if len(rows[split]))
         step = int(data.starts[episode] + data.lengths[episode] // 3)
         predicted = PolicyRunner(policy, codec, [REPORT_SEEDS]).chunk(examples.observations(np.array([step])))[0]
-        actions, mask = (part[0, examples.model.history - 1 :] for part in examples.chunks(np.array([step])))
+        actions, mask = (part[0, examples.model.history - 1 :] for part in examples.chunks(np.array([step]))[:2])
         done = codec.decode_actions(actions[mask].numpy())
         moving = np.argsort(-np.ptp(done, 0), kind="stable")[:_PLOTTED_VALUES]
         series, strokes = {}, {}

@@ -47,8 +47,8 @@ class KeypointEmbedConfig(EmbedConfig):
 
     Convolutions halve the image `halvings` times, with `stem_more` further convolutions after each halving; their last
     layer has `features` channels. A keypoint is the mean position in one feature map, so it is more exact than a pixel
-    of the map. That is what a policy needs to reach a small object; patches know which patch it is in. A softmax over
-    flat maps hardly sees an object of a few pixels, so maps start sharp.
+    of the map. That is what a policy needs to reach a small object; patches know which patch it is in. In a softmax
+    over flat maps, an object of a few pixels has little weight, so maps are multiplied by `sharpness`.
     """
 
     points: int = 32  # keypoints per image
