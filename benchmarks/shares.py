@@ -69,13 +69,15 @@ def prepare(keep: Path) -> None:
     with gzip.open(path, "rt", encoding="utf-8") as file:
         lines = [line for line, _ in zip(file, range(LINES))]
     (keep / "source.en").write_text("".join(lines), encoding="utf-8")
+    recordings: dict[str, bytes] = {}
     with tarfile.open(data_folder() / "fsdd" / "free-spoken-digits.tar.xz") as archive:
-        wanted = sorted((m for m in archive.getmembers() if m.name.endswith(".wav")), key=lambda m: Path(m.name).name)
-        (keep / "sounds").mkdir(exist_ok=True)
-        for member in wanted[:SOUNDS]:
-            content = archive.extractfile(member)
-            assert content is not None
-            (keep / "sounds" / Path(member.name).name).write_bytes(content.read())
+        for member in archive:  # in the archive's order, because it can only be decompressed from its start
+            content = archive.extractfile(member) if member.name.endswith(".wav") else None
+            if content is not None:
+                recordings[Path(member.name).name] = content.read()
+    (keep / "sounds").mkdir(exist_ok=True)
+    for name in sorted(recordings)[:SOUNDS]:
+        (keep / "sounds" / name).write_bytes(recordings[name])
     for name, arguments in TRAININGS.items():
         status = keep / name / "run.json"
         if not status.is_file() or not json.loads(status.read_text(encoding="utf-8")).get("scores"):
