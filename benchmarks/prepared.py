@@ -475,8 +475,6 @@ def main() -> None:
             else train_part(args.data, args.run)
         )
         return
-    path = RESULTS / "prepared.json"
-    result = json.loads(path.read_text()) if path.exists() else {}
     started = time.process_time() + sum(os.times()[2:4])
     if args.what == "texts":
         measured = texts(args.work, args.megabytes, args.rounds)
@@ -486,6 +484,8 @@ def main() -> None:
         measured = files(args.work, args.images, args.sounds) if args.what == "files" else paper()
     measured["core_minutes"] = round((time.process_time() + sum(os.times()[2:4]) - started) / 60, 2)
     measured["load"] = [round(load, 1) for load in os.getloadavg()]
+    path = RESULTS / "prepared.json"  # read now, because another part may have been measured at the same time
+    result = json.loads(path.read_text()) if path.exists() else {}
     parts = {name: result[name] for name in ("texts", "storage", "files", "paper") if name in result}
     write("prepared", {**parts, args.what: measured})
 
