@@ -193,7 +193,7 @@ def emoji_clip() -> Recipe:
         optim=MuonConfig(lr=0.02, adam_lr=4e-3, adam_betas=(0.9, 0.98)),
         schedule=CosineConfig(warmup=0.05, floor=0.0),
         train=TrainConfig(steps=200, batch_size=256, evaluate_every=100),
-        expected="recall@1 19 %, @5 53 % for 156 names (chance: 0.6 and 3 %) in half a minute on one core",
+        expected="recall@1 23 %, @5 53 % for 156 names (chance: 0.6 and 3 %) in half a minute on one core",
     )
 
 
