@@ -123,13 +123,13 @@ def refusals(keep: Path, command: Sequence[object]) -> list[dict[str, Any]]:
     source, folder = keep / "source.en", keep / "translation-shares"
     few = keep / "few.en"
     few.write_text("".join(source.read_text(encoding="utf-8").splitlines(keepends=True)[:600]), encoding="utf-8")
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 13, 1 << 13))  # noqa: E731
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 12, 1 << 12))  # noqa: E731
     cases: dict[str, tuple[list[object], dict[str, Any]]] = {
         "another number of parts": ([*command, "--part", "1/4", "--out", folder], {"stdin": source}),
         "another input": ([*command, "--part", "1/3", "--out", folder], {"stdin": few}),
         "another option": ([*command, "--length-penalty", "1", "--part", "1/3", "--out", folder], {"stdin": source}),
         "an empty list": ([*command, "--part", "1/3", "--out", keep / "empty"], {}),
-        "files of 8 kB at most": (
+        "files of 4 kB at most": (
             [*command, "--part", "1/1", "--out", keep / "full"],
             {"stdin": few, "preexec_fn": limit},
         ),

@@ -143,6 +143,7 @@ def test_parts_of_different_jobs_are_refused(
         (["2/2"], LINES[1:], "the input differs; use the same command for all parts"),
         (["2/2", "--truncate"], LINES, "truncate is True, not False; use"),
         (["1/2"], [*LINES[:1290], "x"], "was computed from other inputs (they differ up to number 1,291)"),
+        (["1/2"], LINES[:600], "was computed from other inputs than these 600; pass the same"),
         (["1/3"], LINES, "the number of parts is 3, not 2; use"),
         (["1/2"], [], "there are no inputs to share"),
     ):

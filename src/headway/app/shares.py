@@ -224,11 +224,18 @@ class Share:
         self.num_computed += 1
 
     def complete(self) -> None:
-        """Record that all blocks of this part are there."""
-        sizes = {}
+        """Record that all blocks of this part are there. Raises UserError if the part was computed from more inputs."""
+        path, sizes = self.folder / _COMPLETE, dict[str, int]()
+        earlier = from_dict(PartSummary, _read(path), str(path)) if path.is_file() else None
+        is_other = earlier is not None and (earlier.inputs, earlier.digest) != (self.num_inputs, self._digest)
+        if is_other or len(self._names) > self.num_blocks:
+            raise UserError(
+                f"{self.folder} was computed from other inputs than these {self.num_inputs:,}; pass the same, or "
+                "choose another folder with --out"
+            )
         for number, (name, _) in sorted(self._names.items()):
             sizes[str(number)] = (self.folder / name).stat().st_size
-        write_json(self.folder / _COMPLETE, asdict(PartSummary(self.num_inputs, self._digest, sizes)))
+        write_json(path, asdict(PartSummary(self.num_inputs, self._digest, sizes)))
 
 
 class JoinedParts:
@@ -353,7 +360,7 @@ def _check_same_job(path: Path, other: Manifest, job: Manifest, job_path: Path |
 
 
 def _format(value: Any) -> str:
-    text = "not set" if value is None else str(value)
+    text = "the default" if value is None else str(value)
     return text if len(text) <= _PICTURE else f"{text[:_PICTURE]}..."
 
 
