@@ -18,6 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGES = (
     "learn/report/page.html",
+    "learn/plan/references.json",
     "learn/report/parts.html",
     "claims/claims.html",
     "py.typed",

@@ -103,14 +103,13 @@ def train(
         timeout = override(load_recipe(recipe), parallel).parallel.timeout
     with joined(timeout):
         clock, torch_device, start = Clock(spent), find_device(device), _prepare(start, from_, minutes, threads)
-        base = load_recipe(recipe)
+        base, reasons = load_recipe(recipe), tuple[str, ...]()
         run_directory = RunDirectory(Path("runs") / base.name if run is None else Path(run))
         directory, resuming = run_directory.path, run_directory.claim(resume)
         if pretrain is not None:
             check_pretrain(base.name, minutes, start, directory, resuming)
         lock = run_directory.locked() if process_rank() == 0 else nullcontext()
         with lock, data_paths(data, base.domain, directory) as paths:
-            reasons: tuple[str, ...] = ()
             if pretrain is not None and not resuming:
                 arguments = recipe, paths, set or {}, seed, minutes or 0.0, directory
                 options = {"device": device, "threads": threads, "progress": progress, "resume": resume}

@@ -197,7 +197,11 @@ def compare(
         plan = {"recipe": to_dict(requested), "grid": to_dict(grid), "seeds": seeds, "tokens": tokens}
         plan["minutes"] = None if minutes is None else float(minutes)
         if share is not None:
-            plan |= {"parts": share.count, "processor": None if minutes is None else _processor(device, threads)}
+            plan |= {"parts": share.count, "processor": None}
+            if minutes is not None:  # the work of a minute depends on it
+                facts = environment(find_device(device), 1)
+                name = facts["machine"]["processor"] if facts["device"] == "cpu" else facts["device"]
+                plan["processor"] = f"{name}, {threads or facts['threads']} threads"
         with nullcontext() if share is None else _one_at_a_time(directory):
             opened = _open_comparison(recipe, requested, grid, plan, directory, device, threads)
         results = _run_trials(directory, opened, seeds, minutes, clock, device, threads, share)
@@ -296,13 +300,6 @@ def _one_at_a_time(directory: Path) -> Iterator[None]:
         yield
     finally:
         lease.release()
-
-
-def _processor(device: str, threads: int | None) -> str:
-    """What the work of a minute depends on, in words."""
-    facts = environment(find_device(device), 1)
-    name = facts["machine"]["processor"] if facts["device"] == "cpu" else facts["device"]
-    return f"{name}, {threads or facts['threads']} threads"
 
 
 def _run_trials(

@@ -258,7 +258,16 @@ class JoinedParts:
             raise UserError(
                 f"{folder} has no part {missing[0]}/{count}; run the command with --part {missing[0]}/{count}"
             )
-        completions = [_read_completion(by_number[number], Part(number, count)) for number in range(1, count + 1)]
+        completions = []
+        for number in range(1, count + 1):
+            path = by_number[number] / _COMPLETE
+            if not path.is_file():
+                complete = len(list(_blocks(by_number[number])))
+                raise UserError(
+                    f"part {number}/{count} in {folder} is not complete ({complete} blocks are); run --part "
+                    f"{number}/{count} again"
+                )
+            completions.append(from_dict(PartSummary, _read(path), str(path)))
         self.num_inputs, digest = completions[0].inputs, completions[0].digest
         for number, completion in enumerate(completions, 1):
             if (completion.inputs, completion.digest) != (self.num_inputs, digest):
@@ -362,14 +371,6 @@ def _check_same_job(path: Path, other: Manifest, job: Manifest, job_path: Path |
 def _format(value: Any) -> str:
     text = "the default" if value is None else str(value)
     return text if len(text) <= _PICTURE else f"{text[:_PICTURE]}..."
-
-
-def _read_completion(folder: Path, part: Part) -> PartSummary:
-    path = folder / _COMPLETE
-    if not path.is_file():
-        count = len(list(_blocks(folder)))
-        raise UserError(f"part {part} in {folder.parent} is not complete ({count} blocks are); run --part {part} again")
-    return from_dict(PartSummary, _read(path), str(path))
 
 
 def _read(path: Path) -> Any:

@@ -109,7 +109,8 @@ class RemoteFolder:
                 raise UserError(f"there is no file {address}; check the address") from error
             except Exception as error:
                 reason = " ".join(str(error).split())[:200] or type(error).__name__
-                if isinstance(error, PermissionError) or _is_forbidden(error) or "redentials" in reason:
+                status: Any = getattr(error, "status", None) or getattr(error, "code", None)
+                if isinstance(error, PermissionError) or status in (401, 403) or "redentials" in reason:
                     raise UserError(
                         f"{address} cannot be accessed ({reason}); check the credentials and their rights"
                     ) from error
@@ -117,8 +118,3 @@ class RemoteFolder:
             f"{address} could not be transferred in {_ATTEMPTS} attempts ({reason}); check the connection and run the "
             "same command again"
         )
-
-
-def _is_forbidden(error: Exception) -> bool:
-    status: Any = getattr(error, "status", None) or getattr(error, "code", None)
-    return status in (401, 403)

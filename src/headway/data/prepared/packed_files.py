@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -156,7 +157,7 @@ def unpacked_paths(path: Path) -> list[Path]:
     data = PreparedData(path)
     if data.index.kind != PackedFiles.name:
         return [path]
-    folder = open_or_build(cache_root() / f"unpacked-{data.index.digest[:32]}", lambda part: _write_files(data, part))
+    folder = open_or_build(cache_root() / f"unpacked-{data.index.digest[:32]}", partial(_write_files, data))
     return [folder / _safe_name(name, data.name) for name in data.index.details["paths"]]
 
 

@@ -307,7 +307,11 @@ class Deal:
         if not starts[-1]:
             raise UserError(f"the data for {owner.name} have no samples: all documents are empty; add some")
         duplicates = self._duplicates(starts)
-        shares = self._shares(present, text_bytes)
+        shares = 0.0, 0.0
+        if kind.has_splits:
+            default = min(_DEFAULT_SHARE, _MAX_HELD_OUT / max(1, text_bytes))
+            validation, test = (default if share is None else share for share in (config.validation, config.test))
+            shares = held_out_shares(present, SplitConfig(validation, test))
         deal: dict[str, Any] = {
             "samples": starts,
             "dropped": duplicates if config.unique else 0,
@@ -341,13 +345,6 @@ class Deal:
         for number in range(self.kind.blocks):
             folder = self.owner.part(number)
             yield self.kind.samples(folder), folder
-
-    def _shares(self, present: set[int], text_bytes: int) -> tuple[float, float]:
-        if not self.kind.has_splits:
-            return 0.0, 0.0
-        default = min(_DEFAULT_SHARE, _MAX_HELD_OUT / max(1, text_bytes))
-        validation, test = (default if share is None else share for share in (self.config.validation, self.config.test))
-        return held_out_shares(present, SplitConfig(validation, test))
 
     def _held_out_key(self, validation: float, test: float) -> int | None:
         """The key to hold out for validation if the shares are too small for any sample."""

@@ -7,7 +7,6 @@ import math
 import mmap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -45,18 +44,14 @@ def map_shard(path: Path, shard: ShardFile, remedy: str) -> dict[str, np.ndarray
     """The arrays of a shard, mapped into memory. UserError, with the remedy, if its size or digest differs from the
     index. The file may be removed while it is mapped.
     """
-    with open_file(path) as file:
-        content = _mapped(file, path, shard, remedy)
-    if hashlib.sha256(content).hexdigest() != shard.digest:
-        raise UserError(f"{path} has changed since it was prepared: its digest is not that in the index; {remedy}")
-    return _arrays(content, path, remedy)
-
-
-def _mapped(file: Any, path: Path, shard: ShardFile, remedy: str) -> memoryview:
     size = path.stat().st_size
     if size != shard.bytes or size < 8:
         raise UserError(f"{path} has {size:,} bytes, but the index states {shard.bytes:,}; {remedy}")
-    return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
+    with open_file(path) as file:
+        content = memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
+    if hashlib.sha256(content).hexdigest() != shard.digest:
+        raise UserError(f"{path} has changed since it was prepared: its digest is not that in the index; {remedy}")
+    return _arrays(content, path, remedy)
 
 
 def _arrays(content: memoryview, path: Path, remedy: str) -> dict[str, np.ndarray]:

@@ -86,20 +86,15 @@ def parse_index(content: Any, source: str, digest: str) -> ShardIndex:
         counts = {str(name): _count(value) for name, value in content["counts"].items()}
         shares = {str(name): float(value) for name, value in content["shares"].items()}
         if kind == "texts":
-            _check_texts(details)
+            if details["dtype"] not in _DTYPES:
+                raise ValueError(f"its token ids have the type {str(details['dtype'])[:20]!r}")
+            if not isinstance(details["fingerprint"], str):
+                raise ValueError("the fingerprint of its tokenizer is not a string")
+            _count(details["vocab_size"])
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         reason = str(error)[:100] or type(error).__name__
         raise UserError(f"{source} is damaged ({reason}); restore it from a copy, or prepare the data again") from None
     return ShardIndex(kind, splits, counts, shares, codec, details, digest)
-
-
-def _check_texts(details: Mapping[str, Any]) -> None:
-    """Raise ValueError unless the facts of tokenised texts are valid."""
-    if details["dtype"] not in _DTYPES:
-        raise ValueError(f"its token ids have the type {str(details['dtype'])[:20]!r}")
-    if not isinstance(details["fingerprint"], str):
-        raise ValueError("the fingerprint of its tokenizer is not a string")
-    _count(details["vocab_size"])
 
 
 def _shard(entry: Any) -> ShardFile:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from heapq import heappop, heappush
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -41,15 +42,12 @@ class ShardOrder:
         self._stages: list[list[tuple[int, int]]] = [[] for _ in range(places)]  # epoch and shard
         self._starts: list[list[int]] = [[0] for _ in range(places)]  # positions of the stages, and their end
         self._queue = [(0, place) for place in range(places)]  # places by the position at which they need a shard
-        self._shards = self._sequence()
-
-    def _sequence(self) -> Iterator[tuple[int, int]]:
-        """The epoch and number of each shard in the order in which they are dealt."""
-        epoch, count = 0, len(self._filled)
-        while True:
-            order = permute(np.arange(count), count, epoch_seed(self._seed, epoch))
-            yield from ((epoch, shard) for shard in self._filled[order].tolist())
-            epoch += 1
+        every, total = np.arange(len(self._filled)), len(self._filled)
+        self._shards = (  # the epoch and number of each shard in the order in which they are dealt
+            (epoch, shard)
+            for epoch in count()
+            for shard in self._filled[permute(every, total, epoch_seed(seed, epoch))].tolist()
+        )
 
     def _slice(self, place: int, stage: int, part: int) -> tuple[int, int]:
         """The first row, and the number of rows, of the part of shard `stage` - `part` that belongs to a stage."""
@@ -83,13 +81,13 @@ class ShardOrder:
             seed = epoch_seed(epoch_seed(self._seed, _PLACES + place), stage)
             mixed = permute(positions[chosen] - starts[stage], size, seed)
             slices = [self._slice(place, stage, part) for part in range(self.window)]
-            ends = np.cumsum([count for _, count in slices])
+            ends = np.cumsum([rows_of_part for _, rows_of_part in slices])
             parts = np.searchsorted(ends, mixed, side="right")
             for part in np.unique(parts).tolist():
                 epoch, shard = self._stages[place][stage - part]
                 inside = chosen[parts == part]
-                first, count = slices[part]
-                ordered = mixed[parts == part] - (int(ends[part]) - count) + first
+                first, size_of_part = slices[part]
+                ordered = mixed[parts == part] - (int(ends[part]) - size_of_part) + first
                 shards[inside] = shard
                 rows[inside] = permute(
                     ordered, int(self._sizes[shard]), epoch_seed(epoch_seed(self._seed, epoch), shard)

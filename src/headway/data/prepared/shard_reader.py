@@ -17,7 +17,7 @@ import numpy as np
 
 from headway.data.prepared.preparation import file_digest_of
 from headway.data.prepared.shard_files import map_shard
-from headway.data.prepared.shard_index import INDEX_FILE, MAX_INDEX_BYTES, ShardFile, ShardIndex, parse_index
+from headway.data.prepared.shard_index import INDEX_FILE, MAX_INDEX_BYTES, ShardFile, parse_index
 from headway.errors import UserError
 from headway.io.cache import cache_errors, cache_root, file_lock
 from headway.io.durable import atomic_write, clean, decode_json
@@ -44,13 +44,6 @@ def is_prepared(path: Path) -> bool:
         return _FORMAT_MARK in file.read(100)
 
 
-def parse_index_bytes(content: bytes, address: str) -> ShardIndex:
-    """The index in the bytes of its file. UserError if it is damaged."""
-    if len(content) > MAX_INDEX_BYTES:
-        raise UserError(f"{address} has more than {MAX_INDEX_BYTES:,} bytes; prepare the data in several folders")
-    return parse_index(decode_json(content, address), address, hashlib.sha256(content).hexdigest())
-
-
 class PreparedData:
     """Prepared data at a path or URL. UserError if there is no index, or if it is damaged."""
 
@@ -66,7 +59,9 @@ class PreparedData:
                 raise UserError(f"{self.name} has no {INDEX_FILE}; prepare the data with headway data prepare")
             with open_file(self.folder / INDEX_FILE) as file:
                 content = file.read(MAX_INDEX_BYTES + 1)
-        self.index = parse_index_bytes(content, address)
+        if len(content) > MAX_INDEX_BYTES:
+            raise UserError(f"{address} has more than {MAX_INDEX_BYTES:,} bytes; prepare the data in several folders")
+        self.index = parse_index(decode_json(content, address), address, hashlib.sha256(content).hexdigest())
 
     def codec_folder(self) -> Path:
         """A local folder with the tokenizer, whose digests are checked."""

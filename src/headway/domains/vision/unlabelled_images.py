@@ -69,14 +69,14 @@ class UnlabelledImages:
 
     def keys(self) -> list[str]:
         """Keys that are equal for equal contents: of a file, or of an image in an array."""
-        return [self._key(row) for row in range(len(self))]
-
-    def _key(self, row: int) -> str:
-        file, index = self.files[row], self.indices[row]
-        if index is not None:
-            return hashlib.blake2b(self.pixels(row).tobytes(), digest_size=_KEY_BYTES).hexdigest()
-        with open_file(file) as opened:
-            return hashlib.file_digest(opened, partial(hashlib.blake2b, digest_size=_KEY_BYTES)).hexdigest()
+        keys, digest = [], partial(hashlib.blake2b, digest_size=_KEY_BYTES)
+        for row, (file, index) in enumerate(zip(self.files, self.indices)):
+            if index is not None:
+                keys.append(digest(self.pixels(row).tobytes()).hexdigest())
+                continue
+            with open_file(file) as opened:
+                keys.append(hashlib.file_digest(opened, digest).hexdigest())
+        return keys
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows of a table of these images, which `read_images` reads."""
@@ -106,7 +106,8 @@ def read_images(paths: Sequence[Path]) -> UnlabelledImages:
     found = UnlabelledImages()
     for path in map(user_path, paths):
         if path.is_dir():
-            files = [*idx_files(path), *_image_files(path)]
+            images = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in IMAGE_EXTENSIONS]
+            files = [*idx_files(path), *(file for file in images if file.name[0] != "." and file.is_file())]
         elif path.suffix.lower() in TABLE_KINDS and not is_number_table(path):
             _add_table(found, path)
             continue
@@ -119,11 +120,6 @@ def read_images(paths: Sequence[Path]) -> UnlabelledImages:
             _add_file(found, file)
     pillow()  # fails early if Pillow is missing
     return found
-
-
-def _image_files(folder: Path) -> list[Path]:
-    files = (path for path in sorted(folder.rglob("*")) if not path.name.startswith("."))
-    return [path for path in files if path.suffix.lower() in IMAGE_EXTENSIONS and path.is_file()]
 
 
 def _add_file(found: UnlabelledImages, file: Path) -> None:

@@ -154,8 +154,12 @@ class SelfAttention(Mixer):
         return self._attend(x, q, k, v, View(self.config.pattern, layout, layout))
 
     def recurrent(self, x: Float[Tensor, "B T D"], layout: Layout, state: KeyValues) -> tuple[Tensor, KeyValues]:
-        if has_fixed_shapes(x) and (x.shape[1] == 1 or _starts(layout)):
-            return (self._step if x.shape[1] == 1 else self._prompt)(x, layout, state)
+        # On a GPU, a program waits to read a position, so no shape may depend on one; nor in an exported program.
+        if x.device.type != "cpu" or torch.compiler.is_exporting():
+            if x.shape[1] == 1:
+                return self._step(x, layout, state)
+            if layout.dense or (layout.single and bool(layout.host.starts[:, 0].all())):  # documents from their start
+                return self._prompt(x, layout, state)
         # At most as many tokens at once as do not overwrite keys that are still visible to the oldest of them.
         slots, window = state.keys.shape[1], self._window
         max_tokens = slots if window is None or slots < window + _SLACK else slots - window + 1
@@ -255,18 +259,6 @@ def shared_positions(biases: nn.ModuleDict) -> Callable[[Layout, Tensor], Tensor
             "attention has placed=true, but its stack has no positions; set the stack's positions, or placed=false"
         )
     return biases[POSITIONS].forward
-
-
-def has_fixed_shapes(x: Tensor) -> bool:
-    """Whether no shape of a step may depend on positions: on a GPU, because a program waits to read them, and in an
-    exported program.
-    """
-    return x.device.type != "cpu" or torch.compiler.is_exporting()
-
-
-def _starts(layout: Layout) -> bool:
-    """Whether each row is one document from its start."""
-    return layout.dense or (layout.single and bool(layout.host.starts[:, 0].all()))
 
 
 @cached_on_host
