@@ -130,9 +130,14 @@ class Learner:
         """
         train = self.recipe.train
         with products(self.precision, self.device), gelu_passes(None if train.compile else _compiled_gelu):
-            counts, batch_counts = None, [self.task.objective.counts(batch) for batch in batches]
+            counts: dict[str, float | Tensor] | None = None
+            batch_counts = [self.task.objective.counts(batch) for batch in batches]
             if batch_counts[0]:  # the task knows the count of each loss over the whole step in advance
-                counts = self._total_counts(batch_counts)
+                sums = {name: sum(each[name] for each in batch_counts) for name in batch_counts[0]}
+                counts = {name: max(1, total) for name, total in sums.items()}
+                if self.processes.world > 1:  # the sums over all processes stay on the GPU
+                    values = to_device(torch.tensor([*sums.values()], dtype=torch.float64), self.device)
+                    counts = dict(zip(sums, self.processes.sum(values).clamp(min=1).unbind()))
             batches = [batch.to(self.device) for batch in batches]  # copies are made ahead of all computations
             add_gradients = self._add_gradients if self._exact is None else self._add_exact_gradients
             names, is_divided, stats, norm = add_gradients(step, batches, counts, stop)
@@ -187,14 +192,6 @@ class Learner:
 
         stats = exact.sum(compute)
         return _Gradients(names, is_divided, stats, exact.norm())
-
-    def _total_counts(self, batch_counts: Sequence[Mapping[str, int]]) -> dict[str, float | Tensor]:
-        """The counts of all micro-batches of all processes, at least 1; several processes leave them on the GPU."""
-        totals: dict[str, float] = {name: sum(counts[name] for counts in batch_counts) for name in batch_counts[0]}
-        if self.processes.world == 1:
-            return {name: max(1, total) for name, total in totals.items()}
-        values = to_device(torch.tensor([*totals.values()], dtype=torch.float64), self.device)
-        return dict(zip(totals, self.processes.sum(values).clamp(min=1).unbind()))
 
     def _rounds(self, batches: Sequence[Batch]) -> int:
         """The number of micro-batches to compute. With shards, all processes compute equally many, because all take

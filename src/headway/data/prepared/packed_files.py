@@ -47,7 +47,11 @@ class PackedFiles:
             if root in self._roots:
                 raise UserError(f"two of the paths are named {root}; rename one of them")
             self._roots.append(root)
-            inner = sorted(file for file in path.rglob("*") if _is_data(path, file)) if path.is_dir() else [path]
+            inner = [path]
+            if path.is_dir():  # neither hidden files nor those of a run are data
+                names = [(file.relative_to(path).parts, file) for file in sorted(path.rglob("*")) if file.is_file()]
+                visible = [file for parts, file in names if not any(part.startswith(".") for part in parts)]
+                inner = [file for file in visible if not is_run_folder(file.parent)]
             self._files += [
                 (str(PurePosixPath(root, f.relative_to(path).as_posix())), f, f.stat().st_size) for f in inner
             ]
@@ -140,12 +144,6 @@ class PackedFiles:
 
     def finish(self, work: Path, out: Path) -> tuple[Mapping[str, tuple[int, str]], Mapping[str, Any]]:
         return {}, {"paths": self._roots}
-
-
-def _is_data(folder: Path, file: Path) -> bool:
-    """Whether a file in a folder is data: neither hidden nor a part of a run."""
-    parts = file.relative_to(folder).parts
-    return file.is_file() and not any(part.startswith(".") for part in parts) and not is_run_folder(file.parent)
 
 
 def unpacked_paths(path: Path) -> list[Path]:
