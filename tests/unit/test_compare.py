@@ -261,7 +261,8 @@ def test_parts_on_unlike_processors_compare_equal_tokens(tmp_path: Path, monkeyp
     grid = {"train.batch_tokens": [128, 256]}
     told(monkeypatch, recipe, grid, tmp_path / "c", data=tmp_path / "rows.jsonl", minutes=1.0, part="1/2")
     told(monkeypatch, recipe, grid, tmp_path / "t", data=tmp_path / "rows.jsonl", tokens=500, part="1/2")
-    monkeypatch.setattr(module, "_processor", lambda device, threads: "Another, 1 threads")
+    facts = {"machine": {"processor": "Another"}, "device": "cpu", "threads": 1}
+    monkeypatch.setattr(module, "environment", lambda device, world: facts)
     with pytest.raises(
         UserError, match="and this part has Another, 1 threads, where a minute is other work; compare equal"
     ):

@@ -95,7 +95,7 @@ def test_one_expression_does_not_hold_up_others(data_dir: Path, monkeypatch: pyt
 def test_the_first_token_of_a_form_is_found_in_time(data_dir: Path) -> None:
     model = hw.load(stories(data_dir), "cpu")
     with pytest.raises(UserError, match="to find its first token"):
-        rule_for(model.codec, {"type": "regex", "regex": "(a{400}){1000}"})
+        rule_for(model.codec, {"type": "regex", "regex": "(a{800}){1000}"})
 
 
 def test_a_long_text_without_a_choice_is_tokenized_in_part_alone(

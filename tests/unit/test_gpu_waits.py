@@ -67,6 +67,7 @@ STEPS: dict[str, tuple[str, str | None, Mapping[str, Any]]] = {
     "chess, bins": ("chess-searchless", "chess", {**SMALL, "task.target": "behaviour"}),
     "clipped policy": ("ppo", None, {**ONLINE, "task.env": "CartPole-v1"}),
 }
+device()  # registered before any test computes gradients, because autograd starts its threads once per process
 SAMPLES = {"trajectories": 3000, "robotics": 3000, "forecast": 600, "transcription": 40}
 
 

@@ -69,11 +69,11 @@ class Pair:
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A module as those of headway are imported here."""
     folder = tmp_path_factory.mktemp("drawn")
-    (folder / "drawn.py").write_text(MODULE)
+    (folder / "annotated_functions.py").write_text(MODULE)
     sys.path.insert(0, str(folder))
-    hook = install_import_hook(["drawn"], "beartype.beartype")
+    hook = install_import_hook(["annotated_functions"], "beartype.beartype")
     try:
-        return import_module("drawn")
+        return import_module("annotated_functions")
     finally:
         hook.uninstall()
         sys.path.remove(str(folder))

@@ -49,7 +49,7 @@ def check_folder(path: Path) -> None:
     """Raise UserError if an output folder is a link or a file; a missing folder is fine."""
     try:
         status = os.lstat(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     check_kind(path, status)
     if not stat.S_ISDIR(status.st_mode):

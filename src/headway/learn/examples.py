@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from headway.data import IGNORE_INDEX, SPLITS, PairBatches, Splits, TokenWindows, shuffled_indices
+from headway.data import SPLITS, PairBatches, Splits, shuffled_indices
 from headway.formats.out_of_distribution import TrainingStatistics
 from headway.layout import Layout, to_device
 from headway.nn.mixers import tree_map
@@ -94,12 +94,6 @@ class RowLayouts:
         if positions.shape not in self._unbroken:
             self._unbroken[positions.shape] = Layout.full(*positions.shape)
         return self._unbroken[positions.shape]
-
-
-def batch_of(windows: TokenWindows, layout: Layout, starts_epoch: bool = True) -> Batch:
-    """Rows of tokens as a batch: inputs, and their next tokens."""
-    inputs, labels = torch.from_numpy(windows.inputs), torch.from_numpy(windows.labels)
-    return Batch((inputs, layout), labels, int((windows.labels != IGNORE_INDEX).sum()), inputs.numel(), starts_epoch)
 
 
 class RngKey(NamedTuple):

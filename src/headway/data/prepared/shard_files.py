@@ -44,10 +44,10 @@ def map_shard(path: Path, shard: ShardFile, remedy: str) -> dict[str, np.ndarray
     """The arrays of a shard, mapped into memory. UserError, with the remedy, if its size or digest differs from the
     index. The file may be removed while it is mapped.
     """
-    size = path.stat().st_size
-    if size != shard.bytes or size < 8:
-        raise UserError(f"{path} has {size:,} bytes, but the index states {shard.bytes:,}; {remedy}")
     with open_file(path) as file:
+        size = path.stat().st_size
+        if size != shard.bytes or size < 8:
+            raise UserError(f"{path} has {size:,} bytes, but the index states {shard.bytes:,}; {remedy}")
         content = memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
     if hashlib.sha256(content).hexdigest() != shard.digest:
         raise UserError(f"{path} has changed since it was prepared: its digest is not that in the index; {remedy}")

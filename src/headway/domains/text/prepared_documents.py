@@ -8,10 +8,11 @@ from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
+import torch
 
 from headway.codecs import Codec
 from headway.config import override
-from headway.data.packing import CutRows, TokenWindows
+from headway.data.packing import IGNORE_INDEX, CutRows, TokenWindows
 from headway.data.prepared.shard_index import ShardFile
 from headway.data.prepared.shard_order import ShardOrder
 from headway.data.prepared.shard_reader import PreparedData, ShardReader
@@ -19,6 +20,7 @@ from headway.data.shuffling import epoch_seed
 from headway.data.splits import SPLITS
 from headway.errors import UserError
 from headway.formats.out_of_distribution import TrainingStatistics
+from headway.layout import Layout
 from headway.learn import examples
 from headway.learn.batches_ahead import ahead
 from headway.learn.examples import (
@@ -28,7 +30,6 @@ from headway.learn.examples import (
     RngKey,
     RowLayouts,
     Samples,
-    batch_of,
     spread_evenly,
 )
 from headway.nn.models import ModelConfig
@@ -37,6 +38,12 @@ _EVAL_BATCH_TOKENS = 8192
 _CYCLE = 1000  # rows in which each source has its share
 _SOURCES = 1 << 41  # distinguishes the seeds of sources from those of epochs and places
 _OPEN_HELD_OUT = 2  # held-out shards that are mapped at once
+
+
+def batch_of(windows: TokenWindows, layout: Layout, starts_epoch: bool = True) -> Batch:
+    """Rows of tokens as a batch: inputs, and their next tokens."""
+    inputs, labels = torch.from_numpy(windows.inputs), torch.from_numpy(windows.labels)
+    return Batch((inputs, layout), labels, int((windows.labels != IGNORE_INDEX).sum()), inputs.numel(), starts_epoch)
 
 
 class PreparedDocuments(examples.Examples):

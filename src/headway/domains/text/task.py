@@ -28,7 +28,7 @@ from headway.data import (
     open_tokens,
 )
 from headway.data.prepared.shard_reader import PreparedData, is_prepared
-from headway.domains.text.prepared_documents import PreparedDocuments
+from headway.domains.text.prepared_documents import PreparedDocuments, batch_of
 from headway.errors import ConfigError, UserError
 from headway.formats.out_of_distribution import TrainingStatistics
 from headway.generate import Limits, Sampling, Session, strided_nats
@@ -42,11 +42,9 @@ from headway.learn.examples import (
     RowLayouts,
     Samples,
     SplitExamples,
-    batch_of,
     spread_evenly,
 )
 from headway.learn.objective import Baseline, StatefulObjective
-from headway.learn.objectives.baselines import MAX_EVALUATED, NgramModel
 from headway.learn.objectives.sequences import Likelihood
 from headway.learn.task import codec_of
 from headway.metrics import language_scores
@@ -367,6 +365,8 @@ class NextToken(Likelihood[TextExamples]):
 
     def baseline(self, examples: TextExamples, limit: int) -> Baseline:
         """A trigram model of tokens."""
+        from headway.learn.objectives.baselines import MAX_EVALUATED, NgramModel
+
         model = NgramModel(
             examples.token_lists("train", limit * _BASELINE_TOKENS), _BASELINE_ORDER, examples.codec.vocab_size
         )

@@ -21,7 +21,6 @@ from headway.formats.usage import read_usage
 from headway.layout import to_device
 from headway.learn.examples import Batch, Contents, IndexedExamples
 from headway.learn.objective import Baseline
-from headway.learn.objectives.baselines import MAX_EVALUATED, input_vectors, ridge_predictions
 from headway.learn.objectives.linear import LinearHead, fit_linear, refit_linear
 from headway.learn.objectives.predictions import (
     HEAD,
@@ -210,6 +209,8 @@ class Classification(PredictionObjective[C], Generic[C]):
 
     def baseline(self, examples: C, limit: int) -> Baseline:
         """Ridge regression on counts of tokens, or on reduced images and sounds."""
+        from headway.learn.objectives.baselines import MAX_EVALUATED, input_vectors, ridge_predictions
+
         train = input_vectors(examples.of("train"), limit)
         held_out = input_vectors(examples.of("validation"), MAX_EVALUATED)
         predicted = ridge_predictions(train, held_out, len(examples.labels))

@@ -132,13 +132,15 @@ class Quantiles(Objective[C], Generic[C]):
             chunks.append(examples.scaled(samples.rows[indices.numpy()], quantiles.double().numpy()))
         return np.concatenate(chunks), total / count
 
-    def baseline(self, examples: C, limit: int) -> Baseline:
-        """The classical forecast, which is fitted to all values before the validation split."""
+    def baseline(self, examples: C, limit: int) -> Baseline | None:
+        """The classical forecast, which is fitted to all values before the validation split; None if its errors have no
+        scale.
+        """
         rows = examples.of("validation").limited_to(limit).rows
         window = examples.forecast_window(rows)
         forecast = examples.classical_forecast(rows)
         scores = forecast_scores(forecast, window.after, window.valid, window.scale, self.levels)
-        return Baseline("exponential smoothing", "mase", scores["mase"])
+        return Baseline("exponential smoothing", "mase", scores["mase"]) if "mase" in scores else None
 
     def evaluate(self, model: nn.Module, examples: C, split: str, limit: int | None = None) -> dict[str, Any]:
         """The model's loss, and `forecast_scores` for the final forecasts, the naive forecast and other baselines on

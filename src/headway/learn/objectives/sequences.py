@@ -17,7 +17,6 @@ from headway.generate import SearchConfig
 from headway.layout import Layout
 from headway.learn.examples import Batch, Examples, Samples, SplitExamples
 from headway.learn.objective import Baseline, Objective, evaluate_batches
-from headway.learn.objectives.baselines import MAX_EVALUATED, input_vectors, kernels
 from headway.learn.parallel.evaluation import on_main_process
 from headway.metrics import language_scores
 from headway.nn.mixers import State
@@ -158,6 +157,8 @@ class SequenceGeneration(Likelihood[S], Generic[S]):
 
     def baseline(self, examples: S, limit: int) -> Baseline | None:
         """The target of the most similar training source, as the output for each validation source."""
+        from headway.learn.objectives.baselines import MAX_EVALUATED, input_vectors, kernels
+
         train = input_vectors(examples.of("train"), limit)
         held_out = input_vectors(examples.of("validation"), MAX_EVALUATED)
         outputs = [without_padding(train.targets[row]) for row in kernels(train, held_out)[1].argmax(1).tolist()]

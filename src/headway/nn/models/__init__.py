@@ -48,8 +48,7 @@ from headway.nn.models.kinds import (
     RobotPolicyConfig,
     evaluation_mode,
 )
-from headway.nn.models.patch_values import PatchValuesHead, PatchValuesHeadConfig
-from headway.nn.models.patches import PatchEmbed, PatchEmbedConfig
+from headway.nn.models.patches import PatchEmbed, PatchEmbedConfig, PatchValuesHead, PatchValuesHeadConfig
 from headway.nn.models.pooled import (
     DistilledHead,
     DistilledHeadConfig,

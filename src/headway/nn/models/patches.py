@@ -1,4 +1,4 @@
-"""Image embeddings: patches as tokens (Dosovitskiy et al. 2021), optionally with a convolutional stem."""
+"""Patches of images as tokens (Dosovitskiy et al. 2021), and the head that predicts the values of patches."""
 
 from __future__ import annotations
 
@@ -7,19 +7,24 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from headway.config_kinds import deferred_check, register
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
 from headway.nn.models.embeds import Embed, EmbedConfig
+from headway.nn.models.heads import HeadConfig
 from headway.nn.parts.convolution import ImageConvolution
 from headway.nn.parts.dropout import Dropout
 from headway.nn.parts.feedforward import ACTIVATIONS
-from headway.nn.parts.histograms import HistogramStem
 from headway.nn.parts.norm import LayerNormConfig, NormConfig
 from headway.nn.parts.projection import Projection
+
+_DIRECTIONS = 8  # bins of an edge's direction, from 0 to 180 degrees
+_LEVELS = 4  # bins per colour channel
+_HALF_RANGE = 2.0  # normalised pixels from minus to plus this value share the bins evenly
+_EPSILON = 1e-6
 
 
 class ConvolutionalStem(nn.Module):
@@ -59,6 +64,53 @@ class ConvolutionalStem(nn.Module):
 
 
 Grid = tuple[int, int]  # rows and columns of patches
+
+
+class HistogramStem(nn.Module):
+    """A linear layer over three descriptions of each patch.
+
+    The edges of each of `cells` x `cells` parts by direction, weighted by their strength (Dalal and Triggs 2005), and
+    the colours of the patch, each channel in 4 bins (Swain and Ballard 1991), both as square roots, whose distance is
+    Hellinger's; and the mean colour of each part. Each description has mean square 1.
+    """
+
+    def __init__(self, channels: int, width: int, patch: tuple[int, int], cells: int) -> None:
+        super().__init__()
+        self.patch, self.cells = patch, cells
+        self.project = Projection(cells * cells * (_DIRECTIONS + channels) + _LEVELS**channels, width)
+
+    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
+        """One vector per patch, row by row."""
+        means = self._by_patch(self._by_cell(images.float()), self.cells, self.cells)
+        kinds = [self._edges(images).sqrt(), self._colours(images).sqrt(), means]
+        scaled = [x / (x.square().mean(-1, keepdim=True) + _EPSILON).sqrt() for x in kinds]
+        return self.project(torch.cat(scaled, -1).to(images.dtype))
+
+    def _edges(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N F"]:
+        grey = images.float().mean(1)
+        across = F.pad(grey[:, :, 2:] - grey[:, :, :-2], (1, 1))
+        down = F.pad(grey[:, 2:] - grey[:, :-2], (0, 0, 1, 1))
+        direction = (torch.atan2(down, across) / torch.pi % 1 * _DIRECTIONS).long().clamp(max=_DIRECTIONS - 1)
+        strength = grey.new_zeros(len(grey), _DIRECTIONS, *grey.shape[1:])
+        strength.scatter_(1, direction[:, None], torch.hypot(across, down)[:, None])
+        return self._by_patch(self._by_cell(strength), self.cells, self.cells)
+
+    def _colours(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N F"]:
+        levels = ((images.float() / _HALF_RANGE + 1) * (_LEVELS / 2)).long().clamp(0, _LEVELS - 1)
+        place_values = _LEVELS ** torch.arange(images.shape[1], device=images.device)
+        codes = self._by_patch((levels * place_values[:, None, None]).sum(1, keepdim=True), *self.patch)
+        counts = torch.zeros(*codes.shape[:2], _LEVELS ** images.shape[1], device=images.device)
+        return counts.scatter_add_(2, codes, torch.ones_like(codes, dtype=counts.dtype))
+
+    def _by_cell(self, x: Float[Tensor, "B F H W"]) -> Float[Tensor, "B F R C"]:
+        height, width = self.patch
+        return F.avg_pool2d(x, (height // self.cells, width // self.cells))
+
+    @staticmethod
+    def _by_patch(x: Tensor, height: int, width: int) -> Tensor:
+        """[B, F, rows height, columns width] to [B, rows columns, F height width]."""
+        cut = x.unflatten(3, (-1, width)).unflatten(2, (-1, height))
+        return cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
 @register("patches")
@@ -225,6 +277,61 @@ class GridPositions(nn.Module):
         if grid == self.grid:
             return front, patches
         return front, resize_positions(patches, self.grid, grid)
+
+
+@register("patch_values")
+@dataclass(frozen=True)
+class PatchValuesHeadConfig(HeadConfig):
+    """The values of the patch of `patch` rows and columns (pixels, or frames and mel bands) that each token covers,
+    except the first `skip` tokens.
+    """
+
+    patch: tuple[int, int] = (16, 16)  # rows and columns of a patch
+    channels: int = 1  # values per row and column
+    skip: int = 0  # tokens before the patches
+
+    def build(self, width: int, vocab_size: int, table: nn.Parameter | None) -> PatchValuesHead:
+        return PatchValuesHead(self, width)
+
+
+class PatchValuesHead(nn.Module):
+    """A linear layer (Xie et al. 2022, "SimMIM", section 3.3) and the learned patch that replaces hidden ones.
+
+    Patches are hidden in the input instead of after the embedding, so a convolutional stem cannot see across their
+    borders. For a linear embedding both are the same: it maps the learned patch to the paper's mask vector.
+    """
+
+    def __init__(self, config: PatchValuesHeadConfig, width: int) -> None:
+        super().__init__()
+        self.config = config
+        size = config.channels * config.patch[0] * config.patch[1]
+        self.mask = nn.Parameter(torch.zeros(size))  # the mean of normalised inputs
+        self.project = Projection(width, size)
+
+    def forward(self, x: Float[Tensor, "B T D"], layout: Layout | None = None) -> Float[Tensor, "B N V"]:
+        return self.project(x[:, self.config.skip :])
+
+    def grid(self, inputs: Float[Tensor, "B ..."]) -> Grid:
+        """Rows and columns of patches in images [B, C, H, W] or frames [B, T, M]."""
+        return inputs.shape[-2] // self.config.patch[0], inputs.shape[-1] // self.config.patch[1]
+
+    def cut(self, inputs: Float[Tensor, "B ..."]) -> Float[Tensor, "B N V"]:
+        """The values of the patches, row by row."""
+        height, width = self.config.patch
+        images = inputs if inputs.dim() == 4 else inputs[:, None]
+        patches = images.unflatten(3, (-1, width)).unflatten(2, (-1, height))  # [B, C, rows, P, columns, Q]
+        return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+    def join(self, patches: Float[Tensor, "B N V"], like: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+        """The inputs that consist of these patches, with the shape of `like`: the inverse of `cut`."""
+        height, width = self.config.patch
+        rows = patches.unflatten(1, self.grid(like)).unflatten(3, (self.config.channels, height, width))
+        return rows.permute(0, 3, 1, 4, 2, 5).reshape(like.shape)
+
+    def hide(self, inputs: Float[Tensor, "B ..."], hidden: Bool[Tensor, "B N"]) -> Float[Tensor, "B ..."]:
+        """The inputs with the learned patch in the place of the hidden ones."""
+        patches = self.cut(inputs)
+        return self.join(torch.where(hidden[..., None], self.mask.to(patches.dtype), patches), inputs)
 
 
 def resize_positions(positions: Float[Tensor, "N D"], before: Grid, after: Grid) -> Float[Tensor, "M D"]:
