@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from headway.config_kinds import deferred_check, register
@@ -66,6 +66,12 @@ class ConvolutionalStem(nn.Module):
 Grid = tuple[int, int]  # rows and columns of patches
 
 
+def cut_patches(x: Shaped[Tensor, "B F H W"], height: int, width: int) -> Shaped[Tensor, "B N V"]:
+    """The values of patches of `height` rows and `width` columns, row by row; in a patch by feature, row and column."""
+    patches = x.unflatten(3, (-1, width)).unflatten(2, (-1, height))  # [B, F, rows, height, columns, width]
+    return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
 class HistogramStem(nn.Module):
     """A linear layer over three descriptions of each patch.
 
@@ -81,7 +87,7 @@ class HistogramStem(nn.Module):
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
         """One vector per patch, row by row."""
-        means = self._by_patch(self._by_cell(images.float()), self.cells, self.cells)
+        means = cut_patches(self._by_cell(images.float()), self.cells, self.cells)
         kinds = [self._edges(images).sqrt(), self._colours(images).sqrt(), means]
         scaled = [x / (x.square().mean(-1, keepdim=True) + _EPSILON).sqrt() for x in kinds]
         return self.project(torch.cat(scaled, -1).to(images.dtype))
@@ -93,24 +99,18 @@ class HistogramStem(nn.Module):
         direction = (torch.atan2(down, across) / torch.pi % 1 * _DIRECTIONS).long().clamp(max=_DIRECTIONS - 1)
         strength = grey.new_zeros(len(grey), _DIRECTIONS, *grey.shape[1:])
         strength.scatter_(1, direction[:, None], torch.hypot(across, down)[:, None])
-        return self._by_patch(self._by_cell(strength), self.cells, self.cells)
+        return cut_patches(self._by_cell(strength), self.cells, self.cells)
 
     def _colours(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N F"]:
         levels = ((images.float() / _HALF_RANGE + 1) * (_LEVELS / 2)).long().clamp(0, _LEVELS - 1)
         place_values = _LEVELS ** torch.arange(images.shape[1], device=images.device)
-        codes = self._by_patch((levels * place_values[:, None, None]).sum(1, keepdim=True), *self.patch)
+        codes = cut_patches((levels * place_values[:, None, None]).sum(1, keepdim=True), *self.patch)
         counts = torch.zeros(*codes.shape[:2], _LEVELS ** images.shape[1], device=images.device)
         return counts.scatter_add_(2, codes, torch.ones_like(codes, dtype=counts.dtype))
 
     def _by_cell(self, x: Float[Tensor, "B F H W"]) -> Float[Tensor, "B F R C"]:
         height, width = self.patch
         return F.avg_pool2d(x, (height // self.cells, width // self.cells))
-
-    @staticmethod
-    def _by_patch(x: Tensor, height: int, width: int) -> Tensor:
-        """[B, F, rows height, columns width] to [B, rows columns, F height width]."""
-        cut = x.unflatten(3, (-1, width)).unflatten(2, (-1, height))
-        return cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
 @register("patches")
@@ -317,10 +317,7 @@ class PatchValuesHead(nn.Module):
 
     def cut(self, inputs: Float[Tensor, "B ..."]) -> Float[Tensor, "B N V"]:
         """The values of the patches, row by row."""
-        height, width = self.config.patch
-        images = inputs if inputs.dim() == 4 else inputs[:, None]
-        patches = images.unflatten(3, (-1, width)).unflatten(2, (-1, height))  # [B, C, rows, P, columns, Q]
-        return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        return cut_patches(inputs if inputs.dim() == 4 else inputs[:, None], *self.config.patch)
 
     def join(self, patches: Float[Tensor, "B N V"], like: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
         """The inputs that consist of these patches, with the shape of `like`: the inverse of `cut`."""
