@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from headway.learn.formatting import format_number
-from headway.learn.plan.scale import Settings
+from headway.learn.plan.scale import Scale, Settings
 from headway.learn.recipe import Recipe
 from headway.learn.task import Task
 
@@ -61,6 +61,14 @@ class Pretraining:
     settings: Callable[[Recipe], Settings]
     tuning: Callable[[Recipe], Settings]
     read: Callable[[Recipe, Task, Sequence[Path]], UnlabelledData]
+
+
+def labelled_settings(recipe: Recipe, scales: Mapping[str, Scale]) -> Settings:
+    """The settings of the task that suit the labelled data, if the recipe has a scale and is thus for any data."""
+    if recipe.name not in scales:
+        return {}
+    settings = scales[recipe.name].data_settings(recipe, [Path(path) for path in recipe.data], 1.0).settings
+    return {name: value for name, value in settings.items() if name.startswith("task.")}
 
 
 def stage_minutes(minutes: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -27,7 +28,7 @@ from headway.learn.examples import spread_evenly
 from headway.learn.formatting import format_number
 from headway.learn.objectives.masked_patches import HidingConfig
 from headway.learn.plan.scale import DataSettings, Descent, Scale, ScalingLaw, Settings, held_out_shares
-from headway.learn.pretraining import Pretraining
+from headway.learn.pretraining import Pretraining, labelled_settings
 from headway.learn.recipe import generic
 from headway.nn.models import EncoderDecoderConfig
 from headway.nn.models.presets import whisper, whisper_classifier
@@ -323,20 +324,15 @@ SCALES = {
 }
 
 
+_tuning = partial(labelled_settings, scales=SCALES)
+
+
 def _first_stage_settings(recipe: Recipe) -> Settings:
     """Damaged recordings among many unlabelled ones are skipped, and windows are as long as those of the labelled
     ones.
     """
     seconds = _tuning(recipe).get("task.seconds", cast(SoundsConfig, recipe.task).seconds)
     return {"task.skip_bad": True, **({} if seconds is None else {"task.seconds": seconds})}
-
-
-def _tuning(recipe: Recipe) -> Settings:
-    """The window, the augmentation and the held-out shares that suit the labelled sounds, if the recipe is for any."""
-    if recipe.name not in SCALES:
-        return {}
-    settings = _sounds_settings(recipe, [Path(path) for path in recipe.data], 1.0).settings
-    return {name: value for name, value in settings.items() if name.startswith("task.")}
 
 
 PRETRAINING = dict.fromkeys(

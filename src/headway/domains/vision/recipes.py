@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +21,7 @@ from headway.domains.vision.task import VisionConfig
 from headway.domains.vision.unlabelled_images import read_images, read_unlabelled
 from headway.learn import CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
 from headway.learn.plan.scale import DataSettings, Descent, Scale, ScalingLaw, Settings, held_out_shares
-from headway.learn.pretraining import Pretraining
+from headway.learn.pretraining import Pretraining, labelled_settings
 from headway.learn.recipe import generic
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, PatchEmbedConfig, PooledHeadConfig, StackConfig, TransformerConfig, cycle
@@ -284,18 +285,13 @@ SCALES = {
 }
 
 
+_tuning = partial(labelled_settings, scales=SCALES)
+
+
 def _first_stage_settings(recipe: Recipe) -> Settings:
     """Damaged images among many unlabelled ones are skipped, and views are flipped if labelled images are."""
     augment = cast(VisionConfig, recipe.task).augment
     return {"task.skip_bad": True, "task.augment.flip": _tuning(recipe).get("task.augment.flip", augment.flip)}
-
-
-def _tuning(recipe: Recipe) -> Settings:
-    """The augmentation and the held-out shares that suit the labelled images, if the recipe is for any images."""
-    if recipe.name not in SCALES:
-        return {}
-    settings = data_settings(recipe, [Path(path) for path in recipe.data], 1.0).settings
-    return {name: value for name, value in settings.items() if name.startswith("task.")}
 
 
 PRETRAINING = dict.fromkeys(
