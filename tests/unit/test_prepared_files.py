@@ -7,12 +7,14 @@ import json
 from pathlib import Path
 
 import pytest
-from prepared_data import contents
+from prepared_data import contents, draw_texts
+from prepared_data import prepare as prepare_texts
 
 from headway.data.prepared import packed_files, preparation
 from headway.data.prepared.packed_files import PackedFiles, unpacked_paths
 from headway.data.prepared.preparation import Preparation, PrepareConfig
 from headway.data.prepared.shard_reader import PreparedData
+from headway.domains import recipe
 from headway.errors import UserError
 
 
@@ -81,3 +83,12 @@ def test_names_stay_in_their_folder(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="which is not allowed; prepare it again"):
         unpacked_paths(out)
     assert not list(tmp_path.glob("*.png"))
+
+
+def test_other_kinds_and_addresses_are_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = prepare_texts(draw_texts(tmp_path / "texts", monkeypatch), tmp_path / "shards")
+    assert recipe("text").files([texts]) == [texts]
+    with pytest.raises(UserError, match="contains prepared texts, which this recipe does not read; prepare the data"):
+        recipe("vision").files([texts])
+    with pytest.raises(UserError, match=r"s3://bucket/pets is remote, and only texts are prepared from an address"):
+        PackedFiles([Path("s3://bucket/pets")])

@@ -16,6 +16,7 @@ from headway.data.prepared import shard_reader
 from headway.data.prepared.preparation import Preparation, PrepareConfig
 from headway.data.prepared.shard_reader import PreparedData, is_prepared, shrink_cache
 from headway.data.prepared.text_blocks import text_files
+from headway.domains import recipe
 from headway.domains.text.recipes import text
 from headway.domains.text.text_shards import TextKind
 from headway.errors import ConfigError, UserError
@@ -184,8 +185,10 @@ def test_errors_of_storage_are_one_line(texts: Path, tmp_path: Path, storage: St
     storage.faults = [PermissionError("Access Denied")]
     with pytest.raises(UserError, match=r"out/index.json cannot be accessed \(Access Denied\); check the cred"):
         PreparedData("s3://bucket/out")
-    with pytest.raises(UserError, match=r"there is no file s3://bucket/none/index.json; check the address"):
-        PreparedData("s3://bucket/none")
+    with pytest.raises(
+        UserError, match=r"s3://bucket/none has no index.json, and only prepared data are read"
+    ):
+        recipe("vision").files([Path("s3://bucket/none")])
     storage.faults = [OSError("Internal Error")] * 6
     with pytest.raises(UserError, match=r"could not be transferred in 6 attempts \(Internal Error\); check the conn"):
         PreparedData("s3://bucket/out")

@@ -25,6 +25,10 @@ def remote_url(path: Path | str) -> str | None:
     return None if match is None else f"{match[1]}://{match[2]}"
 
 
+class MissingRemoteFileError(UserError):
+    """There is no file at an address."""
+
+
 class RemoteFolder:
     """A folder in object storage or on the web. Failed requests are repeated, because servers answer with errors under
     load and cut answers short; a missing file and missing rights are a UserError at once.
@@ -106,7 +110,7 @@ class RemoteFolder:
             try:
                 return request(path)
             except FileNotFoundError as error:
-                raise UserError(f"there is no file {address}; check the address") from error
+                raise MissingRemoteFileError(f"there is no file {address}; check the address") from error
             except Exception as error:
                 reason = " ".join(str(error).split())[:200] or type(error).__name__
                 status: Any = getattr(error, "status", None) or getattr(error, "code", None)

@@ -67,7 +67,8 @@ def labelled_settings(recipe: Recipe, scales: Mapping[str, Scale]) -> Settings:
     """The settings of the task that suit the labelled data, if the recipe has a scale and is thus for any data."""
     if recipe.name not in scales:
         return {}
-    settings = scales[recipe.name].data_settings(recipe, [Path(path) for path in recipe.data], 1.0).settings
+    paths = recipe.files(list(map(Path, recipe.data)))
+    settings = scales[recipe.name].data_settings(recipe, paths, 1.0).settings
     return {name: value for name, value in settings.items() if name.startswith("task.")}
 
 

@@ -188,6 +188,7 @@ class TaskConfig:
 
     generates_data: ClassVar[bool] = False  # whether it needs neither the user's data nor a named dataset
     extra_files: ClassVar[tuple[str, ...]] = ()  # additional files next to the model, needed by runs that start from it
+    prepared_kinds: ClassVar[tuple[str, ...]] = ()  # the kinds of prepared data that it reads from shards
     start_part: ClassVar[str | None] = None  # the part of an encoder-decoder from which a run starts; None: all of it
 
     @property
@@ -263,14 +264,14 @@ class Recipe:
 
     def files(self, data: Sequence[Path] | None) -> list[Path]:
         """`data`, with prepared files unpacked, or, if it is None, the files of the recipe's datasets. Raises UserError
-        for a dataset that is not downloaded.
+        for a dataset that is not downloaded, and for prepared data of a kind that the task does not read.
         """
         from headway.data import find_set  # neither is needed for inference
         from headway.data.prepared.packed_files import unpacked_paths
 
         if data is None:
             return [path for name in self.data for path in find_set(name)]
-        return [inner for path in data for inner in unpacked_paths(path)]
+        return [inner for path in data for inner in unpacked_paths(path, self.task.prepared_kinds)]
 
 
 def open_task(recipe: Recipe, workspace: Path, data: str | Path | Sequence[str | Path] | None = None) -> Task:

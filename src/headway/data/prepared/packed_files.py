@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,6 +24,7 @@ from headway.data.splits import split_code
 from headway.errors import UserError
 from headway.io.cache import cache_root
 from headway.io.files import open_file, user_path
+from headway.io.remote import remote_url
 
 _BLOCK_BYTES = 1 << 25
 _READ = 1 << 20
@@ -41,6 +42,8 @@ class PackedFiles:
         self._files: list[tuple[str, Path, int]] = []  # name in the data, path, bytes
         self._roots: list[str] = []
         for path in map(user_path, paths):
+            if (url := remote_url(path)) is not None:
+                raise UserError(f"{url} is remote, and only texts are prepared from an address; download it first")
             if not path.exists():
                 raise UserError(f"there is no file or folder {path}; check the name")
             root = path.resolve().name
@@ -146,15 +149,20 @@ class PackedFiles:
         return {}, {"paths": self._roots}
 
 
-def unpacked_paths(path: Path) -> list[Path]:
+def unpacked_paths(path: Path, kinds: Collection[str] = ()) -> list[Path]:
     """The files and folders that were prepared at a path or URL, in a folder of the cache, to which they are written
-    once per machine; other paths unchanged.
+    once per machine; other paths, and prepared data of these `kinds`, unchanged. UserError for data of another kind.
     """
     if not is_prepared(path):
         return [path]
     data = PreparedData(path)
-    if data.index.kind != PackedFiles.name:
+    if data.index.kind in kinds:
         return [path]
+    if data.index.kind != PackedFiles.name:
+        raise UserError(
+            f"{data.name} contains prepared {data.index.kind[:20]}, which this recipe does not read; prepare the data "
+            f"again with --kind {next(iter(kinds), PackedFiles.name)}"
+        )
     folder = open_or_build(cache_root() / f"unpacked-{data.index.digest[:32]}", partial(_write_files, data))
     return [folder / _safe_name(name, data.name) for name in data.index.details["paths"]]
 

@@ -22,7 +22,7 @@ from headway.errors import UserError
 from headway.io.cache import cache_errors, cache_root, file_lock
 from headway.io.durable import atomic_write, clean, decode_json
 from headway.io.files import open_file
-from headway.io.remote import RemoteFolder, remote_url
+from headway.io.remote import MissingRemoteFileError, RemoteFolder, remote_url
 
 _FORMAT_MARK = b'"headway-shards"'
 _CACHED = re.compile(r"[0-9a-f]{64}\.safetensors")
@@ -52,7 +52,14 @@ class PreparedData:
         self.folder, self.remote = Path(location).expanduser(), None if url is None else RemoteFolder(url)
         self.name = str(location) if url is None else url
         if self.remote is not None:
-            content, address = self.remote.read(INDEX_FILE, MAX_INDEX_BYTES + 1), self.remote.address(INDEX_FILE)
+            address = self.remote.address(INDEX_FILE)
+            try:
+                content = self.remote.read(INDEX_FILE, MAX_INDEX_BYTES + 1)
+            except MissingRemoteFileError:
+                raise UserError(
+                    f"{self.name} has no {INDEX_FILE}, and only prepared data are read from an address; prepare them "
+                    "with headway data prepare, or download them"
+                ) from None
         else:
             address = str(self.folder / INDEX_FILE)
             if not (self.folder / INDEX_FILE).is_file():
@@ -63,8 +70,8 @@ class PreparedData:
             raise UserError(f"{address} has more than {MAX_INDEX_BYTES:,} bytes; prepare the data in several folders")
         self.index = parse_index(decode_json(content, address), address, hashlib.sha256(content).hexdigest())
 
-    def codec_folder(self) -> Path:
-        """A local folder with the tokenizer, whose digests are checked."""
+    def companion_folder(self) -> Path:
+        """A local folder with the files next to the shards, whose digests are checked."""
         folder = self.folder
         if self.remote is not None:
             folder = cache_root() / "prepared" / self.index.digest

@@ -12,7 +12,7 @@ import torch
 
 from headway.codecs import Codec
 from headway.config import override
-from headway.data.packing import IGNORE_INDEX, CutRows, TokenWindows
+from headway.data.packing import IGNORE_INDEX, CutRows, Packing, TokenWindows
 from headway.data.prepared.shard_index import ShardFile
 from headway.data.prepared.shard_order import ShardOrder
 from headway.data.prepared.shard_reader import PreparedData, ShardReader
@@ -44,6 +44,12 @@ def batch_of(windows: TokenWindows, layout: Layout, starts_epoch: bool = True) -
     """Rows of tokens as a batch: inputs, and their next tokens."""
     inputs, labels = torch.from_numpy(windows.inputs), torch.from_numpy(windows.labels)
     return Batch((inputs, layout), labels, int((windows.labels != IGNORE_INDEX).sum()), inputs.numel(), starts_epoch)
+
+
+def first_tokens(rows: Packing | SplitRows, context: int, count: int) -> list[list[int]]:
+    """The first tokens of `count` rows of `context` tokens, spread evenly, as prompts."""
+    indices = spread_evenly(np.arange(len(rows)), count)
+    return rows.windows(indices).inputs[:, : max(1, context // 4)].tolist()
 
 
 class PreparedDocuments(examples.Examples):
@@ -135,10 +141,7 @@ class PreparedDocuments(examples.Examples):
         return lists
 
     def prompts(self, count: int) -> list[list[int]]:
-        """The first tokens of held-out rows, spread evenly over the split."""
-        rows = self.split("validation")
-        indices = spread_evenly(np.arange(len(rows)), count)
-        return rows.windows(indices).inputs[:, : max(1, self.context // 4)].tolist()
+        return first_tokens(self.split("validation"), self.context, count)
 
     def preview(self, count: int) -> list[str]:
         return [self.codec.decode(prompt) for prompt in self.prompts(count)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from headway.data import (
     open_tokens,
 )
 from headway.data.prepared.shard_reader import PreparedData, is_prepared
-from headway.domains.text.prepared_documents import PreparedDocuments, batch_of
+from headway.domains.text.prepared_documents import PreparedDocuments, batch_of, first_tokens
 from headway.errors import ConfigError, UserError
 from headway.formats.out_of_distribution import TrainingStatistics
 from headway.generate import Limits, Sampling, Session, strided_nats
@@ -74,6 +74,8 @@ class LanguageConfig(TaskConfig):
     `carry_state` is for recurrent and linear mixers and replaces both packings: the text is split into one stream per
     row of a step. Each row, and the model's state, continues where it ended in the previous step.
     """
+
+    prepared_kinds: ClassVar[tuple[str, ...]] = ("texts",)
 
     codec: Kind = "bpe"  # kind of the tokenizer to train
     size: int | None = 8192  # maximum vocabulary size; none: no limit
@@ -128,7 +130,7 @@ class LanguageConfig(TaskConfig):
         if other := next((path for path in paths if not is_prepared(path)), None):
             raise UserError(f"{other} is not prepared, unlike other paths; prepare it, too")
         sources, train, context = list(map(PreparedData, paths)), recipe.train, recipe.row_length(self.context)
-        codec = load_codec(workspace if (workspace / FILE).exists() else sources[0].codec_folder())
+        codec = load_codec(workspace if (workspace / FILE).exists() else sources[0].companion_folder())
         rows = train.rows(context), train.seed, train.accumulate
         return Task(PreparedDocuments(sources, codec, context, *rows, self.mix), NextToken())
 
@@ -213,10 +215,7 @@ class Documents(SplitExamples):
         return lists
 
     def prompts(self, count: int) -> list[list[int]]:
-        """The first tokens of held-out rows, spread evenly over the split."""
-        rows = self.packed("validation")
-        indices = spread_evenly(np.arange(len(rows)), count)
-        return rows.windows(indices).inputs[:, : max(1, self.context // 4)].tolist()
+        return first_tokens(self.packed("validation"), self.context, count)
 
     def preview(self, count: int) -> list[str]:
         starts = self.cache.offsets[:-1][:count].tolist()

@@ -188,7 +188,7 @@ def scale_recipe(
     trained.
     """
     processes, known = Processes(device), {} if known is None else known
-    data_settings = scale.data_settings(recipe, [Path(path) for path in recipe.data], minutes)
+    data_settings = scale.data_settings(recipe, recipe.files(list(map(Path, recipe.data))), minutes)
     recipe = with_user_settings(recipe, data_settings.settings, user)
     with TemporaryDirectory() as folder:
         with build_deadline(max(_MIN_READ_SECONDS, 60 * minutes - clock.elapsed())):
