@@ -120,6 +120,8 @@ def finetune(run: Path, part: str, begin: str, seed: int, steps: int, rate: floa
         files = questions(place, part, seed)
         start = run if begin == "pretrained" else untrained(run, place / "untrained", seed)
         settings = {**SETTINGS, "optim.lr": rate, "train.steps": steps, "train.evaluate_every": steps // 10}
+        if part == "few":
+            settings["train.linear_probe"] = 77 * FEW  # so many that the validation texts are not added at the end
         spent = since_start()
         found = hw.train(
             "classification", data=files, set=settings, run=place / "run", start=start, seed=seed, spent=spent

@@ -15,6 +15,7 @@ A case is a set with the text that the model reads first:
 The first stage runs for STEPS steps; its core minutes are counted. Fine-tuning from it and from random weights has the
 same tokenizer and settings, and takes of the same learning rates the one with the best validation accuracy, for each
 seed. Only that run's answers to the test part count. A seed draws the labelled texts, the random weights and the order.
+The head is never fitted to validation labels.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ STAGE = {
 }
 MASKED = {"task.lowercase": True, "task.masking.rate": 0.3, "task.contrast": 0.3}
 TUNING = {"task.smoothing": 0.1, "train.batch_tokens": 512, "train.steps": 700, "train.evaluate_every": 140}
-RATES = (1e-3, 3e-3)
+RATES = (3e-3,)  # of 1e-3 and 3e-3, the one with the better mean validation accuracy over the seeds, in both arms
 Rows = list[tuple[str, str]]
 
 
@@ -182,14 +183,15 @@ def finetune(case: str, run: Path, begin: str, seed: int) -> dict[str, Any]:
     tried = []
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        files = []
-        for name, rows in parts(case, seed).items():
+        files, texts = [], parts(case, seed)
+        for name, rows in texts.items():
             if name != "unlabelled":
                 files.append(place / f"{name}.csv")
                 with open(files[-1], "w", newline="", encoding="utf-8") as file:
                     csv.writer(file).writerows([("text", "label"), *rows])
         start = run if begin == "pretrained" else untrained(run, place / "untrained", seed)
         own = {"task.language_weight": 0.5} if case.endswith("-gpt") else {"task.pool": "mean"}
+        own["train.linear_probe"] = len(texts["train"])  # so many that the validation texts are not added at the end
         for rate in RATES:
             settings = {**TUNING, **own, "optim.lr": rate}
             found = hw.train(

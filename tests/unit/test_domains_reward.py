@@ -245,6 +245,9 @@ def test_rewards_that_teach_nothing_and_answers_without_end_are_logged(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"fails for all \d+ answers \(KeyError: 'x'\); .* --resume"):
         train(start, prompts, tmp_path / "broken", "broken:reward")
+    # The answers of the random model that measures the speed do not count.
+    settings = {**SETTINGS, "task.reward": "broken:reward"}
+    assert hw.plan("reward", prompts, 0.1, settings, start)[0].steps
 
 
 @pytest.mark.parametrize(

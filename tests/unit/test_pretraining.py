@@ -18,7 +18,8 @@ import headway as hw
 from headway.app.pretraining import Pretrained, check_pretrain, train_first_stage
 from headway.config import override
 from headway.domains.masked.recipes import masked, modern_encoder
-from headway.domains.text.recipes import modern_decoder
+from headway.domains.text.recipes import modern_decoder, text
+from headway.domains.text.task import LanguageConfig
 from headway.domains.understanding.recipes import classification
 from headway.domains.understanding.task import TextDataset
 from headway.domains.understanding.unlabelled import read_unlabelled
@@ -62,7 +63,7 @@ def test_texts_of_every_kind_without_the_held_out_ones(questions: Path, tmp_path
         "A row, of a table",
     ]
     assert {row["text"] for row in data.rows[data.unlabelled :]} == set(task.examples.texts_of("train"))
-    (tmp_path / "lines.txt").write_text(held_out)
+    (tmp_path / "lines.txt").write_text(held_out.replace(" ", "\t  "))  # white space does not make another text
     with pytest.raises(UserError, match=r"all 1 texts are also in the labelled data"):
         read_unlabelled(recipe, task, [tmp_path / "lines.txt"])
 
@@ -71,6 +72,7 @@ def test_another_language_or_few_texts_leave_no_gain(questions: Path, unlabelled
     recipe = small(classification())
     task = opened(recipe, questions, tmp_path)
     data = read_unlabelled(recipe, task, [unlabelled])
+    assert data.similar is not None
     assert data.similar > 0.6
     plan, expectation = describe_stages("masked", data._replace(unlabelled=9000), 20)
     assert "takes 14 of 20 minutes on 9,000 unlabelled and 118 labelled texts" in plan
@@ -79,16 +81,20 @@ def test_another_language_or_few_texts_leave_no_gain(questions: Path, unlabelled
         "Ein Mann mit einem Hut steht auf der Straße.\nZwei Hunde spielen im Schnee.\n"
     )
     german = read_unlabelled(recipe, task, [tmp_path / "german.txt"])
+    assert german.similar is not None
     assert german.similar < 0.2
     assert "another language" in describe_stages("masked", german, 20)[1]
     few = UnlabelledData([], 100, 100, "texts", 1.0, "of the words", "")
+    (tmp_path / "numbers.csv").write_text("text,label\n" + "".join(f"{n} + {n},{n % 2}\n" for n in range(40)))
+    numbers = opened(recipe, tmp_path / "numbers.csv", tmp_path)
+    assert read_unlabelled(recipe, numbers, [unlabelled]).similar is None  # there are no words to compare
     assert few.doubt is not None
     assert "few compared with 100 labelled" in few.doubt
 
 
-def brief(stage: str, data: Any, set: dict[str, Any], minutes: float, run: Path, **arguments: Any) -> Any:
-    """hw.train with a tiny model for two steps instead of minutes."""
-    assert (stage, minutes) == ("masked", 14)
+def brief(stage: str, data: Any, set: dict[str, Any], minutes: float | None, run: Path, **arguments: Any) -> Any:
+    """hw.train with a tiny model for two steps instead of minutes; no minutes are left for a finished stage."""
+    assert (stage, minutes) == ("masked", None if RunDirectory(run).exists() else 14)
     tiny = {"model.width": 32, "model.depth": 1, "model.heads": 2, "task.size": 300, "train.batch_tokens": 512}
     return hw.train(stage, data, set={**set, **tiny, "train.steps": 2, "train.precision": "fp32"}, run=run, **arguments)
 
@@ -96,25 +102,32 @@ def brief(stage: str, data: Any, set: dict[str, Any], minutes: float, run: Path,
 def test_both_stages_are_one_run_that_resumes(questions: Path, unlabelled: Path, tmp_path: Path) -> None:
     settings, folder = {"task.lowercase": False, "task.smoothing": 0.1}, tmp_path / "run"
 
-    def first_stage(train: Callable[..., Any], resume: bool) -> Pretrained:
+    def first_stage(train: Callable[..., Any], resume: bool, texts: Path = unlabelled) -> Pretrained:
         options = {"progress": False, "resume": resume}
-        arguments = unlabelled, "classification", questions, settings, 3, 20, folder, Clock(), options
+        arguments = texts, "classification", questions, settings, 3, 20, folder, Clock(), options
         return train_first_stage(train, *arguments)
 
     def stopped(*_: Any, **__: Any) -> None:
         raise UserInterrupt("stopped at step 1 of 2", "resume elsewhere", 2)
 
     with RunDirectory(folder).locked():
-        with pytest.raises(UserInterrupt, match=rf"pre-training stopped at step 1 of 2; resume {folder} with --resume"):
+        with pytest.raises(
+            UserInterrupt, match=rf"stopped at step 1 of 2; resume {folder} with --resume and --pretrain"
+        ):
             first_stage(stopped, False)
         pretrained = first_stage(brief, True)
         first = hw.load(pretrained.start)
         assert first.fill("Where is my [MASK]?")
-        again = first_stage(stopped, True)  # a finished stage is not trained again
+        again = first_stage(brief, True)  # a finished stage is not trained again
         assert again.start == pretrained.start == folder / "pretraining"
         assert 0 < again.clock.elapsed() < 30 * (14 + 20)
         with pytest.raises(UserError, match="already contains a run"):
             first_stage(brief, False)
+        (tmp_path / "other.txt").write_text("Another text.\nYet another one.\n" * 20)
+        with pytest.raises(UserError, match="data"):
+            first_stage(brief, True, tmp_path / "other.txt")
+    with pytest.raises(UserError, match=r"a first stage on unlabelled data; continue it with --resume and --pretrain"):
+        hw.train("classification", questions, run=folder, resume=True)
     assert pretrained.settings == {**settings, "task.pool": "mean"}
     chosen = {**pretrained.settings, "train.steps": 2, "train.batch_tokens": 512}
     run = hw.train("classification", questions, set=chosen, start=pretrained.start, run=folder, progress=False)
@@ -141,7 +154,22 @@ def test_what_cannot_be_pretrained(
     tmp_path: Path, name: str, minutes: float | None, start: str | None, resuming: bool, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        check_pretrain(name, minutes, start, tmp_path, resuming)
+        check_pretrain("texts.txt", name, minutes, start, tmp_path, resuming)
+
+
+def test_a_causal_model_keeps_the_case_of_its_texts(questions: Path, unlabelled: Path, tmp_path: Path) -> None:
+    """The recipe text has no setting for lower case, which the labelled texts have."""
+    decoder = modern_decoder(width=16, depth=1, heads=2, window=64, vocab_size=1)
+    recipe, chosen = replace(small(classification()), model=decoder), {}
+
+    def record(stage: str, data: Any, set: dict[str, Any], *_: Any, **__: Any) -> None:
+        assert stage == "text"
+        chosen.update(set)
+
+    settings, options = {"task.lowercase": False, "task.size": 300}, {"progress": False, "resume": False}
+    train_first_stage(record, unlabelled, recipe, questions, settings, 3, 20, tmp_path / "run", Clock(), options)
+    stage = override(text(), {key: value for key, value in chosen.items() if key != "model.context"})
+    assert cast(LanguageConfig, stage.task).size == 300
 
 
 def test_contrast_is_between_two_maskings_of_each_document(unlabelled: Path, tmp_path: Path) -> None:

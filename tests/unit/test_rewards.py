@@ -26,8 +26,10 @@ CASES: list[tuple[str, dict[str, Any], dict[str, float]]] = [
     ("regex", {"prompt": "slow", "pattern": r"(a+)+$"}, {"aaa": 1, "b": 0}),
     ("arithmetic", {"prompt": "12+345="}, {"357": 1, "It is 357.": 1, "357 or 358": 0, "": 0, "-357": 0}),
     ("arithmetic", {"prompt": "What is (3 - 5) * 1.5?"}, {"-3": 1, "-3.0": 1, "3": 0}),
+    ("arithmetic", {"prompt": "007+010="}, {"17": 1, "017": 1, "15": 0}),
     ("arithmetic", {"prompt": "Two apples and two more?", "answer": 1000}, {"#### 1,000": 1, "1,001": 0}),
     ("json-schema", {"prompt": "", "schema": POINT}, {'{"x": 1}': 1, '{"x": true}': 0, "{}": 0, "{": 0}),
+    ("json-schema", {"prompt": "", "schema": {"enum": [[1], {"a": 0}]}}, {"[1.0]": 1, "[true]": 0, '{"a": false}': 0}),
     (
         "json-schema",
         {"prompt": "", "schema": json.dumps(POINT)},
@@ -55,13 +57,33 @@ def test_a_reward_is_a_number_of_prompt_and_answer(name: str, row: dict[str, Any
         ("exact", '{"question": "a"}', "line 1 has no key 'prompt'"),
         ("exact", '{"prompt": "", "answer": "a"}', "line 1 has an empty prompt"),
         ("regex", '{"prompt": "a", "pattern": "("}', "has the pattern '\\(', which is invalid"),
+        ("regex", '{"prompt": "a", "pattern": "a{99999999999}"}', "which is invalid .the repetition number is too"),
+        (
+            "regex",
+            json.dumps({"prompt": "a", "pattern": "(" * 5000 + ")" * 5000}),
+            "which is invalid .maximum recursion",
+        ),
         ("regex", '{"prompt": "a"}', "has no 'pattern'; .*task.pattern"),
         ("arithmetic", '{"prompt": "a"}', "neither an 'answer' nor an expression"),
         ("arithmetic", '{"prompt": "1/0="}', "has the expression '1/0', which has no value"),
         ("arithmetic", '{"prompt": "a", "answer": "many"}', "has the answer 'many', which is not a number"),
         ("json-schema", '{"prompt": "a", "schema": {"not": {}}}', "has a schema with 'not', which is not checked"),
         ("json-schema", '{"prompt": "a", "schema": {"properties": 5}}', "has a schema with properties 5"),
-        ("json-schema", '{"prompt": "a", "schema": {"items": {"pattern": "("}}}', "invalid pattern"),
+        (
+            "json-schema",
+            '{"prompt": "a", "schema": {"items": {"pattern": "("}}}',
+            "schema with the pattern '.', which is",
+        ),
+        (
+            "json-schema",
+            '{"prompt": "a", "schema": {"type": [["object"]]}}',
+            "schema of type .'object'.; use",
+        ),
+        (
+            "json-schema",
+            '{"prompt": "a", "schema": {"required": [["x"]]}}',
+            "schema that requires .'x'.; use",
+        ),
         ("checkmate", '{"prompt": "a1"}', "has 'a1', which is not a position"),
     ],
 )
@@ -82,6 +104,9 @@ def test_lines_of_text_are_prompts_with_the_settings_of_the_task(tmp_path: Path)
 
 FUNCTIONS = """
 import os, sys, time
+from decimal import Decimal
+
+import numpy
 
 def reward(prompt, output, row):
     print("noise")
@@ -92,6 +117,14 @@ def reward(prompt, output, row):
         time.sleep(60)
     if output == "end":
         os._exit(3)
+    if output == "fork" and os.fork() == 0:
+        time.sleep(60)
+    if output == "fork":
+        os._exit(3)
+    if output == "decimal":
+        return Decimal("0.5")
+    if output == "numpy":
+        return numpy.bool_(True)
     return {"nan": float("nan"), "text": "1"}.get(output, len(output) + row["more"])
 
 number = 5
@@ -103,7 +136,7 @@ def test_a_function_that_fails_costs_its_own_answer_only(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     scorer = Scorer("own_rewards:reward", "own_rewards:reward", 0.5)
     try:
-        outputs = ("four", "raise", "nan", "text", "hang", "end", "a")
+        outputs = ("four", "raise", "nan", "text", "hang", "end", "fork", "decimal", "numpy", "a")
         assert scorer.score([("p", output, {"more": 2}) for output in outputs]) == [
             6.0,
             "ValueError: no",
@@ -111,6 +144,9 @@ def test_a_function_that_fails_costs_its_own_answer_only(tmp_path: Path, monkeyp
             "it returns a str, not a number",
             "it takes more than 0.5 s",
             "its process ended",
+            "it takes more than 0.5 s",
+            0.5,
+            1.0,
             3.0,
         ]
         scorer.seconds = 0.1

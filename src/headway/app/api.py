@@ -106,8 +106,7 @@ def train(
         base, reasons = load_recipe(recipe), tuple[str, ...]()
         run_directory = RunDirectory(Path("runs") / base.name if run is None else Path(run))
         directory, resuming = run_directory.path, run_directory.claim(resume)
-        if pretrain is not None:
-            check_pretrain(base.name, minutes, start, directory, resuming)
+        check_pretrain(pretrain, base.name, minutes, start, directory, resuming)
         lock = run_directory.locked() if process_rank() == 0 else nullcontext()
         with lock, data_paths(data, base.domain, directory) as paths:
             if pretrain is not None and not resuming:

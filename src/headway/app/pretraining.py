@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from headway.app.recipes import configure_recipe
+from headway.app.recipes import configure_recipe, load_recipe
 from headway.config import override
 from headway.domains import pretraining_of, recipe_domains
 from headway.errors import UserError, logger
@@ -37,10 +37,19 @@ class Pretrained(NamedTuple):
     reasons: tuple[str, ...]
 
 
-def check_pretrain(name: str, minutes: float | None, start: str | Path | None, run: Path, resuming: bool) -> None:
-    """Raise UserError for a recipe that cannot be pre-trained, without minutes, with another start, and for resuming a
-    run that did not start with pre-training.
+def check_pretrain(
+    unlabelled: Paths | None, name: str, minutes: float | None, start: str | Path | None, run: Path, resuming: bool
+) -> None:
+    """Raise UserError for a recipe that cannot be pre-trained, without minutes, with another start, for resuming a run
+    that did not start with pre-training, and for training without `unlabelled` data where a first stage was stopped.
     """
+    if unlabelled is None:
+        if start is None and not resuming and RunDirectory(run / PRETRAINING).exists():
+            raise UserError(
+                f"{run} contains a first stage on unlabelled data; continue it with --resume and --pretrain, or choose "
+                "another folder with --run"
+            )
+        return
     if pretraining_of(name) is None:
         able = ", ".join(recipe for recipe in recipe_domains() if pretraining_of(recipe) is not None)
         raise UserError(f"recipe {name!r} has no pre-training; remove --pretrain, or use one of {able}")
@@ -65,7 +74,8 @@ def train_first_stage(
     options: Mapping[str, Any],
 ) -> Pretrained:
     """Train the stage of a `recipe` on `unlabelled` data in the run `directory`, with `train` (hw.train) and its
-    `options`. A stopped stage continues, and a finished one is taken as it is. `minutes` are those of both stages.
+    `options`. A stopped stage continues, and a finished one is taken as it is if it had the same data and settings.
+    `minutes` are those of both stages.
 
     The labelled data are read first, so errors in them appear before any training.
     """
@@ -83,15 +93,15 @@ def train_first_stage(
     earlier_seconds = sum(status.get(key) or 0.0 for key in ("elapsed", "judging_seconds"))
     # A model that is named as the stage's recipe is that recipe's own, whose size depends on the data.
     own = {key: value for key, value in settings.items() if _sets_model(key) and value != stage}
-    tokenizer = {key: settings[key] for key in _TOKENIZER if key in settings}
-    if status.get("status") != "finished":
-        first_minutes = status.get("minutes") or stage_minutes(minutes)
-        chosen, spent = {**pretraining.settings(configured), **tokenizer, **own}, clock.elapsed()
-        try:
-            train(stage, samples.rows, chosen, first_minutes, run.path, seed=seed, spent=spent, **options)
-        except UserInterrupt as stop:
-            remedy = f"resume {directory} with --resume"
-            raise UserInterrupt(f"pre-training {stop.where}", remedy, stop.number, stop.is_agreed) from None
+    known = {f"task.{name}" for name in vars(load_recipe(stage).task)}
+    tokenizer = {name: settings[name] for name in _TOKENIZER if name in settings and name in known}
+    first_minutes = None if status.get("status") == "finished" else status.get("minutes") or stage_minutes(minutes)
+    chosen, spent = {**pretraining.settings(configured), **tokenizer, **own}, clock.elapsed()
+    try:
+        train(stage, samples.rows, chosen, first_minutes, run.path, seed=seed, spent=spent, **options)
+    except UserInterrupt as stop:
+        remedy = f"resume {directory} with --resume and --pretrain"
+        raise UserInterrupt(f"pre-training {stop.where}", remedy, stop.number, stop.is_agreed) from None
     # At least half of the second stage's time is left, however long an interrupted first stage took.
     seconds = min(clock.elapsed() + earlier_seconds, 30 * (stage_minutes(minutes) + minutes))
     second = {key: value for key, value in settings.items() if not _sets_model(key) or key == _DROPOUT}

@@ -11,6 +11,7 @@ from typing import Any
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _EXPRESSION = re.compile(r"[-+(]*\s*\d[\d\s.()]*(?:[-+*/][\d\s.()+*/-]*)+")
+_LEADING_ZEROS = re.compile(r"(?<![\d.])0+(?=\d)")
 _OPERATORS: dict[type, Any] = {
     ast.Add: add, ast.Sub: sub, ast.Mult: mul, ast.Div: truediv, ast.USub: neg, ast.UAdd: pos,
 }  # fmt: skip
@@ -39,7 +40,8 @@ def target(row: Mapping[str, Any]) -> Fraction:
         if isinstance(answer, bool) or not _NUMBER.fullmatch(str(answer).strip()[:_MAX_CHARACTERS]):
             raise ValueError(f"has the answer {answer!r:.80}, which is not a number; correct it")
         return Fraction(str(answer).strip())
-    expressions = _EXPRESSION.findall(row["prompt"][-_MAX_CHARACTERS:])
+    prompt = _LEADING_ZEROS.sub("", row["prompt"][-_MAX_CHARACTERS:])  # Python has no number 07
+    expressions = _EXPRESSION.findall(prompt)
     if not expressions:
         raise ValueError("has neither an 'answer' nor an expression such as 12+30 in its prompt; add an answer")
     try:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from headway.io.json_files import parse_json
+from headway.rewards.strings import check_expression
 
 _TYPES: dict[str, Callable[[Any], bool]] = {
     "object": lambda content: isinstance(content, dict),
@@ -63,12 +64,12 @@ def check_row(row: Mapping[str, Any]) -> None:
                 raise ValueError(f"has a schema with {keyword} {setting!r:.80}; correct it")
         types = schema.get("type", [])
         for name in [types] if isinstance(types, str) else types:
-            if name not in _TYPES:
+            if not isinstance(name, str) or name not in _TYPES:
                 raise ValueError(f"has a schema of type {name!r:.80}; use {', '.join(_TYPES)}")
-        try:
-            re.compile(schema.get("pattern", ""))
-        except re.error as error:
-            raise ValueError(f"has a schema with an invalid pattern ({error}); correct it") from error
+        wrong = next((name for name in schema.get("required", []) if not isinstance(name, str)), None)
+        if wrong is not None:
+            raise ValueError(f"has a schema that requires {wrong!r:.80}; use the names of properties")
+        check_expression(schema.get("pattern", ""), "a schema with the pattern")
         pending += [*schema.get("properties", {}).values(), *schema.get("anyOf", [])]
         pending += [schema[name] for name in ("items", "additionalProperties") if name in schema]
 
@@ -117,5 +118,9 @@ def is_valid(content: Any, schema: Any) -> bool:
 
 
 def same_json(first: Any, second: Any) -> bool:
-    """Equality of JSON values, in which 1 differs from true."""
+    """Equality of JSON values, in which 1 equals 1.0 and differs from true, also inside lists and objects."""
+    if isinstance(first, list) and isinstance(second, list):
+        return len(first) == len(second) and all(map(same_json, first, second))
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first.keys() == second.keys() and all(same_json(first[name], second[name]) for name in first)
     return first == second and isinstance(first, bool) == isinstance(second, bool)

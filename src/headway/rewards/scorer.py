@@ -7,7 +7,6 @@ import math
 import os
 import signal
 import sys
-from numbers import Real
 from typing import Any
 
 from headway.errors import UserError
@@ -37,12 +36,12 @@ def serve(name: str, seconds: float) -> None:
             signal.setitimer(signal.ITIMER_REAL, 2 * seconds + 1)
         try:
             reward = function(*json.loads(line))
-            if not isinstance(reward, Real):
+            if isinstance(reward, str) or not hasattr(reward, "__float__"):
                 send({"error": f"it returns a {type(reward).__name__}, not a number"})
-            elif not math.isfinite(reward):
-                send({"error": f"it returns {float(reward)}"})
+            elif not math.isfinite(number := float(reward)):
+                send({"error": f"it returns {number}"})
             else:
-                send({"reward": float(reward)})
+                send({"reward": number})
         except Exception as error:  # the user's code may raise anything
             send({"error": f"{type(error).__name__}: {first_line(error)}"[:300]})
         if hasattr(signal, "setitimer"):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from weakref import finalize
@@ -83,7 +85,7 @@ class Scorer:
 
         def stop() -> None:
             late.set()
-            process.kill()
+            kill(process)
 
         timer = threading.Timer(seconds, stop)
         timer.start()
@@ -107,9 +109,18 @@ class Scorer:
             end(process)
 
 
+def kill(process: subprocess.Popen[str]) -> None:
+    """Kill a process and those that it started, which may hold its pipes open."""
+    if not hasattr(os, "killpg"):
+        process.kill()
+    elif process.returncode is None:  # its id is not reused before it is waited for
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
 def end(process: subprocess.Popen[str]) -> None:
     """End a process and close its pipes."""
-    process.kill()
+    kill(process)
     process.wait()
     for pipe in (process.stdin, process.stdout):
         if pipe is not None and not pipe.closed:

@@ -29,7 +29,12 @@ def check_pattern(row: Row) -> None:
     """Raise ValueError for a row without a valid regular expression."""
     if not isinstance(row.get("pattern"), str):
         raise ValueError("has no 'pattern'; add a regular expression, or set task.pattern for all prompts")
+    check_expression(row["pattern"], "the pattern")
+
+
+def check_expression(pattern: str, noun: str) -> None:
+    """Raise ValueError for an invalid regular expression; `noun` is what it is called."""
     try:
-        re.compile(row["pattern"])
-    except re.error as error:
-        raise ValueError(f"has the pattern {row['pattern']!r:.80}, which is invalid ({error}); correct it") from error
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"has {noun} {pattern!r:.80}, which is invalid ({error}); correct it") from error

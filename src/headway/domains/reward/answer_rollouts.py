@@ -128,13 +128,14 @@ class RewardedPrompts(SplitExamples, OnPolicyExamples):
 
     def answer(self, model: nn.Module, rows: Sequence[int], answers: int, seed: int) -> ScoredAnswers:
         """Sample this many answers to each prompt and compute their rewards. An answer whose reward fails gets 0, and
-        the log reports it. UserError if the reward fails for all of them.
+        the log reports it. UserError if the reward fails for all of them, except those of a random model, which are
+        sampled before the run has its folder.
         """
         repeated = [row for row in rows for _ in range(answers)]
         sampled = self.sampler.sample(model, [self.prompts[row] for row in repeated], seed)
         triples = [(self.table.rows[r]["prompt"], a.text, self.table.rows[r]) for r, a in zip(repeated, sampled)]
         rewards = self.scorer.score(triples)
-        errors = {reward: number for number, reward in enumerate(rewards) if isinstance(reward, str)}
+        errors = {reward: number for number, reward in enumerate(rewards) if isinstance(reward, str) and self._is_run}
         if errors and not any(isinstance(reward, float) for reward in rewards):
             raise UserError(
                 f"the reward {self.scorer.name!r} fails for all {len(rewards):,} answers ({next(iter(errors))}); "
@@ -190,9 +191,14 @@ class RewardedPrompts(SplitExamples, OnPolicyExamples):
         self.curve.append((float(scored.rewards.mean()), equal, tokens))
         return rollout
 
+    @property
+    def _is_run(self) -> bool:
+        """Whether the run has its folder. Before, a random model measures the speed."""
+        return self.workspace.is_dir()
+
     def _report(self, scored: ScoredAnswers, difference: float) -> None:
-        """Log what is wrong with a rollout, once. Before a run has its folder, a random model measures the speed."""
-        if not self.workspace.is_dir():
+        """Log what is wrong with a rollout, once."""
+        if not self._is_run:
             return
         if difference > max(TOLERANCE, 2 * self.largest_difference):
             _LOG.warning(

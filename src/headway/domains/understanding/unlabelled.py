@@ -28,17 +28,19 @@ def read_unlabelled(recipe: Recipe, task: Task, paths: Sequence[Path]) -> Unlabe
     """
     examples = cast(EncodedTextDataset | RelatedTextDataset, task.examples)
     labelled = dict.fromkeys(examples.texts_of("train"))
-    excluded = {*labelled, *examples.texts_of("validation"), *examples.texts_of("test")}
+    # Documents and lines of plain text are read without their white space.
+    excluded = set(map(_on_one_line, (*labelled, *examples.texts_of("validation"), *examples.texts_of("test"))))
     found = dict.fromkeys(_read_texts(paths, getattr(recipe.task, "text", "text")))
-    unlabelled = [text for text in found if text not in excluded]
+    unlabelled = [text for text in found if _on_one_line(text) not in excluded]
     if not unlabelled:
         names = ", ".join(map(str, paths[:3]))
         raise UserError(f"{names}: all {len(found):,} texts are also in the labelled data; pass other texts")
     words, others = (
         Counter(word for text in texts for word in _WORD.findall(text.lower())) for texts in (labelled, unlabelled)
     )
-    ratio = _SIMILAR * others.total() / max(1, words.total())
-    similar = sum(count for word, count in words.items() if others[word] >= ratio * count) / max(1, words.total())
+    total = words.total()
+    alike = sum(n for word, n in words.items() if others[word] * total >= _SIMILAR * others.total() * n)
+    similar = alike / total if total else None
     rows = [{"text": text} for text in (*unlabelled, *labelled)]
     measure = "of the words in the labelled texts are about as frequent in the unlabelled ones"
     difference = "which may be about other subjects or in another language"
@@ -55,4 +57,8 @@ def _read_texts(paths: Sequence[Path], column: str) -> Iterator[str]:
         for document in iter_documents([path]):
             # Lines of one sentence each are texts; hard-wrapped lines belong to a paragraph.
             parts = _PARAGRAPH.split(document) if _PARAGRAPH.search(document.strip()) else document.splitlines()
-            yield from (" ".join(part.split()) for part in parts if part.strip())
+            yield from (_on_one_line(part) for part in parts if part.strip())
+
+
+def _on_one_line(text: str) -> str:
+    return " ".join(text.split())
