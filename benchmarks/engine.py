@@ -3,9 +3,11 @@
     python benchmarks/engine.py                              # each row but that of 1.1B once
     python benchmarks/engine.py --only decode-1.1b decode-135m --repeats 3   # 15 GB of disk
     HEADWAY_FORM=avx2 python benchmarks/engine.py            # as on a lesser processor
+    python benchmarks/engine.py --device cuda --repeats 3    # on a GPU, with the programs that run there
 
 It calls what `headway bench` calls: every program in a process of its own, the programs in turn, the same drawn weights
-and threads. A machine is one file of results/machines, with its rows, what was asked for and whether it was reached.
+and threads. A machine is one file of results/machines, with its rows, what was asked for and whether it was reached; a
+GPU is one file of results/gpus, without targets.
 nanoGPT is on no registry; its share of a machine's peak (134 and 112 GFLOP/s where fp32 products gave 184 at most, 6
 flop a weight) is what headway's share here is held to.
 """
@@ -20,7 +22,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from headway.bench.benchmark import BenchRequest, run
+from headway.bench.benchmark import PEERS, BenchRequest, run
 from measure import RESULTS, kind_of_machine, write
 
 ALL = ("transformers", "ctranslate2", "llama.cpp")
@@ -117,15 +119,22 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=ROWS, default=QUICK, metavar="ROW", help=", ".join(ROWS))
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     for row in args.only:
         request, goals = ROWS[row]
-        request = replace(request, threads=args.threads, repeats=args.repeats)
+        request = replace(request, threads=args.threads, repeats=args.repeats, device=args.device)
+        if args.device != "cpu":
+            if request.cache is not None:
+                continue
+            against = tuple(name for name in request.against if PEERS[name].runs_on_gpus)
+            request, goals = replace(request, dtypes=(), against=against), []
         result = run(request, lambda line: print(line, file=sys.stderr, flush=True))
         asked = [goal.judged(result) for goal in goals if goal.ours in result["programs"]]  # not each trains in bf16
         for each in asked:
             print(each, file=sys.stderr, flush=True)
-        name = f"machines/{kind_of_machine()}"
+        gpu = result["machine"].get("gpu")
+        name = f"machines/{kind_of_machine()}" if gpu is None else f"gpus/{'-'.join(gpu.lower().split())}"
         path = RESULTS / f"{name}.json"
         rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else {}
         rows[row] = {"date": time.strftime("%Y-%m-%d"), **result, "asked": asked}

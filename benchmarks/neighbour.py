@@ -25,7 +25,8 @@ from typing import Any
 import torch
 
 from headway.app.recipes import find_model_config
-from headway.bench.benchmark import time_call, without_dropout
+from headway.bench.benchmark import without_dropout
+from headway.bench.measurement import time_call
 from headway.engine import Engine, PackedTensor, quantise
 from headway.engine.pool import pool
 from headway.generate.prompts import make_prompt

@@ -42,7 +42,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from headway.app.conversion import export_model, quantize
 from headway.app.loading import load as load_model
 from headway.app.recipes import find_model_config
-from headway.bench.benchmark import WARMUP_TOKENS, BenchJob, BenchRequest, run
+from headway.bench.benchmark import BenchRequest, run
+from headway.bench.measurement import WARMUP_TOKENS, BenchJob
 from headway.engine import Engine
 from headway.formats import native
 from headway.formats.open import open_model

@@ -247,9 +247,18 @@ def measured(subject: str) -> Iterator[str]:
                 yield line(row, where(result["machine"], result.get("instructions")), path)
 
 
+def gpus() -> Iterator[str]:
+    """The rows of benchmarks/engine.py of each GPU."""
+    for path in sorted((RESULTS / "gpus").glob("*.json")):
+        for result in json.loads(path.read_text(encoding="utf-8"))["rows"].values():
+            for row in speeds.engine(result):
+                yield line(row, result["machine"]["gpu"], path)
+
+
 def table() -> str:
     """One table per subject that has results."""
     tables = {subject: list(measured(subject)) for subject in SUBJECTS if subject != "Fuzzing"}
+    tables["GPUs"] = list(gpus())
     tables["Planning by minutes"] = [*minutes(), *regrets(), *demos()]
     tables |= {"Fuzzing": list(measured("Fuzzing")), "History of the field": list(claims())}
     return "\n".join(

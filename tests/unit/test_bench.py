@@ -14,10 +14,7 @@ import torch
 from headway.app.cli import main as cli
 from headway.bench import benchmark, headway_runner
 from headway.bench.benchmark import (
-    NEW_TOKENS,
     PEERS,
-    PROMPT_TOKENS,
-    BenchJob,
     BenchRequest,
     Contender,
     check_space,
@@ -26,8 +23,10 @@ from headway.bench.benchmark import (
     prepare_models,
     without_dropout,
 )
+from headway.bench.measurement import NEW_TOKENS, PROMPT_TOKENS, BenchJob
 from headway.errors import UserError
 from headway.formats.published import save_published
+from headway.learn.precision import Precision
 from headway.nn.models import ModelConfig, build
 from headway.nn.models.presets import decoder, gpt, marian, preset
 from package_trees import nodes, trees
@@ -47,7 +46,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headway.bench.benchmark._MIN_SECONDS", 0.0)
+    monkeypatch.setattr("headway.bench.measurement._MIN_SECONDS", 0.0)
 
 
 def ask(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, str]:
@@ -106,6 +105,75 @@ def test_programs_run_in_turn(
     assert lines[3] == "ctranslate2 int8 20 1 40 0 3.00 x in int4"
 
 
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[BenchJob]:
+    """Let the benchmark find a GPU; return the jobs that its processes get."""
+    jobs: list[BenchJob] = []
+
+    def process(module: str, action: str, job: BenchJob) -> dict[str, float]:
+        jobs.append(job)
+        if module == "headway.bench.probe":
+            bounds = {"read_bytes_per_second": 2e12} if job.kind == "decode" else {"flop_per_second": 6e13}
+            return {**bounds, **({} if job.kind == "decode" else {"bf16_flop_per_second": 9e14}), "peak_bytes": 5}
+        speeds = {"tokens_per_second": 1e5, "sentences_per_second": 100.0, "seconds": 0.5, "weight_bytes": 4e6}
+        return {**speeds, "peak_bytes": 3e9}
+
+    gpu = {"gpu": "NVIDIA H100", "driver": "570.86", "gpu_memory_bytes": 8e10, "packages": {}}
+    monkeypatch.setattr(benchmark, "_run_process", process)
+    monkeypatch.setattr(benchmark, "find_device", torch.device)
+    monkeypatch.setattr(benchmark, "machine", lambda device: gpu | {"device": str(device)})
+    monkeypatch.setattr(benchmark, "choose_precision", lambda *_: Precision("bf16", ""))
+    monkeypatch.setattr(benchmark, "check_free_memory", lambda *_: None)
+    monkeypatch.setattr(benchmark, "prepare_models", lambda *_: None)
+    return jobs
+
+
+def test_all_tables_of_a_gpu_by_one_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = on_a_gpu(monkeypatch)
+    code, out, err = ask(capsys, "--device", "cuda", "--against", "transformers", "--repeats", 1)
+    assert code == 0, err
+    lines = out.splitlines()
+    titles = [line.split(",")[0] for line in lines if "NVIDIA H100, 570.86, medians of 1 runs" in line]
+    assert titles == ["decode", "prefill", "train", "translate", "load"]
+    assert sum(line.split()[:1] == ["program"] and "peak GPU MB" in line for line in lines) == 5
+    assert "this GPU: 900000.0 GFLOP/s in bf16 matrix products" in out
+    assert {job.device for job in jobs} == {"cuda"}
+    out = ask(capsys, "--device", "cuda", "--against", "transformers", "--repeats", 1, "--json")[1]
+    reports = json.loads(out.splitlines()[-1])["benchmarks"]
+    assert all(report["machine"]["gpu"] == "NVIDIA H100" and report["device"] == "cuda" for report in reports)
+    train = reports[2]["programs"]
+    assert train["headway bf16"]["share_of_bound"] == pytest.approx(train["headway fp32"]["share_of_bound"] / 15)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("decode", "--weights", "int8"), "weights in int8 need a CPU, not device cuda; use --device cpu"),
+        (("decode", "--cache", "int8"), "a KV cache in int8 needs a CPU, not device cuda; remove it, or use"),
+        (("decode", "--backend", "cpu"), "--backend cpu needs a CPU, not device cuda; remove it, or use"),
+        (("decode", "--against", "llama.cpp"), "llama.cpp is measured on CPUs only, not on device cuda; remove it"),
+        (("decode", "--timeline", "file"), "not bench decode with backend auto on device cuda; remove --timeline"),
+    ],
+)
+def test_what_a_gpu_refuses(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], message: str
+) -> None:
+    jobs = on_a_gpu(monkeypatch)
+    code, out, err = ask(capsys, *words, "--device", "cuda")
+    assert (code, out, err.count("\n"), jobs) == (2, "", 1, [])
+    assert message in err
+
+
+def test_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = SimpleNamespace(name="NVIDIA H100", total_memory=85e9, major=9, minor=0)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: properties)
+    monkeypatch.setattr("torch.utils.collect_env.get_nvidia_driver_version", lambda run: "570.86")
+    found = benchmark.machine(torch.device("cuda"))
+    names = {"gpu": "NVIDIA H100", "gpu_memory_bytes": 85e9, "compute_capability": "9.0", "driver": "570.86"}
+    assert {**found, **names} == found
+
+
 @pytest.mark.usefixtures("few_steps")
 @pytest.mark.parametrize(
     ("kind", "config", "form", "value"),
@@ -152,7 +220,7 @@ def test_the_other_peers_where_they_are_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str, config: ModelConfig, form: str
 ) -> None:
     # Two times are subtracted, which must not drown in what other programs do.
-    monkeypatch.setattr("headway.bench.benchmark._MIN_SECONDS", 0.2)
+    monkeypatch.setattr("headway.bench.measurement._MIN_SECONDS", 0.2)
     program = Contender(name, form)
     pytest.importorskip(PEERS[name].module)
     peer = import_module(program.module)
@@ -220,7 +288,9 @@ def test_dropout_is_left_out() -> None:
             "llama.cpp does not support bench translate; choose from: transformers",
         ),
         (("decode", "--threads", "5000"), "5000 threads are too many for"),
-        (("decode", "--device", "cuda"), "bench measures CPUs only, not device cuda; remove --device"),
+        (("--shape", "gpt2"), "--shape needs one benchmark; choose decode, prefill, train, translate or load"),
+        (("--against", "ctranslate2"), "ctranslate2 does not support bench train; choose from: transformers"),
+        (("--device", "cuda"), "device 'cuda' is not available here (Torch not compiled with CUDA enabled); use"),
         (("decode", "--repeats", "0"), "'0' is not an integer of at least 1"),
         (("decode", "--shape", "gpt3-175b"), "measuring gpt3-175b needs 1,396,834,074,624 bytes"),
     ],
@@ -242,7 +312,7 @@ def test_a_peer_that_is_not_installed(capsys: pytest.CaptureFixture[str], monkey
 def test_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1))
     with pytest.raises(UserError, match=r"bytes of disk space, but .* has 1 free; .* set TMPDIR"):
-        check_space("decode", "tiny", LLAMA, [Contender("headway", "int8")], tmp_path)
+        check_space("decode", "tiny", LLAMA, [Contender("headway", "int8")], tmp_path, torch.device("cpu"))
 
 
 def test_a_process_that_fails(tmp_path: Path) -> None:

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 from headway.app.recipes import configure_recipe
+from headway.bench import headway_runner
+from headway.bench.benchmark import Contender, prepare_models
+from headway.bench.measurement import BenchJob
 from headway.generate import Limits, Sampling
 from headway.generate.scheduler import Request, Scheduler
 from headway.layout import Layout, to_device
@@ -25,6 +28,7 @@ from headway.learn.recipe import open_task
 from headway.nn.kernels import deterministic, true_indices
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, StackConfig, Transformer, TransformerConfig, build
+from headway.nn.models.presets import gpt, marian
 from headway.nn.models.score_biases import AlibiConfig
 from headway.nn.models.stack import BiasConfig
 from headway.nn.parts.positions import RotaryConfig
@@ -241,3 +245,21 @@ def test_torch_writes_the_same_bits_for_requests_that_share_a_batch() -> None:
 
     with deterministic():
         assert written(True) == written(False)
+
+
+@pytest.mark.parametrize("kind", ["decode", "prefill", "translate", "train", "load"])
+def test_each_benchmark_runs_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
+    """Its clock starts and stops when the GPU has done its work."""
+    config = marian(32, 1, 2, 64, 60) if kind == "translate" else gpt(32, 1, 2, vocab_size=40, context=520)
+    prepare_models(kind, config, 0, [Contender("headway", "fp32")], tmp_path)
+    synchronised: list[str] = []
+    monkeypatch.setattr("headway.bench.measurement._MIN_SECONDS", 0.0)
+    monkeypatch.setattr("torch.accelerator.synchronize", synchronised.append)
+    context = 16 if kind == "train" else config.context
+    job = BenchJob(
+        kind, "fp32", str(tmp_path), 2, torch.get_num_threads(), 0, config.vocab_size, context, device="sim:0"
+    )
+    with Waits():
+        measured = headway_runner.measure(job)
+    assert all(value > 0 for value in measured.values())
+    assert synchronised == ["sim:0", "sim:0"]

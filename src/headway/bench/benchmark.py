@@ -5,26 +5,34 @@ from __future__ import annotations
 import json
 import os
 import platform
-import random
-import resource
 import shutil
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
+from torch.utils import collect_env
 
 from headway.app.conversion import quantize
+from headway.app.loading import find_device
 from headway.app.recipes import find_model_config
+from headway.bench.measurement import (
+    MAX_SOURCE_TOKENS,
+    NEW_TOKENS,
+    PREFILL_TOKENS,
+    PROMPT_TOKENS,
+    TARGET_TOKENS,
+    BenchJob,
+    Kind,
+)
 from headway.config import from_dict, to_dict
 from headway.engine.processor import INSTRUCTION_SET
 from headway.errors import UserError, nearest
@@ -32,6 +40,7 @@ from headway.formats import native
 from headway.formats.published import save_published
 from headway.formats.usage import Usage
 from headway.io.machine_memory import check_free_memory
+from headway.learn.precision import choose_precision
 from headway.nn.models import (
     CacheDtype,
     EncoderDecoder,
@@ -43,109 +52,6 @@ from headway.nn.models import (
 )
 from headway.nn.models.describe import flop_per_token
 from headway.nn.models.embeds import TokenEmbed
-
-_WARMUP_STEPS, _MIN_STEPS, _MIN_SECONDS = 2, 5, 2.0
-
-
-def time_call(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def time_step(step: Callable[[], object]) -> float:
-    """The mean time over several steps and seconds, after warm-up steps."""
-    for _ in range(_WARMUP_STEPS):
-        step()
-    count, started = 0, time.perf_counter()
-    while count < _MIN_STEPS or time.perf_counter() - started < _MIN_SECONDS:
-        step()
-        count += 1
-    return (time.perf_counter() - started) / count
-
-
-Kind = Literal["decode", "prefill", "translate", "train", "load"]
-
-# decode: prompt tokens, new tokens, and how many of the new tokens are warm-up
-PROMPT_TOKENS, NEW_TOKENS, WARMUP_TOKENS = 128, 128, 16
-TIMELINE_STEPS = 8  # decode: extra steps for the timeline
-PREFILL_TOKENS = 512  # prefill: tokens in the longest prompt
-# translate: source length range, target length, beam width
-MIN_SOURCE_TOKENS, MAX_SOURCE_TOKENS, TARGET_TOKENS, BEAM_WIDTH = 15, 35, 32, 4
-EOS_ID = 0  # translate: the eos token
-
-
-@dataclass(frozen=True)
-class BenchJob:
-    """The work for one process. `form` is the weights' number format; `folder` contains the prepared models."""
-
-    kind: Kind
-    form: str
-    folder: str
-    rows: int
-    threads: int
-    seed: int
-    symbols: int
-    context: int | None
-    backend: Literal["auto", "torch", "cpu"] = "auto"
-    deterministic: bool = False
-    cache: CacheDtype | None = None  # None: headway's default for these weights
-    timeline: str | None = None  # output file for headway's instruction timeline
-
-    @property
-    def model(self) -> Path:
-        """The folder with the random model, in a published format if a peer reads it."""
-        return Path(self.folder) / "model"
-
-    def converted_path(self, program: str) -> Path:
-        """The path of the model converted for a program."""
-        return Path(self.folder) / f"{program}-{self.form}"
-
-    def prompts(self) -> list[list[int]]:
-        """Random prompts: one row has the maximum length; several rows have lengths spread between half of it and all
-        of it.
-        """
-        max_length = PREFILL_TOKENS if self.kind == "prefill" else PROMPT_TOKENS
-        return self._random_rows(max_length // 2 if self.rows > 1 else max_length, max_length, 0, self.symbols)
-
-    def sources(self) -> list[list[int]]:
-        """Random sources to translate, with eos. The last token of the vocabulary is reserved as the decoder start."""
-        return [
-            [*row, EOS_ID]
-            for row in self._random_rows(MIN_SOURCE_TOKENS - 1, MAX_SOURCE_TOKENS - 1, EOS_ID + 1, self.symbols - 1)
-        ]
-
-    def _random_rows(self, min_length: int, max_length: int, low: int, high: int) -> list[list[int]]:
-        generator = random.Random(self.seed)
-        last_row = max(1, self.rows - 1)
-        lengths = [round(min_length + (max_length - min_length) * row / last_row) for row in range(self.rows)]
-        generator.shuffle(lengths)
-        return [[generator.randrange(low, high) for _ in range(length)] for length in lengths]
-
-
-def run_job(measure: Callable[[BenchJob], dict[str, float]], prepare: Callable[[BenchJob], None] | None = None) -> None:
-    """Run the action on this process's command line (`prepare` or `measure`, and a job), and print the result."""
-    action, job_json = sys.argv[1:]
-    job = BenchJob(**json.loads(job_json))
-    try:
-        if action == "prepare" and prepare is not None:
-            prepare(job)
-            output: dict[str, Any] = {}
-        else:
-            output = {**measure(job), "peak_bytes": peak_bytes()}
-    except UserError as error:
-        output = {"error": str(error)}
-    print(json.dumps(output), flush=True)
-
-
-def peak_bytes() -> int:
-    """This process's peak memory. On Linux, `ru_maxrss` would include the parent's."""
-    status = Path("/proc/self/status")
-    for line in status.read_text().splitlines() if status.exists() else ():
-        if line.startswith("VmHWM:"):
-            return 1024 * int(line.split()[1])
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
 
 _CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 _PACKAGES = (
@@ -162,8 +68,8 @@ _PACKAGES = (
 )
 
 
-def machine() -> dict[str, Any]:
-    """The processor, its cores and memory, and package versions."""
+def machine(device: torch.device | None = None) -> dict[str, Any]:
+    """The processor, its cores and memory, package versions, and the GPU if `device` is one."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     flags = next((line for line in lines if line.startswith("flags")), "")
@@ -173,7 +79,16 @@ def machine() -> dict[str, Any]:
             packages[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
+    gpu: dict[str, Any] = {}
+    if device is not None and device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        gpu = {"gpu": properties.name, "gpu_memory_bytes": properties.total_memory, "cuda": torch.version.cuda}
+        gpu["compute_capability"] = f"{properties.major}.{properties.minor}"
+        gpu["driver"] = collect_env.get_nvidia_driver_version(collect_env.run)
+    elif device is not None and device.type != "cpu":
+        gpu = {"gpu": device.type}
     return {
+        **gpu,
         "processor": named[0] if named else platform.processor(),
         "cores": os.cpu_count(),
         "units": [unit for unit in _CPU_FEATURES if unit in flags.split()],
@@ -189,14 +104,15 @@ def summarize(values: Sequence[float]) -> dict[str, Any]:
 
 
 HEADWAY, HEADWAY_MODULE = "headway", "headway.bench.headway_runner"
-DTYPES = ("fp32", "int8", "int4")
+DTYPES, GPU_DTYPES = ("fp32", "int8", "int4"), ("fp32",)  # of weights, where generation supports them
 _FINER_DTYPE = {"int4": "int8", "int8": "fp32", "bf16": "fp32"}  # the next finer format, for peers that lack a format
 
 
 @dataclass(frozen=True)
 class Peer:
     """Another program. `module` is the module to import, `package` what to install, `dtypes` maps number formats to the
-    peer's names for them, and `prepares` is whether it converts the published folder first.
+    peer's names for them, `prepares` is whether it converts the published folder first, and `runs_on_gpus` whether the
+    package that is installed by default does.
     """
 
     module: str
@@ -204,6 +120,7 @@ class Peer:
     kinds: tuple[Kind, ...]
     dtypes: Mapping[str, str]
     prepares: bool = True
+    runs_on_gpus: bool = False
 
 
 PEERS = {
@@ -213,6 +130,7 @@ PEERS = {
         ("decode", "prefill", "translate", "train", "load"),
         {"fp32": "fp32", "bf16": "bf16"},
         prepares=False,
+        runs_on_gpus=True,
     ),
     "ctranslate2": Peer(
         "ctranslate2", "ctranslate2>=4.8", ("decode", "prefill", "translate"), {"fp32": "fp32", "int8": "int8"}
@@ -265,14 +183,16 @@ def _nearest_dtype(peer: Peer, dtype: str) -> str:
     return dtype
 
 
-def check_peers(kind: Kind, against: Sequence[str]) -> None:
-    """Raise UserError for a peer that is unknown, does not support the benchmark, or is not installed."""
+def check_peers(kind: Kind, against: Sequence[str], device: torch.device) -> None:
+    """Raise UserError for a peer that is unknown, does not support the benchmark or device, or is not installed."""
     for name in against:
         if name not in PEERS:
             raise UserError(f"unknown program {name!r} in --against; {nearest(name, PEERS)}")
         if kind not in PEERS[name].kinds:
             supporting = ", ".join(peer_name for peer_name, peer in PEERS.items() if kind in peer.kinds)
             raise UserError(f"{name} does not support bench {kind}; choose from: {supporting}")
+        if device.type != "cpu" and not PEERS[name].runs_on_gpus:
+            raise UserError(f"{name} is measured on CPUs only, not on device {device}; remove it, or use --device cpu")
     for name in against:
         if find_spec(PEERS[name].module) is None:
             package = PEERS[name].package
@@ -315,13 +235,16 @@ def check_shape(kind: Kind, name: str, config: ModelConfig) -> None:
         raise UserError(f"shape {name!r} has a context of {context}, but {kind} {verb} {needed} tokens; choose another")
 
 
-def check_space(kind: Kind, name: str, config: ModelConfig, programs: Sequence[Contender], folder: Path) -> None:
+def check_space(
+    kind: Kind, name: str, config: ModelConfig, programs: Sequence[Contender], folder: Path, device: torch.device
+) -> None:
     """Raise UserError if the models do not fit in memory or on disk."""
     weight_bytes = describe(config)["weights_bytes"]
     parts = {"weights": weight_bytes, "file buffer": weight_bytes}
     if kind == "train":
         parts = {"weights": weight_bytes, "gradients": weight_bytes, "optimiser": 2 * weight_bytes}
-    check_free_memory(f"measuring {name}", parts, torch.device("cpu"), "choose a smaller --shape")
+    for place in {torch.device("cpu"), device}:
+        check_free_memory(f"measuring {name}", parts, place, "choose a smaller --shape")
     needed = weight_bytes + sum(
         round(weight_bytes / 4 * _BYTES_PER_WEIGHT[p.dtype])
         for p in programs
@@ -395,6 +318,7 @@ class BenchRequest:
     deterministic: bool = False
     cache: CacheDtype | None = None
     timeline: Path | None = None
+    device: str = "cpu"
 
 
 def run(request: BenchRequest, note: Note = lambda line: None) -> dict[str, Any]:
@@ -402,24 +326,16 @@ def run(request: BenchRequest, note: Note = lambda line: None) -> dict[str, Any]
 
     Raises UserError for invalid requests before measuring anything.
     """
+    config, contenders, device = check(request)
     kind, shape = request.kind, request.shape or SHAPES[request.kind]
-    check_peers(kind, request.against)
-    dtypes = _requested_dtypes(request)
-    if request.timeline is not None:
-        check_timeline(request.timeline, kind, dtypes, request.backend)
-    if request.rows is not None and kind == "load":
-        raise UserError(f"bench load has no batch, but --rows is {request.rows}; remove --rows")
-    config: Any = without_dropout(find_model_config(shape))
-    check_shape(kind, shape, config)
-    contenders = list_contenders(kind, dtypes, request.against)
     with tempfile.TemporaryDirectory(prefix="headway-bench-") as folder:
-        check_space(kind, shape, config, contenders, Path(folder))
+        check_space(kind, shape, config, contenders, Path(folder), device)
         note(f"initialising {shape} with random weights")
         prepare_models(kind, config, request.seed, contenders, Path(folder))
         rows = BATCH_SIZES[kind] if request.rows is None else request.rows
         threads, context = request.threads or torch.get_num_threads(), config.context
         settings: dict[str, Any] = {"backend": request.backend, "deterministic": request.deterministic}
-        settings["cache"] = request.cache
+        settings |= {"cache": request.cache, "device": str(device)}
         settings["timeline"] = request.timeline and str(request.timeline)
         job = BenchJob(kind, "fp32", folder, rows, threads, request.seed, config.vocab_size, context, **settings)
         for program in contenders:
@@ -441,11 +357,29 @@ def run(request: BenchRequest, note: Note = lambda line: None) -> dict[str, Any]
     return _build_report(request, shape, config, job, contenders, runs, probes)
 
 
-def check_timeline(path: Path, kind: Kind, dtypes: Sequence[str], backend: str) -> None:
+def check(request: BenchRequest) -> tuple[Any, list[Contender], torch.device]:
+    """The model to measure, the programs, and the device; UserError for an invalid request."""
+    kind, shape, device = request.kind, request.shape or SHAPES[request.kind], find_device(request.device)
+    check_peers(kind, request.against, device)
+    dtypes = _requested_dtypes(request, device)
+    if request.timeline is not None:
+        check_timeline(request.timeline, kind, dtypes, request.backend, device)
+    if device.type != "cpu" and (request.backend == "cpu" or request.cache not in (None, "fp32")):
+        option = f"a KV cache in {request.cache}" if request.backend != "cpu" else "--backend cpu"
+        raise UserError(f"{option} needs a CPU, not device {device}; remove it, or use --device cpu")
+    if request.rows is not None and kind == "load":
+        raise UserError(f"bench load has no batch, but --rows is {request.rows}; remove --rows")
+    config = without_dropout(find_model_config(shape))
+    check_shape(kind, shape, config)
+    return config, list_contenders(kind, dtypes, request.against), device
+
+
+def check_timeline(path: Path, kind: Kind, dtypes: Sequence[str], backend: str, device: torch.device) -> None:
     """Raise UserError if there would be no timeline or more than one."""
-    if kind != "decode" or backend == "torch":
+    if kind != "decode" or backend == "torch" or device.type != "cpu":
         raise UserError(
-            f"--timeline needs bench decode with the engine, not bench {kind} with backend {backend}; remove --timeline"
+            f"--timeline needs bench decode with the engine, not bench {kind} with backend {backend} on device "
+            f"{device}; remove --timeline"
         )
     if len(dtypes) > 1:
         raise UserError(
@@ -455,14 +389,21 @@ def check_timeline(path: Path, kind: Kind, dtypes: Sequence[str], backend: str) 
         raise UserError(f"the timeline's folder {path.parent} does not exist; create it first")
 
 
-def _requested_dtypes(request: BenchRequest) -> tuple[str, ...]:
+def _requested_dtypes(request: BenchRequest, device: torch.device) -> tuple[str, ...]:
     """The number formats of headway's weights, or the training precisions."""
     if request.kind != "train":
-        return request.dtypes or DTYPES
+        dtypes = DTYPES if device.type == "cpu" else GPU_DTYPES
+        unsupported = [dtype for dtype in request.dtypes if dtype not in dtypes]
+        if unsupported:
+            raise UserError(f"weights in {unsupported[0]} need a CPU, not device {device}; use --device cpu")
+        return request.dtypes or dtypes
     unsupported = [dtype for dtype in request.dtypes if dtype != "fp32"]
     if unsupported:
         raise UserError(f"training needs fp32 weights, not {unsupported[0]}; remove --weights")
-    has_bf16 = "HEADWAY_FORM" not in os.environ and any(unit in machine()["units"] for unit in _BF16_FEATURES)
+    if device.type == "cpu":
+        has_bf16 = "HEADWAY_FORM" not in os.environ and any(unit in machine()["units"] for unit in _BF16_FEATURES)
+    else:
+        has_bf16 = choose_precision("auto", torch.nn.Module(), device).name == "bf16"
     return request.dtypes or (("fp32", "bf16") if has_bf16 else ("fp32",))
 
 
@@ -532,7 +473,7 @@ def _build_report(
     )
     settings = {"shape": shape, "parameters": describe(config)["parameters"], "rows": job.rows}
     settings |= {"threads": job.threads, "seed": job.seed, "repeats": request.repeats}
-    settings |= {"backend": job.backend, "deterministic": job.deterministic, "cache": job.cache}
+    settings |= {"backend": job.backend, "deterministic": job.deterministic, "cache": job.cache, "device": job.device}
     # The fraction of the machine's limit that each program reaches.
     if "read_bytes_per_second" in bounds:
         for stats in measured.values():
@@ -545,9 +486,10 @@ def _build_report(
             forward = flop_per_token(config.build(None), None)
         # Without attention: 2 FLOP per weight, plus 4 in training.
         flop = 3 * forward if job.kind == "train" else forward
-        for stats in measured.values():
+        for title, stats in measured.items():
             stats["flop_per_second"] = stats["tokens_per_second"]["median"] * flop
-            stats["share_of_bound"] = stats["flop_per_second"] / bounds["flop_per_second"]["median"]
+            bound = bounds.get(f"{title.split()[-1]}_flop_per_second", bounds["flop_per_second"])
+            stats["share_of_bound"] = stats["flop_per_second"] / bound["median"]
     times: dict[str, dict[str, float]] = {}  # headway's speedup, by medians
     for own_title, peers in comparisons(contenders).items():
         ours = measured[own_title][goal]["median"]
@@ -561,5 +503,5 @@ def _build_report(
         "bounds": bounds,
         "programs": measured,
         "times": times,
-        "machine": machine(),
+        "machine": machine(torch.device(job.device)),
     }

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 import headway as hw
-from headway.bench.benchmark import (
+from headway.bench.benchmark import HEADWAY
+from headway.bench.measurement import (
     BEAM_WIDTH,
     EOS_ID,
-    HEADWAY,
     NEW_TOKENS,
     TARGET_TOKENS,
     TIMELINE_STEPS,
@@ -57,12 +57,9 @@ def training_step(job: BenchJob) -> Callable[[], object]:
     corpus = TokenCache(Path(job.folder), ids, offsets, keys, np.zeros(1, np.uint8), (0, 0), _TOKENS)
     codec = train_codec("char", ["ab"], None)  # any codec works, because neither batches nor losses need text
     task = Task(Documents(config, corpus, codec, context, job.rows, job.seed), NextToken())
-    learner = Learner(open_model(job.model).model, recipe, task, Processes(torch.device("cpu")), job.form)
+    learner = Learner(open_model(job.model).model, recipe, task, Processes(torch.device(job.device)), job.form)
     stream, number = task.batches("train"), iter(range(recipe.train.steps))
     return lambda: learner.update(next(number), [next(stream)])
-
-
-_CPU = torch.device("cpu")
 
 
 def decode(model: Generative, job: BenchJob) -> dict[str, float]:
@@ -70,7 +67,7 @@ def decode(model: Generative, job: BenchJob) -> dict[str, float]:
     prompts = job.prompts()
     timeline_steps = TIMELINE_STEPS if job.timeline is not None else 0
     logits, decoding = model.start(
-        make_prompt(prompts, None, _CPU), max(map(len, prompts)) + NEW_TOKENS + timeline_steps
+        make_prompt(prompts, None, torch.device(job.device)), max(map(len, prompts)) + NEW_TOKENS + timeline_steps
     )
 
     def steps(count: int) -> None:
@@ -79,7 +76,7 @@ def decode(model: Generative, job: BenchJob) -> dict[str, float]:
             logits, decoding = model.step(argmax(logits), decoding)
 
     steps(WARMUP_TOKENS)
-    seconds = time_call(lambda: steps(NEW_TOKENS - WARMUP_TOKENS))
+    seconds = time_call(lambda: steps(NEW_TOKENS - WARMUP_TOKENS), job.device)
     if job.timeline is not None and isinstance(model, Engine):
         model.timeline = StepTimeline()
         steps(timeline_steps)
@@ -94,8 +91,8 @@ def decode(model: Generative, job: BenchJob) -> dict[str, float]:
 def prefill(model: Generative, job: BenchJob) -> dict[str, float]:
     """From the prompt ids to the logits after them."""
     prompts = job.prompts()
-    max_length = max(map(len, prompts))
-    call_seconds = time_step(lambda: model.start(make_prompt(prompts, None, _CPU), max_length + 1))
+    max_length, device = max(map(len, prompts)), torch.device(job.device)
+    call_seconds = time_step(lambda: model.start(make_prompt(prompts, None, device), max_length + 1), job.device)
     return {"tokens_per_second": sum(map(len, prompts)) / call_seconds}
 
 
@@ -111,7 +108,7 @@ def translate(model: Generative, job: BenchJob) -> dict[str, float]:
         assert {len(hypotheses[0].ids) for hypotheses in translations} == {TARGET_TOKENS}
 
     work()
-    seconds = time_call(work)
+    seconds = time_call(work, job.device)
     return {"sentences_per_second": job.rows / seconds, "tokens_per_second": job.rows * TARGET_TOKENS / seconds}
 
 
@@ -119,7 +116,7 @@ def train(job: BenchJob) -> dict[str, float]:
     """Trainer steps."""
     with retained_heap():
         step = training_step(job)
-        return {"tokens_per_second": job.rows * (job.context or 0) / time_step(step)}
+        return {"tokens_per_second": job.rows * (job.context or 0) / time_step(step, job.device)}
 
 
 def load(job: BenchJob) -> dict[str, float]:
@@ -128,13 +125,13 @@ def load(job: BenchJob) -> dict[str, float]:
     """
 
     def work() -> None:
-        model = hw.load(job.model, "cpu", None if job.form == "fp32" else job.form)  # type: ignore[arg-type]
+        model = hw.load(job.model, job.device, None if job.form == "fp32" else job.form)  # type: ignore[arg-type]
         for _, tensor in named_tensors(model.module):
             for part in _parts(tensor):
                 part.reshape(-1)[:: 4096 // part.element_size()].sum()
 
     work()
-    return {"seconds": time_call(work)}
+    return {"seconds": time_call(work, job.device)}
 
 
 def _bytes_per_step(model: Generative) -> int:
@@ -169,7 +166,7 @@ def measure(job: BenchJob) -> dict[str, float]:
     with deterministic(job.deterministic):
         if job.kind in _GENERATION_BENCHMARKS:
             path = job.model if job.form == "fp32" else job.converted_path(HEADWAY)
-            model = hw.load(path, "cpu", backend=job.backend, cache=job.cache).generator
+            model = hw.load(path, job.device, backend=job.backend, cache=job.cache).generator
             with torch.inference_mode():
                 return _GENERATION_BENCHMARKS[job.kind](model, job)
         return train(job) if job.kind == "train" else load(job)

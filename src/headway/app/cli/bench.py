@@ -13,13 +13,15 @@ from headway.errors import UserError
 EXAMPLE = """
 headway bench decode --weights int8 --against transformers,llama.cpp
 headway bench translate --against ctranslate2 --json
+headway bench --device cuda --against transformers
 """
 KINDS = ("decode", "prefill", "train", "translate", "load")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("kind", choices=KINDS, metavar="|".join(KINDS), help="benchmark to run, on random weights and tokens")
+    kinds = "benchmark to run, on random weights and tokens (default: all)"
+    add("kind", nargs="?", choices=KINDS, metavar="|".join(KINDS), help=kinds)
     add(
         "--shape",
         metavar="NAME",
@@ -55,33 +57,48 @@ def _names(text: str) -> list[str]:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    from headway.bench.benchmark import BenchRequest
+    from headway.bench.benchmark import BenchRequest, check
     from headway.bench.benchmark import run as measure
 
-    if args.device not in ("auto", "cpu"):
-        raise UserError(f"bench measures CPUs only, not device {args.device}; remove --device")
-    request = BenchRequest(
-        args.kind,
-        args.shape,
-        () if args.weights is None else (args.weights,),
-        tuple(args.against),
-        args.rows,
-        args.threads,
-        args.seed or 0,
-        args.repeats,
-        args.backend,
-        args.deterministic,
-        args.cache,
-        args.timeline,
-    )
-    report = measure(request, terminal.note)
+    for option in ("shape", "weights", "cache", "rows", "timeline") if args.kind is None else ():
+        if getattr(args, option) is not None:
+            raise UserError(f"--{option} needs one benchmark; choose {', '.join(KINDS[:-1])} or {KINDS[-1]}")
+    requests = [
+        BenchRequest(
+            kind,
+            args.shape,
+            () if args.weights is None else (args.weights,),
+            tuple(args.against),
+            args.rows,
+            args.threads,
+            args.seed or 0,
+            args.repeats,
+            args.backend,
+            args.deterministic,
+            args.cache,
+            args.timeline,
+            args.device,
+        )
+        for kind in (KINDS if args.kind is None else (args.kind,))
+    ]
+    for request in requests:  # before the first one starts
+        check(request)
+    reports = [_measured(measure(request, terminal.note), terminal) for request in requests]
+    terminal.print_result(reports[0] if args.kind is not None else {"benchmarks": reports})
+
+
+def _measured(report: dict[str, Any], terminal: Terminal) -> dict[str, Any]:
+    """Print a report's table and limits, and return the report."""
+    machine, is_gpu = report["machine"], report["device"] != "cpu"
     threads = "1 thread" if report["threads"] == 1 else f"{report['threads']} threads"
-    terminal.print(f"{args.kind}, {report['shape']}, {threads}, medians of {report['repeats']} runs")
+    place = ", ".join(filter(None, (machine["gpu"], machine.get("driver")))) if is_gpu else threads
+    terminal.print(f"{report['kind']}, {report['shape']}, {place}, medians of {report['repeats']} runs")
     terminal.print_table(table(report))
     for name, bound in report["bounds"].items():
-        unit = "GB/s reading memory" if name.startswith("read") else "GFLOP/s in fp32 matrix products"
-        terminal.print(f"this machine: {bound['median'] / 1e9:.1f} {unit}")
-    terminal.print_result(report)
+        dtype = "bf16" if name.startswith("bf16") else "fp32"
+        unit = "GB/s reading memory" if name.startswith("read") else f"GFLOP/s in {dtype} matrix products"
+        terminal.print(f"this {'GPU' if is_gpu else 'machine'}: {bound['median'] / 1e9:.1f} {unit}")
+    return report
 
 
 def table(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -93,7 +110,7 @@ def table(report: dict[str, Any]) -> list[dict[str, Any]]:
         row |= {"min": speed["min"], "max": speed["max"]}
         if any("share_of_bound" in program for program in report["programs"].values()):
             row["of the limit"] = f"{100 * stats['share_of_bound']:.0f} %" if "share_of_bound" in stats else None
-        row["peak MB"] = round(stats["peak_bytes"] / 1e6)
+        row["peak GPU MB" if report["device"].startswith("cuda") else "peak MB"] = round(stats["peak_bytes"] / 1e6)
         faster = [
             f"{peers[title]:.2f} x in {headway_title.split()[-1]}"
             for headway_title, peers in report["times"].items()

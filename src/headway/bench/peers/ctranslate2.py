@@ -6,7 +6,7 @@ from typing import Any
 
 import ctranslate2  # type: ignore[import-not-found]
 
-from headway.bench.benchmark import (
+from headway.bench.measurement import (
     BEAM_WIDTH,
     NEW_TOKENS,
     TARGET_TOKENS,

@@ -11,7 +11,7 @@ from typing import Any
 import llama_cpp  # type: ignore[import-not-found]
 import numpy as np
 
-from headway.bench.benchmark import NEW_TOKENS, WARMUP_TOKENS, BenchJob, run_job, time_call, time_step
+from headway.bench.measurement import NEW_TOKENS, WARMUP_TOKENS, BenchJob, run_job, time_call, time_step
 from headway.errors import UserError
 
 _NAME = "llama.cpp"

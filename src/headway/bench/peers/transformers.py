@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.utils import logging
 
-from headway.bench.benchmark import (
+from headway.bench.measurement import (
     BEAM_WIDTH,
     NEW_TOKENS,
     TARGET_TOKENS,
@@ -25,7 +25,7 @@ from headway.bench.benchmark import (
 @torch.inference_mode()
 def decode(job: BenchJob) -> dict[str, float]:
     """Model steps with its cache, which are faster than `generate`."""
-    model, (ids, mask) = _model(job), _left_pad(job.prompts())
+    model, (ids, mask) = _model(job), _left_pad(job.prompts(), job.device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     out = model(ids, **_mask_arguments(job, mask, positions), use_cache=True, logits_to_keep=1)
     position = positions[:, -1:]
@@ -43,26 +43,26 @@ def decode(job: BenchJob) -> dict[str, float]:
     return {
         "tokens_per_second": job.rows
         * (NEW_TOKENS - WARMUP_TOKENS)
-        / time_call(lambda: steps(NEW_TOKENS - WARMUP_TOKENS))
+        / time_call(lambda: steps(NEW_TOKENS - WARMUP_TOKENS), job.device)
     }
 
 
 @torch.inference_mode()
 def prefill(job: BenchJob) -> dict[str, float]:
     """The forward pass and the logits after the last token."""
-    model, (ids, mask) = _model(job), _left_pad(job.prompts())
+    model, (ids, mask) = _model(job), _left_pad(job.prompts(), job.device)
     mask_arguments = _mask_arguments(job, mask, (mask.cumsum(-1) - 1).clamp(min=0))
-    call_seconds = time_step(lambda: model(ids, **mask_arguments, use_cache=True, logits_to_keep=1))
+    call_seconds = time_step(lambda: model(ids, **mask_arguments, use_cache=True, logits_to_keep=1), job.device)
     return {"tokens_per_second": int(mask.sum()) / call_seconds}
 
 
 @torch.inference_mode()
 def translate(job: BenchJob) -> dict[str, float]:
     """`generate` with beam search and a minimum length, so that all outputs have the same number of tokens."""
-    model = AutoModelForSeq2SeqLM.from_pretrained(job.model, dtype=torch.float32).eval()
+    model = AutoModelForSeq2SeqLM.from_pretrained(job.model, dtype=torch.float32).eval().to(job.device)
     sources, pad = job.sources(), job.symbols - 1
     max_length = max(map(len, sources))
-    ids = torch.tensor([[*row, *[pad] * (max_length - len(row))] for row in sources])
+    ids = torch.tensor([[*row, *[pad] * (max_length - len(row))] for row in sources], device=job.device)
 
     def work() -> None:
         output = model.generate(
@@ -76,7 +76,7 @@ def translate(job: BenchJob) -> dict[str, float]:
         assert output.shape == (job.rows, 1 + TARGET_TOKENS)
 
     work()
-    seconds = time_call(work)
+    seconds = time_call(work, job.device)
     return {"sentences_per_second": job.rows / seconds, "tokens_per_second": job.rows * TARGET_TOKENS / seconds}
 
 
@@ -87,15 +87,15 @@ def train(job: BenchJob) -> dict[str, float]:
     generator = torch.Generator().manual_seed(job.seed)
 
     def step() -> None:
-        ids = torch.randint(0, job.symbols, (job.rows, context), generator=generator)
-        with torch.autocast("cpu", torch.bfloat16, enabled=job.form == "bf16"):
+        ids = torch.randint(0, job.symbols, (job.rows, context), generator=generator).to(job.device)
+        with torch.autocast(torch.device(job.device).type, torch.bfloat16, enabled=job.form == "bf16"):
             loss = model(ids, labels=ids, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return {"tokens_per_second": job.rows * context / time_step(step)}
+    return {"tokens_per_second": job.rows * context / time_step(step, job.device)}
 
 
 def load(job: BenchJob) -> dict[str, float]:
@@ -105,23 +105,25 @@ def load(job: BenchJob) -> dict[str, float]:
 
     def work() -> None:
         kind = AutoModelForSeq2SeqLM if AutoConfig.from_pretrained(job.model).is_encoder_decoder else None
-        model = (kind or AutoModelForCausalLM).from_pretrained(job.model, dtype=torch.float32)
+        model: Any = (kind or AutoModelForCausalLM).from_pretrained(job.model, dtype=torch.float32)
+        model.to(job.device)
         for parameter in model.parameters():
             parameter.data.reshape(-1)[:: 4096 // parameter.element_size()].sum()
 
     work()
-    return {"seconds": time_call(work)}
+    return {"seconds": time_call(work, job.device)}
 
 
 def _model(job: BenchJob) -> Any:
-    return AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
+    return model.eval().to(job.device)
 
 
-def _left_pad(prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+def _left_pad(prompts: list[list[int]], device: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Left-padded prompts and their attention mask, each [B, T]."""
     max_length = max(map(len, prompts))
-    ids = torch.tensor([[*[0] * (max_length - len(row)), *row] for row in prompts])
-    mask = torch.tensor([[*[0] * (max_length - len(row)), *[1] * len(row)] for row in prompts])
+    ids = torch.tensor([[*[0] * (max_length - len(row)), *row] for row in prompts], device=device)
+    mask = torch.tensor([[*[0] * (max_length - len(row)), *[1] * len(row)] for row in prompts], device=device)
     return ids, mask
 
 
