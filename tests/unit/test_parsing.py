@@ -79,6 +79,7 @@ OWN = {
     "app/cli/open.py",
     "app/remote.py",
     "bench/benchmark.py",
+    "bench/measurement.py",
     "codecs/mask_tokens.py",
     "codecs/tokenizer.py",
     "codecs/tokenizer_limits.py",
