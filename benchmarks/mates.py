@@ -1,11 +1,11 @@
-"""Positions from random games for rewards.py: any, each with a random legal move, and those with a mate in one.
+"""Random positions of seven pieces for rewards.py: some with a mate in one, others with a random legal move.
 
-A position is written from the side of the player to move, whose pieces are upper case: 64 squares from a8 to h1.
+White, to move, has the king and three more pieces; Black has the king, mostly on the edge, and two. A position is
+written as its pieces and their squares: Kg1Qd4Rh7Nb3kg8pf7pa6.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import random
 from pathlib import Path
@@ -13,19 +13,36 @@ from typing import NamedTuple
 
 import chess
 
-ALPHABET = ".PNBRQKpnbrqk" + "acdefgh" + "12345678"  # b is a file and a bishop
-_MAX_PLIES = 300
+ALPHABET = "PNBRQKpnbrqk" + "acdefgh" + "12345678"  # b is a file and a bishop
+_WHITE = ("QRB", "QRN", "QRR", "QRP", "QBN", "QBP", "QNP", "RRB", "RRN", "RRP")  # next to the king
+_BLACK = ("qr", "rb", "rn", "rp", "bn", "bp", "np", "pp")
+_EDGE = [square for square in chess.SQUARES if square % 8 in (0, 7) or square // 8 in (0, 7)]
+_EDGE_SHARE = 0.8  # of positions have the black king on the edge
+_REPORT = 2000  # mates between lines of progress
 
 
-class RandomGames(NamedTuple):
-    """`moves`: positions as text, each with a random legal move; `mates`: rows of prompts with a mate in one."""
+class Positions(NamedTuple):
+    """`moves`: positions without a mate in one, each with a random legal move; `mates`: prompts with a mate in one."""
 
     moves: list[tuple[str, str]]
     mates: list[dict[str, str]]
 
 
+def place(rng: random.Random) -> chess.Board | None:
+    """A random position; None if it is not legal."""
+    pieces = ["k", "K", *rng.choice(_WHITE), *rng.choice(_BLACK)]
+    squares = rng.sample(chess.SQUARES, len(pieces))
+    if rng.random() < _EDGE_SHARE:
+        squares[0] = rng.choice(_EDGE)
+    board = chess.Board(None)
+    for piece, square in zip(pieces, squares):
+        board.set_piece_at(square, chess.Piece.from_symbol(piece))
+    return board if len(set(squares)) == len(pieces) and board.is_valid() else None
+
+
 def to_text(board: chess.Board) -> str:
-    return "".join(str(board.piece_at(square ^ 56) or ".") for square in chess.SQUARES)
+    pieces = sorted(board.piece_map().items(), key=lambda item: ("KQRBNPkqrbnp".index(item[1].symbol()), item[0]))
+    return "".join(piece.symbol() + chess.square_name(square) for square, piece in pieces)
 
 
 def mates_in_one(board: chess.Board) -> bool:
@@ -39,40 +56,26 @@ def mates_in_one(board: chess.Board) -> bool:
     return False
 
 
-def row(board: chess.Board) -> dict[str, str]:
-    """A line of prompts: the text for the model and the FEN for the reward, both with White to move."""
-    white = board if board.turn == chess.WHITE else board.mirror()
-    return {"prompt": to_text(white), "fen": white.fen()}
-
-
-def random_games(num_moves: int, num_mates: int, seed: int) -> RandomGames:
-    """Play until there are so many of both. No position occurs twice, and none is in both lists."""
+def positions(num_moves: int, num_mates: int, seed: int) -> Positions:
+    """Sample until there are so many of both. No position occurs twice, also if left and right are exchanged."""
     rng, seen = random.Random(seed), set[str]()
-    moves: list[tuple[str, str]] = []
-    mates: list[dict[str, str]] = []
-    while len(moves) < num_moves or len(mates) < num_mates:
-        board = chess.Board()
-        while not board.is_game_over() and board.ply() < _MAX_PLIES:
-            move = rng.choice(list(board.legal_moves))
-            found = row(board)
-            if found["prompt"] not in seen:
-                seen.add(found["prompt"])
-                if mates_in_one(board):
-                    mates.append(found)
-                elif len(moves) < num_moves:
-                    shown = move if board.turn == chess.WHITE else chess.Move(
-                        move.from_square ^ 56, move.to_square ^ 56, move.promotion
-                    )  # fmt: skip
-                    moves.append((found["prompt"], shown.uci()))
-            board.push(move)
-    return RandomGames(moves, mates[:num_mates])
-
-
-def puzzles(path: Path) -> list[dict[str, str]]:
-    """The rows of Lichess's puzzles that have a mate in one."""
-    with path.open(newline="", encoding="utf-8") as file:
-        boards = [chess.Board(line["position"]) for line in csv.DictReader(file)]
-    return [row(board) for board in boards if mates_in_one(board)]
+    found = Positions([], [])
+    while len(found.moves) < num_moves or len(found.mates) < num_mates:
+        board = place(rng)
+        if board is None:
+            continue
+        prompt = to_text(board)
+        key = min(prompt, to_text(board.transform(chess.flip_horizontal)))
+        if key in seen:
+            continue
+        seen.add(key)
+        if mates_in_one(board):
+            found.mates.append({"prompt": prompt, "fen": board.fen()})
+            if len(found.mates) % _REPORT == 0:
+                print(f"{len(found.mates):,} mates and {len(found.moves):,} moves", flush=True)
+        elif len(found.moves) < num_moves and (legal := list(board.legal_moves)):
+            found.moves.append((prompt, rng.choice(legal).uci()))
+    return Positions(found.moves, found.mates[:num_mates])
 
 
 def write_prompts(folder: Path, parts: dict[str, list[dict[str, str]]]) -> Path:

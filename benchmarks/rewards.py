@@ -8,8 +8,8 @@ with four from its last one, as carries go (Lee et al. 2023): 058+467=5250. No p
 learned by the cross-entropy of the sum, until sampled answers to held-out problems are correct with a probability of
 40 %. Each method then starts from that model and gets other problems with the reward "exact".
 
-Mates: the model learns to write legal moves from positions of random games, each with a random move; the reward is
-"checkmate", in other positions that have a mate in one (mates.py). It is tested on puzzles of people's games.
+Mates: the model learns to write legal moves from random positions of seven pieces without a mate in one, each with a
+random move. The reward is "checkmate", in other positions that have a mate in one (mates.py).
 
 Seconds are of the processor, with those of the process that computes rewards. Finished methods are not repeated.
 """
@@ -22,6 +22,7 @@ import os
 import random
 import tempfile
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,11 +37,11 @@ from headway.formats.native import save_model
 from headway.layout import Layout
 from headway.nn.models import build
 from headway.nn.models.presets import preset
-from measure import RESULTS, data_folder, write
+from measure import RESULTS, write
 
 SUMS, PROBLEMS = 30_000, 20_000  # sums to learn from, and rewarded or held out
-MOVES, POSITIONS = 400_000, 30_000  # moves to learn from, and rewarded positions that have a mate
-HELD_OUT = 500  # of these positions
+MOVES, POSITIONS = 150_000, 20_000  # moves to learn from, and rewarded positions that have a mate in one
+HELD_OUT = {"validation": 500, "test": 2000}  # further positions with a mate in one
 LR, TARGET, PROBED = 3e-3, 0.4, 500
 COMMON = {"task.max_new_tokens": 6, "task.prompts": 32, "task.group": 8, "train.batch_size": 256}
 TUNED = {"train.evaluate_limit": 200, "optim.lr": 3e-4}
@@ -89,18 +90,15 @@ def sums(folder: Path) -> Case:
 
 
 def mates(folder: Path) -> Case:
-    from mates import ALPHABET, puzzles, random_games, write_prompts
+    from mates import ALPHABET, positions, write_prompts
 
-    games = random_games(MOVES + PROBED, POSITIONS + HELD_OUT, 0)
-    found = {
-        "train": games.mates[HELD_OUT:],
-        "validation": games.mates[:HELD_OUT],
-        "test": puzzles(data_folder() / "chess" / "lichess_puzzles_8k.csv"),
-    }
-    path = write_prompts(folder / "prompts", found)
-    model = {"width": 128, "depth": 4, "heads": 4, "context": 72, "dropout": 0.0}
+    found = positions(MOVES + PROBED, POSITIONS + sum(HELD_OUT.values()), 0)
+    rows = iter(found.mates)
+    parts = {split: list(islice(rows, count)) for split, count in {**HELD_OUT, "train": POSITIONS}.items()}
+    path = write_prompts(folder / "prompts", parts)
+    model = {"width": 96, "depth": 4, "heads": 4, "context": 32, "dropout": 0.0}
     settings = {**COMMON, **TUNED, "task.reward": "checkmate"}
-    return Case(ALPHABET, model, games.moves[PROBED:], games.moves[:PROBED], 3000, 100, 128, True, path, settings)
+    return Case(ALPHABET, model, found.moves[PROBED:], found.moves[:PROBED], 2000, 100, 128, True, path, settings)
 
 
 CASES = {"sums": sums, "mates": mates}

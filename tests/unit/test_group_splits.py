@@ -14,6 +14,7 @@ from headway.config import override
 from headway.data.labelled_files import file_groups, read_labelled_files
 from headway.data.splits import SplitConfig, assign_groups, split_by_text
 from headway.domains import recipe as find_recipe
+from headway.domains.audio.sound_files import read_transcripts
 from headway.errors import ConfigError, UserError
 from headway.learn.examples import split_notes
 from headway.learn.recipe import open_task
@@ -149,6 +150,30 @@ def test_a_run_by_groups_is_reported_and_evaluates_data_without_them(
     capsys.readouterr()
     assert cli.main(["evaluate", str(run), "--data", str(other), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["samples"] == 2
+
+
+def test_related_texts_of_a_customer(tmp_path: Path) -> None:
+    table = tmp_path / "pairs.csv"
+    table.write_text("text,text2,customer\n" + "".join(f"text {n},answer {n},c{n // 6}\n" for n in range(60)))
+    settings = {"task.group": "customer", "train.batch_size": 4}
+    examples = open_task(override(find_recipe("embedding"), settings), tmp_path / "nowhere", table).examples
+    splits = examples.splits  # type: ignore[attr-defined]
+    assert [len(names) for names in splits.groups.values()] == [8, 1, 1]
+    assert all({f"c{row // 6}" for row in splits.rows(split)} == set(names) for split, names in splits.groups.items())
+    assert any("Each group is in one split" in remark for remark in examples.remarks)
+
+
+@pytest.mark.parametrize("setting", ["speaker", "_(.*)_"])
+def test_transcripts_of_a_speaker(tmp_path: Path, setting: str) -> None:
+    names = [f"{n}_s{n // 6}_0.wav" for n in range(60)]
+    for name in names:
+        (tmp_path / name).write_bytes(b"x")
+    table = tmp_path / "all.csv"
+    table.write_text("path,text,speaker\n" + "".join(f"{name},text,s{n // 6}\n" for n, name in enumerate(names)))
+    assert read_transcripts([table]).groups is None
+    transcripts = read_transcripts([table], group=setting)
+    assert transcripts.groups == [f"s{n // 6}" for n in range(60)]
+    assert transcripts.select(np.array([59, 0])).groups == ["s9", "s0"]
 
 
 def test_images_of_one_file_have_no_groups(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from headway.io.arguments import check_types
 from headway.io.hub import HUB_PREFIX, hub_confirmed
 from headway.io.remote import remote_url
 from headway.learn import Task
-from headway.learn.objectives.targets import TargetConfig
+from headway.learn.objectives.targets import GroupedConfig
 from headway.learn.recipe import open_task, path_list
 from headway.learn.resume import differences, fingerprint
 from headway.learn.run import RunDirectory
@@ -52,7 +52,7 @@ def scores_and_task(
     assert recipe is not None  # the verb is listed for runs only
     if data is None:
         check_hub_data(recipe.data, str(model.directory))
-    if data is not None and split is None and isinstance(recipe.task, TargetConfig):
+    if data is not None and split is None and isinstance(recipe.task, GroupedConfig):
         # Other data are evaluated without splits of their own, so they need no groups.
         recipe = replace(recipe, task=replace(recipe.task, group=None))
     with data_paths(data, recipe.domain) as paths:

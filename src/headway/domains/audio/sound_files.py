@@ -26,6 +26,7 @@ from headway.data.array_store import (
     read_info,
     write_info,
 )
+from headway.data.labelled_files import file_groups
 from headway.data.table_files import TABLE_KINDS, read_table
 from headway.domains.audio.mel import RATE, Resampler
 from headway.errors import UserError, logger
@@ -285,24 +286,31 @@ def _read(path: Path, skip: bool) -> tuple[Tensor, bool] | None:
 
 @dataclass(frozen=True)
 class Transcripts:
-    """Files, their transcripts and their named splits, uint8 [N]; `locations` are for messages."""
+    """Files, their transcripts and their named splits, uint8 [N]; `locations` are for messages. Samples of equal
+    `groups` are in one split.
+    """
 
     files: list[Path]
     texts: list[str]
     named_splits: np.ndarray
     locations: list[str]
+    groups: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.files)
 
     def select(self, rows: np.ndarray) -> Transcripts:
         files, texts, locations = ([column[row] for row in rows] for column in (self.files, self.texts, self.locations))
-        return Transcripts(files, texts, self.named_splits[rows], locations)
+        groups = None if self.groups is None else [self.groups[row] for row in rows]
+        return Transcripts(files, texts, self.named_splits[rows], locations, groups)
 
 
-def read_transcripts(paths: Sequence[Path], path: str = "path", text: str = "text", skip: bool = False) -> Transcripts:
+def read_transcripts(
+    paths: Sequence[Path], path: str = "path", text: str = "text", skip: bool = False, group: str | None = None
+) -> Transcripts:
     """Read .tsv, .csv and .jsonl files with the columns `path`, relative to the table's folder, and `text`. A folder
-    stands for all its tables, and each audio file in it must have a transcript.
+    stands for all its tables, and each audio file in it must have a transcript. `group` is a column or, with
+    parentheses, a regular expression for file names (`file_groups`).
 
     Transcripts without a file and files without a transcript are UserErrors; with `skip`, they are logged instead.
     """
@@ -320,7 +328,8 @@ def read_transcripts(paths: Sequence[Path], path: str = "path", text: str = "tex
     for source in folders:
         if source.is_dir() and not any(file.suffix.lower() in TABLE_KINDS for file in source.rglob("*")):
             raise UserError(f"{source} has no transcripts; add a .tsv with the columns path and text")
-    table = read_table(folders, {"path": path, "text": text})
+    column = {} if group is None or "(" in group else {"group": group}
+    table = read_table(folders, {"path": path, "text": text, **column})
     names = table.columns["path"]
     files = [file_of_row(table.locations[row][0].path, name, table.location(row)) for row, name in enumerate(names)]
     missing = [row for row, file in enumerate(files) if not file.is_file()]
@@ -331,9 +340,9 @@ def read_transcripts(paths: Sequence[Path], path: str = "path", text: str = "tex
             f"{table.locations[row][0].path.parent}"
         )
         _report_unusable(skip, fact, "transcripts", len(missing), len(files), "correct it, or remove the line")
-    transcripts = Transcripts(
-        files, table.columns["text"], table.named_splits, [table.location(row) for row in range(len(table))]
-    )
+    locations = [table.location(row) for row in range(len(table))]
+    groups = table.columns.get("group") if group is None or column else file_groups(files, group, locations)
+    transcripts = Transcripts(files, table.columns["text"], table.named_splits, locations, groups)
     inside = (file for source in folders if source.is_dir() for file in sorted(source.rglob("*")))
     sounds = [file for file in inside if file.suffix.lower() in AUDIO_EXTENSIONS and not file.name.startswith(".")]
     transcribed = {file.resolve() for file in files}

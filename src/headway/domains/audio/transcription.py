@@ -46,6 +46,7 @@ from headway.learn import Recipe, Task
 from headway.learn.examples import Batch, Contents, IndexedExamples, RngKey, RowSubset, Samples
 from headway.learn.objective import evaluation_batches
 from headway.learn.objectives.sequences import Ids, SequenceGeneration, Sources, SourceTargetExamples, teacher_forcing
+from headway.learn.objectives.targets import GroupedConfig
 from headway.learn.recipe import batch_size_of
 from headway.learn.report import Picture
 from headway.learn.report.pictures import Span, spectrogram
@@ -327,7 +328,7 @@ _LOG = logger(__name__)
 
 @register("transcription")
 @dataclass(frozen=True)
-class TranscriptionConfig(SpeechConfig):
+class TranscriptionConfig(SpeechConfig, GroupedConfig):
     """Transcribe speech. If the start model generates timestamps, a share of the training samples has them, so that it
     continues to do so (Radford et al. 2022, section 2.3).
 
@@ -352,7 +353,7 @@ class TranscriptionConfig(SpeechConfig):
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that cannot be read, are too small, or do not fit the model."""
-        transcripts = read_transcripts(recipe.files(data), self.path, self.text, self.skip_bad)
+        transcripts = read_transcripts(recipe.files(data), self.path, self.text, self.skip_bad, self.group)
         model, sounds = check_speech_model(recipe.model), open_sounds(transcripts.files, self.skip_bad)
         examples = TranscribedSpeech(self, recipe, model, transcripts, sounds, workspace)
         return Task(examples, TranscriptRecognition(self, examples.language))
@@ -393,7 +394,7 @@ class TranscribedSpeech(SpeechDataset, IndexedExamples):
         self.transcripts = self.rows.texts  # with timestamps, if they have any
         self.rows = replace(self.rows, texts=[" ".join(part.text for part in parts) for parts in timed])
         keys = [normalize_words(text) for text in self.rows.texts]
-        splits = split_by_text(keys, self.rows.named_splits, config.split)
+        splits = split_by_text(keys, self.rows.named_splits, config.split, groups=self.rows.groups)
         self.splits = Splits(splits, np.arange(len(self.rows)), "recordings", "a table")
         if (workspace / FILE).exists():
             codec = cast(TokenizerCodec, load_codec(workspace))

@@ -37,7 +37,14 @@ from headway.learn.examples import (
 from headway.learn.objectives.classes import Classification
 from headway.learn.objectives.contrastive import Contrastive, check_splits, contrastive_batch_size, encode_chunks
 from headway.learn.objectives.language import LanguageClassification
-from headway.learn.objectives.targets import ChosenTarget, TargetConfig, TargetSamples, choose_target, target_task
+from headway.learn.objectives.targets import (
+    ChosenTarget,
+    GroupedConfig,
+    TargetConfig,
+    TargetSamples,
+    choose_target,
+    target_task,
+)
 from headway.learn.recipe import batch_tokens_of
 from headway.learn.token_rows import (
     MAX_BATCH_TOKENS,
@@ -85,6 +92,13 @@ class EncoderTaskConfig(TaskConfig):
         if (workspace / FILE).exists():
             return load_codec(workspace)
         return sentence_codec(self.codec, train_texts, self.size, SPECIAL, self.lowercase)
+
+
+def group_column(setting: str | None) -> dict[str, str]:
+    """The column of `task.group` by its role, if it is set. ConfigError for a regular expression for file names."""
+    if setting is not None and "(" in setting:
+        raise ConfigError(f"task.group={setting!r} is a regular expression for file names; name a column")
+    return {} if setting is None else {"group": setting}
 
 
 def check_encoder(model: ModelConfig) -> TransformerConfig:
@@ -163,10 +177,8 @@ class ClassificationConfig(PooledTaskConfig, TargetConfig):
 
     @property
     def columns(self) -> dict[str, str]:
-        """Column names by their role. ConfigError for a group that is a regular expression for file names."""
-        if self.group is not None and "(" in self.group:
-            raise ConfigError(f"task.group={self.group!r} is a regular expression for file names; name a column")
-        return {"text": self.text, "label": self.label, **({} if self.group is None else {"group": self.group})}
+        """Column names by their role."""
+        return {"text": self.text, "label": self.label, **group_column(self.group)}
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that cannot be read, are too small, or do not fit the model."""
@@ -298,7 +310,7 @@ _CENTROID_TEXTS = 50  # texts per class whose mean is its centroid
 
 @register("embedding")
 @dataclass(frozen=True)
-class EmbeddingConfig(EncoderTaskConfig):
+class EmbeddingConfig(EncoderTaskConfig, GroupedConfig):
     """Contrast each text's partner with the other partners in its batch (InfoNCE, van den Oord et al. 2018; in-batch
     negatives, Karpukhin et al. 2020), in both directions, at a `temperature`; embeddings are mean-pooled and have unit
     length.
@@ -319,7 +331,7 @@ class EmbeddingConfig(EncoderTaskConfig):
         if self.temperature <= 0:
             raise ConfigError(f"task.temperature is {self.temperature}; choose a number above 0, such as 0.05")
         batch_size = contrastive_batch_size(recipe, "pairs", " and raise train.batch_size")
-        names = {"text": self.text, "text2": self.text2, "label": self.label}
+        names = {"text": self.text, "text2": self.text2, "label": self.label, **group_column(self.group)}
         table = read_table(recipe.files(data), names, optional=("text2", "label"))
         if not table.columns.keys() & {"text2", "label"}:
             raise UserError(
@@ -339,7 +351,7 @@ class RelatedTextDataset(SplitExamples):
         merged = merge_spellings(table.columns.get("label", ()))
         self.spelling_notes = merged.notes
         self.labels = None if self.partners is not None else np.unique(merged.labels, return_inverse=True)[1]
-        splits = split_by_text(self.texts, table.named_splits, config.split)
+        splits = split_by_text(self.texts, table.named_splits, config.split, groups=table.columns.get("group"))
         columns = [self.texts, *([] if self.partners is None else [self.partners])]
         train_texts = (column[row] for column in columns for row in splits["train"])
         self.codec = config.codec_of(train_texts, workspace)
@@ -349,7 +361,8 @@ class RelatedTextDataset(SplitExamples):
         self.rows: TokenRows = frame_rows(
             frame, encoded, None, limit, lambda row: table.location(row % len(self.texts))
         )
-        related_splits = SplitIndices({split: self._related(rows) for split, rows in splits.items()}, splits.removed)
+        related = {split: self._related(rows) for split, rows in splits.items()}
+        related_splits = SplitIndices(related, splits.removed, splits.groups)
         all_rows = np.arange(len(self.texts))
         self.splits = Splits(related_splits, self._related(all_rows), "texts with a partner")
 

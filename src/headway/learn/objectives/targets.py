@@ -61,13 +61,19 @@ Goal = Literal[
 
 
 @dataclass(frozen=True)
-class TargetConfig:
+class GroupedConfig:
+    """Samples with the same `group`, such as recordings of one speaker, are in one split, so that the scores are for
+    new speakers. It is a column of the tables or a regular expression for file names, such as `_(.*)_`, whose part in
+    parentheses is the speaker. An expression with a slash is searched in the complete path.
+    """
+
+    group: str | None = None  # column, or regular expression for file names, whose value keeps samples in one split
+
+
+@dataclass(frozen=True)
+class TargetConfig(GroupedConfig):
     """The target to predict, and the score that selects the best model. The default `goal` is accuracy for classes (f1
     if some are rare), r2 for numbers (spearman for pairs), and f1_micro for several labels.
-
-    Samples with the same `group`, such as recordings of one speaker, are in one split, so that the scores are for new
-    speakers. It is a column of the tables or a regular expression for file names, such as `_(.*)_`, whose part in
-    parentheses is the speaker. An expression with a slash is searched in the complete path.
     """
 
     numbers_as_targets: ClassVar[bool] = False  # whether numeric labels are always predicted as numbers
@@ -79,7 +85,6 @@ class TargetConfig:
         "auto"  # class weights: 0 off, 1 fully balanced; auto: 0.5 if some classes are rare
     )
     goal: Goal = "auto"  # score that selects the best model; auto: see above
-    group: str | None = None  # column, or regular expression for file names, whose value keeps samples in one split
 
 
 @setting(TargetConfig, "balance")
