@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ from headway.app.pretraining import Pretrained, train_first_stage
 from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains.vision.masked_images import MaskedImages
-from headway.domains.vision.unlabelled_images import read_images, read_unlabelled
+from headway.domains.vision.unlabelled_images import UnlabelledImages, read_images, read_unlabelled
 from headway.errors import ConfigError, UserError
 from headway.learn import Recipe, Task
 from headway.learn.objectives.masked_patches import HidingConfig, normalise, patch_values_head
@@ -172,6 +173,19 @@ def idx(path: Path, images: np.ndarray) -> Path:
     return path
 
 
+def read_images_of(rows: Sequence[Mapping[str, Any]], path: Path) -> UnlabelledImages:
+    """The images of a first stage's rows, in a file such as that of the run's folder."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return read_images([path])
+
+
+def test_unreadable_images_alone_are_an_error(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(b"no image %d" % number)
+    with pytest.raises(UserError, match="only 0 different images can be read; pass at least 2"):
+        opened_images(tmp_path, tmp_path, **{"task.skip_bad": True})
+
+
 def test_images_of_every_source_without_the_labelled_ones(labelled: Path, tmp_path: Path) -> None:
     (tmp_path / "workspace").mkdir()
     dataset = opened(labelled, tmp_path / "workspace")
@@ -190,6 +204,11 @@ def test_images_of_every_source_without_the_labelled_ones(labelled: Path, tmp_pa
     assert (data.unlabelled, data.similar) == (9, None)
     assert data.labelled == len(dataset.splits.rows("train"))
     assert len(data.rows) == data.unlabelled + data.labelled
+    again = read_images_of(data.rows, tmp_path / "rows.jsonl")  # files of one image and of several in one table
+    assert [again.pixels(row).tolist() for row in (0, 5)] == [found.pixels(0).tolist(), grey[0].tolist()]
+    assert again.indices[:9] == [None] * 5 + [0, 1, 2, 3]
+    (tmp_path / "files.csv").write_text(f"path\n{file.name}\nmore/0.png\n")
+    assert read_images([tmp_path / "files.csv"]).indices == [0, 1, 2, 3, None]
     with pytest.raises(UserError, match="all 60 images are also in the labelled data"):
         read_unlabelled(recipe, task, [labelled])
     (tmp_path / "note.txt").write_text("no image")

@@ -75,7 +75,10 @@ def test_another_language_or_few_texts_leave_no_gain(questions: Path, unlabelled
     assert data.similar is not None
     assert data.similar > 0.6
     plan, expectation = describe_stages("masked", data._replace(unlabelled=9000), 20)
-    assert "takes 14 of 20 minutes on 9,000 unlabelled and 118 labelled texts" in plan
+    assert "takes 17 of 20 minutes on 9,000 unlabelled and 118 labelled texts" in plan
+    counts = ((300, 118), (9000, 1000), (9000, 50))
+    shares = [data._replace(unlabelled=many, labelled=few).share for many, few in counts]
+    assert shares == pytest.approx([0.7, 1 - 600 * 1000**0.5 / (600 * 1000**0.5 + 100_000), 0.85])
     assert expectation.startswith("a gain from pre-training is expected: 76 times as many")
     (tmp_path / "german.txt").write_text(
         "Ein Mann mit einem Hut steht auf der Straße.\nZwei Hunde spielen im Schnee.\n"

@@ -16,7 +16,7 @@ from headway.learn import Recipe
 from headway.learn.interrupts import UserInterrupt
 from headway.learn.plan.budget import Clock
 from headway.learn.plan.scale import without_user_settings
-from headway.learn.pretraining import Pretraining, UnlabelledData, describe_stages, stage_minutes
+from headway.learn.pretraining import Pretraining, UnlabelledData, describe_stages
 from headway.learn.recipe import open_task, path_list
 from headway.learn.run import PRETRAINING, RunDirectory
 from headway.predict.in_memory_data import Paths
@@ -95,7 +95,7 @@ def train_first_stage(
     own = {key: value for key, value in settings.items() if _sets_model(key) and value != stage}
     known = {f"task.{name}" for name in vars(load_recipe(stage).task)}
     tokenizer = {name: settings[name] for name in _TOKENIZER if name in settings and name in known}
-    first_minutes = None if status.get("status") == "finished" else status.get("minutes") or stage_minutes(minutes)
+    first_minutes = None if status.get("status") == "finished" else status.get("minutes") or samples.share * minutes
     chosen, spent = {**pretraining.settings(configured), **tokenizer, **own}, clock.elapsed()
     try:
         train(stage, samples.rows, chosen, first_minutes, run.path, seed=seed, spent=spent, **options)
@@ -103,7 +103,7 @@ def train_first_stage(
         remedy = f"resume {directory} with --resume and --pretrain"
         raise UserInterrupt(f"pre-training {stop.where}", remedy, stop.number, stop.is_agreed) from None
     # At least half of the second stage's time is left, however long an interrupted first stage took.
-    seconds = min(clock.elapsed() + earlier_seconds, 30 * (stage_minutes(minutes) + minutes))
+    seconds = min(clock.elapsed() + earlier_seconds, 30 * (1 + samples.share) * minutes)
     second = {key: value for key, value in settings.items() if not _sets_model(key) or key == _DROPOUT}
     return Pretrained(run.path, {**tuning, **second}, Clock(seconds), reasons)
 

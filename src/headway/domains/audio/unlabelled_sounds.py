@@ -6,18 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-import numpy as np
-
 from headway.data.table_files import TABLE_KINDS, read_table
 from headway.domains.audio.classification import SoundDataset, crop_to_window, sound_statistics
 from headway.domains.audio.sound_files import AUDIO_EXTENSIONS, content_key, read_sound
 from headway.errors import UserError
-from headway.formats.out_of_distribution import SampleStatistics
 from headway.io.files import file_of_row, user_path
 from headway.learn import Recipe, Task
-from headway.learn.examples import spread_evenly
 from headway.learn.objectives.masked_patches import distinct
-from headway.learn.pretraining import UnlabelledData
+from headway.learn.pretraining import UnlabelledData, similar_share
 
 _MAX_COMPARED = 500  # recordings of each kind that are compared
 
@@ -66,32 +62,14 @@ def read_unlabelled(recipe: Recipe, task: Task, paths: Sequence[Path]) -> Unlabe
         names = ", ".join(map(str, paths[:3]))
         raise UserError(f"{names}: all {len(files):,} recordings are also in the labelled data; pass other recordings")
     labelled = [dataset.files[train[row]] for row in distinct([labelled_keys[row] for row in train])]
+    measure = lambda file: sound_statistics(crop_to_window(read_sound(file), dataset.frames))  # noqa: E731
     return UnlabelledData(
         [{"path": str(file)} for file in (*unlabelled, *labelled)],
         len(unlabelled),
         len(labelled),
         "recordings",
-        _similar_share(unlabelled, labelled, dataset.frames),
+        similar_share(unlabelled, labelled, measure, _MAX_COMPARED),
         "of the labelled recordings are within the range of the unlabelled ones in their bands and changes over time",
         "which may have other content, length or noise",
         "with 10 recordings per class of spoken digits, training on the labels for all minutes was better",
     )
-
-
-def _similar_share(unlabelled: Sequence[Path], labelled: Sequence[Path], frames: int) -> float | None:
-    """The share of the labelled recordings that are not outliers among the unlabelled ones, in the middle windows of
-    `frames`; None for too few unlabelled ones.
-    """
-    statistics = []
-    for files in (unlabelled, labelled):
-        measured = []
-        for row in spread_evenly(np.arange(len(files)), _MAX_COMPARED).tolist():
-            try:
-                measured.append(sound_statistics(crop_to_window(read_sound(files[row]), frames)))
-            except UserError:  # the stage reports it
-                continue
-        statistics.append(np.stack(measured) if measured else np.zeros((0, 1)))
-    fitted = SampleStatistics.fit(statistics[0])
-    if fitted is None or not len(statistics[1]):
-        return None
-    return 1 - float(fitted.find_outliers(statistics[1]).mean())

@@ -20,12 +20,11 @@ from headway.data.token_store import fingerprint
 from headway.domains.vision.labelled_images import IMAGE_EXTENSIONS, is_number_table, read_number_table
 from headway.domains.vision.task import ImageDataset
 from headway.errors import UserError
-from headway.formats.out_of_distribution import SampleStatistics, stack_image_statistics
+from headway.formats.out_of_distribution import image_statistics
 from headway.io.files import file_of_row, open_file, user_path
 from headway.learn import Recipe, Task
-from headway.learn.examples import spread_evenly
 from headway.learn.objectives.masked_patches import distinct
-from headway.learn.pretraining import UnlabelledData
+from headway.learn.pretraining import UnlabelledData, similar_share
 
 _KEY_BYTES = 16  # bytes per key
 _COMPARED_SIDE, _MAX_COMPARED = 32, 1000  # pixels per side of images, and images of each kind, that are compared
@@ -81,7 +80,7 @@ class UnlabelledImages:
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows of a table of these images, which `read_images` reads."""
         for file, index in zip(self.files, self.indices):
-            yield {"path": str(file)} if index is None else {"path": str(file), "image": str(index)}
+            yield {"path": str(file), "image": str(index or 0)}
 
     def decode(self, processor: ImageProcessor, skip: bool) -> DecodedImages:
         """The images at the model's size, from the cache if the same files were decoded to this size before. An
@@ -100,8 +99,9 @@ def _processed(images: UnlabelledImages, processor: ImageProcessor, row: int) ->
 
 
 def read_images(paths: Sequence[Path]) -> UnlabelledImages:
-    """The images below folders, in IDX files, and in tables with the column `path` and, for IDX files and tables of
-    numbers, the column `image`, an index from 0 on. UserError for other files and for folders without images.
+    """The images below folders, in IDX files, and in tables with the column `path`. These may have a column `image`, an
+    index from 0 on in an IDX file or a table of numbers; otherwise all images of the file are read. UserError for other
+    files and for folders without images.
     """
     found = UnlabelledImages()
     for path in map(user_path, paths):
@@ -139,14 +139,17 @@ def _add_file(found: UnlabelledImages, file: Path) -> None:
 
 def _add_table(found: UnlabelledImages, path: Path) -> None:
     table = read_table([path], {"path": "path", "image": "image"}, ("image",), "name the column path")
-    images = table.columns.get("image", [""] * len(table))
-    for row, (name, image) in enumerate(zip(table.columns["path"], images)):
+    images = table.columns.get("image")
+    for row, name in enumerate(table.columns["path"]):
         file = file_of_row(path, name, table.location(row))
         if not file.is_file():
             raise UserError(f"{table.location(row)}: there is no file {name}; correct or remove the line")
-        if image and not image.isdecimal():
-            raise UserError(f"{table.location(row)}: the image is {image!r}; use an index from 0 on")
-        found.add(file, int(image) if image else None)
+        if images is None or file.suffix.lower() in IMAGE_EXTENSIONS:
+            _add_file(found, file)
+        elif images[row].isdecimal():
+            found.add(file, int(images[row]))
+        else:
+            raise UserError(f"{table.location(row)}: the image is {images[row]!r}; use an index from 0 on")
 
 
 def read_unlabelled(recipe: Recipe, task: Task, paths: Sequence[Path]) -> UnlabelledData:
@@ -166,7 +169,10 @@ def read_unlabelled(recipe: Recipe, task: Task, paths: Sequence[Path]) -> Unlabe
         names = ", ".join(map(str, paths[:3]))
         raise UserError(f"{names}: all {len(found):,} images are also in the labelled data; pass other images")
     labelled = images.select([train[row] for row in distinct([labelled_keys[row] for row in train])])
-    similar = _similar_share(unlabelled, labelled)
+    processor = ImageProcessor(size=(_COMPARED_SIDE, _COMPARED_SIDE))
+    first, second = ([(images, row) for row in range(len(images))] for images in (unlabelled, labelled))
+    measure = lambda image: image_statistics(_processed(image[0], processor, image[1]))  # noqa: E731
+    similar = similar_share(first, second, measure, _MAX_COMPARED)
     return UnlabelledData(
         [*unlabelled.rows(), *labelled.rows()],
         len(unlabelled),
@@ -176,21 +182,3 @@ def read_unlabelled(recipe: Recipe, task: Task, paths: Sequence[Path]) -> Unlabe
         "of the labelled images are within the range of the unlabelled ones in brightness, colours and edges",
         "which may show other things, or differ in light or size",
     )
-
-
-def _similar_share(unlabelled: UnlabelledImages, labelled: UnlabelledImages) -> float | None:
-    """The share of the labelled images that are not outliers among the unlabelled ones; None for too few of those."""
-    processor = ImageProcessor(size=(_COMPARED_SIDE, _COMPARED_SIDE))
-    statistics = []
-    for images in (unlabelled, labelled):
-        small = []
-        for row in spread_evenly(np.arange(len(images)), _MAX_COMPARED).tolist():
-            try:
-                small.append(_processed(images, processor, row))
-            except UserError:  # the stage reports it
-                continue
-        statistics.append(stack_image_statistics(small) if small else np.zeros((0, 1)))
-    fitted = SampleStatistics.fit(statistics[0])
-    if fitted is None or not len(statistics[1]):
-        return None
-    return 1 - float(fitted.find_outliers(statistics[1]).mean())

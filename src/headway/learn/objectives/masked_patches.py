@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from headway.config_kinds import deferred_check
 from headway.data.shuffling import noise
 from headway.data.splits import SplitConfig
-from headway.errors import ConfigError
+from headway.errors import ConfigError, UserError
 from headway.generate.prompts import device_of
 from headway.learn.examples import Batch, IndexedExamples, RngKey
 from headway.learn.objective import Objective, evaluate_batches
@@ -43,6 +43,7 @@ _SECOND_VIEW = 1 << 62  # added to a sample's position in the stream for its sec
 _HIDDEN_STREAM = 256  # stream of random numbers, separate from those of augmentation
 _EVAL_SEED = 0  # the seed of hidden patches in evaluation, the same for every run
 _MAX_SHOWN = 8  # samples in the pictures
+_MIN_SAMPLES = 2  # one to train on, and one that is held out
 
 
 @deferred_check
@@ -118,8 +119,12 @@ class MaskedPatchSamples(IndexedExamples):
     grid: Grid
 
     def set_batches(self, recipe: Recipe, noun: str) -> None:
-        """Set the batch size and the seed. Raises ConfigError or UserError for a batch that cannot be contrasted."""
-        self.seed = recipe.train.seed
+        """Set the batch size and the seed. Raises ConfigError or UserError for a batch that cannot be contrasted, and
+        for fewer than two samples, of which one is held out.
+        """
+        self.seed, count = recipe.train.seed, len(self.splits.all_indices)
+        if count < _MIN_SAMPLES:
+            raise UserError(f"only {count} different {noun} can be read; pass at least {_MIN_SAMPLES}")
         if not self.contrast:
             self.batch_size = batch_size_of(recipe)
             return

@@ -26,10 +26,6 @@ class Rows(NamedTuple):
     start: int
     shape: torch.Size
 
-    @property
-    def is_whole(self) -> bool:
-        return self.local.shape == self.shape
-
 
 def span(rows: int, shard: int, shards: int) -> tuple[int, int]:
     """The first row that a shard has of a tensor, and how many it has: those of FSDP, the last ones fewer."""

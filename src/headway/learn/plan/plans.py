@@ -85,6 +85,13 @@ def has_few_validation_samples(task: Task) -> bool:
     return task.objective.small_data_lr and task.count("validation") < _MIN_VALIDATION
 
 
+def tuning_epochs(samples: int) -> float:
+    """Epochs of fine-tuning: 40 for a few hundred samples, 6 for 10,000, 3 for 40,000 or more; evaluations decide when
+    to end.
+    """
+    return min(max(_EPOCH_SCALE / math.sqrt(max(1, samples)), _MIN_EPOCHS), _MAX_EPOCHS)
+
+
 def plan_tuning(
     samples: int,
     targets: int,
@@ -104,8 +111,7 @@ def plan_tuning(
     are large enough to be efficient and small enough to allow a few hundred steps.
     """
     targets_per_sample = targets / max(1, samples)
-    # 40 epochs for a few hundred samples, 6 for 10,000, 3 for 40,000 or more; evaluations decide when to end
-    epochs = min(max(_EPOCH_SCALE / math.sqrt(max(1, samples)), _MIN_EPOCHS), _MAX_EPOCHS, max_epochs)
+    epochs = min(tuning_epochs(samples), max_epochs)
     min_samples, min_steps = (
         (_MIN_SEQUENCE_BATCH, _MIN_SEQUENCE_STEPS) if targets_per_sample > 2 else (_MIN_BATCH, _MIN_STEPS)
     )
