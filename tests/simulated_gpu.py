@@ -153,6 +153,8 @@ def _compute(func: Any, args: Any, kwargs: dict[str, Any], count: Callable[[str]
             raise RuntimeError(f"{func}: tensors are on two devices, {device()} and {x.device}")
     if func is aten._fused_sdp_choice.default:
         return 0
+    if func is aten.mm.dtype:  # which the CPU lacks
+        func, args = aten.mm.default, [x.to(args[2]) for x in args[:2]]
     unwrapped = tree_map(lambda x: x.host if isinstance(x, SimulatedTensor) else x, args)
     settings = {k: v.host if isinstance(v, SimulatedTensor) else v for k, v in kwargs.items()}
     if wanted is not None:

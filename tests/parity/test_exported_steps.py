@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from headway.formats.published import described_config
 from headway.generate.prompts import pad
+from headway.generate.torch_weights import store_in_bf16
 from headway.nn.models import Decoding, Prompt, evaluation_mode
 
 # Which families cannot be exported, and why. The table may only shrink.
@@ -30,6 +31,11 @@ NOT_EXPORTED = dict.fromkeys(
 FAMILIES = sorted({name for name, _ in CONFIGS})
 
 
+# Which matrix products of a step in bf16 are in fp32, and why.
+FP32_PRODUCTS = {"Gemma2ForCausalLM": (2, "scores under a soft cap and their sums of values: two einsums per layer")}
+PRODUCTS = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention")
+
+
 class Step(nn.Module):
     """A decoding step as a function of tensors."""
 
@@ -42,12 +48,34 @@ class Step(nn.Module):
         return logits, after.states, after.positions
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_decoding_step_is_one_program(name: str, tmp_path: Path) -> None:
+def family_model(name: str, folder: Path) -> Any:
     config = CONFIGS[name, "small"]
     config.architectures = [name]
-    config.save_pretrained(tmp_path)
-    model: Any = described_config(tmp_path).build(0)
+    config.save_pretrained(folder)
+    return described_config(folder).build(0)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_step_in_bf16_has_no_product_in_fp32(name: str, tmp_path: Path) -> None:
+    if name in NOT_EXPORTED:
+        pytest.skip(NOT_EXPORTED[name])
+    model = family_model(name, tmp_path).eval()
+    store_in_bf16(model)
+    with torch.no_grad():
+        logits, decoding = model.start(Prompt(*pad([[3, 4, 5, 6, 7], [9, 8]], torch.device("cpu"))), 12)
+        program = torch.export.export(Step(model), (logits.argmax(-1), decoding.states, decoding.positions))
+    products = [node for node in program.graph.nodes if str(node.target).split(".")[1:2] in [[p] for p in PRODUCTS]]
+    inputs = [[x.meta["val"].dtype for x in node.all_input_nodes[:2]] for node in products]
+    in_fp32 = [node for node, dtypes in zip(products, inputs) if torch.float32 in dtypes]
+    count, _ = FP32_PRODUCTS.get(name, (0, ""))
+    assert len(in_fp32) == count * len(model.stack.blocks), in_fp32
+    assert len(products) - len(in_fp32) >= 4 * len(model.stack.blocks) + 1
+    assert next(iter(program.graph.nodes)).graph.output_node().args[0][0].meta["val"].dtype == torch.float32  # logits
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_decoding_step_is_one_program(name: str, tmp_path: Path) -> None:
+    model = family_model(name, tmp_path)
     with torch.no_grad(), evaluation_mode(model):
         prompt = Prompt(*pad([[3, 4, 5, 6, 7], [9, 8]], torch.device("cpu")))
         logits, expected = model.start(prompt, 12)

@@ -138,7 +138,7 @@ def test_runs_and_files(complete: Complete) -> None:
 
 def test_values_after_an_equals_sign(scripts: Path) -> None:
     assert bash(scripts, "headway generate --weights=int") == {"int8", "int4"}
-    assert bash(scripts, "headway generate --weights=") == {"fp32", "int8", "int4"}
+    assert bash(scripts, "headway generate --weights=") == {"fp32", "bf16", "int8", "int4"}
     assert bash(scripts, "headway serve --models=no") == {"notes"}
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 import torch
 
 from headway.app.model import Model
 from headway.app.runs import open_recipe
 from headway.errors import UserError
-from headway.formats.native import QUANTISED, Weights, total_bytes
-from headway.formats.open import OpenedModel, open_model, usage_and_codec
+from headway.formats.native import QUANTISED, LoadedWeights, Weights, total_bytes
+from headway.formats.open import OpenedModel, open_config, open_model, usage_and_codec
+from headway.generate.torch_weights import store_in_bf16
 from headway.io.arguments import check_types
 from headway.io.hub import find_folder
 from headway.io.machine_memory import check_free_memory
@@ -19,6 +20,7 @@ from headway.lazy_imports import gc_paused
 from headway.learn.recipe import check_model
 from headway.learn.run import RunDirectory
 from headway.nn.models import CacheDtype
+from headway.nn.models.kinds import generates
 from headway.predict.model_handle import Backend
 
 
@@ -26,7 +28,7 @@ from headway.predict.model_handle import Backend
 def load(
     path: str | Path,
     device: str = "auto",
-    weights: Weights | None = None,
+    weights: LoadedWeights | None = None,
     backend: Backend = "auto",
     cache: CacheDtype | None = None,
     draft: str | Path | None = None,
@@ -35,8 +37,9 @@ def load(
     name on the hub, such as hf:owner/name.
 
     device: "auto" (the first CUDA GPU, otherwise the CPU), "cpu", "cuda", "cuda:1", "mps".
-    weights: "int8" or "int4" quantises the matrices for the CPU engine; None keeps the int8 or int4 of a
-    folder that headway quantised and loads all others as fp32; "fp32" converts those, too.
+    weights: "int8" or "int4" quantises the matrices for the CPU engine; "bf16" rounds them for torch. None keeps the
+    int8 or int4 of a folder that headway quantised. It loads all others as fp32, or as bf16 if they generate tokens on
+    a GPU that has it. "fp32" converts all.
     backend: the generation backend: "cpu" is the compiled engine, "torch" the torch module, and "auto" uses the
     engine for all models that it supports.
     cache: the data type of the KV cache; "fp16" takes half the memory of "fp32" and "int8" a quarter, and both
@@ -45,8 +48,8 @@ def load(
 
     Raises UserError for a path without a model, and for incompatible options.
     """
-    if weights is not None and weights not in get_args(Weights):
-        raise UserError(f"unknown number format {weights!r} for weights; use {' or '.join(get_args(Weights))}")
+    if weights is not None and weights not in get_args(LoadedWeights):
+        raise UserError(f"unknown number format {weights!r} for weights; use {' or '.join(get_args(LoadedWeights))}")
     if backend not in get_args(Backend):
         raise UserError(f"unknown backend {backend!r}; use {' or '.join(get_args(Backend))}")
     if cache is not None and cache not in get_args(CacheDtype):
@@ -57,7 +60,9 @@ def load(
         raise UserError(
             f"the {cache} cache needs the CPU engine, which cannot be used with {conflict}; remove one of them"
         )
-    if torch_device.type != "cpu" and (backend == "cpu" or weights not in (None, "fp32")):
+    if weights == "bf16" and torch_device.type == "cpu" and backend != "torch":
+        raise UserError("bf16 weights need torch on a CPU; use backend=torch (--backend torch), or weights int8")
+    if torch_device.type != "cpu" and (backend == "cpu" or weights in ("int8", "int4")):
         conflict = "backend cpu" if backend == "cpu" else f"inference with {weights} weights"
         raise UserError(f"{conflict} needs a CPU, not device {torch_device}; use device=cpu")
     with gc_paused():
@@ -65,20 +70,7 @@ def load(
         recipe = None
         if RunDirectory(source).exists():
             recipe = open_recipe(source)
-        is_quantised = (source / QUANTISED).is_file()
-        if not is_quantised and weights in (None, "fp32"):
-            opened = open_model(source)
-        else:
-            from headway.engine import load_quantised, quantise, use_programs  # imports LLVM, which is rarely needed
-
-            if is_quantised:
-                opened = OpenedModel(load_quantised(source, weights), *usage_and_codec(source))
-            else:
-                opened = open_model(source, None)  # in the stored dtype: the whole model is never in memory in fp32
-                assert weights is not None
-                opened = opened._replace(model=quantise(opened.model, weights))
-            if backend != "torch":
-                use_programs(opened.model)
+        opened = open_in_format(source, weights, torch_device, use_engine=backend != "torch")
         if recipe is not None:
             check_model(recipe, opened.model.config, source)  # type: ignore[arg-type]
     if torch_device.type != "cpu":
@@ -89,6 +81,34 @@ def load(
         quantised = (find_folder(draft) / QUANTISED).is_file()
         draft_model = load(draft, device, None if quantised else weights)
     return Model(opened._replace(model=opened.model.to(torch_device)), source, recipe, backend, cache, draft_model)
+
+
+def open_in_format(source: Path, weights: LoadedWeights | None, device: torch.device, use_engine: bool) -> OpenedModel:
+    """The model with its weights in a number format; None: as stored, or bf16 for generation on a GPU.
+
+    A file is read in its stored dtype, so that the whole model is never in memory in fp32 unless it stays so.
+    """
+    is_quantised = (source / QUANTISED).is_file()
+    if weights is None and not is_quantised and device.type == "cuda" and generates(open_config(source)):
+        weights = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else None
+    if not is_quantised and weights in (None, "fp32"):
+        return open_model(source)
+    if not is_quantised and weights == "bf16":
+        opened = open_model(source, None)
+        store_in_bf16(opened.model)
+        return opened
+    if weights == "bf16":
+        raise UserError(f"{source} has int8 or int4 weights; load the original model in bf16, or remove weights=bf16")
+    from headway.engine import load_quantised, quantise, use_programs  # imports LLVM, which is rarely needed
+
+    if is_quantised:
+        opened = OpenedModel(load_quantised(source, cast(Weights, weights)), *usage_and_codec(source))
+    else:
+        opened = open_model(source, None)
+        opened = opened._replace(model=quantise(opened.model, cast(Weights, weights)))
+    if use_engine:
+        use_programs(opened.model)
+    return opened
 
 
 def find_device(name: str) -> torch.device:

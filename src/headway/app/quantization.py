@@ -18,17 +18,10 @@ from headway.app.runs import open_recipe
 from headway.data.corpus import iter_chunks, text_sources
 from headway.domains.text.predictors import prompt_ids
 from headway.engine import Format
-from headway.engine.packed_weights import (
-    PackedTensor,
-    pack,
-    packed_bytes,
-    parameter_of,
-    quantisable,
-    replace_parameters,
-)
+from headway.engine.packed_weights import PackedTensor, pack, packed_bytes
 from headway.errors import UserError
 from headway.formats.deferred import computed, deferred_weights
-from headway.formats.native import QUANTISED, quantised_formats
+from headway.formats.native import QUANTISED, parameter_of, quantisable, quantised_formats, replace_parameters
 from headway.formats.open import OpenedModel, open_model
 from headway.io.machine_memory import free_bytes
 from headway.learn.run import RunDirectory

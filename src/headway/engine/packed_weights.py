@@ -28,14 +28,15 @@ from headway.formats.native import (
     check_tensors,
     config_of,
     named_tensors,
+    parameter_of,
+    quantisable,
+    replace_parameters,
     total_bytes,
     uninitialized_model,
 )
 from headway.formats.native import Weights as Format
 from headway.formats.tensorfile import read_tensors, write_tensors
 from headway.io.outputs import check_free_disk
-from headway.nn.models.embeds import TokenEmbed
-from headway.nn.parts.projection import Projection
 
 CODES: dict[str, int] = {"fp32": FP32, "int8": INT8, "int4": INT4}
 
@@ -146,16 +147,6 @@ class PackedTensor(DeferredTensor):
         return _linear(x, self, bias)
 
 
-def quantisable(model: nn.Module) -> dict[str, Tensor]:
-    """The matrices of a model's linear layers, embedding and heads by name; tied ones once.
-
-    Positions, norms, biases and the state matrices of recurrences are not among them.
-    """
-    matrices = {id(module.table) for module in model.modules() if isinstance(module, TokenEmbed)}
-    matrices |= {id(module.weight) for module in model.modules() if isinstance(module, Projection)}
-    return {name: tensor for name, tensor in named_tensors(model) if id(tensor) in matrices}
-
-
 def quantise(model: nn.Module, formats: Format | Mapping[str, Format]) -> nn.Module:
     """Convert the `quantisable` matrices of a model in place: all to one format, or each to that of its name (default:
     fp32). Afterwards the model is for inference only.
@@ -177,14 +168,6 @@ def quantise(model: nn.Module, formats: Format | Mapping[str, Format]) -> nn.Mod
     return model
 
 
-def replace_parameters(model: nn.Module, replacements: Mapping[int, Tensor]) -> None:
-    """Replace parameters by their id, wherever the model has them, so that ties are kept."""
-    for module in model.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            if id(parameter) in replacements:
-                setattr(module, name, replacements[id(parameter)])
-
-
 def packed_bytes(matrix: Tensor, dtype: Format) -> int:
     """Bytes of a matrix in a number format, with its scales and padding."""
     if dtype == "fp32":
@@ -204,12 +187,6 @@ def check_finite(name: str, tensor: Tensor) -> None:
         return
     if not bool(torch.stack(torch.aminmax(tensor)).isfinite().all()):  # isfinite of the tensor would copy it
         raise UserError(f"{name} contains NaN or infinity; use a checkpoint with valid weights")
-
-
-def parameter_of(tensor: Tensor) -> nn.Parameter:
-    """A parameter for inference only. In inference mode a tensor subclass cannot become a parameter."""
-    with torch.inference_mode(False):
-        return nn.Parameter(tensor, requires_grad=False)
 
 
 def look_up(packed: PackedMatrix, ids: Int[Tensor, "..."]) -> Float[Tensor, "... C"]:

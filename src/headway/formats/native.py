@@ -22,6 +22,8 @@ from headway.formats.tensorfile import TensorFile, write_tensors
 from headway.io.json_files import parse_json
 from headway.io.machine_memory import check_free_memory
 from headway.nn.models import ModelConfig, outline
+from headway.nn.models.embeds import TokenEmbed
+from headway.nn.parts.projection import Projection
 
 if TYPE_CHECKING:
     from headway.formats.settings import Settings
@@ -110,7 +112,8 @@ def _mismatch_message(source: str, name: str, error: Exception) -> str:
 FILE = "model.safetensors"
 MODEL_PREFIX = "model."  # of the model's tensors in the files of several processes
 QUANTISED = "quantized.safetensors"  # replaces FILE in folders written by headway.engine.packed_weights
-Weights = Literal["fp32", "int8", "int4"]
+Weights = Literal["fp32", "int8", "int4"]  # number formats of a file
+LoadedWeights = Literal["fp32", "bf16", "int8", "int4"]  # number formats of a model in memory
 VERSION = "1"
 _MIN_BLOCK_LIMIT, _BLOCKS_PER_TENSOR = 1000, 4  # more than any model has: most blocks have ten tensors each
 
@@ -273,3 +276,27 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         if id(tensor) not in seen_ids:
             seen_ids.add(id(tensor))
             yield name, tensor
+
+
+def quantisable(model: nn.Module) -> dict[str, Tensor]:
+    """The matrices of a model's linear layers, embedding and heads by name; tied ones once.
+
+    Positions, norms, biases and the state matrices of recurrences are not among them.
+    """
+    matrices = {id(module.table) for module in model.modules() if isinstance(module, TokenEmbed)}
+    matrices |= {id(module.weight) for module in model.modules() if isinstance(module, Projection)}
+    return {name: tensor for name, tensor in named_tensors(model) if id(tensor) in matrices}
+
+
+def replace_parameters(model: nn.Module, replacements: Mapping[int, Tensor]) -> None:
+    """Replace parameters by their id, wherever the model has them, so that ties are kept."""
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if id(parameter) in replacements:
+                setattr(module, name, replacements[id(parameter)])
+
+
+def parameter_of(tensor: Tensor) -> nn.Parameter:
+    """A parameter for inference only. In inference mode a tensor subclass cannot become a parameter."""
+    with torch.inference_mode(False):
+        return nn.Parameter(tensor, requires_grad=False)

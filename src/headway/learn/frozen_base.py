@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from headway.errors import ConfigError
 from headway.formats.deferred import computed
 from headway.formats.native import Weights as Format
-from headway.formats.native import named_tensors
+from headway.formats.native import named_tensors, parameter_of, replace_parameters
 from headway.learn.parallel.rows import SHAPE
 from headway.nn.models import ModelConfig, outline
 from headway.nn.parts.init import after_sampling
@@ -58,7 +58,7 @@ def quantise_matrices(model: nn.Module, values: Mapping[str, tuple[Tensor, Forma
     values are read one by one. Raises UserError for NaN or infinity.
     """
     from headway.engine.frozen_weights import FrozenTensor
-    from headway.engine.packed_weights import pack, parameter_of, replace_parameters
+    from headway.engine.packed_weights import pack
 
     tensors = dict(named_tensors(model))
     for name, (value, dtype) in values.items():
@@ -69,7 +69,7 @@ def quantise_matrices(model: nn.Module, values: Mapping[str, tuple[Tensor, Forma
 def load_frozen(directory: Path) -> nn.Module:
     """The model with quantised matrices that a run stored in `directory`, mapped from its file, for training."""
     from headway.engine.frozen_weights import FrozenTensor
-    from headway.engine.packed_weights import PackedTensor, load_quantised, parameter_of, replace_parameters
+    from headway.engine.packed_weights import PackedTensor, load_quantised
 
     model = load_quantised(directory)
     packed = [parameter for parameter in model.parameters() if isinstance(parameter, PackedTensor)]

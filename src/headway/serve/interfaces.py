@@ -17,7 +17,7 @@ from starlette.datastructures import FormData
 from starlette.responses import Response
 
 from headway.app.model import Model
-from headway.formats.native import Weights
+from headway.formats.native import LoadedWeights
 from headway.serve.api_keys import ApiKey, KeyFile
 from headway.serve.batcher import Batcher
 from headway.serve.engine_loop import EngineLoop
@@ -65,7 +65,7 @@ class ModelSummary(NamedTuple):
     parameters: int
     modified: int  # seconds since 1970
     sequential_reason: str | None  # why no request joins others that run; None if they do
-    weights: Weights | None = None  # number format that its weights are loaded in; None for fp32
+    weights: LoadedWeights | None = None  # number format that its weights are loaded in; None: the default of `load`
     note: str | None = None  # message at startup: the format in which quantised weights are served, and why
     is_run: bool = False  # whether headway trained it
     examples: tuple[str, ...] = ()  # text inputs to try it with, from the held-out samples of its run

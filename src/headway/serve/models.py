@@ -23,7 +23,7 @@ from headway.app.recipes import find_model_config
 from headway.engine import refusal
 from headway.errors import UserError, logger, nearest
 from headway.formats.gguf import SUFFIX, GgufFile
-from headway.formats.native import QUANTISED, Weights, quantised_config
+from headway.formats.native import QUANTISED, LoadedWeights, Weights, quantised_config
 from headway.formats.open import open_config, open_usage
 from headway.formats.tensorfile import private_copies
 from headway.formats.usage import read_usage
@@ -48,6 +48,7 @@ _GGUF_WEIGHTS: dict[str, Weights] = {"Q8_0": "int8", "Q4_0": "int4", "Q4_1": "in
 _LOADING_BYTES = {
     None: 4,
     "fp32": 4,
+    "bf16": 2,
     "int8": 2,
     "int4": 2,
 }  # per weight while a model is loaded; stored ones have 16 bits
@@ -65,7 +66,7 @@ class LoadOptions:
     """How models are loaded: arguments for `headway.load`. The draft is for models that generate text."""
 
     device: str = "auto"
-    weights: Weights | None = None
+    weights: LoadedWeights | None = None
     backend: Backend = "auto"
     cache: CacheDtype | None = None
     draft: str | Path | None = None
@@ -501,7 +502,7 @@ def _example_inputs(path: Path, chats: bool) -> tuple[str, ...]:
 
 def _loading_format(
     path: Path, options: LoadOptions, sequential_reason: str | None
-) -> tuple[Weights | None, str | None]:
+) -> tuple[LoadedWeights | None, str | None]:
     """The format to load weights in: as requested, or that of a quantised GGUF file, with a message about it."""
     if options.weights is not None or path.suffix != SUFFIX:
         return options.weights, None

@@ -187,8 +187,9 @@ def threads(text: str) -> int:
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
     """Add --weights, for commands that run a model."""
-    dtypes = ("fp32", "int8", "int4")
-    parser.add_argument("--weights", choices=dtypes, help="number format of the weights (default: as stored)")
+    dtypes = ("fp32", "bf16", "int8", "int4")
+    default = "default: as stored; bf16 for generation on a GPU"
+    parser.add_argument("--weights", choices=dtypes, help=f"number format of the weights ({default})")
 
 
 def add_cache(parser: argparse.ArgumentParser) -> None:

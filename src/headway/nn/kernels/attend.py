@@ -15,6 +15,7 @@ from torch import Tensor
 
 from headway.layout import Layout
 from headway.nn.kernels.linear import ContextSetting, are_products_bf16, is_deterministic
+from headway.nn.kernels.pointwise import softmax
 from headway.visibility import Causal, Full, Pattern, allowed_mask, mask
 
 
@@ -121,15 +122,21 @@ def attend(
     `soft_cap` c turns scores into c tanh(scores / c) (Gemma 2); `sinks` are logits, one per head, in the softmax but
     without a value; `dropout` acts on the weights. G divides H: query heads share keys and values in groups.
     """
+    is_rounded = q.dtype == torch.bfloat16 and not torch.is_autocast_enabled(q.device.type)
+    if is_rounded and (is_deterministic() or soft_cap is not None or _RECORD.get() is not None):
+        settings: Any = {"scale": scale, "bias": bias, "soft_cap": soft_cap, "sinks": sinks}
+        return attend(q.float(), k.float(), v.float(), view, **settings).bfloat16()  # torch's kernels round no scores
     if is_deterministic():
-        return _attend_row_by_row(q, k, v, view, scale, bias, soft_cap, sinks)
+        from headway.nn.kernels.attend_rows import attend_row_by_row  # of one mode
+
+        return attend_row_by_row(q, k, v, view.mask, view.query.mask, scale, bias, soft_cap, sinks)
     if soft_cap is not None or dropout is not None or _RECORD.get() is not None:
         return attend_reference(q, k, v, view, scale=scale, bias=bias, soft_cap=soft_cap, sinks=sinks, dropout=dropout)
     if sinks is not None:  # additional keys of zeros, with scores from the bias and values of zeros
         shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
         scores = torch.zeros(shape, dtype=q.dtype, device=q.device) if bias is None else bias.expand(shape)
         scores = scores.masked_fill(~view.mask, float("-inf"))
-        column = sinks[None, :, None, None].expand(*shape[:3], 1).to(q.dtype)
+        column = sinks[None, :, None, None].expand(*shape[:3], 1).to(scores.dtype)
         k, v = F.pad(k, (0, 0, 0, 0, 0, 1)), F.pad(v, (0, 0, 0, 0, 0, 1))
         return _by_torch(q, k, v, torch.cat([scores, column], dim=-1), scale)
     if q.is_cuda and bias is None and not view.one_document and not view.triangle and not view.everything:
@@ -160,20 +167,13 @@ def attend_reference(
     if bias is not None:
         scores = scores + bias
     scores = scores.masked_fill(~view.mask, float("-inf"))
-    weights = _softmax(scores, sinks)
+    weights = softmax(scores, sinks)
     record = _RECORD.get()
     if record is not None:
         record(weights.detach())
     if dropout is not None:
         weights = dropout(weights)
     return torch.einsum("bhts,bshv->bthv", weights, values)
-
-
-def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
-    if sinks is None:
-        return torch.softmax(scores, dim=-1)
-    column = sinks[:, None, None].expand(*scores.shape[:-1], 1)
-    return torch.softmax(torch.cat([scores, column.to(scores.dtype)], dim=-1), dim=-1)[..., :-1]
 
 
 def recorder() -> Callable[[Tensor], None] | None:
@@ -226,6 +226,8 @@ def _by_torch(
 ) -> Tensor:
     inputs = (x.transpose(1, 2) for x in (q, k, v))
     enable_gqa = q.shape[2] != k.shape[2]
+    if attn_mask is not None and attn_mask.is_floating_point():
+        attn_mask = attn_mask.to(q.dtype)
     out = F.scaled_dot_product_attention(
         *inputs, attn_mask=attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
     )
@@ -253,34 +255,3 @@ class _BF16Attention(torch.autograd.Function):
             gradient, *(x.to(dtype) for x in inputs), sums, 0.0, triangle, scale=scale
         )
         return *gradients, None, None
-
-
-def _attend_row_by_row(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    view: View,
-    scale: float | None,
-    bias: Tensor | None,
-    soft_cap: float | None,
-    sinks: Tensor | None,
-) -> Tensor:
-    """One query at a time over exactly its visible keys, so that other rows cannot change the result."""
-    batch, length, heads, _ = q.shape
-    out = q.new_zeros(batch, length, heads, v.shape[-1])
-    attn_mask = view.mask.expand(batch, 1, length, k.shape[1])
-    groups = heads // k.shape[2]
-    for row in range(batch):
-        for t in range(length):
-            if not view.query.mask[row, t]:
-                continue
-            visible = attn_mask[row, 0, t]
-            keys, values = (x[row][visible].repeat_interleave(groups, dim=1) for x in (k, v))
-            scores = (keys * q[row, t]).sum(-1).T * (scale or 1 / math.sqrt(q.shape[-1]))
-            if soft_cap is not None:
-                scores = soft_cap * torch.tanh(scores / soft_cap)
-            if bias is not None:
-                scores = scores + bias.expand(batch, *bias.shape[1:])[row, :, t, visible]
-            weights = _softmax(scores[None, :, None], sinks)[0, :, 0]
-            out[row, t] = (weights.T[..., None] * values).sum(0)
-    return out

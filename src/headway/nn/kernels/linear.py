@@ -1,5 +1,5 @@
-"""Matrix products: exact, with factors rounded to bf16, or deterministic with rows independent of the batch; and the
-settings of kernels.
+"""Matrix products: exact, with factors rounded to bf16, with weights stored in bf16, or deterministic with rows
+independent of the batch; and the settings of kernels.
 """
 
 from __future__ import annotations
@@ -105,12 +105,23 @@ class _BF16Linear(torch.autograd.Function):
         return dx, dweight, rows.sum(0).to(weight_dtype) if ctx.needs_input_grad[2] else None, None
 
 
+def is_stored_in_bf16(weight: Tensor) -> bool:
+    """Whether a matrix is stored in bf16 for generation, next to vectors in fp32. Autocast chooses dtypes by itself."""
+    return weight.dtype == torch.bfloat16 and not torch.is_autocast_enabled(weight.device.type)
+
+
 def linear(
     x: Float[Tensor, "... D"], weight: Float[Tensor, "E D"], bias: Tensor | None = None, bf16_output: bool = False
 ) -> Float[Tensor, "... E"]:
     """`x @ weight.T + bias`. If factors are rounded to bf16, `bf16_output` leaves the result in bf16, for an input of
     the next product.
     """
+    if is_stored_in_bf16(weight):
+        if not is_deterministic():
+            from headway.nn.kernels.bf16_weights import product_of_bf16  # for generation
+
+            return product_of_bf16(x, weight, bias, bf16_output)
+        x, weight = x.float(), weight.float()
     if is_deterministic():
         rows, padding = x.reshape(-1, x.shape[-1]), -x.shape[-1] % _COLUMNS
         padded = F.pad(rows, (0, padding, 0, -rows.shape[0] % _ROWS))

@@ -1,4 +1,4 @@
-"""Elementwise functions and vector norms with fewer memory passes than torch's compositions."""
+"""Elementwise functions, softmax and vector norms with fewer memory passes than torch's compositions."""
 
 from __future__ import annotations
 
@@ -210,3 +210,11 @@ class _RMSNorm(torch.autograd.Function):
         y, inverse = ctx.saved_tensors
         along = (gradient * y).mean(-1, keepdim=True)
         return torch.addcmul(gradient, y, along, value=-1).mul_(inverse), None
+
+
+def softmax(scores: Float[Tensor, "B H T S"], sinks: Float[Tensor, "H"] | None) -> Float[Tensor, "B H T S"]:
+    """Softmax over the keys; `sinks` are logits, one per head, of one more key without a value."""
+    if sinks is None:
+        return torch.softmax(scores, dim=-1)
+    column = sinks[:, None, None].expand(*scores.shape[:-1], 1)
+    return torch.softmax(torch.cat([scores, column.to(scores.dtype)], dim=-1), dim=-1)[..., :-1]

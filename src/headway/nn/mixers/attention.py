@@ -14,7 +14,7 @@ from headway.config_kinds import register
 from headway.errors import ConfigError, nearest
 from headway.layout import Layout, cached_on_host
 from headway.nn.kernels.attend import View, attend, rotate
-from headway.nn.kernels.linear import linear
+from headway.nn.kernels.linear import is_stored_in_bf16, linear
 from headway.nn.mixers.base import Mixer, MixerConfig, zeros
 from headway.nn.parts.dropout import Dropout
 from headway.nn.parts.norm import NormConfig
@@ -209,16 +209,21 @@ class SelfAttention(Mixer):
 
     def initial_state(self, batch: int, capacity: int, *, like: Tensor) -> KeyValues:
         slots = capacity if self._window is None else min(capacity, self._window + _SLACK)
-        shape = (batch, slots, self.groups, self.size)
-        return KeyValues(zeros(shape, like), zeros(shape, like))
+        shape, dtype = (batch, slots, self.groups, self.size), self._dtype(like)
+        return KeyValues(zeros(shape, like, dtype), zeros(shape, like, dtype))
+
+    def _dtype(self, x: Tensor) -> torch.dtype:
+        """The dtype of queries, keys and values: that of `x`, or bf16 if the weights are stored in it."""
+        return torch.bfloat16 if self.terms is None and is_stored_in_bf16(self.qkv.weight) else x.dtype
 
     def _project(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
         batch, length, _ = x.shape
         qkv = self.qkv(x).view(batch, length, self.heads + 2 * self.groups, self.size)
+        dtype = self._dtype(qkv)
         if (
             self.qk_norm is None and self.rotary is None and self._positions is None
         ):  # one split, so that gradients are concatenated once
-            return qkv.split((self.heads, self.groups, self.groups), dim=2)
+            return qkv.to(dtype).split((self.heads, self.groups, self.groups), dim=2)
         qk, v = qkv.split((self.heads + self.groups, self.groups), dim=2)
         if self._positions is not None:
             # The layer is linear, so the positions of queries and keys are projected once for all rows.
@@ -229,8 +234,8 @@ class SelfAttention(Mixer):
             qk = self.qk_norm(qk)
         if self.rotary is not None:
             qk = rotate(qk, *self.rotary.angles(layout, qk))
-        q, k = qk.split((self.heads, self.groups), dim=2)
-        return q, k, v
+        q, k = qk.to(dtype).split((self.heads, self.groups), dim=2)
+        return q, k, v.to(dtype)
 
     def _score_bias(self, x: Tensor, q: Tensor, k: Tensor, view: View) -> Float[Tensor, "#B H T S"] | None:
         if self.terms is not None:

@@ -135,5 +135,5 @@ def select(states: State, rows: Int[Tensor, "R"]) -> State:
     return tree_map(lambda part: part.select(rows) if isinstance(part, Layout) else part.index_select(0, rows), states)
 
 
-def zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    return torch.zeros(shape, dtype=like.dtype, device=like.device)
+def zeros(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    return torch.zeros(shape, dtype=dtype or like.dtype, device=like.device)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
 from headway.nn.kernels.attend import View, attend
-from headway.nn.kernels.linear import linear
+from headway.nn.kernels.linear import is_stored_in_bf16, linear
 from headway.nn.mixers.attention import head_size, shared_heads, shared_positions
 from headway.nn.parts.dropout import Dropout
 from headway.nn.parts.norm import NormConfig
@@ -77,13 +77,16 @@ class CrossAttention(nn.Module):
                 )
             rows = self.groups * self.size
             keys = keys + linear(positions, self.kv.matrix()[:rows]).unflatten(-1, (self.groups, self.size))
-        return ProjectedMemory(self.k_norm(keys), values, layout)
+        is_bf16 = is_stored_in_bf16(self.kv.weight)
+        keys, values = (x.bfloat16() if is_bf16 else x for x in (self.k_norm(keys), values))
+        return ProjectedMemory(keys, values, layout)
 
     def forward(self, x: Float[Tensor, "B T D"], layout: Layout, memory: ProjectedMemory) -> Float[Tensor, "B T D"]:
         """B may be W times the number of memories M; row r then reads memory r // W, as with W beams per sentence."""
         shape = x.shape
         query_input = x if self._positions is None else x + self._positions(layout, x)
         q = self.q_norm(self.q(query_input).view(*shape[:2], self.heads, self.size))
+        q = q.bfloat16() if is_stored_in_bf16(self.q.weight) else q
         memories, view = memory.keys.shape[0], View(Full(), layout, memory.layout)
         if memory.layout.single:  # a query sees its row's whole memory, otherwise its own document
             if layout.batch != memories:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from headway.config_kinds import family, register
 from headway.errors import ConfigError
 from headway.layout import Layout
+from headway.nn.kernels.linear import is_stored_in_bf16
 from headway.nn.parts.dropout import Dropout
 from headway.nn.parts.norm import NormConfig
 from headway.nn.parts.positions import PositionsConfig
@@ -131,6 +132,7 @@ class TokenEmbed(Embed):
     def look_up(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T E"]:
         """Token vectors without positions."""
         x = F.embedding(ids, self.table)
+        x = x.float() if is_stored_in_bf16(self.table) else x
         return (self.project(x) if self.projects == "tokens" else x) * self.scale
 
     def add_positions(
