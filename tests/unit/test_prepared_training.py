@@ -185,9 +185,7 @@ def test_errors_of_storage_are_one_line(texts: Path, tmp_path: Path, storage: St
     storage.faults = [PermissionError("Access Denied")]
     with pytest.raises(UserError, match=r"out/index.json cannot be accessed \(Access Denied\); check the cred"):
         PreparedData("s3://bucket/out")
-    with pytest.raises(
-        UserError, match=r"s3://bucket/none has no index.json, and only prepared data are read"
-    ):
+    with pytest.raises(UserError, match=r"s3://bucket/none has no index.json, and only prepared data are read"):
         recipe("vision").files([Path("s3://bucket/none")])
     storage.faults = [OSError("Internal Error")] * 6
     with pytest.raises(UserError, match=r"could not be transferred in 6 attempts \(Internal Error\); check the conn"):

@@ -46,7 +46,7 @@ def test_mirrors_are_told_from_the_data() -> None:
     seen = survey_images(samples(*spots(0, 600, sided=False)))
     assert seen is not None
     assert seen.flips
-    assert seen[:2] == (600, 2)
+    assert (seen.images, seen.classes) == (600, 2)
     assert seen.size == (16, 16)
     assert seen.grey
 

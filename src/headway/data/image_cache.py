@@ -23,6 +23,7 @@ from headway.data.array_store import (
     read_info,
     write_info,
 )
+from headway.data.prepared.prepared_samples import SampleArrays
 from headway.errors import UserError, logger
 
 _LOG = logger(__name__)
@@ -37,7 +38,7 @@ class DecodedImages(NamedTuple):
     reason; their pixels are 0.
     """
 
-    pixels: UInt8[np.ndarray, "N H W C"]
+    pixels: UInt8[np.ndarray, "N H W C"] | SampleArrays
     keys: list[str]
     errors: dict[int, str]
 

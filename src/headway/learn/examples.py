@@ -340,7 +340,7 @@ class IndexedExamples(SplitExamples):
     def preview(self, count: int) -> list[str]:
         return [self.describe_row(int(row)) for row in spread_evenly(self.splits.all_indices, count)]
 
-    def training_order(self, rows: np.ndarray) -> Order:
+    def training_order(self, rows: np.ndarray) -> TrainingOrder:
         return FixedSizeBatches(len(rows), self.batch_size, self.seed)
 
     def evaluation_order(self, rows: np.ndarray) -> Order:
@@ -388,7 +388,7 @@ class RowSubset:
     def take(self, indices: Int[np.ndarray, "B"], rng_key: RngKey | None = None) -> Batch:
         return self.examples.take(self.rows[indices], rng_key)
 
-    def training_order(self) -> Order:
+    def training_order(self) -> TrainingOrder:
         return self.examples.training_order(self.rows)
 
     def evaluation_order(self) -> Order:

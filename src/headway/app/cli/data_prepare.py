@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from headway.app.cli.launcher import launch
 from headway.app.cli.main import run_job
@@ -14,10 +15,16 @@ from headway.app.cli.options import integer, number
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
 
+if TYPE_CHECKING:
+    from headway.data.labelled_files import LabelledFiles
+    from headway.data.prepared.preparation import Kind
+    from headway.data.prepared.sample_shards import SampleEncoder
+
 EXAMPLE = """
 headway data prepare books/ --out prepared/ --processes 8
 headway data prepare s3://bucket/books --out s3://bucket/prepared
 headway train text --data prepared/
+headway data prepare pets/ --kind images --out prepared-pets/
 """
 CODECS = ("bpe", "wordpiece", "unigram", "word", "char", "byte")
 
@@ -33,8 +40,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="number of processes that share the work (default: 1)",
     )
-    kinds = "texts for the recipe text, or files: the data of any other recipe as they are (default: texts)"
-    add("--kind", choices=("texts", "files"), default="texts", help=kinds)
+    kinds = "texts, images or sounds to train on, or files: any data as they are (default: texts)"
+    add("--kind", choices=tuple(_KINDS), default="texts", help=kinds)
     add("--unique", action="store_true", help="drop exact duplicates, which are otherwise only counted")
     add("--tokenizer", metavar="FILE|MODEL", help="published tokenizer, or that of a run (default: train a new one)")
     kinds = f"kind of the new tokenizer: {', '.join(CODECS)} (default: bpe)"
@@ -42,8 +49,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     size = "maximum vocabulary size of the new tokenizer (default: 8192)"
     add("--size", type=integer(1), default=8192, metavar="N", help=size)
     for split in ("validation", "test"):
-        share = f"share to hold out for {split} (default: 5 %%, at most 16 MB of text)"
+        share = f"share to hold out for {split} (default: 5 %%, at most 16 MB of text; other data: when you train)"
         add(f"--{split}", type=number(0, 1), metavar="SHARE", help=share)
+    pixels = "height and width of prepared images (default: suited to a sample of them)"
+    add("--pixels", type=integer(1), nargs=2, metavar=("HEIGHT", "WIDTH"), help=pixels)
+    channels = "channels of prepared images (default: 1 if a sample of them is grey)"
+    add("--channels", type=integer(1), choices=(1, 3), metavar="1|3", help=channels)
+    add("--skip-bad", action="store_true", help="leave out images and sounds that cannot be read, and count them")
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
@@ -66,19 +78,54 @@ def _job(args: argparse.Namespace) -> int:
     return run_job(partial(_work, args, Terminal(args.json)), args.debug)
 
 
-def _work(args: argparse.Namespace, terminal: Terminal) -> None:
-    from headway.data.prepared.packed_files import PackedFiles
-    from headway.data.prepared.preparation import Preparation, PrepareConfig
+def _texts(args: argparse.Namespace) -> Kind:
     from headway.data.prepared.text_blocks import text_files
     from headway.domains.text.text_shards import TextKind
 
-    seed = args.seed or 0
-    if args.kind == "files":
-        kind = PackedFiles(args.paths)
-    else:
-        kind = TextKind(text_files(args.paths), args.codec, args.size, args.tokenizer, seed)
-    config = PrepareConfig(args.unique, args.validation, args.test, seed)
-    if not Preparation(kind, config, args.out, terminal.note).run():
+    return TextKind(text_files(args.paths), args.codec, args.size, args.tokenizer, args.seed or 0)
+
+
+def _files(args: argparse.Namespace) -> Kind:
+    from headway.data.prepared.packed_files import PackedFiles
+
+    return PackedFiles(args.paths)
+
+
+def _images(args: argparse.Namespace) -> Kind:
+    from headway.domains.vision.image_shards import ImageEncoder
+
+    encoder = ImageEncoder(None if args.pixels is None else tuple(args.pixels), args.channels)
+    return _samples(encoder, encoder.read(args.paths), args)
+
+
+def _sounds(args: argparse.Namespace) -> Kind:
+    from headway.domains.audio.sound_shards import SoundEncoder
+
+    encoder = SoundEncoder()
+    return _samples(encoder, encoder.read(args.paths), args)
+
+
+def _samples(encoder: SampleEncoder, labelled: LabelledFiles, args: argparse.Namespace) -> Kind:
+    from headway.data.prepared.sample_shards import SampleKind
+
+    has_splits = args.validation is not None or args.test is not None
+    return SampleKind(encoder, labelled, args.seed or 0, args.skip_bad, has_splits)
+
+
+_KINDS: dict[str, Callable[[argparse.Namespace], Kind]] = {
+    "texts": _texts,
+    "images": _images,
+    "sounds": _sounds,
+    "files": _files,
+}
+_RECIPES = {"texts": "text", "images": "vision", "sounds": "audio"}
+
+
+def _work(args: argparse.Namespace, terminal: Terminal) -> None:
+    from headway.data.prepared.preparation import Preparation, PrepareConfig
+
+    config = PrepareConfig(args.unique, args.validation, args.test, args.seed or 0)
+    if not Preparation(_KINDS[args.kind](args), config, args.out, terminal.note).run():
         terminal.note(f"{args.out} was prepared before from the same files")
 
 
@@ -93,6 +140,6 @@ def _report(args: argparse.Namespace, terminal: Terminal) -> None:
             size = sum(shard.bytes for shard in shards)
             terminal.print(f"{split}: {len(shards):,} shards, {size / 1e6:,.1f} MB")
     terminal.print(", ".join(f"{name.replace('_', ' ')}: {count:,}" for name, count in counts.items()))
-    recipe = "text" if index.kind == "texts" else "RECIPE"
+    recipe = _RECIPES.get(index.kind, "RECIPE")
     terminal.print(f"use it: headway train {recipe} --data {data.name}")
     terminal.print_result({"path": data.name, "kind": index.kind, "counts": counts, "digest": index.digest})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -145,7 +145,9 @@ class PackedFiles:
             },
         )
 
-    def finish(self, work: Path, out: Path) -> tuple[Mapping[str, tuple[int, str]], Mapping[str, Any]]:
+    def finish(
+        self, work: Path, out: Path, spans: Callable[[int], Mapping[str, Spans]]
+    ) -> tuple[Mapping[str, tuple[int, str]], Mapping[str, Any]]:
         return {}, {"paths": self._roots}
 
 

@@ -100,8 +100,12 @@ class Kind(Protocol):
         """Write the units of these spans of parts, and return the digest."""
         ...
 
-    def finish(self, work: Path, out: Path) -> tuple[Mapping[str, tuple[int, str]], Mapping[str, Any]]:
-        """Copy what a training needs in addition to the shards: the digests of these files, and details."""
+    def finish(
+        self, work: Path, out: Path, spans: Callable[[int], Mapping[str, Spans]]
+    ) -> tuple[Mapping[str, tuple[int, str]], Mapping[str, Any]]:
+        """Copy what a training needs in addition to the shards: the digests of these files, and details. `spans` are
+        the samples of a part in each split, in the order of the shards.
+        """
         ...
 
 
@@ -271,7 +275,7 @@ class Preparation:
         return Spans((spans.starts + low - starts)[chosen], (high - low)[chosen])
 
     def _write_index(self, deal: Mapping[str, Any], shards: Sequence[tuple[str, int]], digest: str) -> None:
-        codec, details = self.kind.finish(self.work, self.out)
+        codec, details = self.kind.finish(self.work, self.out, lambda number: self.spans(number, deal))
         splits: dict[str, list[ShardFile]] = {split: [] for split in SPLITS}
         for number, (split, _) in enumerate(shards):
             splits[split].append(ShardFile(*read_json(self.work / "shards" / f"{number:07d}")))
@@ -309,7 +313,7 @@ class Deal:
         duplicates = self._duplicates(starts)
         shares = 0.0, 0.0
         if kind.has_splits:
-            default = min(_DEFAULT_SHARE, _MAX_HELD_OUT / max(1, text_bytes))
+            default = min(_DEFAULT_SHARE, _MAX_HELD_OUT / max(1, text_bytes)) if kind.is_divisible else 0.0
             validation, test = (default if share is None else share for share in (config.validation, config.test))
             shares = held_out_shares(present, SplitConfig(validation, test))
         deal: dict[str, Any] = {

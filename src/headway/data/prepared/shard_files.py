@@ -17,6 +17,8 @@ from headway.io.json_files import parse_json
 
 _DTYPES = {"U8": np.uint8, "U16": np.uint16, "U32": np.uint32, "U64": np.uint64, "I64": np.int64}
 _CODES = {np.dtype(dtype): code for code, dtype in _DTYPES.items()}
+REMEDY = "restore it from a copy, or prepare the data again"
+_MIN_BYTES = 8
 _MAX_HEADER = 1 << 16
 _ALIGNMENT = 8  # bytes
 
@@ -40,15 +42,20 @@ def write_shard(path: Path, arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def map_shard(path: Path, shard: ShardFile, remedy: str) -> dict[str, np.ndarray]:
+def map_file(path: Path, shard: ShardFile, remedy: str = REMEDY) -> memoryview:
+    """The bytes of a shard, mapped into memory. UserError, with the remedy, if its size differs from the index."""
+    with open_file(path) as file:
+        size = path.stat().st_size
+        if size != shard.bytes or size < _MIN_BYTES:
+            raise UserError(f"{path} has {size:,} bytes, but the index states {shard.bytes:,}; {remedy}")
+        return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
+
+
+def map_shard(path: Path, shard: ShardFile, remedy: str = REMEDY) -> dict[str, np.ndarray]:
     """The arrays of a shard, mapped into memory. UserError, with the remedy, if its size or digest differs from the
     index. The file may be removed while it is mapped.
     """
-    with open_file(path) as file:
-        size = path.stat().st_size
-        if size != shard.bytes or size < 8:
-            raise UserError(f"{path} has {size:,} bytes, but the index states {shard.bytes:,}; {remedy}")
-        content = memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
+    content = map_file(path, shard, remedy)
     if hashlib.sha256(content).hexdigest() != shard.digest:
         raise UserError(f"{path} has changed since it was prepared: its digest is not that in the index; {remedy}")
     return _arrays(content, path, remedy)

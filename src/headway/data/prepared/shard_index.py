@@ -18,13 +18,13 @@ VERSION = 1
 MAX_INDEX_BYTES = 1 << 28  # about 1.5 million shards
 _MAX_COUNT = 1 << 53
 _NAME = re.compile(r"(?:train|validation|test)-\d{5,7}\.safetensors")
-_CODEC_FILE = re.compile(r"[A-Za-z0-9][\w-]{0,60}\.(?:json|txt|model)", re.ASCII)
+_CODEC_FILE = re.compile(r"[A-Za-z0-9][\w-]{0,60}\.(?:json|txt|model|safetensors)", re.ASCII)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _DTYPES = ("uint16", "uint32")
 
 
 class ShardFile(NamedTuple):
-    """One file of a split: its bytes, SHA-256, and number of samples and of units (tokens, or bytes of files)."""
+    """One file of a split: its bytes, SHA-256, and number of samples and of units (tokens, or bytes of samples)."""
 
     name: str
     bytes: int
@@ -38,8 +38,8 @@ class ShardIndex:
     """What `headway data prepare` wrote.
 
     kind: texts, images, ...; splits: the shards of each split; counts: totals (samples, units, text_bytes, duplicates,
-    removed); shares: held-out shares and their seed; codec: the digest of each file of the tokenizer; details: further
-    facts of this kind. `digest` is that of the index file.
+    removed); shares: held-out shares and their seed; codec: the digest of each other file (tokenizer, table);
+    details: further facts of this kind. `digest` is that of the index file.
     """
 
     kind: str

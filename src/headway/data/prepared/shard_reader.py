@@ -9,6 +9,7 @@ import os
 import re
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from headway.data.prepared.preparation import file_digest_of
-from headway.data.prepared.shard_files import map_shard
+from headway.data.prepared.shard_files import map_file, map_shard
 from headway.data.prepared.shard_index import INDEX_FILE, MAX_INDEX_BYTES, ShardFile, parse_index
 from headway.errors import UserError
 from headway.io.cache import cache_errors, cache_root, file_lock
@@ -27,6 +28,7 @@ from headway.io.remote import MissingRemoteFileError, RemoteFolder, remote_url
 _FORMAT_MARK = b'"headway-shards"'
 _CACHED = re.compile(r"[0-9a-f]{64}\.safetensors")
 _LIMIT_VARIABLE, _DEFAULT_LIMIT = "HEADWAY_SHARD_CACHE", 1 << 34  # bytes
+_MAX_MAPPED = 1 << 29  # bytes
 _MAP_ATTEMPTS = 3  # of a cached shard, which another process may remove before it is opened
 
 
@@ -71,7 +73,7 @@ class PreparedData:
         self.index = parse_index(decode_json(content, address), address, hashlib.sha256(content).hexdigest())
 
     def companion_folder(self) -> Path:
-        """A local folder with the files next to the shards, whose digests are checked."""
+        """A local folder with the files next to the shards, whose digests are checked: a tokenizer, or a table."""
         folder = self.folder
         if self.remote is not None:
             folder = cache_root() / "prepared" / self.index.digest
@@ -88,8 +90,7 @@ class PreparedData:
     def map(self, shard: ShardFile) -> dict[str, np.ndarray]:
         """The arrays of a shard, whose digest is checked."""
         if self.remote is None:
-            path, remedy = self.folder / shard.name, "restore it from a copy, or prepare the data again"
-            return map_shard(path, shard, remedy)
+            return map_shard(self.folder / shard.name, shard)
         remedy = f"upload {self.remote.address(shard.name)} again"
         for attempt in range(_MAP_ATTEMPTS):
             path = self.fetch(shard)
@@ -143,15 +144,41 @@ def shrink_cache(folder: Path, kept: Path) -> None:
         size -= bytes_
 
 
-class ShardReader:
+class ShardFetcher:
+    """Fetches remote shards in a thread before they are needed."""
+
+    def __init__(self, data: PreparedData, shards: Sequence[ShardFile]) -> None:
+        self._data, self.shards = data, shards
+        self._announced: set[int] = set()
+        self._thread: ThreadPoolExecutor | None = None
+
+    def announce(self, number: int) -> None:
+        """Fetch a remote shard in the background, because it will be needed next."""
+        if self._data.remote is None or number in self._announced:
+            return
+        self._announced.add(number)
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "shards")
+        self._thread.submit(self._fetch, number)
+
+    def close(self) -> None:
+        """Wait for the shards that are being fetched."""
+        if self._thread is not None:
+            self._thread.shutdown()
+
+    def _fetch(self, number: int) -> None:
+        with suppress(UserError):  # reported where the shard is needed
+            self._data.fetch(self.shards[number])
+
+
+class ShardReader(ShardFetcher):
     """Maps shards of a split on demand and keeps the last `limit`. Threads may share it."""
 
     def __init__(self, data: PreparedData, split: str, limit: int) -> None:
-        self._data, self.shards, self.limit = data, data.index.splits[split], limit
+        super().__init__(data, data.index.splits[split])
+        self.limit = limit
         self._mapped: OrderedDict[int, dict[str, np.ndarray]] = OrderedDict()
         self._lock = threading.Lock()
-        self._announced: set[int] = set()
-        self._fetching: ThreadPoolExecutor | None = None
 
     def arrays(self, number: int) -> dict[str, np.ndarray]:
         """The arrays of a shard, which is fetched if it is remote and not cached."""
@@ -165,19 +192,37 @@ class ShardReader:
             return self._mapped[number]
 
     def announce(self, number: int) -> None:
-        """Fetch a remote shard in the background, because it will be needed next."""
-        if self._data.remote is None or number in self._announced or number in self._mapped:
-            return
-        self._announced.add(number)
-        if self._fetching is None:
-            self._fetching = ThreadPoolExecutor(1, "shards")
-        self._fetching.submit(self._fetch, number)
+        if number not in self._mapped:
+            super().announce(number)
 
-    def close(self) -> None:
-        """Wait for the shards that are being fetched."""
-        if self._fetching is not None:
-            self._fetching.shutdown()
 
-    def _fetch(self, number: int) -> None:
-        with suppress(UserError):  # reported where the shard is needed
-            self._data.fetch(self.shards[number])
+class MappedShards(ShardFetcher):
+    """Reads samples of shards by offset. Only the bytes of these samples are read, so digests are not checked.
+    The shards used last stay mapped, up to `limit` bytes. Threads may share it.
+    """
+
+    def __init__(self, data: PreparedData, shards: Sequence[ShardFile], limit: int = _MAX_MAPPED) -> None:
+        super().__init__(data, shards)
+        self._limit = limit
+        self._mapped: OrderedDict[int, memoryview] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, number: int, start: int, size: int) -> memoryview:
+        """`size` bytes of the samples of a shard from `start` on. A remote shard is fetched."""
+        shard = self.shards[number]
+        with self._lock:
+            content = self._mapped.pop(number, None)
+            if content is None:
+                is_local = self._data.remote is None
+                content = map_file(self._data.folder / shard.name if is_local else self._data.fetch(shard), shard)
+                self._announced.discard(number)
+            self._mapped[number] = content
+            while len(self._mapped) > 1 and sum(map(len, self._mapped.values())) > self._limit:
+                self._mapped.popitem(last=False)
+        first = shard.bytes - shard.units + start  # the header comes first
+        return content[first : first + size]
+
+    def path(self, number: int) -> str:
+        """The path or address of a shard, for messages."""
+        name, remote = self.shards[number].name, self._data.remote
+        return str(self._data.folder / name) if remote is None else remote.address(name)

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from headway.config_kinds import register
 from headway.data import ClassSplitConfig
 from headway.data.labelled_files import LabelledFiles, read_labelled_files
+from headway.data.prepared.prepared_samples import PreparedSamples
+from headway.data.prepared.shard_reader import is_prepared
 from headway.domains.audio.augmentation import (
     SoundAugmentConfig,
     add_noise,
@@ -27,16 +29,18 @@ from headway.domains.audio.augmentation import (
 from headway.domains.audio.framing import bands_of, check_lengths, choose_window, window_of, with_window
 from headway.domains.audio.mel import HOP, MIN_SAMPLES, RATE, log_mel
 from headway.domains.audio.sound_files import AUDIO_EXTENSIONS, Sounds, open_sounds
+from headway.domains.audio.sound_shards import PreparedSounds
 from headway.errors import ConfigError
 from headway.formats.out_of_distribution import SampleStatistics, TrainingStatistics
 from headway.learn import Recipe, Task, TaskConfig
-from headway.learn.examples import Batch, Contents, RngKey
+from headway.learn.examples import Batch, Contents, RngKey, TrainingOrder
 from headway.learn.objectives.classes import ClassSamples, check_classes
 from headway.learn.objectives.predictions import HEAD, Prediction
 from headway.learn.objectives.targets import ChosenTarget, TargetConfig, TargetSamples, choose_target, target_task
 from headway.learn.recipe import batch_size_of
 from headway.learn.report import Picture
 from headway.learn.report.pictures import spectrogram
+from headway.learn.shard_batches import windowed_batches
 from headway.nn.models import DistilledHeadConfig, ModelConfig, PooledHeadConfig, TransformerConfig
 
 _MAX_MEASURED = 1_000  # recordings for the in-distribution statistics, about 2 ms each
@@ -77,15 +81,25 @@ class SoundsConfig(SoundTaskConfig, TargetConfig):
 
     start_part: ClassVar[str | None] = "encoder"  # of a Whisper
 
+    prepared_kinds: ClassVar[tuple[str, ...]] = ("sounds",)
+
     crop: bool = False  # whether to crop recordings longer than the window
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that cannot be read, are too small, or do not fit the model."""
-        labelled = read_labelled_files(recipe.files(data), AUDIO_EXTENSIONS, "sound", self.label, self.group)
-        return self.task_over(recipe, labelled, workspace)
+        paths = recipe.files(data)
+        if not paths or not is_prepared(paths[0]):
+            labelled = read_labelled_files(paths, AUDIO_EXTENSIONS, "sound", self.label, self.group)
+            return self.task_over(recipe, labelled, workspace)
+        samples = PreparedSamples.open(paths, "sounds")
+        if self.label != "label":
+            raise ConfigError(f"task.label was decided when {samples.data.name} was prepared; remove the setting")
+        return self.task_over(recipe, samples.labelled_files(self.group), workspace, samples)
 
-    def task_over(self, recipe: Recipe, labelled: LabelledFiles, workspace: Path) -> Task:
-        """The task on these recordings."""
+    def task_over(
+        self, recipe: Recipe, labelled: LabelledFiles, workspace: Path, prepared: PreparedSamples | None = None
+    ) -> Task:
+        """The task on these recordings, which may be prepared."""
         chosen = choose_target(
             labelled.labels, labelled.locations.__getitem__, self, "sound", self.skip_bad, labelled.from_folders
         )
@@ -95,8 +109,12 @@ class SoundsConfig(SoundTaskConfig, TargetConfig):
             )
         window_of(recipe.model)  # a ConfigError for a model that does not take audio, before sounds are read
         labelled = labelled.select(chosen.rows)
-        sounds = open_sounds(labelled.files, self.skip_bad)
-        dataset = SoundDataset(self, recipe, labelled, sounds, chosen, workspace)
+        if prepared is None:
+            sounds = open_sounds(labelled.files, self.skip_bad)
+        else:
+            prepared = prepared.select(chosen.rows)
+            sounds = PreparedSounds(labelled.files, prepared)
+        dataset = SoundDataset(self, recipe, labelled, sounds, chosen, workspace, prepared)
         return target_task(dataset, self, "sound", self.smoothing, workspace)
 
 
@@ -111,11 +129,12 @@ class SoundDataset(TargetSamples):
         sounds: Sounds,
         chosen: ChosenTarget,
         workspace: Path,
+        prepared: PreparedSamples | None = None,
     ) -> None:
         model = cast(TransformerConfig, recipe.model)  # checked by the task
         self.config = config
         self.bands = bands_of(model)
-        self.sounds = sounds
+        self.sounds, self.prepared, self.places = sounds, prepared, recipe.train.accumulate
         self.rows = np.setdiff1d(np.arange(len(labelled)), sounds.unreadable)
         self.files = [labelled.files[row] for row in self.rows]
         labels, locations = ([column[row] for row in self.rows] for column in (labelled.labels, labelled.locations))
@@ -141,6 +160,11 @@ class SoundDataset(TargetSamples):
         )
         self.seed, self.batch_size = recipe.train.seed, batch_size_of(recipe)
         self.set_targets(samples, chosen, config.split, "recordings", "a folder", workspace)
+
+    def training_order(self, rows: np.ndarray) -> TrainingOrder:
+        if self.prepared is None or not self.prepared.is_windowed:
+            return super().training_order(rows)
+        return windowed_batches(self.prepared, self.rows[rows], self.batch_size, self.places, self.seed)
 
     def contents(self) -> Contents:
         return {**super().contents(), "sounds": ([self.sounds.keys[row] for row in map(int, self.rows)],)}
@@ -181,6 +205,8 @@ class SoundDataset(TargetSamples):
     def input_statistics(self) -> TrainingStatistics:
         """In-distribution statistics of the training recordings."""
         rows = self.rows[self.splits.rows("train")]
+        if self.prepared is not None and self.prepared.is_windowed:
+            rows = self.prepared.in_one_shard(rows)
         sample = rows[:: -(-len(rows) // _MAX_MEASURED)]
         return TrainingStatistics(
             alike=SampleStatistics.fit(

@@ -14,10 +14,13 @@ import numpy as np
 from headway.config import override
 from headway.data import ClassSplitConfig
 from headway.data.labelled_files import read_labelled_files
+from headway.data.prepared.prepared_samples import PreparedSamples
+from headway.data.prepared.shard_reader import is_prepared
 from headway.data.splits import split_code
 from headway.domains.audio.augmentation import SoundAugmentConfig
 from headway.domains.audio.classification import SoundsConfig
 from headway.domains.audio.masked_sounds import MaskedSoundsConfig
+from headway.domains.audio.mel import RATE
 from headway.domains.audio.sequences import SpokenDigitsConfig, SpokenSequencesConfig
 from headway.domains.audio.sound_files import AUDIO_EXTENSIONS, FileSound, read_transcripts
 from headway.domains.audio.transcription import TranscribedSpeech, TranscriptionConfig, normalize_words
@@ -186,11 +189,17 @@ def _sounds_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> D
     recordings.
     """
     task = cast(SoundsConfig, recipe.task)
-    labelled = read_labelled_files(paths, AUDIO_EXTENSIONS, "sound", task.label)
-    count = int((labelled.named_splits <= split_code("train")).sum())
+    if is_prepared(paths[0]):
+        prepared = PreparedSamples.open(paths, "sounds")
+        named_splits = prepared.named_splits
+        measure = partial(_lengths, (spread_evenly(prepared.lengths, _MAX_SAMPLED) / RATE).tolist(), len(prepared))
+    else:
+        labelled = read_labelled_files(paths, AUDIO_EXTENSIONS, "sound", task.label)
+        named_splits, measure = labelled.named_splits, partial(sample_lengths, labelled.files)
+    count = int((named_splits <= split_code("train")).sum())
     if task.seconds is not None:
         return DataSettings({**held_out_shares(count), **_augmentation(count, task.seconds)})
-    lengths = sample_lengths(labelled.files)
+    lengths = measure()
     window = _window(lengths)
     crops = lengths.longest > window
     settings = {**_window_settings(window), **({"task.crop": True} if crops else {})}
@@ -265,9 +274,13 @@ def sample_lengths(files: Sequence[Path]) -> Lengths:
         raise UserError(
             f"cannot read any of {len(files):,} audio files; use a supported format (.wav, .flac, .mp3, ...)"
         )
-    return Lengths(
-        float(np.quantile(seconds, 0.98, method="lower")), max(seconds), sum(seconds) / len(seconds) * len(files)
-    )
+    return _lengths(seconds, len(files))
+
+
+def _lengths(seconds: Sequence[float], count: int) -> Lengths:
+    """The lengths of `count` recordings, of which a sample takes these seconds."""
+    total = sum(seconds) / len(seconds) * count
+    return Lengths(float(np.quantile(seconds, 0.98, method="lower")), max(seconds), total)
 
 
 def _augmentation(count: int, seconds: float) -> Settings:

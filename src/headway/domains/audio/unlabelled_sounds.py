@@ -54,6 +54,8 @@ def read_unlabelled(recipe: Recipe, task: Task, paths: Sequence[Path]) -> Unlabe
     task. Raises UserError if none remains.
     """
     dataset = cast(SoundDataset, task.examples)
+    if dataset.prepared is not None:
+        raise UserError(f"{dataset.prepared.data.name} has no sound files to pre-train on; pass the folder of sounds")
     labelled_keys = [dataset.sounds.keys[int(row)] for row in dataset.rows]
     train = [int(row) for row in dataset.splits.rows("train")]
     files = read_files(paths)

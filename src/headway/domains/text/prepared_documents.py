@@ -32,6 +32,7 @@ from headway.learn.examples import (
     Samples,
     spread_evenly,
 )
+from headway.learn.shard_batches import PlacedBatches
 from headway.nn.models import ModelConfig
 
 _EVAL_BATCH_TOKENS = 8192
@@ -283,30 +284,10 @@ class SplitSamples:
 
     def training_order(self) -> PlacedBatches:
         documents = self.source.documents
-        return PlacedBatches(self.source, documents.rows, documents.places)
+        return PlacedBatches(self.source.training_rows, len(self.source), documents.rows, documents.places)
 
     def evaluation_order(self) -> FixedSizeBatches:
         return FixedSizeBatches(len(self), max(1, _EVAL_BATCH_TOKENS // self.source.documents.context))
 
     def limited_to(self, limit: int | None) -> SplitSamples:
         return SplitSamples(self.source, limit)
-
-
-@dataclass(frozen=True)
-class PlacedBatches:
-    """Batches of `size` rows in the order of `ShardOrder`: batch k is number k // places of place k % places."""
-
-    source: SplitRows
-    size: int
-    places: int
-
-    @property
-    def epoch(self) -> float:
-        """The number of batches per epoch."""
-        return len(self.source) / self.size
-
-    def endless(self, shard: examples.Shard, start: int) -> Iterator[tuple[RngKey, np.ndarray]]:
-        for batch_index in shard.indices(start):
-            number, place = divmod(batch_index, self.places)
-            rows = self.source.training_rows(place, np.arange(number * self.size, (number + 1) * self.size))
-            yield RngKey(batch_index, np.arange(batch_index * self.size, (batch_index + 1) * self.size)), rows

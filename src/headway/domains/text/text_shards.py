@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,9 @@ class TextKind:
         np.cumsum([len(part) for part in ids], out=offsets[1:])
         return write_shard(path, {"ids": np.concatenate(ids), "offsets": offsets})
 
-    def finish(self, work: Path, out: Path) -> tuple[Mapping[str, tuple[int, str]], Mapping[str, Any]]:
+    def finish(
+        self, work: Path, out: Path, spans: Callable[[int], Mapping[str, Spans]]
+    ) -> tuple[Mapping[str, tuple[int, str]], Mapping[str, Any]]:
         codec, folder = load_codec(work / "codec"), work / "codec"
         first = load_tokens(next(iter(sorted((work / "parts").glob("*[0-9]")))))
         codec.save(out)

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,17 +14,24 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from headway.codecs.image_processor import ImageProcessor, pillow, read_image, to_grey
+from headway.config import from_dict
 from headway.data.image_cache import DecodedImages, ImageSource, Pixels, image_key, open_images
 from headway.data.input_files import File, file_kind, read_lines
 from headway.data.labelled_files import idx_files, is_idx, read_idx_pairs, read_labelled_files
 from headway.data.labels import infer_target
+from headway.data.prepared.prepared_samples import PreparedSamples, SampleArrays
+from headway.data.prepared.shard_reader import is_prepared
 from headway.data.splits import split_code
 from headway.data.token_store import fingerprint
-from headway.errors import UserError
+from headway.errors import ConfigError, UserError
 from headway.io.files import user_path
 from headway.learn import examples
 
-_KEY_BYTES = 8  # bytes per key
+KEY_BYTES = 8  # bytes per key
+
+
+RESAMPLE = 2  # filter of prepared images: bilinear, as in ViT's own processor
+_SHAPE = 3  # height, width, channels
 
 
 def load_images(samples: LabelledImages, processor: ImageProcessor, skip: bool) -> DecodedImages:
@@ -34,9 +41,18 @@ def load_images(samples: LabelledImages, processor: ImageProcessor, skip: bool) 
     `errors`.
     """
     shape = (*(processor.shape or ()), processor.channels)
+    if samples.prepared is not None:
+        stored = tuple(samples.prepared.details["shape"])
+        if shape != stored or (processor.resample, processor.crop) != (RESAMPLE, None):
+            raise UserError(
+                f"{samples.prepared.data.name} contains images of {stored[0]} x {stored[1]} pixels with {stored[2]} "
+                f"channels, but the model takes {' x '.join(map(str, shape[:-1]))} with {shape[-1]}, or other filters; "
+                "prepare them again with --pixels and --channels, or train on the image files"
+            )
+        return DecodedImages(SampleArrays(samples.prepared, shape), samples.prepared.hex_keys(), {})
     if samples.grey is not None and samples.grey.shape[1:] == shape[:2] and shape[2] == 1:
         pixels = samples.grey[..., None]
-        return DecodedImages(pixels, [image_key(image, _KEY_BYTES) for image in pixels], {})
+        return DecodedImages(pixels, [image_key(image, KEY_BYTES) for image in pixels], {})
     if samples.files is not None:
         pillow()  # fails early if Pillow is missing
         content = fingerprint(File(path) for path in samples.files)
@@ -51,7 +67,7 @@ def load_images(samples: LabelledImages, processor: ImageProcessor, skip: bool) 
         assert samples.grey is not None  # exactly one of the two is set
         return processor.pixels(np.repeat(samples.grey[index][:, :, None], 3, axis=2))
 
-    return open_images(ImageSource(read, len(samples), shape, (content, settings), _KEY_BYTES), skip)
+    return open_images(ImageSource(read, len(samples), shape, (content, settings), KEY_BYTES), skip)
 
 
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
@@ -64,7 +80,7 @@ class LabelledImages:
 
     The images are in `files` or in `grey`, [N, H, W], whose `origins` are files and positions in them. `classes` is
     whether the labels are known to be classes: if they are folder names, or not from a table of paths. Images of one of
-    the `groups`, if set, stay in one split.
+    the `groups`, if set, stay in one split. `prepared` images are in shards instead.
     """
 
     labels: list[str]
@@ -75,6 +91,7 @@ class LabelledImages:
     classes: bool = True
     groups: list[str] | None = None
     origins: Sequence[tuple[Path, int]] = ()
+    prepared: PreparedSamples | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -83,6 +100,10 @@ class LabelledImages:
         """The images of `rows`, in this order."""
         if len(rows) == len(self):
             return self
+        if self.prepared is not None:
+            return _prepared_images(
+                self.prepared.select(rows), None if self.groups is None else [self.groups[row] for row in rows.tolist()]
+            )
         indices = [int(row) for row in rows]
         labels, locations = [self.labels[row] for row in indices], [self.locations[row] for row in indices]
         files = None if self.files is None else [self.files[row] for row in indices]
@@ -95,6 +116,9 @@ class LabelledImages:
         """An image at its own size, [H, W, 3], or [H, W] if it is grey. UserError for a file that cannot be read."""
         if self.grey is not None:
             return self.grey[row]
+        if self.prepared is not None:
+            image = SampleArrays(self.prepared, self.prepared.details["shape"])[row]
+            return image[..., 0] if image.shape[2] == 1 else image
         assert self.files is not None  # exactly one of the two is set
         return read_image(self.files[row])
 
@@ -102,11 +126,19 @@ class LabelledImages:
 def read_samples(
     paths: Sequence[Path], names: Sequence[str] = (), label: str = "label", group: str | None = None
 ) -> LabelledImages:
-    """Read folders of image files, one folder per class; tables with path and label; folders with IDX files; or tables
-    of numbers without a header, with one image per row and its class last. `names` are the names of numeric classes
-    from 0 on, and `label` is the label column in tables with paths. Images in files of their own may have a `group`
-    (`read_labelled_files`); it is a UserError for others.
+    """Read folders of image files, one folder per class; tables with path and label; folders with IDX files; tables of
+    numbers without a header, with one image per row and its class last; or prepared images. `names` are the names of
+    numeric classes from 0 on, and `label` is the label column in tables with paths. Images in files of their own may
+    have a `group` (`read_labelled_files`); it is a UserError for others.
     """
+    if paths and is_prepared(paths[0]):
+        prepared = PreparedSamples.open(paths, "images")
+        shape = prepared.details.get("shape")
+        if not isinstance(shape, list) or len(shape) != _SHAPE or not all(type(n) is int and n > 0 for n in shape):
+            raise UserError(f"the index of {prepared.data.name} states no shape of images; prepare the data again")
+        if label != "label":
+            raise ConfigError(f"task.label was decided when {prepared.data.name} was prepared; remove the setting")
+        return _prepared_images(prepared, prepared.groups(group))
     user_paths = [user_path(path) for path in paths]
     files = [file for path in user_paths for file in (idx_files(path) if path.is_dir() else [path])]
     if user_paths and files and all(map(is_idx, files)):
@@ -132,6 +164,11 @@ def read_samples(
         classes=labelled.from_folders,
         groups=labelled.groups,
     )
+
+
+def _prepared_images(samples: PreparedSamples, groups: list[str] | None) -> LabelledImages:
+    names, classes = samples.names, samples.from_folders
+    return LabelledImages(samples.labels, samples.named_splits, names, classes=classes, groups=groups, prepared=samples)
 
 
 def _labels(classes: np.ndarray, names: Sequence[str], locations: Sequence[str]) -> list[str]:
@@ -200,7 +237,8 @@ _MIN_TWO_TONE = 0.85  # minimum share in a drawing: 0.93 in handwritten digits, 
 _MAX_COLOR_DIFFERENCE = 0.02  # maximum difference between red, green and blue in a grey image, as a share of 255
 
 
-class Survey(NamedTuple):
+@dataclass(frozen=True)
+class Survey:
     """The number of training images, the number of `classes` (0 if targets are numbers or several labels), the number
     of images in the smallest class (`fewest`), the median height and width, whether all sampled images are grey,
     whether they are drawings or writing in two tones, and whether mirroring keeps their meaning, which is never assumed
@@ -234,6 +272,17 @@ def survey_images(samples: LabelledImages, target: str = "auto") -> Survey | Non
     flips = can_flip and is_mirror_invariant(measured.thumbnails, class_ids, not measured.grey)
     classes, fewest = (len(counts), min(counts.values())) if kind == "class" else (0, len(rows))
     return Survey(len(rows), classes, fewest, measured.size, measured.grey, measured.is_drawing, flips)
+
+
+def prepared_survey(samples: PreparedSamples) -> Survey:
+    """The survey of prepared images, whose sample was read when they were prepared, at their present size."""
+    height, width, channels = samples.details["shape"]
+    survey = samples.details.get("survey")
+    try:
+        stated = from_dict(Survey, survey, "survey")
+    except ConfigError as error:
+        raise UserError(f"the index of {samples.data.name} is damaged ({error}); prepare the data again") from None
+    return replace(stated, size=(height, width), grey=channels == 1)
 
 
 class PixelSurvey(NamedTuple):

@@ -15,7 +15,7 @@ import numpy as np
 
 from headway.data import ClassSplitConfig
 from headway.domains.vision.augment import ImageAugmentConfig
-from headway.domains.vision.labelled_images import Survey, read_samples, survey_images, survey_pixels
+from headway.domains.vision.labelled_images import Survey, prepared_survey, read_samples, survey_images, survey_pixels
 from headway.domains.vision.masked_images import MaskedImagesConfig
 from headway.domains.vision.task import VisionConfig
 from headway.domains.vision.unlabelled_images import read_images, read_unlabelled
@@ -155,10 +155,13 @@ def data_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> Data
     """Settings that keep the image detail that distinguishes the classes."""
     task = cast(VisionConfig, recipe.task)
     samples = read_samples(paths, label=task.label)
-    statistics = survey_images(samples, task.target)
+    statistics = survey_images(samples, task.target) if samples.prepared is None else prepared_survey(samples.prepared)
     if statistics is None:  # the task reports the error
         return DataSettings({})
     size, patch = input_sizes(statistics, minutes)
+    if samples.prepared is not None:
+        size = statistics.size
+        patch = next(length for length in (patch, 4, 2, 1) if not size[0] % length and not size[1] % length)
     settings = {
         **_size_settings(statistics, size, patch),
         **held_out_shares(statistics.images),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -34,12 +34,13 @@ from headway.formats.usage import read_usage
 from headway.io.hub import named_folder
 from headway.layout import to_device
 from headway.learn import Recipe, Task, TaskConfig
-from headway.learn.examples import Batch, Contents, RngKey, spread_evenly
+from headway.learn.examples import Batch, Contents, RngKey, TrainingOrder, spread_evenly
 from headway.learn.objectives.classes import Classification, ClassSamples, check_classes
 from headway.learn.objectives.predictions import HEAD, Prediction
 from headway.learn.objectives.targets import ChosenTarget, TargetConfig, TargetSamples, choose_target, target_task
 from headway.learn.recipe import batch_size_of
 from headway.learn.report import Picture, Tile, tile_grid
+from headway.learn.shard_batches import windowed_batches
 from headway.nn.models import (
     DistilledHead,
     DistilledHeadConfig,
@@ -67,6 +68,8 @@ class VisionConfig(TaskConfig, TargetConfig):
     from which a second token learns (hard distillation, Touvron et al. 2021).
     """
 
+    prepared_kinds: ClassVar[tuple[str, ...]] = ("images",)
+
     split: ClassSplitConfig = ClassSplitConfig()  # held-out shares
     smoothing: float = 0.0
     augment: ImageAugmentConfig = field(default_factory=ImageAugmentConfig)  # augmentation of training images
@@ -92,6 +95,9 @@ class VisionConfig(TaskConfig, TargetConfig):
         samples = samples.select(chosen.rows)
         # grey images need only one channel, unless a start model has three
         channels = 1 if samples.grey is not None and recipe.start is None else embed.channels
+        if samples.prepared is not None and recipe.start is None and not (workspace / "recipe.json").exists():
+            height, width, channels = samples.prepared.details["shape"]
+            embed = replace(embed, size=(height, width))
         embed = replace(embed, channels=channels, tokens=max(embed.tokens, 2 if self.teacher else 0))
         settings, has_means = image_processor(read_usage(workspace).processor, embed)
         images = load_images(samples, ImageProcessor.read(settings, "preprocessor_config.json"), self.skip_bad)
@@ -124,6 +130,7 @@ class ImageDataset(TargetSamples):
     ) -> None:
         """`processor` is a preprocessor_config.json, whose means are measured unless it `has_means`."""
         self.config, self.embed, self.images = config, embed, images.pixels
+        self.prepared, self.places = samples.prepared, recipe.train.accumulate
         self.files, self.origins, self.locations = samples.files, samples.origins, samples.locations
         self.rows = rows = np.setdiff1d(np.arange(len(samples)), list(images.errors))
         self.keys = [images.keys[row] for row in rows.tolist()]
@@ -136,9 +143,21 @@ class ImageDataset(TargetSamples):
         self.seed, self.batch_size = recipe.train.seed, batch_size_of(recipe)
         self.set_targets(labelled, chosen, config.split, "images", "a folder", workspace)
         self.augment = Augment(config.augment, self.seed)
-        measured = None if has_means else self.images[measured_rows(rows[self.splits.rows("train")])]
+        measured = None if has_means else self.images[self._measured_rows()]
         self.normalizer = Normalizer(processor, measured)
         self.processor, self.mean, self.std = self.normalizer.processor, self.normalizer.mean, self.normalizer.std
+
+    def _measured_rows(self) -> np.ndarray:
+        """The training images that statistics are measured on; of many shards, those in one."""
+        rows = self.rows[self.splits.rows("train")]
+        if self.prepared is not None and self.prepared.is_windowed:
+            rows = self.prepared.in_one_shard(rows)
+        return measured_rows(rows)
+
+    def training_order(self, rows: np.ndarray) -> TrainingOrder:
+        if self.prepared is None or not self.prepared.is_windowed:
+            return super().training_order(rows)
+        return windowed_batches(self.prepared, self.rows[rows], self.batch_size, self.places, self.seed)
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
         """`model` with the images' channels. UserError for a split without images."""
@@ -172,7 +191,7 @@ class ImageDataset(TargetSamples):
 
     def input_statistics(self) -> TrainingStatistics:
         """In-distribution statistics of the training images."""
-        sample = measured_rows(self.rows[self.splits.rows("train")])
+        sample = self._measured_rows()
         height, width = self.embed.size
         return TrainingStatistics(
             alike=SampleStatistics.fit(stack_image_statistics(self.images[row] for row in sample))

@@ -157,6 +157,8 @@ def read_unlabelled(recipe: Recipe, task: Task, paths: Sequence[Path]) -> Unlabe
     Raises UserError if none remains.
     """
     dataset = cast(ImageDataset, task.examples)
+    if dataset.prepared is not None:
+        raise UserError(f"{dataset.prepared.data.name} has no image files to pre-train on; pass the folder of images")
     images = UnlabelledImages()
     for row in dataset.rows.tolist():
         file, index = dataset.origins[row] if dataset.files is None else (dataset.files[row], None)

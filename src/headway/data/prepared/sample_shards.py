@@ -1,0 +1,214 @@
+"""Labelled samples as shards: images and sounds are decoded once, in a random order, next to a table from which a
+training starts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from headway.data.array_store import ColumnWriter, read_column, read_info, write_info
+from headway.data.labelled_files import LabelledFiles
+from headway.data.packing import Spans
+from headway.data.prepared.preparation import PartSamples, file_digest_of
+from headway.data.prepared.shard_files import write_shard
+from headway.data.shuffling import permute
+from headway.data.splits import SPLITS, split_code, text_key
+from headway.errors import UserError, logger
+from headway.io.durable import atomic_write, read_json, write_json
+
+TABLE_FILE = "samples.safetensors"
+_LOG = logger(__name__)
+_MAX_BLOCK, _MIN_BLOCK, _MIN_BLOCKS = 1 << 25, 1 << 18, 64  # bytes of files
+_SETTINGS = "settings.json"
+_COLUMNS = {
+    "data": np.uint8,
+    "keys": np.uint8,
+    "hashes": np.uint64,
+    "numbers": np.int64,
+    "sizes": np.int64,
+    "lengths": np.int64,
+    "checksums": np.uint32,
+    "flags": np.uint8,
+}
+
+
+class EncodedSample(NamedTuple):
+    """A decoded sample: its bytes in a shard; its key, equal for equal samples; its length; and a flag, 0 or 1."""
+
+    content: bytes
+    key: bytes
+    length: int = 1
+    flag: int = 0
+
+
+class SampleEncoder(Protocol):
+    """How a kind of sample is decoded. `name` is the kind, in the plural; keys have `key_bytes`."""
+
+    name: str
+    key_bytes: int
+
+    def plan(self) -> dict[str, Any]:
+        """Everything that samples depend on in addition to their files, as JSON."""
+        ...
+
+    def choose(self, labelled: LabelledFiles) -> dict[str, Any]:
+        """Settings for all samples that depend on the files, as JSON; one process chooses them."""
+        ...
+
+    def start(self, settings: Mapping[str, Any]) -> None:
+        """Use these settings from now on."""
+        ...
+
+    def encode(self, path: Path) -> EncodedSample:
+        """Decode a file. UserError for one that cannot be read."""
+        ...
+
+
+class SampleKind:
+    """Labelled files, decoded by an encoder. Blocks take files in a random order, so that each shard, and each window
+    of shards, has samples of all classes. With `skip_bad`, files that cannot be read are left out and counted.
+    """
+
+    unit_bytes = 1
+    is_divisible = False
+
+    def __init__(
+        self,
+        encoder: SampleEncoder,
+        labelled: LabelledFiles,
+        seed: int,
+        skip_bad: bool = False,
+        has_splits: bool = False,
+    ) -> None:
+        self.encoder, self.labelled, self.skip_bad = encoder, labelled, skip_bad
+        self.name, self.has_splits = encoder.name, has_splits
+        states = [path.stat() for path in labelled.files]
+        self._sizes = np.array([state.st_size for state in states], np.int64)
+        self._times = np.array([state.st_mtime_ns for state in states], np.int64)
+        order = permute(np.arange(len(labelled)), len(labelled), seed)
+        ends = np.cumsum(self._sizes[order])
+        size = int(np.clip(ends[-1] // _MIN_BLOCKS, _MIN_BLOCK, _MAX_BLOCK))
+        self._blocks = np.split(order, np.flatnonzero(np.diff(ends // size)) + 1)
+
+    @property
+    def blocks(self) -> int:
+        return len(self._blocks)
+
+    def plan(self) -> dict[str, Any]:
+        digest = hashlib.blake2b(self._sizes.tobytes() + self.labelled.named_splits.tobytes(), digest_size=16)
+        for column in (self.labelled.locations, self.labelled.labels):
+            digest.update("\0".join(column).encode("utf-8", "surrogateescape"))
+        return {"encoder": self.encoder.plan(), "skip_bad": self.skip_bad, "sources": digest.hexdigest()}
+
+    def times(self) -> list[int]:
+        return [int.from_bytes(hashlib.blake2b(self._times.tobytes(), digest_size=6).digest(), "little")]
+
+    def begin(self, work: Path) -> None:
+        """Choose the settings of the encoder."""
+        path = work / _SETTINGS
+        if not path.exists():
+            write_json(path, self.encoder.choose(self.labelled))
+        self.encoder.start(read_json(path))
+
+    def write_part(self, folder: Path, block: int) -> None:
+        samples: list[EncodedSample] = []
+        numbers: list[int] = []
+        errors: list[str] = []
+        with ColumnWriter(folder, _COLUMNS) as columns:
+            for number in self._blocks[block].tolist():
+                try:
+                    sample = self.encoder.encode(self.labelled.files[number])
+                except UserError as error:
+                    if not self.skip_bad:
+                        raise UserError(f"{error}; or leave such files out with --skip-bad") from None
+                    errors.append(str(error))
+                    continue
+                columns.append("data", np.frombuffer(sample.content, np.uint8))
+                samples.append(sample._replace(content=b""))
+                columns.append("sizes", [len(sample.content)])
+                columns.append("checksums", [zlib.crc32(sample.content)])
+                numbers.append(number)
+            columns.append("numbers", numbers)
+            columns.append("keys", np.frombuffer(b"".join(sample.key for sample in samples), np.uint8))
+            columns.append("hashes", np.array([text_key(sample.key.hex()) for sample in samples], np.uint64))
+            columns.append("lengths", [sample.length for sample in samples])
+            columns.append("flags", [sample.flag for sample in samples])
+        write_info(folder, {"samples": len(samples), "errors": errors})
+
+    def samples(self, folder: Path) -> PartSamples:
+        columns = self._columns(folder, "hashes", "numbers", "sizes")
+        spans = Spans(np.arange(len(columns["sizes"])), columns["sizes"])
+        return PartSamples(columns["hashes"], self.labelled.named_splits[columns["numbers"]], spans)
+
+    def _columns(self, folder: Path, *names: str) -> dict[str, np.ndarray]:
+        count = read_info(folder)["samples"]
+        widths = {"keys": self.encoder.key_bytes}
+        return {
+            name: np.asarray(read_column(folder, name, _COLUMNS[name], count * widths.get(name, 1))) for name in names
+        }
+
+    def text_bytes(self, folder: Path) -> int:
+        return int(self._columns(folder, "sizes")["sizes"].sum())
+
+    def cut_ends(self, folder: Path, training: np.ndarray, validation: float, test: float) -> dict[str, Spans]:
+        raise NotImplementedError
+
+    def write_shard(self, path: Path, pieces: Sequence[tuple[Path, Spans]]) -> str:
+        contents = [np.zeros(0, np.uint8)]
+        for folder, spans in pieces:
+            if not len(spans.starts):
+                continue
+            ends = np.cumsum(self._columns(folder, "sizes")["sizes"])
+            data = read_column(folder, "data", np.uint8, int(ends[-1]))
+            runs = np.split(spans.starts, np.flatnonzero(np.diff(spans.starts) != 1) + 1)
+            contents += [data[ends[run[0] - 1] if run[0] else 0 : ends[run[-1]]] for run in runs]
+        return write_shard(path, {"data": np.concatenate(contents)})
+
+    def finish(
+        self, work: Path, out: Path, spans: Callable[[int], Mapping[str, Spans]]
+    ) -> tuple[Mapping[str, tuple[int, str]], Mapping[str, Any]]:
+        names = ("keys", "numbers", "sizes", "lengths", "checksums", "flags")
+        parts: dict[str, list[dict[str, np.ndarray]]] = {split: [] for split in SPLITS}
+        errors: list[str] = []
+        for block in range(self.blocks):
+            folder = work / "parts" / f"{block:07d}"
+            errors += read_info(folder)["errors"]
+            columns = self._columns(folder, *names)
+            columns["keys"] = columns["keys"].reshape(-1, self.encoder.key_bytes)
+            for split, chosen in spans(block).items():
+                parts[split].append({name: column[chosen.starts] for name, column in columns.items()})
+        ordered = [part for split in SPLITS for part in parts[split]]  # as in the shards
+        table = {name: np.concatenate([part[name] for part in ordered]) for name in names}
+        counts = [sum(len(part["sizes"]) for part in parts[split]) for split in SPLITS]
+        decided = np.repeat(np.array([split_code(split) for split in SPLITS], np.uint8), counts)
+        rank = np.argsort(table["numbers"], kind="stable")
+        numbers = table.pop("numbers")[rank]
+        table = {name: column[rank] for name, column in table.items()}
+        table["positions"] = rank
+        table["splits"] = decided[rank] if self.has_splits else self.labelled.named_splits[numbers]
+        texts = {"name": [self.labelled.locations[n] for n in numbers.tolist()]}
+        labels = [self.labelled.labels[n] for n in numbers.tolist()]
+        codes = {label: code for code, label in enumerate(dict.fromkeys(labels))}
+        table["labels"] = np.fromiter(map(codes.__getitem__, labels), np.uint32, len(labels))
+        texts["label"] = list(codes)
+        for name, strings in texts.items():
+            encoded = [text.encode("utf-8", "surrogateescape") for text in strings]
+            table[f"{name}_text"] = np.frombuffer(b"".join(encoded), np.uint8)
+            table[f"{name}_offsets"] = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+        with atomic_write(out / TABLE_FILE) as draft:
+            write_shard(draft, table)
+        if errors:
+            _LOG.warning("left out %d files that cannot be read: %s", len(errors), "; ".join(errors[:3]))
+        details = {
+            **read_json(work / _SETTINGS),
+            "from_folders": self.labelled.from_folders,
+            "left_out": len(errors),
+            "has_splits": self.has_splits,
+        }
+        return {TABLE_FILE: file_digest_of(out / TABLE_FILE)}, details

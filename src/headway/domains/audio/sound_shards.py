@@ -1,0 +1,70 @@
+"""Recordings as shards: decoded to 16 kHz, in 16 bits where that has the same values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from headway.data.labelled_files import LabelledFiles, read_labelled_files
+from headway.data.prepared.prepared_samples import PreparedSamples
+from headway.data.prepared.sample_shards import EncodedSample
+from headway.domains.audio.sound_files import AUDIO_EXTENSIONS, FileSound, Sounds, content_key
+from headway.errors import UserError
+
+_SCALE = 32768  # of 16-bit samples
+
+
+class SoundEncoder:
+    """Labelled recordings, with one channel."""
+
+    name = "sounds"
+    key_bytes = 16
+
+    def read(self, paths: Sequence[Path]) -> LabelledFiles:
+        """The labelled recordings in folders and tables."""
+        return read_labelled_files(paths, AUDIO_EXTENSIONS, "sound")
+
+    def plan(self) -> dict[str, Any]:
+        return {}
+
+    def choose(self, labelled: LabelledFiles) -> dict[str, Any]:
+        return {}
+
+    def start(self, settings: Mapping[str, Any]) -> None:
+        """There are no settings."""
+
+    def encode(self, path: Path) -> EncodedSample:
+        sound = FileSound(path, warn=False)
+        samples = torch.cat(list(sound.blocks())).numpy()
+        whole = (samples * _SCALE).clip(-_SCALE, _SCALE - 1).astype(np.int16)
+        same = np.array_equal((whole / np.float32(_SCALE)).view(np.int32), samples.view(np.int32))
+        content = (whole if same else samples).tobytes()
+        return EncodedSample(content, bytes.fromhex(content_key(path)), len(samples), int(sound.out_of_phase))
+
+
+class PreparedSounds(Sounds):
+    """Recordings in shards, read when they are used."""
+
+    def __init__(self, files: Sequence[Path], samples: PreparedSamples) -> None:
+        self.files, self.keys, self.unreadable = files, samples.hex_keys(), []
+        self.out_of_phase = np.flatnonzero(samples.flags).tolist()
+        self._prepared = samples
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return self._prepared.lengths
+
+    def __getitem__(self, index: int) -> Float[Tensor, "N"]:
+        (content,) = self._prepared.contents(np.array([index]))
+        length = int(self._prepared.lengths[index])
+        if len(content) == length * np.dtype(np.int16).itemsize:
+            return torch.from_numpy(np.frombuffer(content, np.int16) / np.float32(_SCALE))
+        if len(content) != length * np.dtype(np.float32).itemsize:
+            raise UserError(f"a recording of {self._prepared.data.name} has another length; prepare the data again")
+        return torch.from_numpy(np.frombuffer(content, np.float32).copy())
