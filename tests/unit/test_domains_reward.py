@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -202,7 +202,8 @@ def test_a_run_learns_and_continues_with_the_same_bits(
     assert again.summary["step"] == 12
     ours, theirs = weights(run.directory), weights(copy)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert [m["reward"] for m in again.metrics if "reward" in m] == [m["reward"] for m in run.metrics if "reward" in m]
+    for name in ("reward", "sampler_difference"):
+        assert [m[name] for m in again.metrics if name in m] == [m[name] for m in run.metrics if name in m]
 
 
 @pytest.mark.usefixtures("torch_samples")
@@ -239,6 +240,19 @@ def test_rewards_that_teach_nothing_and_answers_without_end_are_logged(
     run = train(start, prompts, tmp_path / "run", set=settings)
     assert "all answers to each prompt of a rollout have the same reward (mean 0), so it teaches nothing" in caplog.text
     assert " % of the answers do not end within 1 tokens; set task.stop" in caplog.text
+    assert run.summary["remark"].startswith("training did not improve the start model on the validation split: 0.0 %")
+    assert run.task is not None
+    # A few answers shown at the end may all fail without losing the run's report.
+    examples = cast(RewardedPrompts, run.task.examples)
+    monkeypatch.setattr(examples.scorer, "score", lambda answers: ["ValueError: no"] * len(answers))
+    assert [sample["reward"] for sample in run.task.samples(run.model, 2)] == ["0", "0"]
+    with pytest.raises(UserError, match="fails for all 4 answers"):
+        examples.answer(run.model, [0, 1], 2, seed=0)
+    examples.largest_difference = 0.5
+    state = examples.exploration_state()
+    examples.start_exploring(run.model)
+    examples.load_exploration_state(state)
+    assert examples.largest_difference == 0.5
     start_weights = dict(hw.load(start).module.named_parameters())
     assert all(torch.equal(weights(run.directory)[name], start_weights[name]) for name in start_weights)
     (tmp_path / "broken.py").write_text("def reward(*_):\n    raise KeyError('x')\n")

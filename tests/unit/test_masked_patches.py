@@ -239,7 +239,7 @@ def test_three_labels_are_an_error_before_any_training(labelled: Path, unlabelle
     for name in ("red", "blue", "green"):
         (tmp_path / "few" / name).mkdir(parents=True)
         (tmp_path / "few" / name / "0.png").write_bytes((labelled / name / "0.png").read_bytes())
-    with pytest.raises(UserError, match="validation split of 3 images is empty; add a folder named validation"):
+    with pytest.raises(UserError, match="of 3 images is empty; add a folder named validation, or more images"):
         hw.train("vision", tmp_path / "few", minutes=1, run=tmp_path / "run", pretrain=unlabelled, progress=False)
     assert not (tmp_path / "run" / "pretraining" / "run.json").exists()
 

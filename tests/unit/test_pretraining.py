@@ -160,6 +160,15 @@ def test_what_cannot_be_pretrained(
         check_pretrain("texts.txt", name, minutes, start, tmp_path, resuming)
 
 
+def test_few_related_texts_are_one_batch(unlabelled: Path, tmp_path: Path) -> None:
+    """The batch of the recipe has 64 pairs, and that of a plan as many as there are."""
+    rows = "".join(f"first text {number},second text {number}\n" for number in range(40))
+    (tmp_path / "related.csv").write_text("text,text2\n" + rows)
+    arguments = unlabelled, "embedding", tmp_path / "related.csv", {"task.size": 300}, 3, 20, tmp_path / "run", Clock()
+    pretrained = train_first_stage(lambda *_, **__: None, *arguments, {"progress": False, "resume": False})
+    assert pretrained.settings == {"train.batch_size": 12, "task.size": 300}
+
+
 def test_a_causal_model_keeps_the_case_of_its_texts(questions: Path, unlabelled: Path, tmp_path: Path) -> None:
     """The recipe text has no setting for lower case, which the labelled texts have."""
     decoder = modern_decoder(width=16, depth=1, heads=2, window=64, vocab_size=1)

@@ -16,6 +16,7 @@ from headway.data.shuffling import splitmix64
 from headway.errors import ConfigError, UserError, logger, nearest
 
 _LOG = logger(__name__)
+_MIN_SPLIT = 10  # samples below which a larger share does not help
 SPLITS = ("train", "validation", "test")
 _SYNONYMS = {"training": "train", "val": "validation", "valid": "validation", "dev": "validation"}
 _SPLIT_NAME = re.compile(
@@ -254,6 +255,8 @@ class Splits(NamedTuple):
         if len(indices) == 0:
             share = f"set a larger share, such as task.split.{split}=0.2"
             share = "lower the shares of the others" if split == "train" else share
+            if split != "train" and len(self.all_indices) < _MIN_SPLIT:
+                share = f"more {self.noun}"
             if self.groups:
                 share = "change task.group so that there are more groups, each class in several"
             raise UserError(

@@ -126,17 +126,19 @@ class RewardedPrompts(SplitExamples, OnPolicyExamples):
         self._config = override(cast(TransformerConfig, model), {"vocab_size": self.codec.vocab_size})
         return self._config
 
-    def answer(self, model: nn.Module, rows: Sequence[int], answers: int, seed: int) -> ScoredAnswers:
+    def answer(
+        self, model: nn.Module, rows: Sequence[int], answers: int, seed: int, may_fail: bool = False
+    ) -> ScoredAnswers:
         """Sample this many answers to each prompt and compute their rewards. An answer whose reward fails gets 0, and
-        the log reports it. UserError if the reward fails for all of them, except those of a random model, which are
-        sampled before the run has its folder.
+        the log reports it. UserError if the reward fails for all of them, unless it `may_fail`, as for the answers of a
+        random model, which are sampled before the run has its folder.
         """
         repeated = [row for row in rows for _ in range(answers)]
         sampled = self.sampler.sample(model, [self.prompts[row] for row in repeated], seed)
         triples = [(self.table.rows[r]["prompt"], a.text, self.table.rows[r]) for r, a in zip(repeated, sampled)]
         rewards = self.scorer.score(triples)
         errors = {reward: number for number, reward in enumerate(rewards) if isinstance(reward, str) and self._is_run}
-        if errors and not any(isinstance(reward, float) for reward in rewards):
+        if errors and not may_fail and not any(isinstance(reward, float) for reward in rewards):
             raise UserError(
                 f"the reward {self.scorer.name!r} fails for all {len(rewards):,} answers ({next(iter(errors))}); "
                 "correct it, and continue the run with --resume"
@@ -224,13 +226,15 @@ class RewardedPrompts(SplitExamples, OnPolicyExamples):
             )  # fmt: skip
 
     def exploration_state(self) -> dict[str, Tensor]:
-        state = {"curve": torch.tensor(self.curve, dtype=torch.float64)}
+        difference = torch.tensor([self.largest_difference], dtype=torch.float64)
+        state = {"curve": torch.tensor(self.curve, dtype=torch.float64), "difference": difference}
         if self.rollout is not None:
             state |= {name: tensor for name, tensor in self.rollout._asdict().items() if tensor is not None}
         return {name: tensor for name, tensor in state.items() if tensor.numel()}  # files cannot store empty tensors
 
     def load_exploration_state(self, state: Mapping[str, Tensor]) -> None:
         self.curve = [tuple(line) for line in state["curve"].tolist()] if "curve" in state else []  # type: ignore[misc]
+        self.largest_difference = float(state["difference"]) if "difference" in state else 0.0
         if "ids" in state:
             fields = {name: state[name].clone() for name in Rollout._fields if name in state}
             self.rollout = Rollout(**fields)

@@ -166,7 +166,7 @@ class RewardedAnswers(PolicyGradient[RewardedPrompts]):
     def samples(self, model: nn.Module, examples: RewardedPrompts, count: int) -> list[dict[str, str]]:
         """Held-out prompts with a sampled answer and its reward: rewards can rise for the wrong reasons."""
         rows = spread_evenly(examples.splits.rows(examples.final_split), count).tolist()
-        scored = examples.answer(model, rows, 1, _EVALUATION_SEED)
+        scored = examples.answer(model, rows, 1, _EVALUATION_SEED, may_fail=True)
         return [
             {"prompt": examples.table.rows[row]["prompt"], "output": answer.text, "reward": f"{reward:.3g}"}
             for row, answer, reward in zip(rows, scored.answers, scored.rewards[:, 0].tolist())
@@ -179,9 +179,11 @@ class RewardedAnswers(PolicyGradient[RewardedPrompts]):
         if len(evaluations) < 2:
             return ""
         best = max(evaluations, key=lambda line: line["reward"])
-        k = f"pass_at_{self.config.answers}"
-        before, after = (f"{line['pass_at_1']:.1%} of answers passed, and {line[k]:.1%} of prompts in "
-                         f"{self.config.answers} answers" for line in (evaluations[0], best))  # fmt: skip
+        k, first = f"pass_at_{self.config.answers}", evaluations[0]
+        before, after = (f"{100 * line['pass_at_1']:.1f} % of answers passed, and {100 * line[k]:.1f} % of prompts in "
+                         f"{self.config.answers} answers" for line in (first, best))  # fmt: skip
+        if best is first:
+            return f"training did not improve the start model on the validation split: {before}"
         return f"validation before training: {before}; with the best weights: {after}"
 
     def pictures(self, model: nn.Module, examples: RewardedPrompts) -> list[Picture]:

@@ -28,7 +28,7 @@ from headway.domains.understanding.unlabelled import read_unlabelled
 from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, Task, TaskConfig, TrainConfig
 from headway.learn.plan.scale import DataSettings, Scale, ScalingLaw, Settings, held_out_shares, vocabulary_settings
 from headway.learn.pretraining import Pretraining
-from headway.learn.recipe import generic
+from headway.learn.recipe import batch_size_of, generic
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
 from headway.nn.parts.feedforward import MLPConfig
@@ -248,8 +248,11 @@ def _first_stage_settings(recipe: Recipe) -> Settings:
 
 def _tuning(recipe: Recipe) -> Settings:
     """The mean of all tokens, because masked tokens do not train the first one to represent the text; for GPT, the
-    auxiliary loss with the weight of the paper.
+    auxiliary loss with the weight of the paper; for few related texts, a batch that they fill.
     """
+    if isinstance(recipe.task, EmbeddingConfig):
+        size = _embedding_settings(recipe, [Path(path) for path in recipe.data], 1.0).settings["train.batch_size"]
+        return {"train.batch_size": size} if size < batch_size_of(recipe) else {}
     if _first_stage(recipe) == "masked":
         return {"task.pool": "mean"} if isinstance(recipe.task, PooledTaskConfig) else {}
     return {"task.language_weight": 0.5} if isinstance(recipe.task, ClassificationConfig) else {}
