@@ -109,6 +109,8 @@ class SimulatedTensor(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(not issubclass(kind, (cls, torch.nn.Parameter)) for kind in types):
+            return NotImplemented  # a weight of another class has operations of its own
         if func is Tensor.data.__set__:  # type: ignore[attr-defined]
             args[0].host = args[1].host
         if func is Tensor.tolist:
@@ -153,8 +155,13 @@ def _compute(func: Any, args: Any, kwargs: dict[str, Any], count: Callable[[str]
             raise RuntimeError(f"{func}: tensors are on two devices, {device()} and {x.device}")
     if func is aten._fused_sdp_choice.default:
         return 0
-    if func is aten.mm.dtype:  # which the CPU lacks
+    if func is aten.mm.dtype:  # which the CPU lacks, as the next two, whose layout is the CPU's here
         func, args = aten.mm.default, [x.to(args[2]) for x in args[:2]]
+    if func is aten._convert_weight_to_int4pack.default:
+        codes = torch.stack([args[0].host >> 4, args[0].host & 15], -1).flatten(1).int()  # two columns per byte
+        return SimulatedTensor(aten._convert_weight_to_int4pack_for_cpu(codes, args[1]))
+    if func is aten._weight_int4pack_mm.default:
+        func = aten._weight_int4pack_mm_for_cpu.default
     unwrapped = tree_map(lambda x: x.host if isinstance(x, SimulatedTensor) else x, args)
     settings = {k: v.host if isinstance(v, SimulatedTensor) else v for k, v in kwargs.items()}
     if wanted is not None:

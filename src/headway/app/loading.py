@@ -37,9 +37,9 @@ def load(
     name on the hub, such as hf:owner/name.
 
     device: "auto" (the first CUDA GPU, otherwise the CPU), "cpu", "cuda", "cuda:1", "mps".
-    weights: "int8" or "int4" quantises the matrices for the CPU engine; "bf16" rounds them for torch. None keeps the
-    int8 or int4 of a folder that headway quantised. It loads all others as fp32, or as bf16 if they generate tokens on
-    a GPU that has it. "fp32" converts all.
+    weights: "int8" or "int4" quantises the matrices, for the CPU engine or torch's kernels on a CUDA GPU; "bf16" rounds
+    them for torch. None keeps the int8 or int4 of a folder that headway quantised. It loads all others as fp32, or as
+    bf16 if they generate tokens on a GPU that has it. "fp32" converts all.
     backend: the generation backend: "cpu" is the compiled engine, "torch" the torch module, and "auto" uses the
     engine for all models that it supports.
     cache: the data type of the KV cache; "fp16" takes half the memory of "fp32" and "int8" a quarter, and both
@@ -62,9 +62,8 @@ def load(
         )
     if weights == "bf16" and torch_device.type == "cpu" and backend != "torch":
         raise UserError("bf16 weights need torch on a CPU; use backend=torch (--backend torch), or weights int8")
-    if torch_device.type != "cpu" and (backend == "cpu" or weights in ("int8", "int4")):
-        conflict = "backend cpu" if backend == "cpu" else f"inference with {weights} weights"
-        raise UserError(f"{conflict} needs a CPU, not device {torch_device}; use device=cpu")
+    if torch_device.type != "cpu" and backend == "cpu":
+        raise UserError(f"backend cpu needs a CPU, not device {torch_device}; use device=cpu")
     with gc_paused():
         source = find_folder(path)
         recipe = None
@@ -74,7 +73,7 @@ def load(
         if recipe is not None:
             check_model(recipe, opened.model.config, source)  # type: ignore[arg-type]
     if torch_device.type != "cpu":
-        size = total_bytes(opened.model.parameters())
+        size = total_bytes(part for part in opened.model.parameters() if part.device != torch_device)
         check_free_memory(str(path), {"weights": size}, torch_device, "use --device cpu, or a smaller model")
     draft_model = None
     if draft is not None:
@@ -99,12 +98,20 @@ def open_in_format(source: Path, weights: LoadedWeights | None, device: torch.de
         return opened
     if weights == "bf16":
         raise UserError(f"{source} has int8 or int4 weights; load the original model in bf16, or remove weights=bf16")
+    if device.type == "mps":
+        raise UserError(f"int8 and int4 weights need a CPU or a CUDA GPU, not device {device}; use device=cpu")
     from headway.engine import load_quantised, quantise, use_programs  # imports LLVM, which is rarely needed
 
     if is_quantised:
         opened = OpenedModel(load_quantised(source, cast(Weights, weights)), *usage_and_codec(source))
     else:
         opened = open_model(source, None)
+    if device.type != "cpu":
+        from headway.generate.kernel_weights import store_for_kernels
+
+        store_for_kernels(opened.model, None if is_quantised else cast(Weights, weights), device)
+        return opened
+    if not is_quantised:
         opened = opened._replace(model=quantise(opened.model, cast(Weights, weights)))
     if use_engine:
         use_programs(opened.model)

@@ -16,18 +16,26 @@ from headway.nn.parts.projection import Projection
 _LAYERS = (SelfAttention, CrossAttention, MLP, Gated, VocabularyHead)
 
 
-@torch.no_grad()
-def store_in_bf16(model: nn.Module) -> None:
-    """Round the matrices of attention, feed-forward layers, token tables and heads to bf16, in place, for inference.
+def matrices_of_layers(model: nn.Module) -> dict[int, nn.Parameter]:
+    """The matrices of attention, feed-forward layers, token tables and heads to a vocabulary, by id.
 
-    All other weights become fp32: those of recurrences and routers, too, where an error changes all later tokens or the
-    chosen experts. Products accumulate in fp32; norms, softmax, the sums between layers and logits are in fp32.
+    Those of recurrences and routers are left out: there, an error changes all later tokens or the chosen experts.
     """
     layers = [module for module in model.modules() if isinstance(module, _LAYERS)]
     projections = [part for layer in layers for part in layer.children() if isinstance(part, Projection)]
     tables = [module.table for module in model.modules() if isinstance(module, TokenEmbed)]
-    matrices = {id(matrix): matrix for matrix in (*tables, *(part.weight for part in projections))}
-    replace_parameters(model, {key: parameter_of(matrix.bfloat16()) for key, matrix in matrices.items()})
+    return {id(matrix): matrix for matrix in (*tables, *(part.weight for part in projections))}
+
+
+@torch.no_grad()
+def store_in_bf16(model: nn.Module) -> None:
+    """Round the matrices of layers to bf16, in place, for inference; all other weights become fp32.
+
+    Products accumulate in fp32; norms, softmax, the sums between layers and logits are in fp32.
+    """
+    matrices = matrices_of_layers(model).items()
+    others = {key: parameter_of(matrix.bfloat16()) for key, matrix in matrices if matrix.dtype != torch.bfloat16}
+    replace_parameters(model, others)
     for parameter in model.parameters():
         if parameter.dtype != torch.bfloat16:
             parameter.data = parameter.data.float()

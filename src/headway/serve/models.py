@@ -512,8 +512,8 @@ def _loading_format(
     weights = _GGUF_WEIGHTS.get(kind.name)
     reason = f"{kind.name} is neither an 8-bit nor a 4-bit format" if weights is None else sequential_reason
     if find_device(options.device).type != "cpu":
-        reason = "int8 and int4 run only on the CPU"
-    elif options.backend == "torch":
+        return None, f"{kind.name} weights are served in bf16 or fp32; use --weights int8 or int4 for less memory"
+    if options.backend == "torch":
         reason = "the backend is torch"
     if reason is not None:
         return None, f"{kind.name} weights are served in fp32 because {reason}"

@@ -1,0 +1,134 @@
+"""int8 and int4 weights by torch's own kernels: the products, and models on a simulated GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import headway as hw
+from headway.app.loading import open_in_format
+from headway.engine.packed_weights import PackedTensor, pack, unpack
+from headway.errors import UserError
+from headway.formats.native import named_tensors, save_model
+from headway.generate import Limits, Sampling
+from headway.generate.kernel_weights import Int4Weight, Int8Weight, KernelWeight, store_for_kernels
+from headway.generate.prompts import pad
+from headway.generate.scheduler import Request, Scheduler
+from headway.nn.kernels import deterministic
+from headway.nn.models import Prompt
+from headway.nn.models.presets import decoder
+from simulated_gpu import Waits, device
+
+CPU = torch.device("cpu")
+BITS: tuple[Literal["int8", "int4"], ...] = ("int8", "int4")
+
+
+def model_of() -> Any:
+    model: Any = decoder(128, 2, 4, 2, 256, 500, 64).build(0).eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data.mul_(2)
+    return model
+
+
+@torch.no_grad()
+def decoded(model: Any, place: torch.device = CPU) -> Tensor:
+    logits, decoding = model.start(Prompt(*pad([[3, 4, 5, 6, 7], [9, 8]], place)), 12)
+    outputs = [logits]
+    for token in range(3):
+        logits, decoding = model.step(torch.tensor([token + 5, 6], device=place), decoding)
+        outputs.append(logits)
+    return torch.stack(outputs)
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+def test_products_and_rows_of_kernel_weights() -> None:
+    generator = torch.Generator().manual_seed(0)
+    matrix, x = torch.randn(48, 128, generator=generator), torch.randn(2, 3, 128, generator=generator).bfloat16()
+    matrix[5] = 0
+    packed = pack(matrix, "int4")
+    for weight, error in ((Int8Weight.of(matrix, CPU), 0.01), (Int4Weight.of(packed, CPU), 0.11)):
+        values = weight.values().float()
+        assert relative(values, matrix) < error
+        assert relative(F.linear(x, weight).float(), F.linear(x.float(), values)) < 0.005
+        assert (weight.shape, weight.dtype, weight.device) == (matrix.shape, torch.bfloat16, CPU)
+        assert torch.equal(weight.float(), values)  # any other operation restores the values
+        assert weight.to("cpu") is weight
+    ids = torch.tensor([[1, 47], [5, 0]])
+    table = Int8Weight.of(matrix, CPU)
+    assert torch.equal(F.embedding(ids, table), (table.codes * table.scales[:, None])[ids])
+    # int4 has the engine's codes: its values, but for scales that are rounded to bf16
+    assert torch.allclose(Int4Weight.of(packed, CPU).values().float(), unpack(packed), rtol=2**-7)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_logits_are_those_of_the_restored_weights(bits: Literal["int8", "int4"]) -> None:
+    model, restored, exact = model_of(), model_of(), decoded(model_of())
+    store_for_kernels(model, bits, CPU)
+    stored = dict(named_tensors(model))
+    kinds = {type(tensor).__name__ for tensor in stored.values()}
+    assert kinds == {"Int8Weight", "Parameter"} | ({"Int4Weight"} if bits == "int4" else set())
+    for name, parameter in named_tensors(restored):
+        tensor = stored[name]
+        parameter.data = (tensor.values() if isinstance(tensor, KernelWeight) else tensor.detach()).float()
+    assert relative(decoded(model), decoded(restored)) < 0.01
+    assert relative(decoded(model), exact) < {"int8": 0.02, "int4": 0.25}[bits]
+    with deterministic():
+        assert relative(decoded(model), decoded(restored)) < 0.01
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_generation_in_few_bits_waits_once_per_step(bits: Literal["int8", "int4"], tmp_path: Path) -> None:
+    """The tokens of the GPU are those of the CPU's kernels, from the original and from a quantised folder."""
+    original, expected = model_of(), model_of()
+    save_model(original, original.config, tmp_path / "model")
+    hw.quantize(tmp_path / "model", tmp_path / bits, bits)
+    store_for_kernels(expected, bits, CPU)
+
+    def generated(model: Any, waits: Waits | None) -> list[int | None]:
+        scheduler, ids = Scheduler(model), []
+        for prompt in ([3, 4, 5], [6]):
+            scheduler.submit(Request(prompt, Sampling(0), Limits(5)))
+        while events := scheduler.step():
+            ids += [event.id for event in sorted(events, key=lambda event: event.ticket)]
+            if waits is not None:
+                assert waits.total == 1 or len(ids) == 2, waits.counts
+                waits.clear()
+        return ids
+
+    with Waits() as waits:
+        folders: dict[str, Literal["int8", "int4"] | None] = {"model": bits, bits: None}
+        for folder, weights in folders.items():
+            model: Any = open_in_format(tmp_path / folder, weights, device(), use_engine=True).model
+            model = model.to(device())
+            assert {parameter.device for parameter in model.parameters()} == {device()}
+            waits.clear()
+            if folder == "model" or bits == "int4":
+                assert generated(model, waits) == generated(expected, None)
+
+
+def test_a_folder_with_several_formats_keeps_them() -> None:
+    model = model_of()
+    first, second = model.stack.blocks
+    for module, bits in zip((second.mixer.qkv, first.mixer.qkv), BITS):
+        module.weight = torch.nn.Parameter(PackedTensor(pack(module.weight, bits)), requires_grad=False)
+    store_for_kernels(model, None, CPU)
+    assert isinstance(first.mixer.qkv.weight, Int4Weight)
+    assert isinstance(second.mixer.qkv.weight, Int8Weight)
+    assert type(first.mixer.out.weight) is torch.nn.Parameter
+    assert first.mixer.out.weight.dtype == torch.bfloat16
+
+
+def test_apple_gpus_have_no_kernels_for_few_bits(tmp_path: Path) -> None:
+    model = model_of()
+    save_model(model, model.config, tmp_path)
+    with pytest.raises(UserError, match="int8 and int4 weights need a CPU or a CUDA GPU, not device mps"):
+        open_in_format(tmp_path, "int8", torch.device("mps"), use_engine=True)
