@@ -227,6 +227,8 @@ def test_plans_runs_and_reports_state_the_expected_score(tmp_path: Path, monkeyp
     assert "a linear model of token counts has 100.0 % on the validation split" in lines[0]
     assert plan.expected is not None
     assert plan.expected.low <= plan.expected.score <= plan.expected.high
+    [few] = hw.plan("classification", rows_of_texts(40), minutes=0.5, threads=1)  # 8 in validation, all correct
+    assert few.expected is None
     user = {"model.width": 16, "model.depth": 1, "model.heads": 1, "train.batch_tokens": 256}
     options: Any = {"run": tmp_path / "run", "threads": 1, "progress": False}
     run = hw.train("classification", rows_of_texts(), user, 0.15, **options)

@@ -219,7 +219,7 @@ class MaskedPatches(Objective[MaskedPatchSamples]):
 
         samples = examples.of(split).limited_to(limit)
         errors, variance, count = map(sum, zip(*evaluate_batches(model, samples, compute)))
-        return {"loss": errors / count, "explained": 1 - errors / max(variance, 1e-12)}
+        return {"loss": errors / count, "explained": 1 - errors / variance if variance else 0.0}
 
     @torch.no_grad()
     def pictures(self, model: nn.Module, examples: MaskedPatchSamples) -> list[Picture]:

@@ -19,7 +19,7 @@ from headway.learn.formatting import format_count, format_number
 from headway.learn.objective import Baseline
 from headway.learn.parallel.processes import Processes
 from headway.learn.plan.budget import Clock, Throughput, measure_throughput
-from headway.learn.plan.expected import ExpectedScore, Facts, expected_score, references
+from headway.learn.plan.expected import ExpectedScore, Facts, expected_score, kind_of, references
 from headway.learn.plan.scale import Scale, Settings, overlaps, shape_of, with_user_settings, without_user_settings
 from headway.learn.recipe import Recipe, open_task
 from headway.learn.task import DataSummary, Task
@@ -33,6 +33,7 @@ _MIN_READ_SECONDS = 10.0  # minimum seconds for reading data, so that an error c
 _BUSY_FACTOR = 4  # how much slower than planned a machine may be
 _BASELINE_RATE = 400  # training samples per minute for a quick classical method, within these limits:
 _MIN_BASELINE_SAMPLES, _MAX_BASELINE_SAMPLES = 200, 2000
+_MIN_RATED = 20  # validation samples below which chance decides the rate of a classical method
 _LONGER_FACTOR = 12  # multiple of the minutes for which a plan also reports the best size
 
 
@@ -239,16 +240,20 @@ def scale_recipe(
 def _expectation(
     recipe: Recipe, task: Task, minutes: float, baselines: dict[str, Baseline | None] | None
 ) -> tuple[ExpectedScore | None, list[str]]:
-    """The expected score after the minutes, if there are references for the recipe, and lines for people."""
+    """The expected score after the minutes, if there are references for the recipe and enough validation samples, and
+    lines for people.
+    """
     if all(reference.facts.recipe != recipe.name for reference in references()):
         return None, []
     baselines, key = {} if baselines is None else baselines, repr(recipe.task)
     if key not in baselines:
         limit = min(_MAX_BASELINE_SAMPLES, max(_MIN_BASELINE_SAMPLES, int(_BASELINE_RATE * minutes)))
         baselines[key] = task.objective.baseline(task.examples, limit)
-    facts = Facts(recipe.name, minutes, task.count("train"), baselines[key])
-    expected = expected_score(facts, references())
-    return expected, [] if expected is None else expected.lines(baselines[key])
+    baseline = baselines[key]
+    if baseline is not None and kind_of(baseline.metric) == "rate" and task.count("validation") < _MIN_RATED:
+        return None, []
+    expected = expected_score(Facts(recipe.name, minutes, task.count("train"), baseline), references())
+    return expected, [] if expected is None else expected.lines(baseline)
 
 
 def _reasons(
