@@ -2,7 +2,8 @@
 
     python benchmarks/prepared.py texts --megabytes 4000 --work /large/folder   # continues: measured parts are kept
     python benchmarks/prepared.py storage --work /large/folder                  # an S3 server of moto on loopback
-    python benchmarks/prepared.py files --images 1000000 --sounds 100000 --work /large/folder
+    python benchmarks/prepared.py files --images 20000 --sounds 2000 --work /large/folder
+    python benchmarks/prepared.py files --images 1000000 --sounds 100000 --alone --work /large/folder
     python benchmarks/prepared.py paper
 
 - texts: text drawn by this script, prepared by one process of one thread and by two; two that are killed at random
@@ -10,7 +11,9 @@
   same model; each states its start, its memory and its tokens per second.
 - storage: two hosts, which are processes with caches of their own, read an epoch from S3. Both are killed, and three
   continue. The server answers slowly, with 403 and 500, and cuts answers short. Batches must be those from the folder.
-- files: PNG images of 32 x 32 and sounds of one second, packed and unpacked.
+- files: PNG images of 32 x 32 and sounds of one second, prepared by one process, by two, and by two that are killed and
+  started again. A training on them and one on 2,000 of the files have the same model; each states its start, its memory
+  and the processor time of its batches and steps.
 - paper: the index, its memory and its time for 1e12 tokens.
 
 Wall times mean little on a machine with other work, so processor seconds are stated next to them.
@@ -52,6 +55,7 @@ TRAIN = {
 }
 FILE_BYTES = 20_000_000  # of text per file
 KILLS = 4
+FEW = 2000  # files of the training to compare with
 
 
 def command(*arguments: object) -> list[str]:
@@ -96,7 +100,7 @@ def children(*commands: list[str]) -> dict[str, float]:
     }
 
 
-def killed(texts: Path, out: Path, items: int) -> dict[str, Any]:
+def killed(source: Path, out: Path, items: int, *options: object) -> dict[str, Any]:
     """Two processes that are killed at random moments of the work; then one ends it. The number of kills, and the parts
     and shards of `items` that were finished at each.
     """
@@ -106,7 +110,7 @@ def killed(texts: Path, out: Path, items: int) -> dict[str, Any]:
         return sum(len(list((out / ".work" / name).glob("*[0-9]"))) for name in ("parts", "shards"))
 
     for target in sorted(chooser.choices(range(items), k=KILLS)):
-        pair = [subprocess.Popen(command(texts, "--out", out), stdout=-3, stderr=-3) for _ in range(2)]
+        pair = [subprocess.Popen(command(source, "--out", out, *options), stdout=-3, stderr=-3) for _ in range(2)]
         while count() < target and all(process.poll() is None for process in pair):
             time.sleep(0.05)
         time.sleep(chooser.uniform(0, 1))
@@ -116,7 +120,7 @@ def killed(texts: Path, out: Path, items: int) -> dict[str, Any]:
                 process.send_signal(signal.SIGKILL)
                 kills += 1
             process.wait()
-    subprocess.run(command(texts, "--out", out), check=True, stdout=-3, stderr=-3)
+    subprocess.run(command(source, "--out", out, *options), check=True, stdout=-3, stderr=-3)
     return {"processes": kills, "items": items, "finished_items": finished}
 
 
@@ -393,29 +397,75 @@ def draw_files(folder: Path, images: int, sounds: int) -> None:
             file.writeframes(chooser.randbytes(32_000))
 
 
-def files(work: Path, images: int, sounds: int) -> dict[str, Any]:
-    shutil.rmtree(work / "files", ignore_errors=True)
-    draw_files(work / "files", images, sounds)
-    result: dict[str, Any] = {"images": images, "sounds": sounds}
-    for kind in ("images", "sounds"):
-        for name, count in (("one", 1), ("two", 2)):
-            out = work / f"{kind}-{name}"
-            shutil.rmtree(out, ignore_errors=True)
-            each = command(work / "files" / kind, "--kind", "files", "--out", out)
-            result[f"{kind}_{name}"] = children(*[each] * count)
-        same = digests(work / f"{kind}-one") == digests(work / f"{kind}-two")
-        os.environ["HEADWAY_CACHE"] = str(work / "unpacked")
-        shutil.rmtree(work / "unpacked", ignore_errors=True)
-        from headway.data.prepared.packed_files import unpacked_paths
+def samples_part(recipe: str, data: str) -> dict[str, Any]:
+    """Open a task and train a small model for 20 steps: the start, the time of batches and steps, and memory."""
+    started, processor = time.perf_counter(), time.process_time()
+    import headway as hw  # noqa: F401
+    from headway.config import override
+    from headway.domains import recipe as find_recipe
+    from headway.learn.recipe import open_task
+    from headway.nn.models import build
 
-        started = time.perf_counter()
-        (unpacked,) = unpacked_paths(work / f"{kind}-one")
-        result[f"{kind}_unpack_seconds"] = round(time.perf_counter() - started, 2)
-        originals = (path for path in (work / "files" / kind).rglob("*") if path.is_file())
-        equal = all(
-            path.read_bytes() == (unpacked / path.relative_to(work / "files" / kind)).read_bytes() for path in originals
-        )
-        result[f"{kind}_same_bytes"] = same and equal
+    imported = time.process_time() - processor
+    size = {"model.embed.size": [32, 32], "model.embed.channels": 1} if recipe == "vision" else {"task.seconds": 1.0}
+    small = {"model.width": 64, "model.depth": 2, "model.heads": 2, "train.batch_size": 64}
+    settings = override(find_recipe(recipe), {**small, **size})
+    task = open_task(settings, Path("/nonexistent"), data)
+    stream = iter(task.batches("train"))
+    next(stream)
+    first, spent = time.perf_counter() - started, time.process_time() - processor
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before, batches = time.process_time(), [next(stream) for _ in range(20)]
+    read = time.process_time() - before
+    model = build(task.adapt(settings.model))
+    before = time.process_time()
+    for batch in batches:
+        loss = task.objective.loss(model, batch)["loss"]
+        (loss.total / loss.count).backward()
+    return {
+        "import_processor_seconds": round(imported, 2),
+        "start_wall_seconds": round(first, 2),
+        "start_processor_seconds": round(spent, 2),
+        "start_peak_megabytes": round(peak, 1),
+        "milliseconds_per_batch": round(50 * read, 3),
+        "milliseconds_per_step": round(50 * (time.process_time() - before + read), 3),
+        "peak_megabytes": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+    }
+
+
+def files(work: Path, images: int, sounds: int, alone: bool) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    os.environ["HEADWAY_CACHE"] = str(work / "cache")
+    for kind, recipe, count in (("images", "vision", images), ("sounds", "audio", sounds)):
+        if not count:
+            continue
+        for name, size in (("files", count), ("few", min(count, FEW))):
+            if not (work / name / kind / "complete").exists():
+                shutil.rmtree(work / name / kind, ignore_errors=True)
+                draw_files(work / name, size if kind == "images" else 0, size if kind == "sounds" else 0)
+                (work / name / kind / "complete").touch()
+        source = work / "files" / kind
+        row: dict[str, Any] = {"files": count}
+        for name, processes in (("one", 1), ("two", 2))[: 1 if alone else 2]:
+            shutil.rmtree(work / f"{kind}-{name}", ignore_errors=True)
+            row[name] = children(*[command(source, "--kind", kind, "--out", work / f"{kind}-{name}")] * processes)
+        index = json.loads((work / f"{kind}-one" / "index.json").read_text())
+        shards = sum(map(len, index["splits"].values()))
+        if not alone:
+            row["extra_processor_share"] = round(
+                row["two"]["processor_seconds"] / row["one"]["processor_seconds"] - 1, 3
+            )
+            out = work / f"{kind}-killed"
+            shutil.rmtree(out, ignore_errors=True)
+            row["kills"] = killed(source, out, shards + 1, "--kind", kind)
+            row["same_bytes"] = digests(work / f"{kind}-one") == digests(work / f"{kind}-two") == digests(out)
+        row["shards"], row["bytes"] = shards, index["counts"]["units"]
+        row["table_bytes"] = (work / f"{kind}-one" / "samples.safetensors").stat().st_size
+        row["prepared"] = part("part", recipe, "--data", str(work / f"{kind}-one"))
+        part("part", recipe, "--data", str(work / "few" / kind))  # fills the cache
+        row["few_local"] = part("part", recipe, "--data", str(work / "few" / kind))
+        result[kind] = row
+        report({kind: row})
     return result
 
 
@@ -464,6 +514,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=4000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--images", type=int, default=1_000_000)
+    parser.add_argument("--alone", action="store_true", help="files: prepare with one process, without kills")
     parser.add_argument("--sounds", type=int, default=100_000)
     args = parser.parse_args()
     if args.what == "part":
@@ -472,6 +523,8 @@ def main() -> None:
             if args.name == "host"
             else open_part(args.data)
             if args.name == "open"
+            else samples_part(args.name, args.data)
+            if args.name in ("vision", "audio")
             else train_part(args.data, args.run)
         )
         return
@@ -481,13 +534,15 @@ def main() -> None:
     elif args.what == "storage":
         measured = storage(args.work)
     else:
-        measured = files(args.work, args.images, args.sounds) if args.what == "files" else paper()
+        measured = files(args.work, args.images, args.sounds, args.alone) if args.what == "files" else paper()
     measured["core_minutes"] = round((time.process_time() + sum(os.times()[2:4]) - started) / 60, 2)
     measured["load"] = [round(load, 1) for load in os.getloadavg()]
     path = RESULTS / "prepared.json"  # read now, because another part may have been measured at the same time
     result = json.loads(path.read_text()) if path.exists() else {}
-    parts = {name: result[name] for name in ("texts", "storage", "files", "paper") if name in result}
-    write("prepared", {**parts, args.what: measured})
+    names = ("texts", "storage", "files", "many_files", "paper")
+    parts = {name: result[name] for name in names if name in result}
+    what = "many_files" if args.alone else args.what
+    write("prepared", {**parts, what: {**(parts.get(what, {}) if args.alone else {}), **measured}})
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from prepared_data import contents, documents, draw, draw_texts, prepare
 
+from headway.app.cli.main import main
 from headway.data import open_tokens
 from headway.data.corpus import text_sources
 from headway.data.prepared.preparation import PrepareConfig
@@ -66,6 +67,28 @@ def test_processes_share_the_work(texts: Path, tmp_path: Path) -> None:
     assert [process.wait() for process in both] == [0, 0]
     subprocess.run([*command, str(tmp_path / "three"), "--processes", "2"], check=True, capture_output=True)
     assert contents(tmp_path / "one") == contents(tmp_path / "two") == contents(tmp_path / "three")
+
+
+def test_hosts_without_a_shared_folder_write_parts(texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    expected = contents(prepare(texts, tmp_path / "one"))
+    command = ["data", "prepare", str(texts), "--size", "300", "--out"]
+    for part in ("1/3", "3/3"):
+        assert main([*command, str(tmp_path / "parts"), "--part", part]) == 0
+    assert "part 3/3 is complete" in capsys.readouterr().out
+    join = [*command, str(tmp_path / "out"), "--join", str(tmp_path / "parts")]
+    assert main(join) == 2
+    assert "part 2/3 in " in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "parts"), "--part", "2/3"]) == 0
+    assert main([*join, "--unique"]) == 2
+    assert "other files or with other settings" in capsys.readouterr().err
+    assert main(join) == 0
+    assert contents(tmp_path / "out") == expected
+    assert main([*command, str(tmp_path / "parts"), "--part", "1/2"]) == 0
+    capsys.readouterr()
+    assert main([*command, str(tmp_path / "other"), "--join", str(tmp_path / "parts")]) == 2
+    assert "has parts of 2 and parts of 3; remove those of one" in capsys.readouterr().err
+    assert main([*command, "s3://bucket/parts", "--part", "1/2"]) == 2
+    assert "--part writes to a local folder" in capsys.readouterr().err
 
 
 def test_splits_are_those_of_a_local_folder(texts: Path, tmp_path: Path) -> None:

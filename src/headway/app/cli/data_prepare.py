@@ -24,6 +24,8 @@ EXAMPLE = """
 headway data prepare books/ --out prepared/ --processes 8
 headway data prepare s3://bucket/books --out s3://bucket/prepared
 headway train text --data prepared/
+headway data prepare books/ --part 1/3 --out parts/
+headway data prepare books/ --join parts/ --out prepared/
 headway data prepare pets/ --kind images --out prepared-pets/
 """
 CODECS = ("bpe", "wordpiece", "unigram", "word", "char", "byte")
@@ -40,6 +42,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="number of processes that share the work (default: 1)",
     )
+    part = "write only this part, for hosts without a shared folder: I/N, auto, or auto/N"
+    add("--part", dest="share", metavar="I/N", help=part)
+    joined = "folder with the parts of all hosts, from which the output is made, with the same other arguments"
+    add("--join", dest="joined", type=Path, metavar="DIR", help=joined)
     kinds = "texts, images or sounds to train on, or files: any data as they are (default: texts)"
     add("--kind", choices=tuple(_KINDS), default="texts", help=kinds)
     add("--unique", action="store_true", help="drop exact duplicates, which are otherwise only counted")
@@ -64,6 +70,9 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         raise UserError(f"{args.processes} processes are too many for {cores} cores; use at most --processes {cores}")
     # Rust's thread pool of the tokenizers, which reads this when it starts.
     os.environ["RAYON_NUM_THREADS"] = str(args.threads or max(1, cores // args.processes))
+    if args.share is not None:
+        _write_part(args, terminal)
+        return
     if args.processes > 1:
         job = partial(_job, args)
         code = launch(args.processes, job, remedy="run the same command again to continue")
@@ -125,8 +134,25 @@ def _work(args: argparse.Namespace, terminal: Terminal) -> None:
     from headway.data.prepared.preparation import Preparation, PrepareConfig
 
     config = PrepareConfig(args.unique, args.validation, args.test, args.seed or 0)
-    if not Preparation(_KINDS[args.kind](args), config, args.out, terminal.note).run():
+    if not Preparation(_KINDS[args.kind](args), config, args.out, terminal.note, args.joined).run():
         terminal.note(f"{args.out} was prepared before from the same files")
+
+
+def _write_part(args: argparse.Namespace, terminal: Terminal) -> None:
+    from headway.app.shares import parse_part
+    from headway.data.prepared.preparation import Preparation, PrepareConfig
+    from headway.io.remote import remote_url
+
+    if args.joined is not None or args.processes > 1:
+        raise UserError("--part writes one part with one process; remove --join and --processes")
+    if (url := remote_url(args.out)) is not None:
+        raise UserError(f"--part writes to a local folder, not to {url}; pass another --out, and {url} with --join")
+    part = parse_part(args.share)
+    config = PrepareConfig(args.unique, args.validation, args.test, args.seed or 0)
+    folder = Preparation(_KINDS[args.kind](args), config, args.out, terminal.note).write_part(*part)
+    terminal.print(f"part {part} is complete: {folder}")
+    terminal.print(f"when all parts are in one folder: the same command with --join {args.out} and another --out")
+    terminal.print_result({"path": folder, "part": part.number, "parts": part.count})
 
 
 def _report(args: argparse.Namespace, terminal: Terminal) -> None:

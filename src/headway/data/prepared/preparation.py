@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -37,6 +38,7 @@ from headway.io.durable import atomic_write, decode_json, digest_entry, read_jso
 from headway.io.remote import RemoteFolder, remote_url
 
 WORK_FOLDER = ".work"
+_PLAN = "plan.json"
 _POLL_SECONDS = 0.2
 _MAX_SHARD_BYTES, _MIN_SHARD_BYTES, _MIN_SHARDS = 1 << 26, 1 << 20, 64
 _MAX_HELD_OUT = 16_000_000  # bytes of text per held-out split, unless its share is set
@@ -119,8 +121,11 @@ class Preparation:
     the cache, in which the parts stay until the end, and uploaded one by one.
     """
 
-    def __init__(self, kind: Kind, config: PrepareConfig, out: Path | str, notify: Notify) -> None:
-        self.kind, self.config, self.notify = kind, config, notify
+    def __init__(
+        self, kind: Kind, config: PrepareConfig, out: Path | str, notify: Notify, joined: Path | None = None
+    ) -> None:
+        """`joined` is a folder with the parts of all hosts, which `write_part` wrote."""
+        self.kind, self.config, self.notify, self.joined = kind, config, notify, joined
         url = remote_url(out)
         self.remote = None if url is None else RemoteFolder(url)
         self.name = str(out) if url is None else url
@@ -130,7 +135,7 @@ class Preparation:
 
     def run(self) -> bool:
         """Work until everything is written; False if it was written before. UserError for another plan in `out`."""
-        plan = {"kind": self.kind.name, "config": vars(self.config), **self.kind.plan()}
+        plan = self._plan()
         digest = plan_digest(plan)
         finished = self._is_finished(digest)
         if not finished:
@@ -143,21 +148,71 @@ class Preparation:
             remove(self.work if self.remote is None else self.out)
         return not finished
 
-    def _work(self, plan: Mapping[str, Any], digest: str) -> None:
+    def write_part(self, number: int, count: int) -> Path:
+        """Write every `count`-th block, from block `number` - 1 on, to a folder of its own in the output, for a host
+        that shares no folder with the others. Return that folder.
+        """
+        self.work = self.out / f"part-{number}-of-{count}"
+        self._begin(self._plan())
+        blocks = range(number - 1, self.kind.blocks, count)
+        self._share(self.work / "parts", blocks, "blocks", self._write_block)
+        return self.work
+
+    def _plan(self) -> dict[str, Any]:
+        return {"kind": self.kind.name, "config": vars(self.config), **self.kind.plan()}
+
+    def _begin(self, plan: Mapping[str, Any]) -> None:
+        joined = {} if self.joined is None else self._joined_entries(plan, self.joined)
         with output_errors(self.out):
             self.work.mkdir(parents=True, exist_ok=True)
             with file_lock(self.work / "plan.lock"):
                 self._check_plan(plan)
+                for name, source in joined.items():
+                    if not (self.work / name).exists():
+                        with atomic_write(self.work / name) as draft:
+                            (shutil.copytree if source.is_dir() else shutil.copyfile)(source, draft)
             with file_lock(self.work / "begin.lock"):
                 self.kind.begin(self.work)
-        parts = self.work / "parts"
-        self._share(parts, self.kind.blocks, "blocks", lambda n, draft: (draft.mkdir(), self.kind.write_part(draft, n)))
+
+    def _joined_entries(self, plan: Mapping[str, Any], folder: Path) -> dict[str, Path]:
+        """The blocks of all parts in a folder, and what the parts have in common: a tokenizer, or settings. UserError
+        for a part of another plan, and for a missing block.
+        """
+        parts = sorted(path.parent for path in folder.glob(f"part-*-of-*/{_PLAN}"))
+        if not parts:
+            raise UserError(f"{folder} has no parts; pass the folder that contains those written with --part")
+        counts = {int(path.name.rpartition("-")[2]) for path in parts}
+        if len(counts) > 1:
+            raise UserError(f"{folder} has parts of {min(counts)} and parts of {max(counts)}; remove those of one")
+        for part in parts:
+            if plan_digest(read_json(part / _PLAN)["plan"]) != plan_digest(plan):
+                raise UserError(f"{part} was prepared from other files or with other settings; use those of this part")
+        own = ("parts", _PLAN)
+        entries = {e.name: e for e in parts[0].iterdir() if e.name not in own and e.suffix != ".lock"}
+        for block in range(self.kind.blocks):
+            name = f"parts/{block:07d}"
+            source = next((part / name for part in parts if (part / name).is_dir()), None)
+            if source is None:
+                owner = f"{block % min(counts) + 1}/{min(counts)}"
+                raise UserError(f"part {owner} in {folder} is not complete; run it again with --part {owner}")
+            entries[name] = source
+        return entries
+
+    def _write_block(self, number: int, draft: Path) -> None:
+        draft.mkdir()
+        self.kind.write_part(draft, number)
+
+    def _work(self, plan: Mapping[str, Any], digest: str) -> None:
+        self._begin(plan)
+        self._share(self.work / "parts", range(self.kind.blocks), "blocks", self._write_block)
         with file_lock(self.work / "deal.lock"):
             if not (self.work / "deal.json").exists():
                 write_json(self.work / "deal.json", Deal(self).write())
         deal = read_json(self.work / "deal.json")
         shards = [(split, n) for split in SPLITS for n in range(deal["shards"][split])]
-        self._share(self.work / "shards", len(shards), "shards", lambda n, draft: self._write(*shards[n], deal, draft))
+        self._share(
+            self.work / "shards", range(len(shards)), "shards", lambda n, draft: self._write(*shards[n], deal, draft)
+        )
         with file_lock(self.work / "index.lock"):
             if not self._is_finished(digest):
                 self._write_index(deal, shards, digest)
@@ -182,8 +237,9 @@ class Preparation:
             remove(self.out / name)
 
     def _check_plan(self, plan: Mapping[str, Any]) -> None:
-        path = self.work / "plan.json"
-        others = [entry for entry in self.out.iterdir() if not entry.name.startswith(".")]
+        path = self.work / _PLAN
+        in_work = self.work.name == WORK_FOLDER
+        others = [entry for entry in self.out.iterdir() if in_work and not entry.name.startswith(".")]
         if not path.exists():
             if others:
                 raise UserError(f"{self.name} is not empty; choose another --out, or remove its files")
@@ -196,10 +252,10 @@ class Preparation:
                 f"files and options, or remove {self.out} to start again"
             )
 
-    def _share(self, folder: Path, count: int, noun: str, build: Callable[[int, Path], Any]) -> None:
+    def _share(self, folder: Path, items: range, noun: str, build: Callable[[int, Path], Any]) -> None:
         """Build the missing items of a folder together with other processes, until all are there."""
         folder.mkdir(parents=True, exist_ok=True)
-        pending, started, reported = list(range(count)), time.monotonic(), time.monotonic()
+        count, pending, started, reported = len(items), list(items), time.monotonic(), time.monotonic()
         while pending:
             before = len(pending)
             for number in list(pending):
