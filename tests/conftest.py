@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import time
 from collections.abc import Generator, Iterator
 from importlib.util import find_spec
@@ -25,11 +26,19 @@ torch.set_num_threads(1)  # tests run side by side, and the tensors are tiny
 os.fsync = os.fstat  # of an open file, too, but no test cuts the power, and thousands would wait for the disk
 
 
-def pytest_collection_finish() -> None:
-    """Modules and tests stay to the end: the collector need not look through them again and again."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 10, 10)  # instead of 700: a tenth of the time of short tests was the collector's
+gc.disable()  # until modules are imported and tests collected, all of which stay to the end
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """The collector need not look through modules and tests again and again."""
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(20_000, 10, 10)  # instead of 700: a tenth of the time of short tests was the collector's
+        gc.enable()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -58,6 +67,14 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data in {folder}: set HEADWAY_DATA to the folder that SOURCES.md describes")
     return folder
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new folder. For each one, pytest's own fixture looks through the folders of all tests before."""
+    path = tmp_path_factory.getbasetemp() / f"{re.sub(r'[^0-9A-Za-z]', '_', request.node.name)[:30]}-{next(_NUMBERS)}"
+    path.mkdir(0o700)
+    return path
 
 
 @pytest.fixture(autouse=True)

@@ -24,6 +24,7 @@ PAGES = (
     "py.typed",
     "app/verbs.pyi",
 )
+FEW = ("model.width=32", "model.heads=2", "train.steps=4", "train.evaluate_limit=4")
 
 
 def main() -> None:
@@ -67,13 +68,21 @@ def start(wheel: Path, environment: Path) -> None:
     for path in packages:
         if not (site / path.name).exists():
             (site / path.name).symlink_to(path)
-    for arguments in (["--version"], ["recipes"], ["demo", "--minutes", "1", "--run", str(environment / "demo")]):
-        run(str(environment / "bin" / "headway"), *arguments)
+    program, folder = str(environment / "bin" / "headway"), environment / "run"
+    # What `headway demo` trains, for a few steps instead of minutes.
+    training = ["train", "pronounce", "--threads", "1", "--run", str(folder), "--set", *FEW]
+    for arguments in (["--version"], ["recipes"], training, ["show", str(folder)]):
+        run(program, *arguments)
+    assert (folder / "report.html").is_file()
+    assert len(run(program, "translate", str(folder), "--backend", "torch", text="headway\n").splitlines()) == 1
 
 
-def run(*command: str) -> None:
+def run(*command: str, text: str | None = None) -> str:
+    """What the command prints, if it reads a text."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    subprocess.run(command, check=True, env=environment, cwd=tempfile.gettempdir())
+    pipe = None if text is None else subprocess.PIPE
+    folder = tempfile.gettempdir()
+    return subprocess.run(command, check=True, env=environment, cwd=folder, input=text, stdout=pipe, text=True).stdout
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple, get_args, get_type_hints
 
@@ -18,7 +18,7 @@ import jaxtyping
 import torch
 from beartype import beartype
 from jaxtyping import AbstractArray
-from jaxtyping._storage import get_shape_memo, pop_shape_memo, push_shape_memo
+from jaxtyping._storage import _shape_storage, get_shape_memo
 from torch import Tensor
 
 jaxtyped = jaxtyping.jaxtyped
@@ -59,11 +59,15 @@ def _of_function(made: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(made)
     def within(*args: Any, **kwargs: Any) -> Any:
-        push_shape_memo({})  # names of axes mean the same within, and nothing outside
+        try:
+            scopes = _shape_storage.memo_stack
+        except AttributeError:  # the first call of a thread
+            scopes = _shape_storage.memo_stack = []
+        scopes.append(({}, {}, {}, {}))  # names of axes mean the same within, and nothing outside
         try:
             return checked(*args, **kwargs)
         finally:
-            pop_shape_memo()
+            scopes.pop()
 
     outer = within if has_shapes else checked
     outer.__annotations__ = told
@@ -84,9 +88,49 @@ def _read(hint: Any, made: Callable[..., Any]) -> Any:
 
 def is_by_axes(kind: type[AbstractArray], value: Any) -> bool:
     """What jaxtyping finds, which is asked itself where an axis is computed or has no name."""
+    check = _check(kind)
+    return is_by_jaxtyping(kind, value) if check is None or not isinstance(value, Tensor) else check(value)
+
+
+@functools.cache
+def _check(kind: type[AbstractArray]) -> Callable[[Tensor], bool] | None:
+    """None if an axis is computed, optional, or of any size. Types of names alone, as most are, take few steps."""
     axes = _axes(kind)
-    if axes is None or not isinstance(value, Tensor):
-        return is_by_jaxtyping(kind, value)
+    if axes is None:
+        return None
+    if axes.many is None and {str} >= set(map(type, axes.single)) and len(set(axes.single)) == len(axes.single):
+        return _check_of_names(kind, axes.single)
+    return functools.partial(_fits, kind, axes)
+
+
+def _check_of_names(kind: type[AbstractArray], names: Sequence[str]) -> Callable[[Tensor], bool]:
+    count, dtypes, is_tensor = len(names), dict[torch.dtype, bool](), kind.array_type is Tensor
+
+    def check(value: Tensor) -> bool:
+        shape = value.shape
+        if len(shape) != count:
+            return False
+        fits = dtypes.get(value.dtype)
+        if fits is None:
+            fits = dtypes[value.dtype] = _is_dtype(kind, value.dtype)
+        if not fits or not (is_tensor or isinstance(value, kind.array_type)):
+            return False
+        try:
+            known = _shape_storage.memo_stack[-1][0]
+        except (AttributeError, IndexError):  # outside of all scopes
+            return True
+        before = len(known)
+        for name, size in zip(names, shape):
+            if known.setdefault(name, size) != size:
+                while len(known) > before:  # what does not fit binds no name
+                    known.popitem()
+                return False
+        return True
+
+    return check
+
+
+def _fits(kind: type[AbstractArray], axes: _Axes, value: Tensor) -> bool:
     shape, many = value.shape, axes.many
     rest = len(shape) - len(axes.single)
     if (rest < 0 or (rest and many is None)) or not _is_dtype(kind, value.dtype):
@@ -123,7 +167,6 @@ class _Axes(NamedTuple):
     many: str | None
 
 
-@functools.cache
 def _axes(kind: type[AbstractArray]) -> _Axes | None:
     """None where an axis is computed, optional, or of any size."""
     single, before, many = list[Any](), 0, None

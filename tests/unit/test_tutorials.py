@@ -17,7 +17,7 @@ import pytest
 from headway.app.cli.main import main
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted((ROOT / "docs/tutorials").glob("*.md"))  # `make package` runs the demo of the first run
+PAGES = sorted((ROOT / "docs/tutorials").glob("*.md"))  # `make package` trains what the first run trains
 COUNTS = {  # what scripts of examples/ are asked for instead of their defaults
     "library_labels.py": "10",
     "library_text.py": "2",
