@@ -63,6 +63,24 @@ def test_texts_of_every_kind_without_the_held_out_ones(questions: Path, tmp_path
         "A row, of a table",
     ]
     assert {row["text"] for row in data.rows[data.unlabelled :]} == set(task.examples.texts_of("train"))
+    (tmp_path / "long.csv").write_text(
+        "text,label\n" + "".join(f'"{n} begins.\n\n{n} ends.",{n % 2}\n' for n in range(40))
+    )
+    (tmp_path / "parts.txt").write_text("\n\n".join(f"{n} begins.\n\n{n} ends." for n in range(42)))
+    parts = read_unlabelled(recipe, opened(recipe, tmp_path / "long.csv", tmp_path), [tmp_path / "parts.txt"])
+    assert parts.unlabelled == 4  # paragraphs of labelled texts are left out
+    (tmp_path / "folder" / "inner").mkdir(parents=True)
+    for name, target in (("wrapped.txt", "a.txt"), ("table.csv", "inner/b.csv")):
+        (tmp_path / "folder" / target).write_text((tmp_path / name).read_text())
+    assert read_unlabelled(recipe, task, [tmp_path / "folder"]).unlabelled == 3
+    (tmp_path / "blank.txt").write_text(" \n\n")
+    (tmp_path / "column.csv").write_text("sentence\nA text.\n")
+    for name, message in (
+        ("blank.txt", "blank.txt: there are no texts; pass other texts"),
+        ("column.csv", "no column 'text' .*; rename the column with texts to 'text', as in the labelled data"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read_unlabelled(recipe, task, [tmp_path / name])
     (tmp_path / "lines.txt").write_text(held_out.replace(" ", "\t  "))  # white space does not make another text
     with pytest.raises(UserError, match=r"all 1 texts are also in the labelled data"):
         read_unlabelled(recipe, task, [tmp_path / "lines.txt"])

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import cast
 
 from headway.data import iter_documents, read_table
-from headway.data.input_files import file_kind
+from headway.data.corpus import TEXT_KINDS
+from headway.data.input_files import file_kind, find_files
 from headway.data.table_files import TABLE_KINDS
 from headway.domains.understanding.task import EncodedTextDataset, RelatedTextDataset
 from headway.errors import UserError
@@ -28,13 +29,15 @@ def read_unlabelled(recipe: Recipe, task: Task, paths: Sequence[Path]) -> Unlabe
     """
     examples = cast(EncodedTextDataset | RelatedTextDataset, task.examples)
     labelled = dict.fromkeys(examples.texts_of("train"))
-    # Documents and lines of plain text are read without their white space.
-    excluded = set(map(_on_one_line, (*labelled, *examples.texts_of("validation"), *examples.texts_of("test"))))
+    # Unlabelled documents are read in parts, so parts of the labelled ones are excluded, too.
+    known = (*labelled, *examples.texts_of("validation"), *examples.texts_of("test"))
+    excluded = {part for text in known for part in (_on_one_line(text), *_parts(text))}
     found = dict.fromkeys(_read_texts(paths, getattr(recipe.task, "text", "text")))
     unlabelled = [text for text in found if _on_one_line(text) not in excluded]
     if not unlabelled:
         names = ", ".join(map(str, paths[:3]))
-        raise UserError(f"{names}: all {len(found):,} texts are also in the labelled data; pass other texts")
+        fact = f"all {len(found):,} texts are also in the labelled data" if found else "there are no texts"
+        raise UserError(f"{names}: {fact}; pass other texts")
     words, others = (
         Counter(word for text in texts for word in _WORD.findall(text.lower())) for texts in (labelled, unlabelled)
     )
@@ -48,16 +51,23 @@ def read_unlabelled(recipe: Recipe, task: Task, paths: Sequence[Path]) -> Unlabe
 
 
 def _read_texts(paths: Sequence[Path], column: str) -> Iterator[str]:
-    """The rows of tables, the documents of other files, and the paragraphs or lines of plain text."""
+    """The rows of tables, the documents of other files, and the paragraphs or lines of plain text, also in folders."""
+    tables = [kind for kind in TABLE_KINDS if kind != ".jsonl"]
+    remedy = f"rename the column with texts to {column!r}, as in the labelled data"
     for path in map(user_path, paths):
-        kind = file_kind(path.name)
-        if kind in TABLE_KINDS and kind != ".jsonl":
-            yield from read_table([path], {"text": column}).columns["text"]
-            continue
-        for document in iter_documents([path]):
-            # Lines of one sentence each are texts; hard-wrapped lines belong to a paragraph.
-            parts = _PARAGRAPH.split(document) if _PARAGRAPH.search(document.strip()) else document.splitlines()
-            yield from (_on_one_line(part) for part in parts if part.strip())
+        files = [file.path for file in find_files(path, (*TEXT_KINDS, *tables))] if path.is_dir() else [path]
+        for file in files:
+            if file_kind(file.name) in tables:
+                yield from read_table([file], {"text": column}, remedy=remedy).columns["text"]
+        documents = [file for file in files if file_kind(file.name) not in tables]
+        for document in iter_documents(documents) if documents else ():
+            yield from _parts(document)
+
+
+def _parts(document: str) -> list[str]:
+    """Lines of one sentence each are texts; hard-wrapped lines belong to a paragraph."""
+    parts = _PARAGRAPH.split(document) if _PARAGRAPH.search(document.strip()) else document.splitlines()
+    return [_on_one_line(part) for part in parts if part.strip()]
 
 
 def _on_one_line(text: str) -> str:
