@@ -12,7 +12,7 @@ from headway.app.runs import open_recipe
 from headway.errors import UserError
 from headway.formats.native import QUANTISED, LoadedWeights, Weights, total_bytes
 from headway.formats.open import OpenedModel, open_config, open_model, usage_and_codec
-from headway.generate.torch_weights import store_in_bf16
+from headway.generate.torch_weights import join_experts, store_in_bf16
 from headway.io.arguments import check_types
 from headway.io.hub import find_folder
 from headway.io.machine_memory import check_free_memory
@@ -75,11 +75,14 @@ def load(
     if torch_device.type != "cpu":
         size = total_bytes(part for part in opened.model.parameters() if part.device != torch_device)
         check_free_memory(str(path), {"weights": size}, torch_device, "use --device cpu, or a smaller model")
+    model = opened.model.to(torch_device)
+    if torch_device.type != "cpu":
+        join_experts(model)
     draft_model = None
     if draft is not None:
         quantised = (find_folder(draft) / QUANTISED).is_file()
         draft_model = load(draft, device, None if quantised else weights)
-    return Model(opened._replace(model=opened.model.to(torch_device)), source, recipe, backend, cache, draft_model)
+    return Model(opened._replace(model=model), source, recipe, backend, cache, draft_model)
 
 
 def open_in_format(source: Path, weights: LoadedWeights | None, device: torch.device, use_engine: bool) -> OpenedModel:

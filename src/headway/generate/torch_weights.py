@@ -10,7 +10,9 @@ from headway.nn.mixers.attention import SelfAttention
 from headway.nn.mixers.cross import CrossAttention
 from headway.nn.models.embeds import TokenEmbed
 from headway.nn.models.heads import VocabularyHead
+from headway.nn.parts.experts import Experts
 from headway.nn.parts.feedforward import MLP, Gated
+from headway.nn.parts.joint_experts import stacked
 from headway.nn.parts.projection import Projection
 
 _LAYERS = (SelfAttention, CrossAttention, MLP, Gated, VocabularyHead)
@@ -39,3 +41,18 @@ def store_in_bf16(model: nn.Module) -> None:
     for parameter in model.parameters():
         if parameter.dtype != torch.bfloat16:
             parameter.data = parameter.data.float()
+
+
+@torch.no_grad()
+def join_experts(model: nn.Module) -> None:
+    """Make the matrices of each mixture's experts parts of one tensor, so that no step copies them.
+
+    For inference, when the model is on its device.
+    """
+    for mixture in [module for module in model.modules() if isinstance(module, Experts)]:
+        for name, part in mixture.experts[0].named_children():
+            if isinstance(part, Projection) and not part.is_hooked:
+                joint = stacked(mixture.experts, name)
+                for matrix, expert in zip(joint, mixture.experts):
+                    getattr(expert, name).weight = nn.Parameter(matrix, requires_grad=False)
+                part.__dict__["joint"] = joint

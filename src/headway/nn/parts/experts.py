@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from headway.config_kinds import register
 from headway.errors import ConfigError
 from headway.layout import Layout
+from headway.nn.parts.expert_copies import Copies, Sums
 from headway.nn.parts.feedforward import FeedForwardConfig, GatedConfig, Terms
 from headway.nn.parts.projection import Projection
+
+_FEW = 64  # tokens up to which a GPU computes experts without sorting
 
 
 @register("experts")
@@ -97,17 +100,24 @@ class Experts(nn.Module):
         layout: Layout,
     ) -> Float[Tensor, "N D"]:
         """Tokens are sorted by expert, so that each expert's are consecutive and each is moved there and back once."""
+        if tokens.device.type != "cpu" or torch.compiler.is_exporting():
+            from headway.nn.parts.joint_experts import mix_few, mix_many  # for GPUs and exported programs
+
+            if len(tokens) <= _FEW or torch.compiler.is_exporting():
+                return mix_few(self.experts, tokens, weights, expert_ids, layout)
+            if (mixed := mix_many(self.experts, tokens, weights, expert_ids, layout)) is not None:
+                return mixed
         order = expert_ids.flatten().argsort(stable=True)
         counts = expert_ids.flatten().bincount(minlength=self.config.count).tolist()
         slots = order.argsort().view_as(expert_ids)
         rows = order // self.config.active
-        parts = _Copies.apply(tokens, rows, slots).split(counts)
+        parts = Copies.apply(tokens, rows, slots).split(counts)
         outputs = [
             expert(part[None], layout)[0][0] if len(part) or torch.is_grad_enabled() else part
             for expert, part in zip(self.experts, parts)
         ]
         mixed = torch.cat(outputs)
-        return _Sums.apply(mixed * weights.flatten()[order, None].to(mixed.dtype), rows, slots)
+        return Sums.apply(mixed * weights.flatten()[order, None].to(mixed.dtype), rows, slots)
 
     def _terms(self, logits: Tensor, probabilities: Tensor, expert_ids: Tensor, layout: Layout) -> Terms:
         mask = layout.mask.reshape(-1).to(probabilities.dtype)[:, None]
@@ -119,40 +129,3 @@ class Experts(nn.Module):
         if self.config.z_loss:
             terms["z_loss"] = self.config.z_loss * (logits.logsumexp(-1).square() * mask[:, 0]).sum() / count
         return terms
-
-
-def _sum_copies(copies: Tensor, slots: Tensor, columns: range) -> Tensor:
-    """Sum the rows of `copies` at each row of `slots`, in the order of `columns`: the same on every device."""
-    first, *others = columns
-    total = copies[slots[:, first]]
-    for column in others:
-        total = total + copies[slots[:, column]]
-    return total
-
-
-class _Copies(torch.autograd.Function):
-    """Rows of tokens, one per expert, sorted by expert. The gradient adds a token's copies, last expert first."""
-
-    @staticmethod
-    def forward(ctx: Any, tokens: Tensor, rows: Tensor, slots: Tensor) -> Tensor:
-        ctx.save_for_backward(slots)
-        return tokens[rows]
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        (slots,) = ctx.saved_tensors
-        return _sum_copies(gradient, slots, range(slots.shape[1])[::-1]), None, None
-
-
-class _Sums(torch.autograd.Function):
-    """The reverse of `_Copies`: the sum of each token's copies, first expert first."""
-
-    @staticmethod
-    def forward(ctx: Any, copies: Tensor, rows: Tensor, slots: Tensor) -> Tensor:
-        ctx.save_for_backward(rows)
-        return _sum_copies(copies, slots, range(slots.shape[1]))
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        (rows,) = ctx.saved_tensors
-        return gradient[rows], None, None
