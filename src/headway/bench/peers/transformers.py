@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
-from transformers.utils import logging
 
 from headway.bench.measurement import (
     BEAM_WIDTH,
@@ -20,6 +19,8 @@ from headway.bench.measurement import (
     time_call,
     time_step,
 )
+
+_PEER: Any = import_module("transformers")  # a type checker needs ten seconds for its thousands of files
 
 
 @torch.inference_mode()
@@ -59,7 +60,7 @@ def prefill(job: BenchJob) -> dict[str, float]:
 @torch.inference_mode()
 def translate(job: BenchJob) -> dict[str, float]:
     """`generate` with beam search and a minimum length, so that all outputs have the same number of tokens."""
-    model = AutoModelForSeq2SeqLM.from_pretrained(job.model, dtype=torch.float32).eval().to(job.device)
+    model = _PEER.AutoModelForSeq2SeqLM.from_pretrained(job.model, dtype=torch.float32).eval().to(job.device)
     sources, pad = job.sources(), job.symbols - 1
     max_length = max(map(len, sources))
     ids = torch.tensor([[*row, *[pad] * (max_length - len(row))] for row in sources], device=job.device)
@@ -104,8 +105,8 @@ def load(job: BenchJob) -> dict[str, float]:
     """
 
     def work() -> None:
-        kind = AutoModelForSeq2SeqLM if AutoConfig.from_pretrained(job.model).is_encoder_decoder else None
-        model: Any = (kind or AutoModelForCausalLM).from_pretrained(job.model, dtype=torch.float32)
+        kind = _PEER.AutoModelForSeq2SeqLM if _PEER.AutoConfig.from_pretrained(job.model).is_encoder_decoder else None
+        model: Any = (kind or _PEER.AutoModelForCausalLM).from_pretrained(job.model, dtype=torch.float32)
         model.to(job.device)
         for parameter in model.parameters():
             parameter.data.reshape(-1)[:: 4096 // parameter.element_size()].sum()
@@ -115,7 +116,7 @@ def load(job: BenchJob) -> dict[str, float]:
 
 
 def _model(job: BenchJob) -> Any:
-    model: Any = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
+    model: Any = _PEER.AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
     return model.eval().to(job.device)
 
 
@@ -143,8 +144,8 @@ _WORK: dict[Kind, Callable[[BenchJob], dict[str, float]]] = {
 
 def measure(job: BenchJob) -> dict[str, float]:
     torch.set_num_threads(job.threads)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    _PEER.utils.logging.set_verbosity_error()
+    _PEER.utils.logging.disable_progress_bar()
     return _WORK[job.kind](job)
 
 
