@@ -11,7 +11,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
+from types import CodeType, FunctionType, SimpleNamespace
 from typing import Any, NamedTuple, get_args, get_type_hints
 
 import jaxtyping
@@ -24,6 +24,7 @@ from torch import Tensor
 jaxtyped = jaxtyping.jaxtyped
 # A name that is no `_`, which is any size, or a number.
 _PLAIN = re.compile(r"[A-Za-z]\w*|\d+").fullmatch
+_BEARTYPED = "__beartype_func"  # the argument by which beartype's code knows the function that it checks
 is_by_jaxtyping = type(AbstractArray).__instancecheck__
 
 
@@ -50,11 +51,8 @@ def _of_function(made: Callable[..., Any]) -> Callable[..., Any]:
     if inspect.isgeneratorfunction(made) or inspect.iscoroutinefunction(made):
         return jaxtyped(made, typechecker=beartype)  # its arguments are checked when it begins, in a scope of then
     told = made.__annotations__
-    made.__annotations__ = {name: _read(hint, made) for name, hint in told.items()}
-    has_shapes = any(map(_has_shapes, made.__annotations__.values()))
-    checked = beartype(made)
+    checked, has_shapes = _inner(made) if "<locals>" in made.__qualname__ else _checked(made)
     if checked is made:
-        made.__annotations__ = told
         return made
 
     @functools.wraps(made)
@@ -72,6 +70,34 @@ def _of_function(made: Callable[..., Any]) -> Callable[..., Any]:
     outer = within if has_shapes else checked
     outer.__annotations__ = told
     return outer
+
+
+def _checked(made: Callable[..., Any]) -> tuple[Callable[..., Any], bool]:
+    """The function that checks its arguments and result, and whether they have shapes; `made` if they have no types."""
+    told = made.__annotations__
+    made.__annotations__ = {name: _read(hint, made) for name, hint in told.items()}
+    has_shapes = any(map(_has_shapes, made.__annotations__.values()))
+    checked = beartype(made)
+    if checked is made:
+        made.__annotations__ = told
+    return checked, has_shapes
+
+
+_INNER: dict[CodeType, tuple[FunctionType | None, bool]] = {}
+
+
+def _inner(made: Any) -> tuple[Callable[..., Any], bool]:
+    """What `_checked` gives for a function within another, whose checks are made at the first call of the outer one."""
+    if made.__code__ not in _INNER:
+        checked, has_shapes = _checked(made)
+        _INNER[made.__code__] = None if checked is made else checked, has_shapes  # type: ignore[assignment]
+        return checked, has_shapes
+    first, has_shapes = _INNER[made.__code__]
+    if first is None:
+        return made, has_shapes
+    again = FunctionType(first.__code__, first.__globals__, first.__name__, first.__defaults__, first.__closure__)
+    again.__kwdefaults__ = {**(first.__kwdefaults__ or {}), _BEARTYPED: made}
+    return functools.update_wrapper(again, made), has_shapes
 
 
 def _read(hint: Any, made: Callable[..., Any]) -> Any:

@@ -40,6 +40,13 @@ def inner(a: Float[Tensor, "B D"]) -> tuple[Float[Tensor, "B D"], int]:
         return b / 2
     return halved(a.T).T, 1
 
+def scaled(factor: int) -> Any:
+    def of(a: Float[Tensor, "B D"], b: Float[Tensor, "D"]) -> Float[Tensor, "B D"]:
+        return (a * b if factor < 9 else a.T) * factor
+    def plain(a: int) -> int:
+        return a * factor if factor < 9 else "many"
+    return of, plain
+
 def pieces(a: Float[Tensor, "B D"]) -> Iterator[Tensor]:
     yield from a
 
@@ -92,6 +99,23 @@ def test_names_mean_the_same_in_arguments_and_result(drawn: Any) -> None:
 def test_names_mean_nothing_outside(drawn: Any) -> None:
     assert drawn.inner(ones(2, 3))[0].shape == (2, 3)
     assert [drawn.product(ones(n, n)).shape[0] for n in (1, 2, 3)] == [1, 2, 3]
+
+
+def test_an_inner_function_is_checked_at_each_call_of_the_outer_one(drawn: Any) -> None:
+    """Its checks are made once, and it has its own values."""
+    for factor in (2, 3, 9):
+        of, plain = drawn.scaled(factor)
+        for wrong in (lambda: of(ones(2, 3), ones(2)), lambda: plain("a")):  # noqa: B023
+            with pytest.raises(Wrong):
+                wrong()
+        assert of.__annotations__["b"] == "Float[Tensor, 'D']"
+        if factor < 9:
+            assert of(ones(2, 3), ones(3)).tolist() == [[factor] * 3] * 2
+            assert plain(5) == 5 * factor
+        else:
+            for wrong in (lambda: of(ones(2, 3), ones(3)), lambda: plain(5)):  # noqa: B023
+                with pytest.raises(Wrong):
+                    wrong()
 
 
 def test_classes_generators_and_plain_types(drawn: Any) -> None:
