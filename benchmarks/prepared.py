@@ -1,19 +1,23 @@
 """What preparing data costs and gives: processes, kills, starts, memory, and object storage on loopback.
 
     python benchmarks/prepared.py texts --megabytes 4000 --work /large/folder   # continues: measured parts are kept
+    python benchmarks/prepared.py processes --megabytes 40 --work /large/folder
     python benchmarks/prepared.py storage --work /large/folder                  # an S3 server of moto on loopback
     python benchmarks/prepared.py files --images 20000 --sounds 2000 --work /large/folder
     python benchmarks/prepared.py files --images 1000000 --sounds 100000 --alone --work /large/folder
+    python benchmarks/prepared.py start --work /large/folder
     python benchmarks/prepared.py paper
 
 - texts: text drawn by this script, prepared by one process of one thread and by two; two that are killed at random
   moments and started again must give the same bytes. A training on the shards and one on a little local text have the
   same model; each states its start, its memory and its tokens per second.
+- processes: only the first part of texts: one process, and two.
 - storage: two hosts, which are processes with caches of their own, read an epoch from S3. Both are killed, and three
   continue. The server answers slowly, with 403 and 500, and cuts answers short. Batches must be those from the folder.
 - files: PNG images of 32 x 32 and sounds of one second, prepared by one process, by two, and by two that are killed and
   started again. A training on them and one on 2,000 of the files have the same model; each states its start, its memory
   and the processor time of its batches and steps.
+- start: a training on a million prepared images of noise and one on 2,000: the start, memory, batches and steps.
 - paper: the index, its memory and its time for 1e12 tokens.
 
 Wall times mean little on a machine with other work, so processor seconds are stated next to them.
@@ -169,7 +173,7 @@ def part(*arguments: str) -> dict[str, Any]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def texts(work: Path, megabytes: int, rounds: int) -> dict[str, Any]:
+def processes(work: Path, megabytes: int) -> dict[str, Any]:
     draw_texts(work / "texts", megabytes)
     result: dict[str, Any] = {"megabytes": megabytes, "files": len(list((work / "texts").glob("*.jsonl")))}
     for name, count in (("one", 1), ("two", 2)):
@@ -179,6 +183,11 @@ def texts(work: Path, megabytes: int, rounds: int) -> dict[str, Any]:
     result["extra_processor_share"] = round(
         result["two"]["processor_seconds"] / result["one"]["processor_seconds"] - 1, 3
     )
+    return result
+
+
+def texts(work: Path, megabytes: int, rounds: int) -> dict[str, Any]:
+    result = processes(work, megabytes)
     index = json.loads((work / "one" / "index.json").read_text())
     result["shards"] = {split: len(shards) for split, shards in index["splits"].items()}
     shutil.rmtree(work / "killed", ignore_errors=True)
@@ -406,7 +415,6 @@ def samples_part(recipe: str, data: str) -> dict[str, Any]:
     from headway.learn.recipe import open_task
     from headway.nn.models import build
 
-    imported = time.process_time() - processor
     size = {"model.embed.size": [32, 32], "model.embed.channels": 1} if recipe == "vision" else {"task.seconds": 1.0}
     small = {"model.width": 64, "model.depth": 2, "model.heads": 2, "train.batch_size": 64}
     settings = override(find_recipe(recipe), {**small, **size})
@@ -423,7 +431,6 @@ def samples_part(recipe: str, data: str) -> dict[str, Any]:
         loss = task.objective.loss(model, batch)["loss"]
         (loss.total / loss.count).backward()
     return {
-        "import_processor_seconds": round(imported, 2),
         "start_wall_seconds": round(first, 2),
         "start_processor_seconds": round(spent, 2),
         "start_peak_megabytes": round(peak, 1),
@@ -431,6 +438,67 @@ def samples_part(recipe: str, data: str) -> dict[str, Any]:
         "milliseconds_per_step": round(50 * (time.process_time() - before + read), 3),
         "peak_megabytes": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
     }
+
+
+def noise_images(out: Path, count: int) -> None:
+    """Prepared images of 32 x 32 grey pixels of noise in ten classes, as `headway data prepare` would write them."""
+    import numpy as np
+
+    from headway.data.prepared.sample_shards import TABLE_FILE
+    from headway.data.prepared.shard_files import write_shard
+    from headway.data.prepared.shard_index import ShardFile, ShardIndex
+
+    out.mkdir(parents=True)
+    shards, keys, checksums, per_shard = [], [], [], 1 << 16
+    for number, first in enumerate(range(0, count, per_shard)):
+        pixels = np.random.default_rng(number).integers(0, 256, (min(per_shard, count - first), 1024), np.uint8)
+        contents = [row.tobytes() for row in pixels]
+        keys += [hashlib.blake2b(content, digest_size=8).digest() for content in contents]
+        checksums += list(map(zlib.crc32, contents))
+        name = f"train-{number:05d}.safetensors"
+        digest = write_shard(out / name, {"data": pixels.reshape(-1)})
+        shards.append(ShardFile(name, (out / name).stat().st_size, digest, len(pixels), pixels.size))
+    names = [f"images/class{number % 10}/{number:07d}.png".encode() for number in range(count)]
+    table = {
+        "keys": np.frombuffer(b"".join(keys), np.uint8).reshape(count, 8),
+        "checksums": np.array(checksums, np.uint32),
+        "positions": np.arange(count),
+        "sizes": np.full(count, 1024),
+        "lengths": np.ones(count, np.int64),
+        "flags": np.zeros(count, np.uint8),
+        "splits": np.zeros(count, np.uint8),
+        "labels": (np.arange(count) % 10).astype(np.uint32),
+        "label_text": np.frombuffer(b"".join(b"class%d" % n for n in range(10)), np.uint8),
+        "label_offsets": np.arange(11) * 6,
+        "name_text": np.frombuffer(b"".join(names), np.uint8),
+        "name_offsets": np.cumsum([0, *map(len, names)]),
+    }
+    digest = write_shard(out / TABLE_FILE, table)
+    details = {"shape": [32, 32, 1], "from_folders": True}
+    index = ShardIndex(
+        "images",
+        {"train": tuple(shards)},
+        {"samples": count},
+        {},
+        {TABLE_FILE: ((out / TABLE_FILE).stat().st_size, digest)},
+        details,
+    )
+    (out / "index.json").write_text(json.dumps(index.to_json()))
+
+
+def start(work: Path, images: int) -> dict[str, Any]:
+    os.environ["HEADWAY_CACHE"] = str(work / "cache")
+    row: dict[str, Any] = {}
+    for name, count in (("few", FEW), ("many", images)):
+        if not (work / f"noise-{count}").exists():
+            noise_images(work / f"noise-{count}", count)
+        table = (work / f"noise-{count}" / "samples.safetensors").stat().st_size
+        row[name] = {
+            "images": count,
+            "table_bytes": table,
+            **part("part", "vision", "--data", str(work / f"noise-{count}")),
+        }
+    return row
 
 
 def files(work: Path, images: int, sounds: int, alone: bool) -> dict[str, Any]:
@@ -505,7 +573,7 @@ def paper() -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("texts", "storage", "files", "paper", "part"))
+    parser.add_argument("what", choices=("texts", "storage", "files", "start", "processes", "paper", "part"))
     parser.add_argument("name", nargs="?")
     parser.add_argument("--work", type=Path)
     parser.add_argument("--data")
@@ -533,13 +601,17 @@ def main() -> None:
         measured = texts(args.work, args.megabytes, args.rounds)
     elif args.what == "storage":
         measured = storage(args.work)
+    elif args.what == "processes":
+        measured = processes(args.work, args.megabytes)
+    elif args.what == "start":
+        measured = start(args.work, args.images)
     else:
         measured = files(args.work, args.images, args.sounds, args.alone) if args.what == "files" else paper()
     measured["core_minutes"] = round((time.process_time() + sum(os.times()[2:4]) - started) / 60, 2)
     measured["load"] = [round(load, 1) for load in os.getloadavg()]
     path = RESULTS / "prepared.json"  # read now, because another part may have been measured at the same time
     result = json.loads(path.read_text()) if path.exists() else {}
-    names = ("texts", "storage", "files", "many_files", "paper")
+    names = ("texts", "storage", "files", "many_files", "start", "processes", "paper")
     parts = {name: result[name] for name in names if name in result}
     what = "many_files" if args.alone else args.what
     write("prepared", {**parts, what: {**(parts.get(what, {}) if args.alone else {}), **measured}})

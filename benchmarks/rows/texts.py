@@ -221,6 +221,22 @@ def prepared(result: Result) -> Iterator[Row]:
             f"{same}; {part['fetched_in_total']} fetches",
             "",
         )
+    if part := result.get("start"):
+        many, few = part["many"], part["few"]
+        yield (
+            f"{many['images']:,} prepared images of 32 x 32: processor time to start, memory; a step",
+            f"{many['start_processor_seconds']:.1f} s, {many['peak_megabytes']:,.0f} MB; "
+            f"{many['milliseconds_per_step']:.1f} ms",
+            f"{few['images']:,} images: {few['milliseconds_per_step']:.1f} ms",
+        )
+    for kind in ("images", "sounds"):
+        if part := result.get("files", {}).get(kind):
+            same = "the same bytes" if part["same_bytes"] else "other bytes"
+            yield (
+                f"{part['files']:,} {kind} prepared by 1 process, by 2, and with {part['kills']['processes']} SIGKILLs",
+                f"{same}; processor time of 2 against 1: {1 + part['extra_processor_share']:.2f}",
+                "",
+            )
     if part := result.get("paper"):
         yield (
             "index for 1e12 tokens: size, and processor time to read it",

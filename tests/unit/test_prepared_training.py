@@ -12,7 +12,7 @@ from prepared_data import contents, documents, draw_texts, prepare
 
 from headway.codecs import load_codec
 from headway.config import override
-from headway.data.prepared import shard_reader
+from headway.data.prepared import preparation, shard_reader
 from headway.data.prepared.preparation import Preparation, PrepareConfig
 from headway.data.prepared.shard_reader import PreparedData, is_prepared, shrink_cache
 from headway.data.prepared.text_blocks import text_files
@@ -224,3 +224,26 @@ def test_items_are_made_ahead_in_order() -> None:
     with pytest.raises(ValueError, match="the ninth"):
         list(stream)
     assert made == list(range(8))
+
+
+def test_images_behind_an_address_have_the_bits_of_the_folder(
+    tmp_path: Path, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("PIL")
+    from vision_data import colours, opened  # needs Pillow
+
+    from headway.data.prepared.sample_shards import SampleKind
+    from headway.domains.vision.image_shards import ImageEncoder
+
+    monkeypatch.setattr(preparation, "_MAX_SHARD_BYTES", 8192)
+    monkeypatch.setattr(preparation, "_MIN_SHARD_BYTES", 8192)
+    (tmp_path / "pets").mkdir()
+    encoder = ImageEncoder((16, 16))
+    kind = SampleKind(encoder, encoder.read([colours(tmp_path / "pets")]), 0)
+    Preparation(kind, PrepareConfig(), "s3://bucket/pets", lambda _: None).run()
+    storage.fetched.clear()
+    remote_images, local = opened("s3://bucket/pets", tmp_path / "a"), opened(tmp_path / "pets", tmp_path / "b")
+    for expected, batch, _ in zip(local.batches("train"), remote_images.batches("train"), range(6)):
+        assert (expected.inputs[0] == batch.inputs[0]).all()
+    fetched = [name for name in storage.fetched if "train-" in name]
+    assert len(set(fetched)) == len(fetched) > 3

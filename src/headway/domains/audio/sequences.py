@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from functools import partial
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -125,6 +125,8 @@ class SpokenDigitsConfig(SoundsConfig):
     """Classify spoken digits. The test split is the official one (takes 0 to 4 of each digit and speaker) or, with
     `hold_out`, all recordings of one speaker. The validation split is sampled from the rest.
     """
+
+    prepared_kinds: ClassVar[tuple[str, ...]] = ()  # its splits are those in the names of files
 
     hold_out: str | None = None  # the speaker whose recordings are the test split
 

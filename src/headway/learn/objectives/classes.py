@@ -253,6 +253,6 @@ def default_split_of(stated_splits: np.ndarray) -> str:
 
 def check_classes(all_classes: Collection[str], readable_classes: Collection[str], unit: str) -> None:
     """Raise UserError for a class without any readable sample."""
-    missing = set(map(normalized_label, all_classes)) - set(map(normalized_label, readable_classes))
+    missing = set(map(normalized_label, set(all_classes))) - set(map(normalized_label, set(readable_classes)))
     if readable_classes and missing:
         raise UserError(f"no {unit} in class {min(missing)!r} is readable; add readable {unit}s, or remove the class")
