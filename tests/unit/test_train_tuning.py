@@ -48,6 +48,7 @@ def test_the_first_plan_is_limited_by_the_amount_of_data() -> None:
     assert long.epochs == pytest.approx(6.3, abs=0.1)
     assert "more while validation improves" in long.reason
     short = plan_tuning(9000, 9000, LABELS, 30.0, "train.batch_tokens")
+    assert "as fit in 0 s" in plan_tuning(9000, 9000, LABELS, -2.5, "train.batch_tokens").reason
     assert short.steps < long.steps
     assert short.epochs < 0.5
     assert short.reason == "as many epochs of 9,000 samples as fit in 30 s; 6.3 would be better"

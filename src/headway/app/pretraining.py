@@ -102,8 +102,8 @@ def train_first_stage(
     except UserInterrupt as stop:
         remedy = f"resume {directory} with --resume and --pretrain"
         raise UserInterrupt(f"pre-training {stop.where}", remedy, stop.number, stop.is_agreed) from None
-    # At least half of the second stage's time is left, however long an interrupted first stage took.
-    seconds = min(clock.elapsed() + earlier_seconds, 30 * (1 + samples.share) * minutes)
+    # The second stage has its share, however long an interrupted first stage took.
+    seconds = min(clock.elapsed() + earlier_seconds, 60 * samples.share * minutes)
     second = {key: value for key, value in settings.items() if not _sets_model(key) or key == _DROPOUT}
     return Pretrained(run.path, {**tuning, **second}, Clock(seconds), reasons)
 

@@ -128,7 +128,7 @@ def plan_tuning(
         f"{format_number(epochs)} epochs of {samples:,} samples, and more while validation improves"
         if data_limited
         else (
-            f"as many epochs of {samples:,} samples as fit in {format_seconds(seconds)}; "
+            f"as many epochs of {samples:,} samples as fit in {format_seconds(max(0.0, seconds))}; "
             f"{format_number(epochs)} would be better"
         )
     )
