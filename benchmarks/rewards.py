@@ -98,7 +98,7 @@ def mates(folder: Path) -> Case:
     path = write_prompts(folder / "prompts", parts)
     model = {"width": 96, "depth": 4, "heads": 4, "context": 32, "dropout": 0.0}
     settings = {**COMMON, **TUNED, "task.reward": "checkmate"}
-    return Case(ALPHABET, model, found.moves[PROBED:], found.moves[:PROBED], 2000, 100, 128, True, path, settings)
+    return Case(ALPHABET, model, found.moves[PROBED:], found.moves[:PROBED], 1200, 100, 128, True, path, settings)
 
 
 CASES = {"sums": sums, "mates": mates}

@@ -67,17 +67,20 @@ def spoken_prompts(result: Result) -> Iterator[Row]:
 
 
 def scenes(result: Result) -> Iterator[Row]:
-    test = result["test"]
-    what = f"captions of drawn scenes, {millions(result)}: exact matches"
-    yield what, f"{percent(test['exact_match'])}; {duration(result)}", ""
-    yield f"{what}, pairs of colour and shape not in training", percent(test["exact_match_novel"]), ""
+    first, seeds = result["rows"][0], len(result["rows"])
+    what = f"captions of drawn scenes, {millions(first)}: exact matches"
+    known, novel = result["exact_match"], result["exact_match_novel"]
+    yield f"{what} (medians of {seeds} seeds)", f"{percent(known['median'])}; {duration(first)} each", ""
+    rates = f"{percent(novel['median'])} ({percent(novel['min'])} to {percent(novel['max'])})"
+    yield f"{what}, pairs of colour and shape not in training", rates, ""
 
 
 def emoji_caption(result: Result) -> Iterator[Row]:
-    test = result["test"]
+    (row,) = result["rows"]
+    test = row["test"]
     yield (
-        f"names of {test['samples']} held-out emoji, {millions(result)}, from scratch: exact matches, chrF",
-        f"{percent(test['exact_match'])}, {test['chrf']:.1f}; {duration(result)}",
+        f"names of {test['samples']} held-out emoji, {millions(row)}, from scratch: exact matches, chrF",
+        f"{percent(test['exact_match'])}, {test['chrf']:.1f}; {duration(row)}",
         "",
     )
 

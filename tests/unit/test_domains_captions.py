@@ -24,6 +24,7 @@ from headway.domains.image_text.recipes import captioner
 from headway.errors import ConfigError, UserError
 from headway.formats import native
 from headway.learn import Recipe, Run
+from headway.learn.examples import RngKey
 from headway.learn.objectives.sequences import teacher_forcing
 from headway.learn.recipe import open_task
 from headway.nn.models import Captioner
@@ -198,6 +199,20 @@ def test_training_shifts_images_by_their_place_in_the_stream() -> None:
     for image, whole in zip(shown, wide):
         assert any(np.array_equal(image, whole[y : y + 6, x : x + 6]) for y in range(5) for x in range(5))
     assert np.array_equal(shift_images(images, 0, 1, np.array([4, 5, 6])), images)
+
+
+def test_noise_swaps_input_tokens_in_training_only() -> None:
+    examples = examples_of(open_task(override(tiny(), {**settings("scenes"), "task.noise": 0.5}), Path()))
+    rows, key = np.arange(40), RngKey(0, np.arange(40))
+    (_, noisy, layout), labels = examples.take(rows, key)[:2]
+    (_, plain, _), plain_labels = examples.take(rows)[:2]
+    assert torch.equal(labels, plain_labels)
+    assert torch.equal(noisy, examples.take(rows, key).inputs[1])
+    assert 0.2 < (noisy != plain)[layout.mask].float().mean() < 0.5  # other captions often have the same word there
+    for column, mask, plain_column in zip(noisy.T, layout.mask.T, plain.T):
+        assert set(column[mask].tolist()) <= set(plain_column[mask].tolist())
+    with pytest.raises(ConfigError, match=r"task\.noise is 1\.0; choose a share of at least 0 and below 1"):
+        override(tiny(), {"task.noise": 1.0})
 
 
 def test_it_learns_a_batch_by_heart(tmp_path: Path) -> None:

@@ -79,6 +79,24 @@ def test_histograms_count_edges_and_colours() -> None:
     assert stem(torch.zeros(1, 3, 8, 16)).isfinite().all()
     with pytest.raises(ConfigError, match="cells=3 does not divide patches of 8 x 8"):
         replace(embed, cells=3)
+    with pytest.raises(ConfigError, match="levels=17 is not from 1 to 16; choose 4 or 8"):
+        replace(embed, levels=17)
+    with pytest.raises(ConfigError, match="hidden=-1 is below 0; choose a number of units"):
+        replace(embed, hidden=-1)
+
+
+def test_hidden_units_see_edges_alone() -> None:
+    """Exchanging colour channels keeps the mean and so the edges: vectors then differ by a linear map of colours."""
+    embed = PatchEmbedConfig((8, 8), (8, 16), tokens=0, stem="histograms", cells=2, levels=8, hidden=24)
+    stem, x = drawn(replace(SMALL, embed=embed)).double().embed.stem, images(2, 3, 8, 16).double()
+    assert stem.project.weight.shape[1] == 24 + 2 * 2 * 3 + 8**3
+    inputs: list[torch.Tensor] = []
+    stem.project.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    first, second = stem(x), stem(x[:, [2, 0, 1]])
+    assert torch.allclose(inputs[0][..., :24], inputs[1][..., :24], atol=1e-5)
+    assert not torch.allclose(inputs[0][..., 24:], inputs[1][..., 24:])
+    by_colour = (inputs[0] - inputs[1])[..., 24:] @ stem.project.weight[:, 24:].T
+    assert torch.allclose(first - second, by_colour, atol=1e-4)  # edges are computed in fp32
 
 
 def test_a_stem_is_a_chain_of_convolutions_that_halve_the_image() -> None:

@@ -166,9 +166,11 @@ class CaptionsConfig(TaskConfig):
     `codec` and `size` set the tokenizer and its maximum vocabulary size (none: no limit). A caption with more than
     `max_length` tokens is an error or, with `drop_long`, skipped and counted; generated captions are never longer.
     `smoothing` is label smoothing (Szegedy et al. 2016). `beam` and `length_penalty` apply to the final split; other
-    splits are decoded greedily. `shift` is the maximum shift of training images in pixels. `tower` and `decoder` are
-    runs or published models that provide these parts with their weights, sizes and tokenizer. `goal` picks the best
-    model.
+    splits are decoded greedily. `shift` is the maximum shift of training images in pixels. In training, a share `noise`
+    of the decoder's input tokens are those of other captions at the same position, so that it relies on the image
+    instead of the words that follow each other in training (like word dropout, Bowman et al. 2016). `tower` and
+    `decoder` are runs or published models that provide these parts with their weights, sizes and tokenizer. `goal`
+    picks the best model.
     """
 
     codec: Kind = "bpe"  # kind of the tokenizer to train
@@ -180,6 +182,7 @@ class CaptionsConfig(TaskConfig):
     beam: int = 4  # beam size on the final split; 1 is greedy
     length_penalty: float = 0.6  # length penalty of the beam search
     shift: int = 0
+    noise: float = 0.0  # share of the decoder's input tokens that are from other captions in training
     tower: str | None = None  # run or published model that provides the tower
     decoder: str | None = None  # run or published model that provides the decoder
     goal: Literal["exact_match", "chrf", "bleu", "loss"] = "chrf"
@@ -188,6 +191,8 @@ class CaptionsConfig(TaskConfig):
     def __post_init__(self) -> None:
         if not 0 <= self.smoothing < 1:
             raise ConfigError(f"task.smoothing is {self.smoothing}; choose a fraction of at least 0 and below 1")
+        if not 0 <= self.noise < 1:
+            raise ConfigError(f"task.noise is {self.noise}; choose a share of at least 0 and below 1")
         check_beam("task.beam", self.beam)
         for name, minimum in (("max_length", 1), ("shift", 0)):
             if getattr(self, name) < minimum:
@@ -421,7 +426,7 @@ class CaptionDataset(SourceTargetExamples, IndexedExamples):
 
     def take(self, rows: np.ndarray, rng_key: RngKey | None = None) -> Batch:
         """Inputs are images, Float[B, 3, H, W], and tokens, [B, T]; labels are the next tokens, [B, T]. In training,
-        images are shifted at random.
+        images are shifted at random, and some of the tokens are swapped.
         """
         pixels = self.samples.pixels(rows)
         if rng_key is not None and self.config.shift:
@@ -429,6 +434,8 @@ class CaptionDataset(SourceTargetExamples, IndexedExamples):
         images = torch.from_numpy(np.stack([self.processor.normalize(image) for image in pixels]))
         ids = [self.ids[row] for row in rows.tolist()]
         decoder_ids, layout, labels = teacher_forcing(ids, [(self.bos,)] * len(ids), self.eos)
+        if rng_key is not None and self.config.noise:
+            decoder_ids = swap_tokens(decoder_ids, layout, self.config.noise, self.seed, rng_key.positions)
         computed = decoder_ids.numel() + self.model.prefix * len(ids)
         return Batch((images, decoder_ids, layout), labels, sum(map(len, ids)) + len(ids), computed)
 
@@ -517,3 +524,15 @@ def shift_images(
         row, column = np.random.default_rng([seed, position]).integers(0, 2 * max_shift + 1, 2).tolist()
         out[index] = padded[index, row : row + height, column : column + width]
     return out
+
+
+def swap_tokens(
+    ids: Int[Tensor, "B T"], layout: Layout, share: float, seed: int, positions: Int[np.ndarray, "B"]
+) -> Int[Tensor, "B T"]:
+    """Replace a `share` of the tokens by those of random other rows at the same position, where these have one: a
+    function of the seed and the positions in the stream.
+    """
+    rng = np.random.default_rng([seed, *positions.tolist()])
+    rows = torch.from_numpy(rng.integers(0, len(ids), ids.shape))
+    is_swapped = torch.from_numpy(rng.random(ids.shape) < share) & layout.mask.gather(0, rows)
+    return torch.where(is_swapped, ids.gather(0, rows), ids)

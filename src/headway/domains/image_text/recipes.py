@@ -87,6 +87,22 @@ def captioner(
     return CaptionerConfig(tower, decoder)
 
 
+def additive(model: CaptionerConfig, cells: int, levels: int, hidden: int) -> CaptionerConfig:
+    """`model` for features that have to be combined in new ways, such as a colour and a shape that never occur together
+    in training. The stem separates edges from colours, and only edges pass through a nonlinear layer. After it, the
+    model adds vectors by attention and linear layers alone; feed-forward layers learn which features occur together.
+    """
+
+    def without_feed_forward(part: TransformerConfig) -> TransformerConfig:
+        blocks = tuple(replace(block, feed_forward=None) for block in part.stack.blocks)
+        return replace(part, stack=replace(part.stack, blocks=blocks))
+
+    embed = replace(model.images, stem="histograms", cells=cells, levels=levels, hidden=hidden)
+    tower = replace(without_feed_forward(model.tower), embed=embed)
+    projector = replace(model.projector, layers=1)
+    return replace(model, tower=tower, decoder=without_feed_forward(model.decoder), projector=projector)
+
+
 def caption() -> Recipe:
     """Your own images with captions."""
     return generic(
@@ -108,12 +124,12 @@ def scenes() -> Recipe:
         domain="image_text",
         description="generated scenes of one to three coloured shapes and their arrangement",
         data=(),
-        model=captioner(width=96, depth=(2, 2), heads=4, size=64, patch=8, vocab_size=24),
-        task=ScenesConfig(codec="word", size=None, goal="exact_match"),
+        model=additive(captioner(96, depth=(2, 2), heads=4, size=64, patch=16, vocab_size=24), 8, 8, hidden=192),
+        task=ScenesConfig(codec="word", size=None, goal="exact_match", noise=0.5),
         optim=MuonConfig(lr=0.01, adam_lr=1.5e-3),
         schedule=WSDConfig(warmup=50, decay=0.7),
         train=TrainConfig(steps=2500, batch_size=64, evaluate_every=500, evaluate_limit=200),
-        expected="99 % exact matches in 15 minutes on one core; 42 % for unseen pairs of colour and shape",
+        expected="99 % exact matches in 3 minutes on one core, also for unseen pairs of colour and shape",
     )
 
 

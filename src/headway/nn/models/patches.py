@@ -22,7 +22,7 @@ from headway.nn.parts.norm import LayerNormConfig, NormConfig
 from headway.nn.parts.projection import Projection
 
 _DIRECTIONS = 8  # bins of an edge's direction, from 0 to 180 degrees
-_LEVELS = 4  # bins per colour channel
+_MAX_LEVELS = 16  # bins per colour channel; a histogram has the third power of them
 _HALF_RANGE = 2.0  # normalised pixels from minus to plus this value share the bins evenly
 _EPSILON = 1e-6
 
@@ -76,21 +76,29 @@ class HistogramStem(nn.Module):
     """A linear layer over three descriptions of each patch.
 
     The edges of each of `cells` x `cells` parts by direction, weighted by their strength (Dalal and Triggs 2005), and
-    the colours of the patch, each channel in 4 bins (Swain and Ballard 1991), both as square roots, whose distance is
-    Hellinger's; and the mean colour of each part. Each description has mean square 1.
+    the colours of the patch, each channel in `levels` bins (Swain and Ballard 1991), both as square roots, whose
+    distance is Hellinger's; and the mean colour of each part. Each description has mean square 1. With `hidden` units,
+    the edges alone pass through a layer with GELU before, so that shapes are recognised whatever their colour.
     """
 
-    def __init__(self, channels: int, width: int, patch: tuple[int, int], cells: int) -> None:
+    def __init__(
+        self, channels: int, width: int, patch: tuple[int, int], cells: int, levels: int, hidden: int = 0
+    ) -> None:
         super().__init__()
-        self.patch, self.cells = patch, cells
-        self.project = Projection(cells * cells * (_DIRECTIONS + channels) + _LEVELS**channels, width)
+        self.patch, self.cells, self.levels = patch, cells, levels
+        edges = cells * cells * _DIRECTIONS
+        self.hidden = Projection(edges, hidden) if hidden else None
+        self.activation = ACTIVATIONS["gelu"]
+        self.project = Projection((hidden or edges) + cells * cells * channels + levels**channels, width)
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
         """One vector per patch, row by row."""
         means = cut_patches(self._by_cell(images.float()), self.cells, self.cells)
         kinds = [self._edges(images).sqrt(), self._colours(images).sqrt(), means]
-        scaled = [x / (x.square().mean(-1, keepdim=True) + _EPSILON).sqrt() for x in kinds]
-        return self.project(torch.cat(scaled, -1).to(images.dtype))
+        edges, *colours = (x / (x.square().mean(-1, keepdim=True) + _EPSILON).sqrt() for x in kinds)
+        if self.hidden is not None:
+            edges = self.activation(self.hidden(edges.to(images.dtype)))
+        return self.project(torch.cat([edges, *colours], -1).to(images.dtype))
 
     def _edges(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N F"]:
         grey = images.float().mean(1)
@@ -102,10 +110,11 @@ class HistogramStem(nn.Module):
         return cut_patches(self._by_cell(strength), self.cells, self.cells)
 
     def _colours(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N F"]:
-        levels = ((images.float() / _HALF_RANGE + 1) * (_LEVELS / 2)).long().clamp(0, _LEVELS - 1)
-        place_values = _LEVELS ** torch.arange(images.shape[1], device=images.device)
+        count, channels = self.levels, images.shape[1]
+        levels = ((images.float() / _HALF_RANGE + 1) * (count / 2)).long().clamp(0, count - 1)
+        place_values = count ** torch.arange(channels, device=images.device)
         codes = cut_patches((levels * place_values[:, None, None]).sum(1, keepdim=True), *self.patch)
-        counts = torch.zeros(*codes.shape[:2], _LEVELS ** images.shape[1], device=images.device)
+        counts = torch.zeros(*codes.shape[:2], count**channels, device=images.device)
         return counts.scatter_add_(2, codes, torch.ones_like(codes, dtype=counts.dtype))
 
     def _by_cell(self, x: Float[Tensor, "B F H W"]) -> Float[Tensor, "B F R C"]:
@@ -125,7 +134,8 @@ class PatchEmbedConfig(EmbedConfig):
     A `convolutional` stem replaces the linear layer: it sees across patch borders and learns faster from few images
     (Xiao et al. 2021). It halves the image repeatedly, with `stem_more` further convolutions after each halving. A
     stem of `histograms` describes a patch by the directions of edges in its `cells` x `cells` parts and by its colours,
-    for data sets too small to learn such features.
+    each channel in `levels` bins from -2 to 2, for data sets too small to learn such features. With `hidden` units, a
+    layer over the edges alone recognises shapes whatever their colours.
     """
 
     patch: tuple[int, int] = (16, 16)  # height and width of a patch in pixels
@@ -139,6 +149,8 @@ class PatchEmbedConfig(EmbedConfig):
     stem: Literal["linear", "convolutional", "histograms"] = "linear"  # a linear layer, convolutions or histograms
     stem_more: int = 0  # convolutions with stride 1 after each halving
     cells: int = 1  # parts per row and column of a patch, for histograms
+    levels: int = 4  # bins per colour channel, for histograms
+    hidden: int = 0  # units of a layer over the edges, for histograms; 0: no such layer
 
     def __post_init__(self) -> None:
         if min(*self.patch, *self.size, self.channels) < 1 or min(self.tokens, self.registers, self.stem_more) < 0:
@@ -163,6 +175,10 @@ class PatchEmbedConfig(EmbedConfig):
             raise ConfigError(
                 f"cells={self.cells} does not divide patches of {_format_size(self.patch)}; choose a common divisor"
             )
+        if not 1 <= self.levels <= _MAX_LEVELS:
+            raise ConfigError(f"levels={self.levels} is not from 1 to {_MAX_LEVELS}; choose 4 or 8")
+        if self.hidden < 0:
+            raise ConfigError(f"hidden={self.hidden} is below 0; choose a number of units, or 0 for no layer")
 
     @property
     def length(self) -> int:
@@ -204,7 +220,7 @@ class PatchEmbed(Embed):
         if config.stem == "linear":
             self.project = Projection(config.channels * config.patch[0] * config.patch[1], width, config.bias)
         elif config.stem == "histograms":
-            self.stem = HistogramStem(config.channels, width, config.patch, config.cells)
+            self.stem = HistogramStem(config.channels, width, config.patch, config.cells, config.levels, config.hidden)
         elif width % (patch_size // 2):
             raise ConfigError(
                 f"a convolutional stem over patches of {patch_size} pixels doubles its channels up to the width, and "
