@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 
 from rows.cells import Result, Row, core_minutes, duration, millions, percent, rounded
+
+
+def seeds(rows: Sequence[Result]) -> str:
+    return f"medians of {len(rows)} seeds" if len(rows) > 1 else "one seed"
 
 
 def emoji(result: Result) -> Iterator[Row]:
@@ -15,10 +19,9 @@ def emoji(result: Result) -> Iterator[Row]:
         for kind in ("recall", "neighbour", "chance")
     }
     found = [row["test"]["recall_at_1"] for row in rows]
-    seeds = f"medians of {len(rows)} seeds" if len(rows) > 1 else "one seed"
     yield (
         f"{first['test']['samples']} held-out emoji, names in five languages by image, {millions(first)}: recall@1, "
-        f"recall@5 ({seeds})",
+        f"recall@5 ({seeds(rows)})",
         f"{rates['recall']} (recall@1 {percent(min(found))} to {percent(max(found))}); "
         f"{first['core_seconds']:.0f} core-seconds",
         f"nearest image by pixels: {rates['neighbour']}; chance: {rates['chance']}",
@@ -67,10 +70,10 @@ def spoken_prompts(result: Result) -> Iterator[Row]:
 
 
 def scenes(result: Result) -> Iterator[Row]:
-    first, seeds = result["rows"][0], len(result["rows"])
+    first = result["rows"][0]
     what = f"captions of drawn scenes, {millions(first)}: exact matches"
     known, novel = result["exact_match"], result["exact_match_novel"]
-    yield f"{what} (medians of {seeds} seeds)", f"{percent(known['median'])}; {duration(first)} each", ""
+    yield f"{what} ({seeds(result['rows'])})", f"{percent(known['median'])}; {duration(first)} each", ""
     rates = f"{percent(novel['median'])} ({percent(novel['min'])} to {percent(novel['max'])})"
     yield f"{what}, pairs of colour and shape not in training", rates, ""
 
