@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,33 @@ def test_a_function_that_fails_costs_its_own_answer_only(tmp_path: Path, monkeyp
     for name, message in (("own_rewards:rewrad", "has no 'rewrad'"), ("own_rewards:number", "is not callable")):
         with pytest.raises(UserError, match=message):
             Scorer(name, name, 1.0).start()
+
+
+def test_a_reply_at_the_last_moment_costs_its_own_answer_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process may be killed between its reply and the end of the time limit."""
+    number = count()
+
+    class LateTimer:
+        """Ends the process after the reply to the first answer, which follows that of the import."""
+
+        def __init__(self, _: float, stop: Any) -> None:
+            self.stop = stop
+
+        def start(self) -> None: ...
+
+        def join(self) -> None: ...
+
+        def cancel(self) -> None:
+            if next(number) == 1:
+                self.stop()
+
+    monkeypatch.setattr("headway.rewards.scoring.threading.Timer", LateTimer)
+    scorer = Scorer("exact", REWARDS["exact"].function, 5.0)
+    try:
+        answers = [("p", output, {"answer": "a"}) for output in ("a", "a", "b")]
+        assert scorer.score(answers) == ["it takes more than 5 s", 1.0, 0.0]
+    finally:
+        scorer.close()
 
 
 def test_a_function_runs_only_if_the_user_names_it(monkeypatch: pytest.MonkeyPatch) -> None:

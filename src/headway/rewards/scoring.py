@@ -97,7 +97,8 @@ class Scorer:
             raise
         finally:
             timer.cancel()
-        if line.endswith("\n"):
+            timer.join()  # a reply that comes just in time is late if the process has been killed
+        if line.endswith("\n") and not late.is_set():
             return json.loads(line)
         reason = f"it takes more than {seconds:g} s" if late.is_set() else "its process ended"
         return {"error": reason, "ended": True, "late": late.is_set()}
