@@ -6,6 +6,7 @@ on tensors of two devices is an error, as on a GPU. The values are those of the 
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Any, Self
 from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
@@ -116,6 +118,8 @@ class SimulatedTensor(Tensor):
         if func is Tensor.tolist:
             return args[0].detach().to("cpu").tolist()
         with torch._C.DisableTorchFunctionSubclass():
+            if func is F.scaled_dot_product_attention:
+                return _fused_attention(*args, **kwargs or {})
             result = func(*args, **kwargs or {})
         return result
 
@@ -153,8 +157,6 @@ def _compute(func: Any, args: Any, kwargs: dict[str, Any], count: Callable[[str]
     for x in tensors:
         if not isinstance(x, SimulatedTensor) and x.dim() and func not in (aten.index.Tensor, aten.index_put_.default):
             raise RuntimeError(f"{func}: tensors are on two devices, {device()} and {x.device}")
-    if func is aten._fused_sdp_choice.default:
-        return 0
     if func is aten.mm.dtype:  # which the CPU lacks, as the next two, whose layout is the CPU's here
         func, args = aten.mm.default, [x.to(args[2]) for x in args[:2]]
     if func is aten._convert_weight_to_int4pack.default:
@@ -167,7 +169,7 @@ def _compute(func: Any, args: Any, kwargs: dict[str, Any], count: Callable[[str]
     if wanted is not None:
         settings["device"] = torch.device("cpu") if to_device else wanted
     settings.pop("pin_memory", None)
-    result = func(*unwrapped, **settings)
+    result = _KERNELS.get(func, func)(*unwrapped, **settings)
     wrapped = tree_map(lambda x: SimulatedTensor(x) if isinstance(x, Tensor) else x, result)
     return return_and_correct_aliasing(func, args, kwargs, wrapped)
 
@@ -197,6 +199,64 @@ def _copy(func: Any, args: Any, kwargs: dict[str, Any], count: Callable[[str], N
         return target
     copied = func(values, **{k: v for k, v in kwargs.items() if k not in ("device", "non_blocking", "pin_memory")})
     return SimulatedTensor(copied) if becomes else copied
+
+
+def _fused_attention(
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False,
+    scale: float | None = None, enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    """torch chooses a fused kernel only for devices that it knows."""
+    assert enable_gqa or q.shape[1] == k.shape[1]
+    kernel = aten._scaled_dot_product_fused_attention_overrideable
+    return kernel(q, k, v, attn_mask, dropout_p, is_causal, scale=scale)[0]
+
+
+def _weights(
+    q: Tensor, k: Tensor, bias: Tensor | None, p: float, is_causal: bool, scale: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Attention weights [B, H, T, S] before dropout, and what dropout multiplies them by."""
+    scores = (q @ k.mT) * scale
+    if is_causal:
+        scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -math.inf)
+    elif bias is not None:
+        scores = scores.masked_fill(~bias, -math.inf) if bias.dtype == torch.bool else scores + bias
+    kept = torch.ones_like(scores) if not p else torch.empty_like(scores).bernoulli_(1 - p, generator=generator)
+    return scores.softmax(-1), kept / (1 - p)
+
+
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, p: float = 0.0, is_causal: bool = False,
+    _: bool = False, *, scale: float | None = None,
+) -> tuple[Any, ...]:  # fmt: skip
+    """A fused kernel of attention: scores are no tensors of the device. Its seed is the state of the generator."""
+    state, groups = torch.get_rng_state(), q.shape[1] // k.shape[1]
+    keys, values = (x.repeat_interleave(groups, dim=1).float() for x in (k, v))
+    weights, kept = _weights(q.float(), keys, bias, p, is_causal, scale or q.shape[-1] ** -0.5, torch.default_generator)
+    empty = q.new_zeros(0)
+    sums = q.new_zeros(q.shape[:3])
+    return ((weights * kept) @ values).to(q.dtype), sums, empty, empty, q.shape[2], k.shape[2], state, empty, empty
+
+
+def _attention_backward(
+    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, needed: list[bool], *saved: Any,
+    scale: float | None = None,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    *_, p, is_causal, state, _ = saved
+    generator, groups, factor = torch.Generator(), q.shape[1] // k.shape[1], scale or q.shape[-1] ** -0.5
+    generator.set_state(state)
+    keys, values = (x.repeat_interleave(groups, dim=1) for x in (k, v))
+    weights, kept = _weights(q, keys, bias, p, is_causal, factor, generator)
+    dropped = gradient @ values.mT * kept
+    scores = weights * (dropped - (dropped * weights).sum(-1, keepdim=True))
+    dk, dv = scores.mT @ q * factor, (weights * kept).mT @ gradient
+    dk, dv = (x.unflatten(1, (k.shape[1], groups)).sum(2) for x in (dk, dv))
+    return scores @ keys * factor, dk, dv, scores.sum_to_size(bias.shape) if bias is not None and needed[3] else None
+
+
+_KERNELS: Any = {
+    aten._scaled_dot_product_fused_attention_overrideable.default: _attention,
+    aten._scaled_dot_product_fused_attention_overrideable_backward.default: _attention_backward,
+}
 
 
 class _Generator(torch.Generator):

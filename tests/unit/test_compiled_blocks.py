@@ -1,4 +1,6 @@
-"""A block of attention is one graph for torch.compile, which follows the settings of its kernels."""
+"""A block of attention is one graph for torch.compile, which follows the settings of its kernels; so is the search for
+the blocks that attention on a GPU skips.
+"""
 
 from __future__ import annotations
 
@@ -35,3 +37,40 @@ print("equal")
 def test_a_block_is_one_graph_and_follows_the_precision_of_products(tmp_path: Path) -> None:
     out, error = Program(tmp_path, SOURCE).wait()
     assert out.strip() == "equal", error
+
+
+MASKS = """
+import torch
+from torch._dynamo.testing import CompileCounter
+from headway.layout import Layout
+from headway.nn.kernels import View, flex
+from headway.visibility import Causal
+
+counter = CompileCounter()
+compiled = torch.compile(flex.create_block_mask, backend=counter, fullgraph=True)
+flex._compiled = lambda function: compiled
+
+
+def tiles(counts, indices):
+    valid = torch.arange(3) < counts[:, 0, :, None]
+    return torch.zeros_like(valid).scatter(2, indices[:, 0].long(), valid)
+
+
+group = torch.zeros(2, 300, dtype=torch.long)
+group[:, 140:260] = 1
+for lengths in ([[150, 120], [300]], [[10, 270], [128, 100]]):
+    layout = Layout(Layout.packed(lengths, 300).positions, group=group)
+    blocks = flex.block_mask(Causal(3), layout, layout)
+    mask = View(Causal(3), layout, layout).mask[:, 0]
+    parts = torch.nn.functional.pad(mask, (0, 84, 0, 84)).view(2, 3, 128, 3, 128)
+    full = tiles(blocks.full_kv_num_blocks, blocks.full_kv_indices)
+    assert torch.equal(full, parts.all(4).all(2)), lengths
+    assert torch.equal(full | tiles(blocks.kv_num_blocks, blocks.kv_indices), parts.any(4).any(2)), lengths
+print("graphs", counter.frame_count)
+"""
+
+
+def test_the_blocks_that_attention_skips_are_found_by_one_graph(tmp_path: Path) -> None:
+    """Whole and partial blocks of two batches with other documents are those of the mask of all queries and keys."""
+    out, error = Program(tmp_path, MASKS).wait()
+    assert out.strip() == "graphs 1", error

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from headway.app.recipes import configure_recipe
 from headway.bench import headway_runner
@@ -25,14 +26,15 @@ from headway.learn.fine_tuning import adapted_model
 from headway.learn.learner import Learner, Update
 from headway.learn.parallel.processes import Processes
 from headway.learn.recipe import open_task
-from headway.nn.kernels import deterministic, true_indices
+from headway.nn.kernels import View, attend, deterministic, true_indices
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, StackConfig, Transformer, TransformerConfig, build
 from headway.nn.models.presets import gpt, marian
 from headway.nn.models.score_biases import AlibiConfig
 from headway.nn.models.stack import BiasConfig
+from headway.nn.parts.dropout import Dropout
 from headway.nn.parts.positions import RotaryConfig
-from headway.visibility import Causal
+from headway.visibility import Causal, Full
 from simulated_gpu import Waits, device
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
@@ -128,6 +130,69 @@ def test_a_step_with_exact_sums_waits_once(folder: Path) -> None:
         assert waits.total == 1
         norm = float(update.norm)
     assert norm == pytest.approx(float(two_steps(recipe, task, torch.device("cpu")).norm), rel=1e-5)
+
+
+class Shapes(Waits):
+    """The shapes of the floating-point tensors that a program computes on the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        tensors = [x for x in tree_leaves(result) if isinstance(x, Tensor) and x.is_floating_point()]
+        self.shapes |= {tuple(x.shape) for x in tensors if x.device.type == "sim"}
+        return result
+
+
+@pytest.mark.parametrize("packing", ["windows", "documents"])
+@pytest.mark.parametrize("is_exact", [False, True])
+def test_attention_dropout_stores_no_scores_on_a_gpu(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, packing: str, is_exact: bool
+) -> None:
+    """Fused kernels sample it, from a generator that the learner seeds; with exact sums it is that of each device."""
+    monkeypatch.setattr("headway.learn.learner.kernel_generator", lambda device: torch.default_generator)
+    settings = {
+        "task.context": 24, "task.packing": packing, "model.width": 32, "model.heads": 4, "model.depth": 2,
+        "train.batch_tokens": 96, "parallel.exact": is_exact, "optim": "adamw",
+    }  # fmt: skip
+    recipe, task = opened(folder, "next token", settings)
+    blocks = tuple(
+        replace(block, mixer=replace(block.mixer, dropout=0.3, kv_heads=2))
+        for block in recipe.model.stack.blocks  # type: ignore[union-attr]
+    )
+    stack = replace(recipe.model.stack, blocks=blocks)  # type: ignore[union-attr]
+    recipe = replace(recipe, model=replace(recipe.model, stack=stack))  # type: ignore[type-var]
+    updates = []
+    for seed in (1, 1, 2):
+        with torch.random.fork_rng([]), Shapes() as log:
+            torch.manual_seed(len(updates))  # the learner's own seed counts
+            step = replace(recipe, train=replace(recipe.train, seed=seed))
+            update = two_steps(step, task, device(), log.counts)
+            assert log.total == int(is_exact)
+            updates.append(float(update.norm))
+        scores = {shape for shape in log.shapes if len(shape) == 4 and shape[1] in (2, 4) and shape[2:] == (24, 24)}
+        assert bool(scores) == is_exact, scores
+    assert updates[0] == updates[1] != updates[2]
+
+
+def test_fused_dropout_has_the_expectation_and_the_gradient_of_attention() -> None:
+    generator, view = torch.Generator().manual_seed(0), View(Full(), Layout.full(1, 5), Layout.full(1, 5))
+    q, k, v = (torch.randn(1, 5, heads, 8, generator=generator) for heads in (4, 2, 2))
+    dropout = Dropout(0.3)
+    dropout.fused = True
+    with torch.random.fork_rng([]), Waits():
+        inputs = [to_device(x, device()).requires_grad_() for x in (q, k, v)]
+        torch.manual_seed(0)
+        found = sum(attend(*inputs, view, dropout=dropout) for _ in range(200)) / 200
+        found.sum().backward()
+        results = [found.detach().cpu(), *(x.grad.cpu() for x in inputs)]  # type: ignore[union-attr]
+    exact = [x.requires_grad_() for x in (q, k, v)]
+    expected = attend(*exact, view)
+    expected.sum().backward()
+    for one, other in zip(results, [expected.detach(), *(x.grad for x in exact)]):
+        torch.testing.assert_close(one, other, rtol=0, atol=0.15)
 
 
 def test_the_simulated_gpu_counts_what_waits() -> None:

@@ -16,16 +16,20 @@ import pytest
 import tiny_task
 import torch
 from tiny_task import CountingConfig, counting, counting_recipe, train
+from torch import Tensor
 
 from headway.app.cli.main import main
 from headway.errors import UserError
 from headway.formats import native
-from headway.learn import Shard
+from headway.learn import AdamWConfig, MuonConfig, Shard
+from headway.learn.optim import OptimConfig, Optimizer
+from headway.learn.parallel import overlap
 from headway.learn.parallel.equality import check_equal_processes
 from headway.learn.parallel.heartbeat import Beat
 from headway.learn.parallel.processes import Processes
 from headway.learn.parallel.speed import ComputeTimer
 from headway.learn.run import read_metrics
+from headway.nn.models.presets import gpt
 from processes import Program
 
 SETTINGS: dict[str, Any] = {"steps": 12, "accumulate": 4, "model.dropout": 0.0, "ema": 0.9, "checkpoint_every": 6}
@@ -88,6 +92,56 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
     for name, tensor in alone.model.state_dict().items():
         torch.testing.assert_close(trained[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
     assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
+
+
+def test_sums_that_start_during_the_backward_pass_have_the_bits_of_one_sum(tmp_path: Path) -> None:
+    sizes = {"many": 256, "one": 1 << 30}
+    settings = {**SETTINGS, "parallel.exact": False, "optim": "adamw", "accumulate": 3}
+    for name, size in sizes.items():
+        source = f"import runpy, sys\nfrom headway.learn.parallel import overlap\noverlap._BUCKET_BYTES = {size}\n{RUN}"
+        _finish(_launch(tmp_path / name, "new", source, **settings))
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in sizes]
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("optim", [AdamWConfig(), MuonConfig()])
+def test_sums_start_in_one_order_when_their_gradients_are_complete(
+    optim: OptimConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overlap, "_BUCKET_BYTES", 4096)
+    model = gpt(32, 3, 2, vocab_size=40, context=16).build(1)
+    model.get_parameter("stack.blocks.1.mixer.out.weight").requires_grad_(False)
+    flat = Optimizer(optim, model).flat
+    started: list[tuple[Tensor, Tensor]] = []
+    waited: list[int] = []
+
+    def start_sum(values: Tensor) -> Callable[[], None]:
+        started.append((values, values.clone()))
+        return lambda: waited.append(values.data_ptr())
+
+    sums = overlap.OverlappedSum(flat, model, SimpleNamespace(start_sum=start_sum))  # type: ignore[arg-type]
+    orders = []
+    for is_whole in (True, True, False):
+        flat.zero_grads()
+        started.clear()
+        waited.clear()
+        features = model(torch.arange(16)[None]).x
+        features.sum().backward()  # an earlier micro-batch
+        assert not started
+        loss = model.heads["vocabulary"].loss(model(torch.arange(16)[None]).x, torch.arange(16)[None]).total  # type: ignore[union-attr,operator]
+        with sums.last_backward():
+            (loss if is_whole else model.get_parameter("stack.blocks.0.mixer.out.weight").sum()).backward()
+        early = len(started)
+        flat.tail[0] = 1
+        sums.finish()
+        assert (early == 0) != is_whole
+        orders.append([values.data_ptr() for values, _ in started])
+        assert waited == orders[-1]
+        assert all(torch.equal(values, copy) for values, copy in started)
+        assert sorted(orders[-1]) == sorted({*orders[-1]})
+        assert sum(values.numel() for values, _ in started) == flat.grads_and_tail.numel()
+        assert early >= len(started) - 2 or not is_whole
+    assert orders[0] == orders[1] == orders[2]
 
 
 @pytest.mark.parametrize(("signalled", "number"), [(1, signal.SIGTERM), (0, signal.SIGINT)])

@@ -21,6 +21,7 @@ from headway.learn.optim import FlatParameters, Optimizer, lerp
 from headway.learn.parallel.carried_states import CarriedStates
 from headway.learn.parallel.evaluation import EvaluationStoppedError, shared_evaluation
 from headway.learn.parallel.exact import ExactGradients
+from headway.learn.parallel.overlap import OverlappedSum
 from headway.learn.parallel.processes import Processes
 from headway.learn.parallel.rows import Rows, load
 from headway.learn.precision import effective_precision, evaluation_precision, products
@@ -98,7 +99,7 @@ class Learner:
         self.task = task
         self.processes = processes
         self.precision = effective_precision(precision, self.device)
-        self._generator = attach_generator(model, self.device)
+        self._generator = attach_generator(model, self.device, recipe.parallel.exact)
         is_sharded = recipe.parallel.sizes(processes.world)[1] > 1
         is_compiled_whole = recipe.train.compile and not (is_sharded or recipe.train.recompute)
         prepare_blocks(model, recipe.train.recompute, self._generator, recipe.train.compile and not is_compiled_whole)
@@ -118,6 +119,8 @@ class Learner:
         self._carried_states = CarriedStates(objective, processes, recipe.train.accumulate) if carries else None
         sums = ExactGradients if self.sharding is None else self.sharding.exact_gradients
         self._exact = sums(self.flat, recipe.train.accumulate, processes) if recipe.parallel.exact else None
+        is_overlapped = processes.world > 1 and self.sharding is None and self._exact is None
+        self._overlap = OverlappedSum(self.flat, self.model, processes) if is_overlapped else None
         self._on_policy = examples if isinstance(examples, OnPolicyExamples) else None
         if self._on_policy is not None:
             self._on_policy.start_exploring(self.model)
@@ -165,7 +168,10 @@ class Learner:
             names, is_divided = self._backward(index, batches, counts)
         tail[_STOP_INDEX] += float(stop())
         tail[_TOKENS_INDEX] += sum(batch.tokens for batch in batches)
-        self.flat.sum_gradients(self.processes)
+        if self.sharding is not None:
+            self.sharding.sum_gradients(self.flat)
+        elif self._overlap is not None:
+            self._overlap.finish()
         return _Gradients(names, is_divided, tail.clone(), self.flat.norm())
 
     def _add_exact_gradients(
@@ -340,7 +346,9 @@ class Learner:
                     tail[_LOSSES_INDEX + 2 * i + 1] += loss.total.detach()
                 count = (max(1, loss.count) if counts is None else counts[name]) if is_divided else 1
                 total_loss = total_loss + loss.total / count
-            (total_loss * 0 if is_repeated else total_loss).backward()
+            overlap = self._overlap if index == len(batches) - 1 else None
+            with nullcontext() if overlap is None else overlap.last_backward():
+                (total_loss * 0 if is_repeated else total_loss).backward()
         return tuple(losses), is_divided
 
 
@@ -350,10 +358,23 @@ def _compiled_gelu() -> GeluPasses:
     return GELU_TANH
 
 
-def attach_generator(model: nn.Module, device: torch.device | str = "cpu") -> torch.Generator:
-    """Attach one generator to all dropout layers of `model` and return it; the trainer reseeds it at each step."""
-    generator = torch.Generator(device=device)
+def attach_generator(
+    model: nn.Module, device: torch.device | str = "cpu", exact: bool | None = False
+) -> torch.Generator:
+    """Attach one generator to all dropout layers of `model` and return it; the trainer reseeds it at each step. On an
+    NVIDIA GPU it is the default one, from which fused attention samples, unless sums are `exact`.
+    """
+    default = None if exact else kernel_generator(torch.device(device))
+    generator = torch.Generator(device=device) if default is None else default
     for module in model.modules():
         if isinstance(module, Dropout):
-            module.generator = generator
+            module.generator, module.fused = generator, default is not None
     return generator
+
+
+def kernel_generator(device: torch.device) -> torch.Generator | None:
+    """The generator from which the attention kernels of a device sample dropout; None if it has no such kernels."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.init()
+    return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]

@@ -93,10 +93,6 @@ class FlatParameters:
         """Copy the weights of the main process to the others."""
         processes.broadcast(self.data)
 
-    def sum_gradients(self, processes: Processes) -> None:
-        """Sum the gradients and the tail over all processes."""
-        processes.sum(self.grads_and_tail)
-
     def norm(self) -> Float[Tensor, ""]:
         """The norm of all gradients."""
         return torch.linalg.vector_norm(self.grads)

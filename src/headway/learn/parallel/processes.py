@@ -83,6 +83,19 @@ class Processes:
                 dist.all_reduce(values)
         return values
 
+    def start_sum(self, values: Tensor) -> Callable[[], None]:
+        """Start to sum a tensor over all processes, in place; the result waits for the sum, on a GPU without the
+        program.
+        """
+        with self._collective():
+            work = dist.all_reduce(values, async_op=True)
+
+        def wait() -> None:
+            with self._collective():
+                work.wait()  # type: ignore[union-attr]
+
+        return wait
+
     def maximum(self, values: Tensor) -> Tensor:
         """The maximum of each element over all processes, in place; not for NaN."""
         if self.world > 1:

@@ -107,6 +107,13 @@ class Sharding:
                 group.post_backward()
                 group.finalize_backward()
 
+    def sum_gradients(self, flat: FlatParameters) -> None:
+        """Sum what FSDP has not: whole parameters and the tail over the shards, and everything over the replicas."""
+        whole = [gradient for name, gradient in flat.views(flat.grads) if name not in self.parameters]
+        self.sum_whole([*whole, flat.tail])
+        if self.replicas > 1:
+            dist.all_reduce(flat.grads_and_tail, group=self.replica_group)
+
     def sum_whole(self, values: Sequence[Tensor]) -> None:
         """Sum tensors over the shards, in place."""
         joined = torch.cat([part.flatten() for part in values])
@@ -214,14 +221,6 @@ class ShardedParameters(FlatParameters):
     @property
     def count(self) -> int:
         return sum(self.sharding.shapes[name].numel() for name in self.names)
-
-    def sum_gradients(self, processes: Processes) -> None:
-        """Sum what FSDP has not: whole parameters and the tail over the shards, and everything over the replicas."""
-        gradients = dict(self.views(self.grads))
-        whole = [gradients[name] for name in self.names if name not in self.sharding.parameters]
-        self.sharding.sum_whole([*whole, self.tail])
-        if self.sharding.replicas > 1:
-            dist.all_reduce(self.grads_and_tail, group=self.sharding.replica_group)
 
     def norm(self) -> Float[Tensor, ""]:
         """The norm of all gradients; whole ones count once."""

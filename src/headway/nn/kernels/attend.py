@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -104,6 +104,18 @@ class View:
         return self.query.derived(name, compute)[1]
 
 
+@runtime_checkable
+class WeightDropout(Protocol):
+    """Dropout of attention weights with probability `p`. `fused` is whether its samples may come from the kernels that
+    a GPU has for attention, in another order.
+    """
+
+    p: float
+    fused: bool
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
 def attend(
     q: Float[Tensor, "B T H K"],
     k: Float[Tensor, "B S G K"],
@@ -114,7 +126,7 @@ def attend(
     bias: Float[Tensor, "#B H T S"] | None = None,
     soft_cap: float | None = None,
     sinks: Float[Tensor, "H"] | None = None,
-    dropout: Callable[[Tensor], Tensor] | None = None,
+    dropout: WeightDropout | None = None,
 ) -> Float[Tensor, "B T H V"]:
     """softmax(scale q k^T + bias) v over the visible keys (Vaswani et al. 2017, equation 1), `scale` 1/sqrt(K) by
     default.
@@ -130,20 +142,23 @@ def attend(
         from headway.nn.kernels.attend_rows import attend_row_by_row  # of one mode
 
         return attend_row_by_row(q, k, v, view.mask, view.query.mask, scale, bias, soft_cap, sinks)
-    if soft_cap is not None or dropout is not None or _RECORD.get() is not None:
+    # Fused kernels have no gradient for the bias.
+    is_fused = dropout is None or (dropout.fused and not (bias is not None and bias.requires_grad))
+    if soft_cap is not None or not is_fused or _RECORD.get() is not None:
         return attend_reference(q, k, v, view, scale=scale, bias=bias, soft_cap=soft_cap, sinks=sinks, dropout=dropout)
+    p = 0.0 if dropout is None else dropout.p
     if sinks is not None:  # additional keys of zeros, with scores from the bias and values of zeros
         shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
         scores = torch.zeros(shape, dtype=q.dtype, device=q.device) if bias is None else bias.expand(shape)
         scores = scores.masked_fill(~view.mask, float("-inf"))
         column = sinks[None, :, None, None].expand(*shape[:3], 1).to(scores.dtype)
         k, v = F.pad(k, (0, 0, 0, 0, 0, 1)), F.pad(v, (0, 0, 0, 0, 0, 1))
-        return _by_torch(q, k, v, torch.cat([scores, column], dim=-1), scale)
-    if q.is_cuda and bias is None and not view.one_document and not view.triangle and not view.everything:
+        return _by_torch(q, k, v, torch.cat([scores, column], dim=-1), scale, p)
+    if q.is_cuda and not p and bias is None and not view.one_document and not view.triangle and not view.everything:
         from headway.nn.kernels.flex import attend_flex  # loads torch's compiler
 
         return attend_flex(q, k, v, view.pattern, view.query, view.key, scale)
-    return _attend_fused(q, k, v, view, scale, bias)
+    return _attend_fused(q, k, v, view, scale, bias, p)
 
 
 def attend_reference(
@@ -156,7 +171,7 @@ def attend_reference(
     bias: Tensor | None = None,
     soft_cap: float | None = None,
     sinks: Tensor | None = None,
-    dropout: Callable[[Tensor], Tensor] | None = None,
+    dropout: WeightDropout | None = None,
 ) -> Tensor:
     """Reference for `attend`: every score and weight is an explicit tensor."""
     groups = q.shape[2] // k.shape[2]
@@ -197,7 +212,9 @@ def bf16_attention(use: bool) -> Iterator[None]:
         yield
 
 
-def _attend_fused(q: Tensor, k: Tensor, v: Tensor, view: View, scale: float | None, bias: Tensor | None) -> Tensor:
+def _attend_fused(
+    q: Tensor, k: Tensor, v: Tensor, view: View, scale: float | None, bias: Tensor | None, p: float
+) -> Tensor:
     heads, size = q.shape[2:]
     if bias is not None and bias.requires_grad and view.everything and k.shape[2] == heads:
         # No fused kernel has a gradient for the bias, and torch's fallback checks for rows of only -inf, which cannot
@@ -211,25 +228,27 @@ def _attend_fused(q: Tensor, k: Tensor, v: Tensor, view: View, scale: float | No
     else:
         attn_mask = None if view.everything or view.triangle else view.mask
     if attn_mask is not None:
-        return _by_torch(q, k, v, attn_mask, scale)
+        return _by_torch(q, k, v, attn_mask, scale, p)
     # From 256 keys of size 64, the bf16 kernel gains more than rounding costs, with and without a matrix unit.
     if are_products_bf16() and k.shape[1] >= 256 and size >= 64 and k.shape[2] == heads and v.shape[-1] == size:
         return _BF16Attention.apply(*(x.transpose(1, 2) for x in (q, k, v)), view.triangle, scale).transpose(1, 2)
     dtype = q.dtype
     if _BF16.get():
         q, k, v = q.bfloat16(), k.bfloat16(), v.bfloat16()
-    return _by_torch(q, k, v, None, scale, view.triangle).to(dtype)
+    return _by_torch(q, k, v, None, scale, p, view.triangle).to(dtype)
 
 
 def _by_torch(
-    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, scale: float | None, is_causal: bool = False
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, scale: float | None, p: float, is_causal: bool = False
 ) -> Tensor:
+    if p and attn_mask is not None and q.shape[2] != k.shape[2]:  # a GPU's kernel for masks has no grouped heads
+        k, v = (x.repeat_interleave(q.shape[2] // k.shape[2], dim=2) for x in (k, v))
     inputs = (x.transpose(1, 2) for x in (q, k, v))
     enable_gqa = q.shape[2] != k.shape[2]
     if attn_mask is not None and attn_mask.is_floating_point():
         attn_mask = attn_mask.to(q.dtype)
     out = F.scaled_dot_product_attention(
-        *inputs, attn_mask=attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
+        *inputs, attn_mask=attn_mask, dropout_p=p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
     )
     return out.transpose(1, 2)
 

@@ -22,6 +22,7 @@ class Dropout(nn.Module):
             raise ConfigError(f"dropout is {p}; set a probability below 1, such as 0.1")
         self.p = p
         self.generator: torch.Generator | None = None
+        self.fused = False  # whether `generator` is the default one of a GPU, from which fused kernels sample
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
