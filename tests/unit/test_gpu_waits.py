@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from headway.app.recipes import configure_recipe
@@ -23,7 +23,7 @@ from headway.generate.scheduler import Request, Scheduler
 from headway.layout import Layout, to_device
 from headway.learn import Recipe, Task
 from headway.learn.fine_tuning import adapted_model
-from headway.learn.learner import Learner, Update
+from headway.learn.learner import Learner, Update, attach_generator
 from headway.learn.parallel.processes import Processes
 from headway.learn.recipe import open_task
 from headway.nn.kernels import View, attend, deterministic, true_indices
@@ -32,7 +32,6 @@ from headway.nn.models import BlockConfig, StackConfig, Transformer, Transformer
 from headway.nn.models.presets import gpt, marian
 from headway.nn.models.score_biases import AlibiConfig
 from headway.nn.models.stack import BiasConfig
-from headway.nn.parts.dropout import Dropout
 from headway.nn.parts.positions import RotaryConfig
 from headway.visibility import Causal, Full
 from simulated_gpu import Waits, device
@@ -146,13 +145,19 @@ class Shapes(Waits):
         return result
 
 
+def on_cuda(model: nn.Module, where: torch.device, exact: bool) -> torch.Generator:
+    """As on a GPU of CUDA, where the simulated device has no generator of its own."""
+    return attach_generator(model, "cpu" if exact else "cuda:0", exact)
+
+
 @pytest.mark.parametrize("packing", ["windows", "documents"])
 @pytest.mark.parametrize("is_exact", [False, True])
 def test_attention_dropout_stores_no_scores_on_a_gpu(
     folder: Path, monkeypatch: pytest.MonkeyPatch, packing: str, is_exact: bool
 ) -> None:
     """Fused kernels sample it, from a generator that the learner seeds; with exact sums it is that of each device."""
-    monkeypatch.setattr("headway.learn.learner.kernel_generator", lambda device: torch.default_generator)
+    monkeypatch.setattr("headway.learn.learner.attach_generator", on_cuda)
+    monkeypatch.setattr("torch.cuda.default_generators", (torch.default_generator,))
     settings = {
         "task.context": 24, "task.packing": packing, "model.width": 32, "model.heads": 4, "model.depth": 2,
         "train.batch_tokens": 96, "parallel.exact": is_exact, "optim": "adamw",
@@ -180,12 +185,10 @@ def test_attention_dropout_stores_no_scores_on_a_gpu(
 def test_fused_dropout_has_the_expectation_and_the_gradient_of_attention() -> None:
     generator, view = torch.Generator().manual_seed(0), View(Full(), Layout.full(1, 5), Layout.full(1, 5))
     q, k, v = (torch.randn(1, 5, heads, 8, generator=generator) for heads in (4, 2, 2))
-    dropout = Dropout(0.3)
-    dropout.fused = True
     with torch.random.fork_rng([]), Waits():
         inputs = [to_device(x, device()).requires_grad_() for x in (q, k, v)]
         torch.manual_seed(0)
-        found = sum(attend(*inputs, view, dropout=dropout) for _ in range(200)) / 200
+        found = sum(attend(*inputs, view, dropout=0.3) for _ in range(200)) / 200
         found.sum().backward()
         results = [found.detach().cpu(), *(x.grad.cpu() for x in inputs)]  # type: ignore[union-attr]
     exact = [x.requires_grad_() for x in (q, k, v)]

@@ -133,7 +133,7 @@ def test_sums_start_in_one_order_when_their_gradients_are_complete(
             (loss if is_whole else model.get_parameter("stack.blocks.0.mixer.out.weight").sum()).backward()
         early = len(started)
         flat.tail[0] = 1
-        sums.finish()
+        sums.sum_gradients()
         assert (early == 0) != is_whole
         orders.append([values.data_ptr() for values, _ in started])
         assert waited == orders[-1]

@@ -168,10 +168,9 @@ class Learner:
             names, is_divided = self._backward(index, batches, counts)
         tail[_STOP_INDEX] += float(stop())
         tail[_TOKENS_INDEX] += sum(batch.tokens for batch in batches)
-        if self.sharding is not None:
-            self.sharding.sum_gradients(self.flat)
-        elif self._overlap is not None:
-            self._overlap.finish()
+        sums = self.sharding or self._overlap
+        if sums is not None:
+            sums.sum_gradients()
         return _Gradients(names, is_divided, tail.clone(), self.flat.norm())
 
     def _add_exact_gradients(
@@ -364,17 +363,11 @@ def attach_generator(
     """Attach one generator to all dropout layers of `model` and return it; the trainer reseeds it at each step. On an
     NVIDIA GPU it is the default one, from which fused attention samples, unless sums are `exact`.
     """
-    default = None if exact else kernel_generator(torch.device(device))
-    generator = torch.Generator(device=device) if default is None else default
+    place, generator, fused = torch.device(device), torch.Generator(device=device), False
+    if place.type == "cuda" and not exact:
+        index = torch.cuda.current_device() if place.index is None else place.index
+        generator, fused = torch.cuda.default_generators[index], True
     for module in model.modules():
         if isinstance(module, Dropout):
-            module.generator, module.fused = generator, default is not None
+            module.generator, module.fused = generator, fused
     return generator
-
-
-def kernel_generator(device: torch.device) -> torch.Generator | None:
-    """The generator from which the attention kernels of a device sample dropout; None if it has no such kernels."""
-    if device.type != "cuda":
-        return None
-    torch.cuda.init()
-    return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]

@@ -61,7 +61,7 @@ class OverlappedSum:
         while len(self._pending) < len(self._buckets) - 1 and not self._missing[len(self._pending)]:
             self._pending.append(self._start(self._buckets[len(self._pending)].values))
 
-    def finish(self) -> None:
+    def sum_gradients(self) -> None:
         """Start the sums that are left, and wait for all of them."""
         for bucket in self._buckets[len(self._pending) :]:
             self._pending.append(self._start(bucket.values))

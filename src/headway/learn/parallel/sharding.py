@@ -107,8 +107,9 @@ class Sharding:
                 group.post_backward()
                 group.finalize_backward()
 
-    def sum_gradients(self, flat: FlatParameters) -> None:
+    def sum_gradients(self) -> None:
         """Sum what FSDP has not: whole parameters and the tail over the shards, and everything over the replicas."""
+        flat = self._flat
         whole = [gradient for name, gradient in flat.views(flat.grads) if name not in self.parameters]
         self.sum_whole([*whole, flat.tail])
         if self.replicas > 1:
@@ -146,7 +147,8 @@ class Sharding:
 
     def flat(self, model: nn.Module, groups: Sequence[Sequence[str]], exact: bool = False) -> ShardedParameters:
         """The flat parameters of this process."""
-        return ShardedParameters(self, model, groups, exact)
+        self._flat = ShardedParameters(self, model, groups, exact)
+        return self._flat
 
     def exact_gradients(self, flat: FlatParameters, accumulate: int, processes: Processes) -> ExactGradients:
         """The exact sums of this process's gradients."""

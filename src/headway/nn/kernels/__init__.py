@@ -8,7 +8,6 @@ from headway.nn.kernels.attend import (
     recorder,
     recording,
     rotate,
-    rotate_reference,
 )
 from headway.nn.kernels.convolution import convolve, convolve_reference
 from headway.nn.kernels.cross_entropy import (
@@ -94,7 +93,6 @@ __all__ = [
     "rms_norm",
     "rms_norm_reference",
     "rotate",
-    "rotate_reference",
     "shifted_gelu_tanh",
     "true_indices",
     "unroll",

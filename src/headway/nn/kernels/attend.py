@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,13 +18,6 @@ from headway.layout import Layout
 from headway.nn.kernels.linear import ContextSetting, are_products_bf16, is_deterministic
 from headway.nn.kernels.pointwise import softmax
 from headway.visibility import Causal, Full, Pattern, allowed_mask, mask
-
-
-def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Reference for `rotate`."""
-    rotated, unrotated = x[..., : 2 * cos.shape[-1]], x[..., 2 * cos.shape[-1] :]
-    first, second = rotated.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin, unrotated], dim=-1)
 
 
 def rotate(
@@ -104,18 +98,6 @@ class View:
         return self.query.derived(name, compute)[1]
 
 
-@runtime_checkable
-class WeightDropout(Protocol):
-    """Dropout of attention weights with probability `p`. `fused` is whether its samples may come from the kernels that
-    a GPU has for attention, in another order.
-    """
-
-    p: float
-    fused: bool
-
-    def __call__(self, x: Tensor) -> Tensor: ...
-
-
 def attend(
     q: Float[Tensor, "B T H K"],
     k: Float[Tensor, "B S G K"],
@@ -126,13 +108,13 @@ def attend(
     bias: Float[Tensor, "#B H T S"] | None = None,
     soft_cap: float | None = None,
     sinks: Float[Tensor, "H"] | None = None,
-    dropout: WeightDropout | None = None,
+    dropout: Callable[[Tensor], Tensor] | float | None = None,
 ) -> Float[Tensor, "B T H V"]:
     """softmax(scale q k^T + bias) v over the visible keys (Vaswani et al. 2017, equation 1), `scale` 1/sqrt(K) by
     default.
 
     `soft_cap` c turns scores into c tanh(scores / c) (Gemma 2); `sinks` are logits, one per head, in the softmax but
-    without a value; `dropout` acts on the weights. G divides H: query heads share keys and values in groups.
+    without a value; `dropout` of weights is a layer, or a rate for torch's kernels. G divides H: heads share keys.
     """
     is_rounded = q.dtype == torch.bfloat16 and not torch.is_autocast_enabled(q.device.type)
     if is_rounded and (is_deterministic() or soft_cap is not None or _RECORD.get() is not None):
@@ -142,11 +124,10 @@ def attend(
         from headway.nn.kernels.attend_rows import attend_row_by_row  # of one mode
 
         return attend_row_by_row(q, k, v, view.mask, view.query.mask, scale, bias, soft_cap, sinks)
-    # Fused kernels have no gradient for the bias.
-    is_fused = dropout is None or (dropout.fused and not (bias is not None and bias.requires_grad))
-    if soft_cap is not None or not is_fused or _RECORD.get() is not None:
+    if soft_cap is not None or callable(dropout) or _RECORD.get() is not None:
+        dropout = partial(F.dropout, p=dropout) if isinstance(dropout, float) else dropout
         return attend_reference(q, k, v, view, scale=scale, bias=bias, soft_cap=soft_cap, sinks=sinks, dropout=dropout)
-    p = 0.0 if dropout is None else dropout.p
+    p = dropout or 0.0
     if sinks is not None:  # additional keys of zeros, with scores from the bias and values of zeros
         shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
         scores = torch.zeros(shape, dtype=q.dtype, device=q.device) if bias is None else bias.expand(shape)
@@ -171,7 +152,7 @@ def attend_reference(
     bias: Tensor | None = None,
     soft_cap: float | None = None,
     sinks: Tensor | None = None,
-    dropout: WeightDropout | None = None,
+    dropout: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Reference for `attend`: every score and weight is an explicit tensor."""
     groups = q.shape[2] // k.shape[2]
@@ -216,7 +197,7 @@ def _attend_fused(
     q: Tensor, k: Tensor, v: Tensor, view: View, scale: float | None, bias: Tensor | None, p: float
 ) -> Tensor:
     heads, size = q.shape[2:]
-    if bias is not None and bias.requires_grad and view.everything and k.shape[2] == heads:
+    if not p and bias is not None and bias.requires_grad and view.everything and k.shape[2] == heads:
         # No fused kernel has a gradient for the bias, and torch's fallback checks for rows of only -inf, which cannot
         # occur here; the check takes a fifth of a small model's step.
         queries, keys, values = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))

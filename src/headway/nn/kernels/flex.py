@@ -19,8 +19,12 @@ def attend_flex(
     q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, query: Layout, key: Layout, scale: float | None
 ) -> Tensor:
     """`headway.nn.kernels.attend.attend` without a bias, for rows that may contain several documents."""
+
+    def blocks() -> tuple[Layout, BlockMask]:
+        return key, block_mask(pattern, query, key)
+
     # The cache entry also holds the key layout, so that its id cannot be reused by another one.
-    _, visible_blocks = query.derived(("flex", pattern, id(key)), lambda: (key, block_mask(pattern, query, key)))
+    _, visible_blocks = query.derived(("flex", pattern, id(key)), blocks)
     inputs = (x.transpose(1, 2) for x in (q, k, v))
     enable_gqa = q.shape[2] != k.shape[2]
     out = _compiled(flex_attention)(*inputs, block_mask=visible_blocks, scale=scale, enable_gqa=enable_gqa)

@@ -25,9 +25,12 @@ class Dropout(nn.Module):
         self.fused = False  # whether `generator` is the default one of a GPU, from which fused kernels sample
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0:
-            return x
-        return (x * self._mask(x)).to(x.dtype)
+        return x if not self.training or self.p == 0 else (x * self._mask(x)).to(x.dtype)
+
+    @property
+    def of_weights(self) -> Dropout | float | None:
+        """What `headway.nn.kernels.attend` takes: the probability if its kernels may sample; None outside training."""
+        return None if not self.training or self.p == 0 else self.p if self.fused else self
 
     def _mask(self, x: Tensor) -> Tensor:
         dropped = round(self.p * _LEVELS)
@@ -49,6 +52,5 @@ class DropPath(Dropout):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0:
-            return x
-        return (x * self._mask(x.new_empty(x.shape[0], *(1,) * (x.dim() - 1)))).to(x.dtype)
+        rows = x.new_empty(x.shape[0], *(1,) * (x.dim() - 1))
+        return x if not self.training or self.p == 0 else (x * self._mask(rows)).to(x.dtype)
