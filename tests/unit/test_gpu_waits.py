@@ -184,17 +184,17 @@ def test_attention_dropout_stores_no_scores_on_a_gpu(
 
 def test_fused_dropout_has_the_expectation_and_the_gradient_of_attention() -> None:
     generator, view = torch.Generator().manual_seed(0), View(Full(), Layout.full(1, 5), Layout.full(1, 5))
-    q, k, v = (torch.randn(1, 5, heads, 8, generator=generator) for heads in (4, 2, 2))
+    inputs = [torch.randn(1, 5, heads, 8, generator=generator) for heads in (4, 2, 2)]
     with torch.random.fork_rng([]), Waits():
-        inputs = [to_device(x, device()).requires_grad_() for x in (q, k, v)]
+        q, k, v = (to_device(x, device()).requires_grad_() for x in inputs)
         torch.manual_seed(0)
-        found = sum(attend(*inputs, view, dropout=0.3) for _ in range(200)) / 200
+        found = torch.stack([attend(q, k, v, view, dropout=0.3) for _ in range(200)]).mean(0)
         found.sum().backward()
-        results = [found.detach().cpu(), *(x.grad.cpu() for x in inputs)]  # type: ignore[union-attr]
-    exact = [x.requires_grad_() for x in (q, k, v)]
-    expected = attend(*exact, view)
+        results = [x.cpu() for x in (found.detach(), q.grad, k.grad, v.grad) if x is not None]
+    q, k, v = (x.requires_grad_() for x in inputs)
+    expected = attend(q, k, v, view)
     expected.sum().backward()
-    for one, other in zip(results, [expected.detach(), *(x.grad for x in exact)]):
+    for one, other in zip(results, (expected.detach(), q.grad, k.grad, v.grad)):
         torch.testing.assert_close(one, other, rtol=0, atol=0.15)
 
 

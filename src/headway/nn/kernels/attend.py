@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -108,7 +107,7 @@ def attend(
     bias: Float[Tensor, "#B H T S"] | None = None,
     soft_cap: float | None = None,
     sinks: Float[Tensor, "H"] | None = None,
-    dropout: Callable[[Tensor], Tensor] | float | None = None,
+    dropout: Callable[[Tensor], Tensor] | float = 0.0,
 ) -> Float[Tensor, "B T H V"]:
     """softmax(scale q k^T + bias) v over the visible keys (Vaswani et al. 2017, equation 1), `scale` 1/sqrt(K) by
     default.
@@ -125,21 +124,20 @@ def attend(
 
         return attend_row_by_row(q, k, v, view.mask, view.query.mask, scale, bias, soft_cap, sinks)
     if soft_cap is not None or callable(dropout) or _RECORD.get() is not None:
-        dropout = partial(F.dropout, p=dropout) if isinstance(dropout, float) else dropout
-        return attend_reference(q, k, v, view, scale=scale, bias=bias, soft_cap=soft_cap, sinks=sinks, dropout=dropout)
-    p = dropout or 0.0
+        layer = dropout if callable(dropout) else torch.nn.Dropout(dropout) if dropout else None
+        return attend_reference(q, k, v, view, scale=scale, bias=bias, soft_cap=soft_cap, sinks=sinks, dropout=layer)
     if sinks is not None:  # additional keys of zeros, with scores from the bias and values of zeros
         shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
         scores = torch.zeros(shape, dtype=q.dtype, device=q.device) if bias is None else bias.expand(shape)
         scores = scores.masked_fill(~view.mask, float("-inf"))
         column = sinks[None, :, None, None].expand(*shape[:3], 1).to(scores.dtype)
         k, v = F.pad(k, (0, 0, 0, 0, 0, 1)), F.pad(v, (0, 0, 0, 0, 0, 1))
-        return _by_torch(q, k, v, torch.cat([scores, column], dim=-1), scale, p)
-    if q.is_cuda and not p and bias is None and not view.one_document and not view.triangle and not view.everything:
+        return _by_torch(q, k, v, torch.cat([scores, column], dim=-1), scale, dropout)
+    if q.is_cuda and bias is None and not (dropout or view.one_document or view.triangle or view.everything):
         from headway.nn.kernels.flex import attend_flex  # loads torch's compiler
 
         return attend_flex(q, k, v, view.pattern, view.query, view.key, scale)
-    return _attend_fused(q, k, v, view, scale, bias, p)
+    return _attend_fused(q, k, v, view, scale, bias, dropout)
 
 
 def attend_reference(

@@ -252,7 +252,7 @@ class SelfAttention(Mixer):
             bias=self._score_bias(x, q, k, view),
             soft_cap=self.config.soft_cap,
             sinks=self.sinks,
-            dropout=self.dropout.of_weights,
+            dropout=self.dropout.of_weights(),
         )
         return self.out(y.reshape(*x.shape[:2], self.heads * self.size))
 

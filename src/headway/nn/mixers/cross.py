@@ -105,6 +105,6 @@ class CrossAttention(nn.Module):
             view,
             scale=self.config.scale,
             soft_cap=self.config.soft_cap,
-            dropout=self.dropout.of_weights,
+            dropout=self.dropout.of_weights(),
         )
         return self.out(y.reshape(*shape[:2], self.heads * self.size))

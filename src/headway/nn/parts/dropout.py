@@ -27,10 +27,9 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x if not self.training or self.p == 0 else (x * self._mask(x)).to(x.dtype)
 
-    @property
-    def of_weights(self) -> Dropout | float | None:
-        """What `headway.nn.kernels.attend` takes: the probability if its kernels may sample; None outside training."""
-        return None if not self.training or self.p == 0 else self.p if self.fused else self
+    def of_weights(self) -> Dropout | float:
+        """For attention: the rate if its kernels may sample, otherwise this layer; 0 outside training."""
+        return 0.0 if not self.training or self.p == 0 else self.p if self.fused else self
 
     def _mask(self, x: Tensor) -> Tensor:
         dropped = round(self.p * _LEVELS)
