@@ -139,6 +139,9 @@ def test_all_tables_of_a_gpu_by_one_command(
     assert sum(line.split()[:1] == ["program"] and "peak GPU MB" in line for line in lines) == 5
     assert "this GPU: 900000.0 GFLOP/s in bf16 matrix products" in out
     assert {job.device for job in jobs} == {"cuda"}
+    programs = [" ".join(line.split()[:2]) for line in lines]
+    assert [programs.count(f"headway {dtype}") for dtype in ("fp32", "bf16", "int8", "int4")] == [5, 5, 4, 4]
+    assert programs.count("transformers bf16") == 5
     out = ask(capsys, "--device", "cuda", "--against", "transformers", "--repeats", 1, "--json")[1]
     reports = json.loads(out.splitlines()[-1])["benchmarks"]
     assert all(report["machine"]["gpu"] == "NVIDIA H100" and report["device"] == "cuda" for report in reports)
@@ -149,7 +152,6 @@ def test_all_tables_of_a_gpu_by_one_command(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("decode", "--weights", "int8"), "weights in int8 need a CPU, not device cuda; use --device cpu"),
         (("decode", "--cache", "int8"), "a KV cache in int8 needs a CPU, not device cuda; remove it, or use"),
         (("decode", "--backend", "cpu"), "--backend cpu needs a CPU, not device cuda; remove it, or use"),
         (("decode", "--against", "llama.cpp"), "llama.cpp is measured on CPUs only, not on device cuda; remove it"),
@@ -282,6 +284,7 @@ def test_dropout_is_left_out() -> None:
         (("train", "--weights", "int8"), "training needs fp32 weights, not int8; remove --weights"),
         (("load", "--rows", "2"), "bench load has no batch, but --rows is 2; remove --rows"),
         (("decode", "--weights", "int2"), "invalid choice: 'int2'"),
+        (("decode", "--weights", "bf16"), "bf16 weights need torch on a CPU; pass --backend torch, or choose"),
         (("decode", "--against", "vlm"), "unknown program 'vlm' in --against; choose from: ctranslate2"),
         (
             ("translate", "--against", "llama.cpp"),

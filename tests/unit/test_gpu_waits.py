@@ -315,18 +315,19 @@ def test_torch_writes_the_same_bits_for_requests_that_share_a_batch() -> None:
         assert written(True) == written(False)
 
 
-@pytest.mark.parametrize("kind", ["decode", "prefill", "translate", "train", "load"])
-def test_each_benchmark_runs_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
+@pytest.mark.parametrize(
+    ("kind", "form"),
+    [("decode", "bf16"), ("prefill", "int4"), ("translate", "fp32"), ("train", "fp32"), ("load", "int8")],
+)
+def test_each_benchmark_runs_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, form: str) -> None:
     """Its clock starts and stops when the GPU has done its work."""
-    config = marian(32, 1, 2, 64, 60) if kind == "translate" else gpt(32, 1, 2, vocab_size=40, context=520)
-    prepare_models(kind, config, 0, [Contender("headway", "fp32")], tmp_path)
+    config = marian(32, 1, 2, 64, 60) if kind == "translate" else gpt(64, 1, 2, vocab_size=40, context=520)
+    prepare_models(kind, config, 0, [Contender("headway", form)], tmp_path)
     synchronised: list[str] = []
     monkeypatch.setattr("headway.bench.measurement._MIN_SECONDS", 0.0)
     monkeypatch.setattr("torch.accelerator.synchronize", synchronised.append)
     context = 16 if kind == "train" else config.context
-    job = BenchJob(
-        kind, "fp32", str(tmp_path), 2, torch.get_num_threads(), 0, config.vocab_size, context, device="sim:0"
-    )
+    job = BenchJob(kind, form, str(tmp_path), 2, torch.get_num_threads(), 0, config.vocab_size, context, device="sim:0")
     with Waits():
         measured = headway_runner.measure(job)
     assert all(value > 0 for value in measured.values())

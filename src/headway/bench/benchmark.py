@@ -104,7 +104,7 @@ def summarize(values: Sequence[float]) -> dict[str, Any]:
 
 
 HEADWAY, HEADWAY_MODULE = "headway", "headway.bench.headway_runner"
-DTYPES, GPU_DTYPES = ("fp32", "int8", "int4"), ("fp32",)  # of weights, where generation supports them
+DTYPES = ("fp32", "int8", "int4")
 _FINER_DTYPE = {"int4": "int8", "int8": "fp32", "bf16": "fp32"}  # the next finer format, for peers that lack a format
 
 
@@ -391,20 +391,21 @@ def check_timeline(path: Path, kind: Kind, dtypes: Sequence[str], backend: str, 
 
 def _requested_dtypes(request: BenchRequest, device: torch.device) -> tuple[str, ...]:
     """The number formats of headway's weights, or the training precisions."""
-    if request.kind != "train":
-        dtypes = DTYPES if device.type == "cpu" else GPU_DTYPES
-        unsupported = [dtype for dtype in request.dtypes if dtype not in dtypes]
-        if unsupported:
-            raise UserError(f"weights in {unsupported[0]} need a CPU, not device {device}; use --device cpu")
-        return request.dtypes or dtypes
-    unsupported = [dtype for dtype in request.dtypes if dtype != "fp32"]
-    if unsupported:
-        raise UserError(f"training needs fp32 weights, not {unsupported[0]}; remove --weights")
-    if device.type == "cpu":
+    on_cpu = device.type == "cpu"
+    if request.kind == "train" and request.dtypes not in ((), ("fp32",)):
+        raise UserError(f"training needs fp32 weights, not {request.dtypes[0]}; remove --weights")
+    if "bf16" in request.dtypes and on_cpu and request.backend != "torch":
+        raise UserError("bf16 weights need torch on a CPU; pass --backend torch, or choose other --weights")
+    if device.type == "mps" and set(request.dtypes) - {"fp32", "bf16"}:
+        raise UserError(f"{request.dtypes[0]} weights need a CPU or a CUDA GPU, not device {device}; use --device cpu")
+    if on_cpu and request.kind != "train":
+        return request.dtypes or DTYPES
+    if on_cpu:
         has_bf16 = "HEADWAY_FORM" not in os.environ and any(unit in machine()["units"] for unit in _BF16_FEATURES)
     else:
         has_bf16 = choose_precision("auto", torch.nn.Module(), device).name == "bf16"
-    return request.dtypes or (("fp32", "bf16") if has_bf16 else ("fp32",))
+    floats = ("fp32", "bf16") if has_bf16 else ("fp32",)
+    return request.dtypes or (floats if request.kind == "train" or device.type == "mps" else (*floats, *DTYPES[1:]))
 
 
 # Environment variables that limit torch, MKL, oneDNN and CTranslate2 to the instruction set in HEADWAY_FORM. llama.cpp

@@ -125,7 +125,7 @@ def load(job: BenchJob) -> dict[str, float]:
     """
 
     def work() -> None:
-        model = hw.load(job.model, job.device, None if job.form == "fp32" else job.form)  # type: ignore[arg-type]
+        model = hw.load(job.model, job.device, job.form)  # type: ignore[arg-type]
         for _, tensor in named_tensors(model.module):
             for part in _parts(tensor):
                 part.reshape(-1)[:: 4096 // part.element_size()].sum()
@@ -165,8 +165,9 @@ def measure(job: BenchJob) -> dict[str, float]:
     torch.set_num_threads(job.threads)
     with deterministic(job.deterministic):
         if job.kind in _GENERATION_BENCHMARKS:
-            path = job.model if job.form == "fp32" else job.converted_path(HEADWAY)
-            model = hw.load(path, job.device, backend=job.backend, cache=job.cache).generator
+            is_quantised = job.form in ("int8", "int4")
+            path, weights = (job.converted_path(HEADWAY), None) if is_quantised else (job.model, job.form)
+            model = hw.load(path, job.device, weights, job.backend, job.cache).generator  # type: ignore[arg-type]
             with torch.inference_mode():
                 return _GENERATION_BENCHMARKS[job.kind](model, job)
         return train(job) if job.kind == "train" else load(job)

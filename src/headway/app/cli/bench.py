@@ -27,7 +27,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="preset, recipe, run or model whose shape to use (default: depends on the benchmark)",
     )
-    add("--weights", choices=("fp32", "int8", "int4"), help="number format of the weights (default: all)")
+    dtypes = ("fp32", "bf16", "int8", "int4")
+    add("--weights", choices=dtypes, help="number format of the weights (default: all that the device supports)")
     add_cache_dtype(parser)
     add(
         "--against",

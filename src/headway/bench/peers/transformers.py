@@ -21,12 +21,13 @@ from headway.bench.measurement import (
 )
 
 _PEER: Any = import_module("transformers")  # a type checker needs ten seconds for its thousands of files
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @torch.inference_mode()
 def decode(job: BenchJob) -> dict[str, float]:
     """Model steps with its cache, which are faster than `generate`."""
-    model, (ids, mask) = _model(job), _left_pad(job.prompts(), job.device)
+    model, (ids, mask) = _model(job, _DTYPES[job.form]), _left_pad(job.prompts(), job.device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     out = model(ids, **_mask_arguments(job, mask, positions), use_cache=True, logits_to_keep=1)
     position = positions[:, -1:]
@@ -51,7 +52,7 @@ def decode(job: BenchJob) -> dict[str, float]:
 @torch.inference_mode()
 def prefill(job: BenchJob) -> dict[str, float]:
     """The forward pass and the logits after the last token."""
-    model, (ids, mask) = _model(job), _left_pad(job.prompts(), job.device)
+    model, (ids, mask) = _model(job, _DTYPES[job.form]), _left_pad(job.prompts(), job.device)
     mask_arguments = _mask_arguments(job, mask, (mask.cumsum(-1) - 1).clamp(min=0))
     call_seconds = time_step(lambda: model(ids, **mask_arguments, use_cache=True, logits_to_keep=1), job.device)
     return {"tokens_per_second": int(mask.sum()) / call_seconds}
@@ -60,7 +61,8 @@ def prefill(job: BenchJob) -> dict[str, float]:
 @torch.inference_mode()
 def translate(job: BenchJob) -> dict[str, float]:
     """`generate` with beam search and a minimum length, so that all outputs have the same number of tokens."""
-    model = _PEER.AutoModelForSeq2SeqLM.from_pretrained(job.model, dtype=torch.float32).eval().to(job.device)
+    model = _PEER.AutoModelForSeq2SeqLM.from_pretrained(job.model, dtype=_DTYPES[job.form])
+    model.eval().to(job.device)
     sources, pad = job.sources(), job.symbols - 1
     max_length = max(map(len, sources))
     ids = torch.tensor([[*row, *[pad] * (max_length - len(row))] for row in sources], device=job.device)
@@ -83,7 +85,7 @@ def translate(job: BenchJob) -> dict[str, float]:
 
 def train(job: BenchJob) -> dict[str, float]:
     """A plain training loop: the model's loss, clipping, and torch's fused AdamW."""
-    model, context = _model(job).train(), job.context or 0
+    model, context = _model(job, torch.float32).train(), job.context or 0
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     generator = torch.Generator().manual_seed(job.seed)
 
@@ -106,7 +108,7 @@ def load(job: BenchJob) -> dict[str, float]:
 
     def work() -> None:
         kind = _PEER.AutoModelForSeq2SeqLM if _PEER.AutoConfig.from_pretrained(job.model).is_encoder_decoder else None
-        model: Any = (kind or _PEER.AutoModelForCausalLM).from_pretrained(job.model, dtype=torch.float32)
+        model: Any = (kind or _PEER.AutoModelForCausalLM).from_pretrained(job.model, dtype=_DTYPES[job.form])
         model.to(job.device)
         for parameter in model.parameters():
             parameter.data.reshape(-1)[:: 4096 // parameter.element_size()].sum()
@@ -115,8 +117,8 @@ def load(job: BenchJob) -> dict[str, float]:
     return {"seconds": time_call(work, job.device)}
 
 
-def _model(job: BenchJob) -> Any:
-    model: Any = _PEER.AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
+def _model(job: BenchJob, dtype: torch.dtype) -> Any:
+    model: Any = _PEER.AutoModelForCausalLM.from_pretrained(job.model, dtype=dtype)
     return model.eval().to(job.device)
 
 
