@@ -148,6 +148,13 @@ def test_damage_is_reported(folder: Path, tmp_path: Path) -> None:
     (other / "index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=r"is inconsistent \(its positions are not a permutation\); prepare the data"):
         PreparedSamples.open([other], "images")
+    intact = prepare(folder, tmp_path / "intact")
+    index = json.loads((intact / "index.json").read_text())
+    for shape, message in (([8, 8, 3], "has images of another shape than its index"), ([16, -16], "states no shape")):
+        index["details"]["shape"] = shape
+        (intact / "index.json").write_text(json.dumps(index))
+        with pytest.raises(UserError, match=message):
+            opened(intact, tmp_path / "run")
     with pytest.raises(UserError, match="contains prepared images, which cannot be mixed; prepare all"):
         PreparedSamples.open([out, other], "images")
 

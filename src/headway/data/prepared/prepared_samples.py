@@ -89,7 +89,7 @@ class PreparedSamples:
             ends = np.cumsum([shard.samples for shard in shards])
             if (starts[ends] != np.cumsum([shard.units for shard in shards])).any():
                 raise ValueError("its sizes are not those of the shards")
-        except (LookupError, ValueError) as error:
+        except (LookupError, TypeError, ValueError) as error:  # numbers of a wrong type cannot be counted
             raise UserError(f"{TABLE_FILE} of {data.name} is inconsistent ({error}); prepare the data again") from None
         labels = list(StringColumn(table["label_text"], table["label_offsets"]))
         return PreparedSamples(
@@ -195,8 +195,8 @@ def _checked(arrays: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarr
     positions = table["positions"]
     if not ((positions >= 0) & (positions < count)).all() or (np.bincount(positions, minlength=count) != 1).any():
         raise ValueError("its positions are not a permutation")
-    if table["splits"].max() > len(SPLITS) or min(table["sizes"].min(), table["lengths"].min()) < 0:
-        raise ValueError("it has an unknown split, or a negative size")
+    if table["splits"].max() > len(SPLITS) or min(int(table[n].min()) for n in ("labels", "sizes", "lengths")) < 0:
+        raise ValueError("it has an unknown split, or a negative number")
     return table
 
 
