@@ -138,7 +138,8 @@ def test_a_model_is_loaded_once_in_a_thread_and_waited_for(zoo: Path, monkeypatc
 
     async def work(models: ServedModels) -> None:
         tasks = [asyncio.create_task(use(models, "stories")) for _ in range(4)]
-        await asyncio.sleep(0.05)  # the event loop is free meanwhile
+        while not places:
+            await asyncio.sleep(0.005)  # the event loop is free meanwhile
         assert places == ["stories"]
         tasks[0].cancel()  # who asked first leaves, and the others have it all the same
         await asyncio.sleep(0)

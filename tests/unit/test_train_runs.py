@@ -424,7 +424,7 @@ def test_minutes_fix_the_steps_of_a_recipe_that_repeats_the_run(tmp_path: Path) 
     start = time.perf_counter()
     run = train(timed, counting_recipe(), minutes=2 / 60, delay=0.01)
     assert 1.0 < time.perf_counter() - start < 30.0  # on a busy machine, too
-    assert run.recipe.train.steps > 50
+    assert run.recipe.train.steps > counting_recipe().train.steps  # how many more is the machine's affair
     assert run.summary["minutes"] == 2 / 60
     train(repeated, read_recipe(timed / "recipe.json"))
     assert _same(timed, repeated)
@@ -464,7 +464,7 @@ def test_a_longer_run_is_as_if_it_had_been_asked_for_at_once(tmp_path: Path) -> 
     assert [path.name for path in (short / "trunk").iterdir()] == ["step-00000008"]
     run = train(short, recipe, resume=True, minutes=4 / 60, delay=0.01)
     steps = run.recipe.train.steps
-    assert steps > 50
+    assert steps > recipe.train.steps
     assert run.summary["minutes"] > 4 / 60
     assert {line["step"] for line in _figures(short)} >= {7, steps}
     assert run.summary["best"]["loss"] <= first.summary["best"]["loss"]
