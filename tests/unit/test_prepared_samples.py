@@ -17,7 +17,7 @@ from headway.config import override
 from headway.data.prepared import preparation, prepared_samples, sample_shards
 from headway.data.prepared.preparation import Preparation, PrepareConfig
 from headway.data.prepared.prepared_samples import PreparedSamples
-from headway.data.prepared.sample_shards import SampleKind
+from headway.data.prepared.sample_shards import EncodedSample, SampleKind
 from headway.domains.audio.classification import SoundDataset
 from headway.domains.audio.recipes import SCALES, audio
 from headway.domains.audio.sound_shards import SoundEncoder
@@ -64,6 +64,35 @@ def test_images_have_the_splits_and_bits_of_the_folder(folder: Path, tmp_path: P
             assert (expected.inputs[0] == batch.inputs[0]).all()
             assert (expected.targets == batch.targets).all()
     assert prepared.preview(2)[0].endswith("→ blue")
+
+
+def test_stopped_and_divided_preparations_have_the_same_bytes(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, encode = contents(prepare(folder, tmp_path / "one")), ImageEncoder.encode
+    for count in (0, 15, 15):
+        paths: list[Path] = []
+
+        def stop(self: ImageEncoder, path: Path, paths: list[Path] = paths, count: int = count) -> EncodedSample:
+            paths.append(path)
+            if len(paths) > count:
+                raise KeyboardInterrupt
+            return encode(self, path)
+
+        monkeypatch.setattr(ImageEncoder, "encode", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(folder, tmp_path / "stopped")
+    monkeypatch.setattr(ImageEncoder, "encode", encode)
+    assert contents(prepare(folder, tmp_path / "stopped")) == expected
+
+    def preparation_of(out: Path, joined: Path | None = None) -> Preparation:
+        encoder = ImageEncoder((16, 16))
+        return Preparation(SampleKind(encoder, encoder.read([folder]), 0), PLAIN, out, lambda _: None, joined)
+
+    for part in (1, 2):
+        preparation_of(tmp_path / "parts").write_part(part, 2)
+    preparation_of(tmp_path / "joined", tmp_path / "parts").run()
+    assert contents(tmp_path / "joined") == expected
 
 
 def test_the_model_takes_the_size_of_the_prepared_images(folder: Path, tmp_path: Path) -> None:
