@@ -144,11 +144,11 @@ def test_both_stages_are_one_run_that_resumes(questions: Path, unlabelled: Path,
         assert 0 < again.clock.elapsed() < 60 * 14
         status = RunDirectory(folder / "pretraining").status
         status.write_text(json.dumps({**json.loads(status.read_text()), "elapsed": 5000.0}))
-        assert first_stage(brief, True).clock.elapsed() == pytest.approx(60 * 14, abs=1)  # the rest is for the labels
+        assert 60 * 14 <= first_stage(brief, True).clock.elapsed() < 60 * 15  # the rest is for the labels
         with pytest.raises(UserError, match="already contains a run"):
             first_stage(brief, False)
         (tmp_path / "other.txt").write_text("Another text.\nYet another one.\n" * 20)
-        with pytest.raises(UserError, match="data"):
+        with pytest.raises(UserError, match="pretraining was trained on other data: the new data have"):
             first_stage(brief, True, tmp_path / "other.txt")
     with pytest.raises(UserError, match=r"a first stage on unlabelled data; continue it with --resume and --pretrain"):
         hw.train("classification", questions, run=folder, resume=True)
