@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
@@ -50,8 +51,41 @@ _PINNED = WeakTensorKeyDictionary()  # tensors in pinned memory
 _LIBRARIES: list[torch.library.Library] = []  # what is registered lasts as long as its library
 
 
+class SimulatedGraph:
+    """Recorded operations. Their replay reads and writes the tensors of the recording, and nothing else."""
+
+    replays = 0  # of all graphs
+    recording: SimulatedGraph | None = None
+
+    def __init__(self) -> None:
+        self._operations: list[tuple[Any, Any, Any, Any]] = []
+
+    def add(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        self._operations.append((func, args, kwargs, result))
+
+    def replay(self) -> None:
+        SimulatedGraph.replays += 1
+        for func, args, kwargs, result in self._operations:
+            found = func(*args, **kwargs)
+            for old, new in zip(tree_leaves(result), tree_leaves(found)):
+                if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():  # neither a view nor in place
+                    old.copy_(new)
+
+
+@contextmanager
+def _record(graph: SimulatedGraph, capture_error_mode: str) -> Iterator[None]:
+    SimulatedGraph.recording = graph
+    try:
+        yield
+    finally:
+        SimulatedGraph.recording = None
+
+
 class _Module:
     """What torch asks of the module of a device."""
+
+    CUDAGraph = SimulatedGraph
+    graph = staticmethod(_record)
 
     @staticmethod
     def get_amp_supported_dtype() -> list[torch.dtype]:
@@ -143,6 +177,7 @@ def _compute(func: Any, args: Any, kwargs: dict[str, Any], count: Callable[[str]
         return func(*args, **kwargs)
     if func in (aten._to_copy.default, aten.copy_.default):
         return _copy(func, args, kwargs, count)
+    graph = SimulatedGraph.recording
     waits = func in WAITING and simulated
     if func in (aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default):
         masks = [x for x in args[1] if x is not None and x.dtype in (torch.bool, torch.uint8)]
@@ -152,6 +187,8 @@ def _compute(func: Any, args: Any, kwargs: dict[str, Any], count: Callable[[str]
             waits = True  # indices of the host are copied
     if func is aten.repeat_interleave.Tensor and kwargs.get("output_size") is None:
         waits = True
+    if waits and graph is not None:
+        raise RuntimeError(f"{func} waits, which is not permitted when a graph is recorded")
     if waits:
         count(str(func))
     for x in tensors:
@@ -169,7 +206,10 @@ def _compute(func: Any, args: Any, kwargs: dict[str, Any], count: Callable[[str]
     if wanted is not None:
         settings["device"] = torch.device("cpu") if to_device else wanted
     settings.pop("pin_memory", None)
-    result = _KERNELS.get(func, func)(*unwrapped, **settings)
+    kernel = _KERNELS.get(func, func)
+    result = kernel(*unwrapped, **settings)
+    if graph is not None:
+        graph.add(kernel, unwrapped, settings, result)
     wrapped = tree_map(lambda x: SimulatedTensor(x) if isinstance(x, Tensor) else x, result)
     return return_and_correct_aliasing(func, args, kwargs, wrapped)
 
@@ -184,6 +224,9 @@ def _copy(func: Any, args: Any, kwargs: dict[str, Any], count: Callable[[str], N
     else:
         becomes = is_simulated if wanted is None else torch.device(wanted).type == "sim"
     told = kwargs.get("non_blocking", False) or (target is not None and len(args) > 2 and args[2])
+    graph = SimulatedGraph.recording
+    if graph is not None and becomes != is_simulated and source.dim():
+        raise RuntimeError(f"{func} between devices is not permitted when a graph is recorded")
     if (
         becomes
         and not is_simulated
@@ -195,9 +238,15 @@ def _copy(func: Any, args: Any, kwargs: dict[str, Any], count: Callable[[str], N
         count(f"{func} from the device")
     values = source.host if is_simulated else source
     if target is not None:
-        (target.host if isinstance(target, SimulatedTensor) else target).copy_(values)
+        host = target.host if isinstance(target, SimulatedTensor) else target
+        host.copy_(values)
+        if graph is not None:
+            graph.add(aten.copy_.default, (host, values), {}, host)
         return target
-    copied = func(values, **{k: v for k, v in kwargs.items() if k not in ("device", "non_blocking", "pin_memory")})
+    settings = {k: v for k, v in kwargs.items() if k not in ("device", "non_blocking", "pin_memory")}
+    copied = func(values, **settings)
+    if graph is not None:
+        graph.add(func, (values,), settings, copied)
     return SimulatedTensor(copied) if becomes else copied
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headway.engine.chunks import RowChunk
+from headway.generate.decoding_graph import SLOTS, decoding_graphs
 from headway.generate.prompts import device_of, pad
 from headway.layout import Layout, to_device
 from headway.nn.models import GenerationProgress, Generative, Prompt, evaluation_mode
@@ -97,11 +98,13 @@ class TorchStepper:
 
     def __init__(self, model: Generative) -> None:
         self.model, self.config = model, model.config
+        self._graphs = decoding_graphs(model)
 
     def open(
         self, source: Any = None, layout: Layout | None = None, count: int | None = None, capacity: int = 0
     ) -> TorchBatch:
         assert count is not None
+        capacity = capacity if self._graphs is None else -(-capacity // SLOTS) * SLOTS
         return TorchBatch(source, layout, count, capacity)
 
     def lacking(self, chunks: Sequence[RowChunk]) -> float:
@@ -134,7 +137,10 @@ class TorchStepper:
                     batch.decoding = batch.decoding.at(batch.decoding.positions.masked_fill(idle, -1))
             # From numpy, because torch.tensor takes ten times as long, which shows in steps of small models.
             ids = to_device(torch.from_numpy(np.array([tokens.get(row, 0) for row in batch.rows])), device)
-            logits, batch.decoding = self.model.step(ids, batch.decoding)
+            if self._graphs is None:
+                logits, batch.decoding = self.model.step(ids, batch.decoding)
+            else:
+                logits, batch.decoding = self._graphs.step(batch, ids)
             in_order = running == list(range(len(batch.rows)))
             return logits if in_order else logits[to_device(torch.tensor(running), device)]
 
