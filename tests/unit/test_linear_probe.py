@@ -63,7 +63,7 @@ def evaluations(run: Path) -> list[dict[str, Any]]:
 
 
 def test_a_few_questions_are_told_apart_before_the_first_step(data_dir: Path, minilm: Path, tmp_path: Path) -> None:
-    questions = write_questions(data_dir, tmp_path)
+    questions = write_questions(data_dir, tmp_path, 12)
     probed, drawn = (
         hw.train(
             "classification",
@@ -83,7 +83,7 @@ def test_a_few_questions_are_told_apart_before_the_first_step(data_dir: Path, mi
     assert evaluations(tmp_path / "0")[0]["step"] == 1
     assert drawn.summary["scores"]["accuracy"] < 0.5
     assert "refitted" not in drawn.summary
-    assert probed.summary["refitted"] == 180 - probed.summary["scores"]["samples"]
+    assert probed.summary["refitted"] == 72 - probed.summary["scores"]["samples"]
     assert "refitted to all" in (tmp_path / "4096" / "report.html").read_text()
     assert "fitted to the validation samples" in hw.load(tmp_path / "4096").evaluate(split="validation")["note"]
     config = json.loads((tmp_path / "4096" / "recipe.json").read_text())["model"]["heads"]["classes"]

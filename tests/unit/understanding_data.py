@@ -16,8 +16,8 @@ from headway.learn import Recipe
 SPLIT = SplitConfig(validation=0.2, test=0.2)
 
 
-def write_questions(data_dir: Path, place: Path) -> Path:
-    """Of six of the intents of banking77, thirty questions each."""
+def write_questions(data_dir: Path, place: Path, each: int = 30) -> Path:
+    """Of six of the intents of banking77, so many questions each."""
     with (data_dir / "textcls/banking77/train.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     names = sorted({row["category"] for row in rows})[:6]
@@ -26,7 +26,7 @@ def write_questions(data_dir: Path, place: Path) -> Path:
         out = csv.writer(file)
         out.writerow(["text", "label"])
         for name in names:
-            out.writerows([row["text"], name] for row in [r for r in rows if r["category"] == name][:30])
+            out.writerows([row["text"], name] for row in [r for r in rows if r["category"] == name][:each])
     return path
 
 
