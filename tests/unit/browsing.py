@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 SIZE = {"width": 1280, "height": 900}
-expect.set_options(timeout=20_000)  # a busy computer
+expect.set_options(timeout=60_000)  # a busy computer
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def opened(browser: Browser, url: str, dark: bool = False, width: int = SIZE["wi
     context = browser.new_context(
         viewport={**SIZE, "width": width}, color_scheme="dark" if dark else "light", accept_downloads=True
     )
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(60_000)
     page, errors = context.new_page(), []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda message: errors.append(message.text) if "Content Security" in message.text else None)
