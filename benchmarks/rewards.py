@@ -11,7 +11,8 @@ learned by the cross-entropy of the sum, until sampled answers to held-out probl
 Mates: the model learns to write legal moves from random positions of seven pieces without a mate in one, each with a
 random move. The reward is "checkmate", in other positions that have a mate in one (mates.py).
 
-Seconds are of the processor, with those of the process that computes rewards. Finished methods are not repeated.
+Seconds are of the processor, with those of the process that computes rewards. Finished methods are not repeated, and
+an interrupted one continues with --work; its seconds are then those of the last process.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def mates(folder: Path) -> Case:
     path = write_prompts(folder / "prompts", parts)
     model = {"width": 96, "depth": 4, "heads": 4, "context": 32, "dropout": 0.0}
     settings = {**COMMON, **TUNED, "task.reward": "checkmate"}
-    return Case(ALPHABET, model, found.moves[PROBED:], found.moves[:PROBED], 1200, 100, 128, True, path, settings)
+    return Case(ALPHABET, model, found.moves[PROBED:], found.moves[:PROBED], 4000, 100, 128, True, path, settings)
 
 
 CASES = {"sums": sums, "mates": mates}
@@ -186,7 +187,7 @@ def main() -> None:
             continue
         began = processor_seconds()
         settings = {**case.settings, "task.method": method, "train.steps": args.steps}
-        fixed: dict[str, Any] = {"seed": args.seed, "samples": 0, "progress": False}
+        fixed: dict[str, Any] = {"seed": args.seed, "samples": 0, "resume": True}
         run = hw.train("reward", data=case.prompts, set=settings, run=folder / method, start=folder / "start", **fixed)
         curve = [
             {name: line[name] for name in ("step", "pass_at_1", "pass_at_4", "answer_tokens", "equal_rewards_rate")}
