@@ -2,6 +2,7 @@
 
     python benchmarks/gpu_path.py waits        # operations that wait, on a simulated device, per objective; 1 minute
     python benchmarks/gpu_path.py programs     # torch.export of a decoding step, per published family; 1 minute
+    python benchmarks/gpu_path.py weights      # errors of logits with weights in bf16, int8 and int4; 20 seconds
     python benchmarks/gpu_path.py requests     # 8 requests at once against one after the other, on torch; 1 minute
 
 Each part is added to results/gpu-path.json. The simulated device and the cases are those of the tests
@@ -72,6 +73,38 @@ def programs() -> dict[str, Any]:
     return {"exported": [name for name in FAMILIES if name not in NOT_EXPORTED], "not exported": NOT_EXPORTED}
 
 
+def weights() -> dict[str, Any]:
+    """Relative errors of logits, on a CPU: bf16 per published family of decoders; int8 and int4 by torch's kernels."""
+    from test_exported_steps import FAMILIES, family_model
+    from test_kernel_weights import CPU, decoded, model_of, relative
+
+    from headway.formats.native import named_tensors
+    from headway.generate.kernel_weights import KernelWeight, store_for_kernels
+    from headway.generate.torch_weights import store_in_bf16
+
+    errors: dict[str, Any] = {}
+    for name in FAMILIES:
+        with tempfile.TemporaryDirectory() as folder:
+            model = family_model(name, Path(folder)).eval()
+        exact = decoded(model)
+        store_in_bf16(model)
+        errors[name] = round(relative(decoded(model), exact), 5)
+    few: dict[str, Any] = {}
+    for bits in ("int8", "int4"):
+        model, restored, exact = model_of(), model_of(), decoded(model_of())
+        store_for_kernels(model, bits, CPU)
+        stored = dict(named_tensors(model))
+        for name, parameter in named_tensors(restored):
+            tensor = stored[name]
+            parameter.data = (tensor.values() if isinstance(tensor, KernelWeight) else tensor.detach()).float()
+        outputs = decoded(model)
+        few[bits] = {
+            "restored": round(relative(outputs, decoded(restored)), 5),
+            "fp32": round(relative(outputs, exact), 5),
+        }
+    return {"bf16 against fp32": errors, "few bits against": few}
+
+
 def requests() -> dict[str, Any]:
     """Tokens per core-second of requests at once and one after the other, and whether their bits are equal."""
     from headway.generate import Limits, Sampling
@@ -116,7 +149,7 @@ def requests() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parts = {"waits": waits, "programs": programs, "requests": requests}
+    parts = {"waits": waits, "programs": programs, "weights": weights, "requests": requests}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=parts)
     part = parser.parse_args().part

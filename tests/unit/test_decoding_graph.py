@@ -43,14 +43,16 @@ def model_of(name: str) -> Any:
 
 
 def generated(model: Any, waits: Waits | None, rounds: int = 2, enabled: bool = True) -> list[list[int]]:
-    """Two batches, one after the other, whose rows end at different steps."""
+    """Two batches, one after the other, of requests with different settings whose rows end at different steps."""
     scheduler, rows = Scheduler(model), []
     stepper: Any = scheduler._stepper
     if not enabled:
         stepper._graphs.enabled = False
     for _ in range(rounds):
         tickets = [
-            scheduler.submit(Request(prompt, Sampling(0.8, seed=5), Limits(9 - 2 * number)), keys=[number])
+            scheduler.submit(
+                Request(prompt, Sampling(0.8, seed=number), Limits(9 - 2 * number), top=number), keys=[number]
+            )
             for number, prompt in enumerate(PROMPTS)
         ]
         ids: dict[int, list[int]] = {ticket: [] for ticket in tickets}

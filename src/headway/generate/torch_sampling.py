@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -85,16 +86,34 @@ def sample_rows(
         sampling = StepSampling(samplers, rows, logits.shape[1])
         sampling.batch.run(logits.float().cpu(), pool)
         return sampling.events()
+    groups: list[list[int]] = []  # of samplers with equal settings
+    for index, sampler in enumerate(samplers):
+        alike = [group for group in groups if samplers[group[0]].sampling == sampler.sampling]
+        if alike:
+            alike[0].append(index)
+        else:
+            groups.append([index])
+    parts = [_sample_group(logits, [rows[i] for i in group], [samplers[i] for i in group]) for group in groups]
+    width = max(part.shape[2] for part in parts)
+    packed = parts[0] if len(parts) == 1 else torch.cat([F.pad(part, (0, width - part.shape[2])) for part in parts], 1)
+    # One transfer: the only time that a step waits for a GPU.
+    tokens, bits = packed.cpu()
+    events: list[Event] = [Event()] * len(rows)
+    order = [index for group in groups for index in group]
+    for index, row, numbers in zip(order, tokens.tolist(), bits.view(torch.float32).tolist()):
+        event, top = Event(id=row[0], logprob=numbers[0]), samplers[index].top
+        event.top = list(zip(row[1 : 1 + top], numbers[1 : 1 + top]))
+        events[index] = event
+    return events
+
+
+def _sample_group(
+    logits: Float[Tensor, "N C"], rows: Sequence[int], samplers: Sequence[Sampler]
+) -> Int[Tensor, "2 G W"]:
+    """Sample with samplers of equal settings: their tokens and the most probable ones, and the bits of their log
+    probabilities.
+    """
     settings = samplers[0].sampling
-    if any(sampler.sampling != settings for sampler in samplers):  # requests that share a step
-        others = [sampler.sampling != settings for sampler in samplers]
-        events: list[Event] = [Event()] * len(rows)
-        for part in (False, True):
-            chosen_rows = [index for index, other in enumerate(others) if other == part]
-            sampled = sample_rows(logits, [rows[i] for i in chosen_rows], [samplers[i] for i in chosen_rows])
-            for index, event in zip(chosen_rows, sampled):
-                events[index] = event
-        return events
     if len(rows) != len(logits) or any(row != index for index, row in enumerate(rows)):
         logits = logits[to_device(torch.tensor(rows), logits.device)]
     logits = logits.float()
@@ -108,14 +127,7 @@ def sample_rows(
     best = logprobs.topk(max(sampler.top for sampler in samplers))
     ids = torch.cat([chosen[:, None], best.indices], 1).int()
     values = torch.cat([logprobs.gather(1, chosen[:, None]), best.values], 1)
-    # One transfer: the only time that a step waits for a GPU.
-    tokens, bits = torch.stack([ids, values.view(torch.int32)]).cpu()
-    events = []
-    for sampler, row, numbers in zip(samplers, tokens.tolist(), bits.view(torch.float32).tolist()):
-        event = Event(id=row[0], logprob=numbers[0])
-        event.top = list(zip(row[1 : 1 + sampler.top], numbers[1 : 1 + sampler.top]))
-        events.append(event)
-    return events
+    return torch.stack([ids, values.view(torch.int32)])
 
 
 def _adjust(logits: Float[Tensor, "B C"], samplers: Sequence[Sampler]) -> Float[Tensor, "B C"]:
