@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from headway.engine.timeline import StepTimeline
 from headway.formats.native import named_tensors
 from headway.formats.open import open_config, open_model
 from headway.generate import SearchConfig, translate_ids
+from headway.generate.decoding_graph import decoding_graphs
 from headway.generate.prompts import make_prompt
 from headway.generate.torch_sampling import argmax
 from headway.learn import AdamWConfig, Recipe, TrainConfig
@@ -62,18 +64,30 @@ def training_step(job: BenchJob) -> Callable[[], object]:
     return lambda: learner.update(next(number), [next(stream)])
 
 
+@dataclass
+class _Batch:
+    """The owner of a decoding graph."""
+
+    decoding: Any
+
+
 def decode(model: Generative, job: BenchJob) -> dict[str, float]:
-    """Greedy steps after the prompts, one token per row, without speculation."""
+    """Greedy steps after the prompts, one token per row, without speculation; on a GPU as CUDA graphs where requests
+    are.
+    """
     prompts = job.prompts()
     timeline_steps = TIMELINE_STEPS if job.timeline is not None else 0
     logits, decoding = model.start(
         make_prompt(prompts, None, torch.device(job.device)), max(map(len, prompts)) + NEW_TOKENS + timeline_steps
     )
 
+    batch, graphs = _Batch(decoding), decoding_graphs(model)
+
     def steps(count: int) -> None:
-        nonlocal logits, decoding
+        nonlocal logits
         for _ in range(count):
-            logits, decoding = model.step(argmax(logits), decoding)
+            ids = argmax(logits)
+            logits, batch.decoding = model.step(ids, batch.decoding) if graphs is None else graphs.step(batch, ids)
 
     steps(WARMUP_TOKENS)
     seconds = time_call(lambda: steps(NEW_TOKENS - WARMUP_TOKENS), job.device)
