@@ -207,7 +207,7 @@ def language(task: Any) -> Result:
     from headway.learn.objectives.baselines import NgramModel
 
     examples = task.examples
-    ids = {split: examples.token_lists(examples.spans(split), 1 << 60) for split in ("train", "validation", "test")}
+    ids = {split: examples.token_lists(split, 1 << 60) for split in ("train", "validation", "test")}
     written = {split: [examples.codec.decode(row) for row in rows] for split, rows in ids.items()}
     octets = {split: [list(text.encode()) for text in rows] for split, rows in written.items()}
     sizes = {split: sum(len(examples.codec.decode(row[1:]).encode()) for row in rows) for split, rows in ids.items()}
