@@ -154,7 +154,7 @@ def test_keys_and_values_may_be_kept_in_int8(run: Path, capsys: pytest.CaptureFi
     ("settings", "message"),
     [
         ({"cache": "int4"}, "unknown number format 'int4' for the KV cache; use fp32 or fp16 or int8"),
-        ({"weights": "int3"}, "unknown number format 'int3' for weights; use fp32 or int8 or int4"),
+        ({"weights": "int3"}, "unknown number format 'int3' for weights; use fp32 or bf16 or int8 or int4"),
         ({"backend": "gpu"}, "unknown backend 'gpu'; use auto or torch or cpu"),
         ({"cache": "int8", "backend": "torch"}, "which cannot be used with backend torch"),
         ({"cache": "int8", "device": "meta"}, "which cannot be used with device meta"),

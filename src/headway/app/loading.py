@@ -12,7 +12,6 @@ from headway.app.runs import open_recipe
 from headway.errors import UserError
 from headway.formats.native import QUANTISED, LoadedWeights, Weights, total_bytes
 from headway.formats.open import OpenedModel, open_config, open_model, usage_and_codec
-from headway.generate.torch_weights import join_experts, store_in_bf16
 from headway.io.arguments import check_types
 from headway.io.hub import find_folder
 from headway.io.machine_memory import check_free_memory
@@ -77,6 +76,8 @@ def load(
         check_free_memory(str(path), {"weights": size}, torch_device, "use --device cpu, or a smaller model")
     model = opened.model.to(torch_device)
     if torch_device.type != "cpu":
+        from headway.generate.torch_weights import join_experts
+
         join_experts(model)
     draft_model = None
     if draft is not None:
@@ -96,12 +97,14 @@ def open_in_format(source: Path, weights: LoadedWeights | None, device: torch.de
     if not is_quantised and weights in (None, "fp32"):
         return open_model(source)
     if not is_quantised and weights == "bf16":
+        from headway.generate.torch_weights import store_in_bf16
+
         opened = open_model(source, None)
         store_in_bf16(opened.model)
         return opened
     if weights == "bf16":
         raise UserError(f"{source} has int8 or int4 weights; load the original model in bf16, or remove weights=bf16")
-    if device.type == "mps":
+    if device.type in ("mps", "meta"):
         raise UserError(f"int8 and int4 weights need a CPU or a CUDA GPU, not device {device}; use device=cpu")
     from headway.engine import load_quantised, quantise, use_programs  # imports LLVM, which is rarely needed
 

@@ -18,7 +18,7 @@ from headway.nn.mixers.base import Mixer
 from headway.nn.models import Decoding, Transformer
 from headway.nn.models.score_biases import Alibi
 
-SLOTS = 256  # the size of a cache is a multiple, so that requests of other lengths use the same graph
+_SLOTS = 256  # the size of a cache is a multiple, so that requests of other lengths use the same graph
 _MAX_GRAPHS = 4  # graphs in memory, each with a cache
 _LOG = logger(__name__)
 
@@ -75,6 +75,10 @@ class DecodingGraphs:
                 layer.rotary.frequencies = layer.rotary.frequencies.to(device)
             elif isinstance(layer, Alibi):
                 layer.slopes = layer.slopes.to(device)
+
+    def capacity(self, tokens: int) -> int:
+        """The size of a cache for this many tokens."""
+        return -(-tokens // _SLOTS) * _SLOTS
 
     def step(self, batch: Any, ids: Int[Tensor, "B"]) -> Output:
         """The step of `batch`, which owns the buffers of its graph as long as it lives."""

@@ -11,7 +11,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headway.engine.chunks import RowChunk
-from headway.generate.decoding_graph import SLOTS, decoding_graphs
 from headway.generate.prompts import device_of, pad
 from headway.layout import Layout, to_device
 from headway.nn.models import GenerationProgress, Generative, Prompt, evaluation_mode
@@ -98,13 +97,17 @@ class TorchStepper:
 
     def __init__(self, model: Generative) -> None:
         self.model, self.config = model, model.config
-        self._graphs = decoding_graphs(model)
+        self._graphs = None
+        if device_of(model).type != "cpu":
+            from headway.generate.decoding_graph import decoding_graphs
+
+            self._graphs = decoding_graphs(model)
 
     def open(
         self, source: Any = None, layout: Layout | None = None, count: int | None = None, capacity: int = 0
     ) -> TorchBatch:
         assert count is not None
-        capacity = capacity if self._graphs is None else -(-capacity // SLOTS) * SLOTS
+        capacity = capacity if self._graphs is None else self._graphs.capacity(capacity)
         return TorchBatch(source, layout, count, capacity)
 
     def lacking(self, chunks: Sequence[RowChunk]) -> float:
