@@ -126,6 +126,18 @@ def test_a_lease_that_nobody_can_read_is_taken_over(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob(".lease"))
 
 
+def test_contents_written_at_once_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shorter of two contents would leave the end of the longer one, which nobody can read."""
+    sizes = set()
+    for host in ("a", "a-host-with-a-long-name"):
+        monkeypatch.setattr(lease.platform, "node", lambda host=host: host)
+        job = Lease(tmp_path / host)
+        assert job.take(lambda: False) is None
+        sizes.add(job.path.stat().st_size)
+        job.release()
+    assert len(sizes) == 1
+
+
 @pytest.mark.usefixtures("no_flock")
 def test_of_two_that_take_over_at_once_one_remains(tmp_path: Path) -> None:
     path, results = left(tmp_path) / ".lease", list[str | None]()

@@ -24,6 +24,7 @@ _PERIOD = 5.0  # seconds between renewals; one that is not renewed for two perio
 _LOOKS = 10  # per period, while another process's lease is watched
 _SETTLE = 1.0  # seconds after which a second process that took the lease over at the same moment is visible
 _MAX_BYTES = 4096
+_SIZE = 1024  # bytes of each content: of two that are written at the same moment, one remains whole
 _FOREIGN_AGE = 60.0  # seconds after which a lease of another machine, which may have another clock, is abandoned
 _LOG = logger(__name__)
 
@@ -171,7 +172,7 @@ class Lease:
         self._count += 1
         with open_run_file(self.path, update=True, flags=0) as file:  # in place, which needs no space on the disk
             file.write(self._content())
-            file.truncate()
+            file.truncate(_SIZE)
 
     def _read(self) -> str | None:
         """The content, None if there is no file; opened each time, because network file systems check it then."""
@@ -182,7 +183,7 @@ class Lease:
             return None
 
     def _content(self) -> str:
-        return json.dumps({**self._mine, "count": f"{self._count:012d}"})
+        return json.dumps({**self._mine, "count": f"{self._count:012d}"}).ljust(_SIZE)
 
     def _holds(self, content: str) -> bool:
         """Whether a content is ours, or nobody's."""
