@@ -11,14 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import headway as hw
+from gpu_generation import greedy_tokens
 from headway.app.loading import open_in_format
 from headway.engine.packed_weights import PackedTensor, pack, unpack
 from headway.errors import UserError
 from headway.formats.native import named_tensors, save_model
-from headway.generate import Limits, Sampling
 from headway.generate.kernel_weights import Int4Weight, Int8Weight, KernelWeight, store_for_kernels
 from headway.generate.prompts import pad
-from headway.generate.scheduler import Request, Scheduler
 from headway.nn.kernels import deterministic
 from headway.nn.models import Prompt
 from headway.nn.models.presets import decoder
@@ -93,26 +92,14 @@ def test_generation_in_few_bits_waits_once_per_step(bits: Literal["int8", "int4"
     hw.quantize(tmp_path / "model", tmp_path / bits, bits)
     store_for_kernels(expected, bits, CPU)
 
-    def generated(model: Any, waits: Waits | None) -> list[int | None]:
-        scheduler, ids = Scheduler(model), []
-        for prompt in ([3, 4, 5], [6]):
-            scheduler.submit(Request(prompt, Sampling(0), Limits(5)))
-        while events := scheduler.step():
-            ids += [event.id for event in sorted(events, key=lambda event: event.ticket)]
-            if waits is not None:
-                assert waits.total == 1 or len(ids) == 2, waits.counts
-                waits.clear()
-        return ids
-
     with Waits() as waits:
         folders: dict[str, Literal["int8", "int4"] | None] = {"model": bits, bits: None}
         for folder, weights in folders.items():
             model: Any = open_in_format(tmp_path / folder, weights, device(), use_engine=True).model
             model = model.to(device())
             assert {parameter.device for parameter in model.parameters()} == {device()}
-            waits.clear()
             if folder == "model" or bits == "int4":
-                assert generated(model, waits) == generated(expected, None)
+                assert greedy_tokens(model, 5, waits) == greedy_tokens(expected, 5, None)
 
 
 def test_a_folder_with_several_formats_keeps_them() -> None:

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 import headway as hw
+from gpu_generation import greedy_tokens
 from headway.app.loading import open_in_format
 from headway.errors import UserError
 from headway.formats.native import LoadedWeights, save_model
-from headway.generate import Limits, Sampling
 from headway.generate.prompts import pad
-from headway.generate.scheduler import Request, Scheduler
 from headway.generate.torch_weights import store_in_bf16
 from headway.layout import Layout
 from headway.nn.kernels import deterministic
@@ -109,24 +108,14 @@ def test_a_translation_model_in_bf16() -> None:
 def test_a_decoding_step_in_bf16_waits_once() -> None:
     """Its logits are sums in fp32, which are not rounded."""
 
-    def generated(place: torch.device, waits: Waits | None) -> list[int | None]:
+    def stored() -> Transformer:
         model = model_of("grouped heads")
         store_in_bf16(model)
-        scheduler, ids = Scheduler(model.to(place)), []
-        if waits is not None:
-            waits.clear()
-        for prompt in ([3, 4, 5], [6]):
-            scheduler.submit(Request(prompt, Sampling(0), Limits(6)))
-        while events := scheduler.step():
-            ids += [event.id for event in sorted(events, key=lambda event: event.ticket)]
-            if waits is not None:
-                assert waits.total == 1 or len(ids) == 2, waits.counts
-                waits.clear()
-        return ids
+        return model
 
-    expected = generated(torch.device("cpu"), None)
+    expected = greedy_tokens(stored(), 6, None)
     with Waits() as waits:
-        assert generated(device(), waits) == expected
+        assert greedy_tokens(stored().to(device()), 6, waits) == expected
 
 
 def test_a_real_model_in_bf16_continues_as_in_fp32(data_dir: Path) -> None:
