@@ -128,6 +128,7 @@ _KINDS: dict[str, Callable[[argparse.Namespace], Kind]] = {
     "files": _files,
 }
 _RECIPES = {"texts": "text", "images": "vision", "sounds": "audio"}
+_TITLES = {"units": "tokens", "text_bytes": "bytes of text"}  # of counts of texts
 
 
 def _work(args: argparse.Namespace, terminal: Terminal) -> None:
@@ -164,8 +165,10 @@ def _report(args: argparse.Namespace, terminal: Terminal) -> None:
     for split, shards in index.splits.items():
         if shards:
             size = sum(shard.bytes for shard in shards)
-            terminal.print(f"{split}: {len(shards):,} shards, {size / 1e6:,.1f} MB")
-    terminal.print(", ".join(f"{name.replace('_', ' ')}: {count:,}" for name, count in counts.items()))
+            number = "1 shard" if len(shards) == 1 else f"{len(shards):,} shards"
+            terminal.print(f"{split}: {number}, {size / 1e6:,.1f} MB")
+    shown = counts if index.kind == "texts" else {name: counts[name] for name in ("samples", "duplicates", "removed")}
+    terminal.print(", ".join(f"{_TITLES.get(name, name)}: {count:,}" for name, count in shown.items()))
     recipe = _RECIPES.get(index.kind, "RECIPE")
     terminal.print(f"use it: headway train {recipe} --data {data.name}")
     terminal.print_result({"path": data.name, "kind": index.kind, "counts": counts, "digest": index.digest})
