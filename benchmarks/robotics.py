@@ -6,7 +6,7 @@
     python benchmarks/robotics.py ablation --data DIR --runs DIR           # chunk size, and how chunks are carried out
     python benchmarks/robotics.py heads --data DIR --runs DIR              # with a latent, and diffusion
     python benchmarks/robotics.py cameras --data DIR --runs DIR             # from pictures and the state of the robot
-    python benchmarks/robotics.py cameras reach --data DIR --runs DIR --threads 1     # about 50 minutes
+    python benchmarks/robotics.py cameras reach --data DIR --runs DIR --threads 1     # about 75 minutes
     python benchmarks/robotics.py train reach --data DIR --runs DIR        # one task alone, printed
 
 A run is a folder in --runs that goes on where it was stopped. Success is at any step of 500, over 50 episodes from
@@ -40,15 +40,15 @@ FILMED = 200  # demonstrations of reach with pictures
 GOAL_CAMERAS = ("corner", "topview")  # which show the small goal of reach
 KEYPOINTS = {
     "task.state": 4,
+    "task.starts": 15,
     "task.episodes": 10,
-    "task.final": 100,
+    "task.final": 50,
     "model.observation.images": "keypoints",
     "model.state_loss": 10.0,
     "train.batch_size": 32,
-    "train.steps": 18_000,
-    "train.evaluate_every": 9000,
+    "train.steps": 90_000,
+    "train.evaluate_every": 30_000,
 }
-STARTS = {**KEYPOINTS, "task.starts": 15, "task.final": 50, "train.steps": 10_500, "train.evaluate_every": 10_500}
 
 
 def environment(task: str) -> str:
@@ -77,7 +77,6 @@ def train(
     tasks: tuple[str, ...],
     settings: dict[str, Any],
     minutes: float | None = None,
-    start: Path | None = None,
 ) -> dict[str, Any]:
     """A run of its name, from where it is, and what it came to; without `minutes` by the steps in its settings."""
     import headway as hw
@@ -90,7 +89,6 @@ def train(
             "metaworld",
             data=[data_of(args, task) for task in tasks],
             run=folder,
-            start=start,
             set=settings,
             minutes=minutes,
             seed=args.seed,
@@ -171,12 +169,8 @@ def part(args: argparse.Namespace) -> dict[str, Any]:
     if kind == "task":
         return train(args, task, (task,), {}, args.minutes)
     if kind == "cameras":
-        if task != "reach":
-            return train(args, f"{task}-cameras", (f"{task}-cameras",), CAMERA, args.minutes)
-        first = Path(args.runs) / "reach-cameras"  # a run that was stopped has its best model
-        before = {} if (first / "model.safetensors").exists() else train(args, first.name, (first.name,), KEYPOINTS)
-        second = train(args, "reach-cameras-starts", (first.name,), STARTS, start=first)
-        return {**second, "first_stage": before or KEYPOINTS}
+        settings, minutes = (KEYPOINTS, None) if task == "reach" else (CAMERA, args.minutes)
+        return train(args, f"{task}-cameras", (f"{task}-cameras",), settings, minutes)
     task, _, variant = task.partition(":")
     if kind == "chunk":
         return ablation(args, task, int(variant))
