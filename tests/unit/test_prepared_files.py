@@ -88,7 +88,7 @@ def test_names_stay_in_their_folder(folder: Path, tmp_path: Path) -> None:
 def test_other_kinds_and_addresses_are_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = prepare_texts(draw_texts(tmp_path / "texts", monkeypatch), tmp_path / "shards")
     assert recipe("text").files([texts]) == [texts]
-    with pytest.raises(UserError, match="contains prepared texts, which this recipe does not read; prepare the data"):
+    with pytest.raises(UserError, match="prepared texts, but this recipe reads prepared images or files; pass such"):
         recipe("vision").files([texts])
     with pytest.raises(UserError, match=r"s3://bucket/pets is remote, and only texts are prepared from an address"):
         PackedFiles([Path("s3://bucket/pets")])

@@ -160,7 +160,7 @@ def test_damage_is_one_line(texts: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read: No such file"):
         documents(out, "train")
     for text_of, reason in (
-        (index[: len(index) // 2], "is not JSON"),
+        (index[: len(index) // 2], r"is not JSON: .*; restore it from a copy, or prepare the data again"),
         (index.replace("train-00000", "../train-00000"), "is not a valid name"),
         (index.replace('"version": 1', '"version": 2'), "has version 2, but headway reads 1"),
         (index.replace('"counts": {"samples": ', '"counts": {"samples": -'), "is not a count"),
@@ -169,6 +169,9 @@ def test_damage_is_one_line(texts: Path, tmp_path: Path) -> None:
         (out / "index.json").write_text(text_of)
         with pytest.raises(UserError, match=reason):
             PreparedData(out)
+    (out / "index.json").write_text(index[: len(index) // 2])
+    with pytest.raises(UserError, match=r"index.json is not JSON: .*; choose another --out, or remove the files in"):
+        prepare(texts, out)
 
 
 def test_a_full_disk_loses_nothing(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

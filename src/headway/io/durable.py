@@ -169,14 +169,14 @@ def read_json(path: Path) -> Any:
         return decode_json(file.read(), str(path))
 
 
-def decode_json(text: bytes, source: str) -> Any:
+def decode_json(text: bytes, source: str, remedy: str = "restore it from a copy") -> Any:
     """Parse JSON text in UTF-8; UserError, naming the source, for anything else."""
     try:
         return parse_json(text.decode("utf-8"))
     except DuplicateKeyError as error:
-        raise UserError(f"{source} has {error}; keep one of them, or restore it from a copy") from error
+        raise UserError(f"{source} has {error}; keep one of them, or {remedy}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{source} is not JSON: {error}; restore it from a copy") from error
+        raise UserError(f"{source} is not JSON: {error}; {remedy}") from error
 
 
 def remove(path: Path) -> None:

@@ -10,7 +10,7 @@ from jaxtyping import Int
 
 from headway.data.prepared.prepared_samples import PreparedSamples
 from headway.data.prepared.shard_order import ShardOrder
-from headway.learn.examples import RngKey, Shard
+from headway.learn.examples import IndexedExamples, RngKey, Shard, TrainingOrder
 
 RowsAt = Callable[[int, Int[np.ndarray, "N"]], Int[np.ndarray, "N"]]
 """The rows at ascending positions in the endless stream of a place."""
@@ -37,18 +37,26 @@ class PlacedBatches:
             yield RngKey(batch_index, np.arange(batch_index * self.size, (batch_index + 1) * self.size)), rows
 
 
-def windowed_batches(
-    samples: PreparedSamples, rows: Int[np.ndarray, "N"], size: int, places: int, seed: int
-) -> PlacedBatches:
-    """Batches of indices into `rows`, samples of a split, in the order of their shards."""
-    shards = samples.shards_of(rows)
-    by_shard = np.argsort(shards, kind="stable")
-    counts = np.bincount(shards, minlength=len(samples.shards.shards))
-    first, order = np.cumsum([0, *counts.tolist()]), ShardOrder(counts.tolist(), places, seed)
+class PreparedExamples(IndexedExamples):
+    """Samples of one table, which may be `prepared`: row n is the prepared sample `prepared_rows[n]`. If there are too
+    many bytes for one shuffle, they are trained in the order of their shards, in `places`, the micro-batches of a step.
+    """
 
-    def rows_at(place: int, positions: Int[np.ndarray, "M"]) -> Int[np.ndarray, "M"]:
-        ordered = order.rows(place, positions)
-        samples.shards.announce(order.upcoming(place, int(positions[0])))
-        return by_shard[first[ordered.shards] + ordered.rows]
+    prepared: PreparedSamples | None = None
+    prepared_rows: Int[np.ndarray, "N"]
+    places: int = 1
 
-    return PlacedBatches(rows_at, len(rows), size, places)
+    def training_order(self, rows: Int[np.ndarray, "M"]) -> TrainingOrder:
+        if self.prepared is None or not self.prepared.is_windowed:
+            return super().training_order(rows)
+        all_shards, shards = self.prepared.shards, self.prepared.shards_of(self.prepared_rows[rows])
+        by_shard = np.argsort(shards, kind="stable")
+        counts = np.bincount(shards, minlength=len(all_shards.shards)).tolist()
+        first, order = np.cumsum([0, *counts]), ShardOrder(counts, self.places, self.seed)
+
+        def rows_at(place: int, positions: Int[np.ndarray, "P"]) -> Int[np.ndarray, "P"]:
+            ordered = order.rows(place, positions)
+            all_shards.announce(order.upcoming(place, int(positions[0])))
+            return by_shard[first[ordered.shards] + ordered.rows]
+
+        return PlacedBatches(rows_at, len(rows), self.batch_size, self.places)

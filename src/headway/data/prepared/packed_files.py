@@ -162,8 +162,8 @@ def unpacked_paths(path: Path, kinds: Collection[str] = ()) -> list[Path]:
         return [path]
     if data.index.kind != PackedFiles.name:
         raise UserError(
-            f"{data.name} contains prepared {data.index.kind[:20]}, which this recipe does not read; prepare the data "
-            f"again with --kind {next(iter(kinds), PackedFiles.name)}"
+            f"{data.name} contains prepared {data.index.kind[:20]}, but this recipe reads prepared "
+            f"{' or '.join((*kinds, PackedFiles.name))}; pass such data, or choose a recipe for {data.index.kind[:20]}"
         )
     folder = open_or_build(cache_root() / f"unpacked-{data.index.digest[:32]}", partial(_write_files, data))
     return [folder / _safe_name(name, data.name) for name in data.index.details["paths"]]

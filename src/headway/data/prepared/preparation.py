@@ -218,12 +218,12 @@ class Preparation:
                 self._write_index(deal, shards, digest)
 
     def _is_finished(self, digest: str) -> bool:
-        if self.remote is not None:
-            index = decode_json(self.remote.read(INDEX_FILE), self.name) if self.remote.exists(INDEX_FILE) else None
-        else:
-            index = read_json(self.out / INDEX_FILE) if (self.out / INDEX_FILE).exists() else None
-        if index is None:
+        path, remote = self.out / INDEX_FILE, self.remote
+        if not (path.exists() if remote is None else remote.exists(INDEX_FILE)):
             return False
+        content = path.read_bytes() if remote is None else remote.read(INDEX_FILE)
+        remedy = f"choose another --out, or remove the files in {self.name}"
+        index = decode_json(content, f"{self.name}/{INDEX_FILE}", remedy)
         if not isinstance(index, dict) or index.get("details", {}).get("plan") != digest:
             raise UserError(
                 f"{self.name} already has data prepared from other files or with other settings; choose another --out"

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from headway.data.prepared.preparation import file_digest_of
-from headway.data.prepared.shard_files import map_file, map_shard
+from headway.data.prepared.shard_files import REMEDY, map_file, map_shard
 from headway.data.prepared.shard_index import INDEX_FILE, MAX_INDEX_BYTES, ShardFile, parse_index
 from headway.errors import UserError
 from headway.io.cache import cache_errors, cache_root, file_lock
@@ -70,7 +70,7 @@ class PreparedData:
                 content = file.read(MAX_INDEX_BYTES + 1)
         if len(content) > MAX_INDEX_BYTES:
             raise UserError(f"{address} has more than {MAX_INDEX_BYTES:,} bytes; prepare the data in several folders")
-        self.index = parse_index(decode_json(content, address), address, hashlib.sha256(content).hexdigest())
+        self.index = parse_index(decode_json(content, address, REMEDY), address, hashlib.sha256(content).hexdigest())
 
     def companion_folder(self) -> Path:
         """A local folder with the files next to the shards, whose digests are checked: a tokenizer, or a table."""
@@ -84,7 +84,7 @@ class PreparedData:
                             self.remote.fetch(name, size, draft)
         for name, (size, digest) in self.index.codec.items():
             if file_digest_of(folder / name) != (size, digest):
-                raise UserError(f"{folder / name} has changed since the data were prepared; restore it from a copy")
+                raise UserError(f"{folder / name} has changed since the data were prepared; {REMEDY}")
         return folder
 
     def map(self, shard: ShardFile) -> dict[str, np.ndarray]:

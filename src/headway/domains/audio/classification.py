@@ -33,14 +33,14 @@ from headway.domains.audio.sound_shards import PreparedSounds
 from headway.errors import ConfigError
 from headway.formats.out_of_distribution import SampleStatistics, TrainingStatistics
 from headway.learn import Recipe, Task, TaskConfig
-from headway.learn.examples import Batch, Contents, RngKey, TrainingOrder
+from headway.learn.examples import Batch, Contents, RngKey
 from headway.learn.objectives.classes import ClassSamples, check_classes
 from headway.learn.objectives.predictions import HEAD, Prediction
 from headway.learn.objectives.targets import ChosenTarget, TargetConfig, TargetSamples, choose_target, target_task
 from headway.learn.recipe import batch_size_of
 from headway.learn.report import Picture
 from headway.learn.report.pictures import spectrogram
-from headway.learn.shard_batches import windowed_batches
+from headway.learn.shard_batches import PreparedExamples
 from headway.nn.models import DistilledHeadConfig, ModelConfig, PooledHeadConfig, TransformerConfig
 
 _MAX_MEASURED = 1_000  # recordings for the in-distribution statistics, about 2 ms each
@@ -118,7 +118,7 @@ class SoundsConfig(SoundTaskConfig, TargetConfig):
         return target_task(dataset, self, "sound", self.smoothing, workspace)
 
 
-class SoundDataset(TargetSamples):
+class SoundDataset(PreparedExamples, TargetSamples):
     """Audio windows with their targets, augmented in training."""
 
     def __init__(
@@ -135,7 +135,7 @@ class SoundDataset(TargetSamples):
         self.config = config
         self.bands = bands_of(model)
         self.sounds, self.prepared, self.places = sounds, prepared, recipe.train.accumulate
-        self.rows = np.setdiff1d(np.arange(len(labelled)), sounds.unreadable)
+        self.rows = self.prepared_rows = np.setdiff1d(np.arange(len(labelled)), sounds.unreadable)
         self.files = [labelled.files[row] for row in self.rows]
         labels, locations = ([column[row] for row in self.rows] for column in (labelled.labels, labelled.locations))
         if chosen.target.kind == "class":
@@ -160,11 +160,6 @@ class SoundDataset(TargetSamples):
         )
         self.seed, self.batch_size = recipe.train.seed, batch_size_of(recipe)
         self.set_targets(samples, chosen, config.split, "recordings", "a folder", workspace)
-
-    def training_order(self, rows: np.ndarray) -> TrainingOrder:
-        if self.prepared is None or not self.prepared.is_windowed:
-            return super().training_order(rows)
-        return windowed_batches(self.prepared, self.rows[rows], self.batch_size, self.places, self.seed)
 
     def contents(self) -> Contents:
         return {**super().contents(), "sounds": ([self.sounds.keys[row] for row in map(int, self.rows)],)}

@@ -34,13 +34,13 @@ from headway.formats.usage import read_usage
 from headway.io.hub import named_folder
 from headway.layout import to_device
 from headway.learn import Recipe, Task, TaskConfig
-from headway.learn.examples import Batch, Contents, RngKey, TrainingOrder, spread_evenly
+from headway.learn.examples import Batch, Contents, RngKey, spread_evenly
 from headway.learn.objectives.classes import Classification, ClassSamples, check_classes
 from headway.learn.objectives.predictions import HEAD, Prediction
 from headway.learn.objectives.targets import ChosenTarget, TargetConfig, TargetSamples, choose_target, target_task
 from headway.learn.recipe import batch_size_of
 from headway.learn.report import Picture, Tile, tile_grid
-from headway.learn.shard_batches import windowed_batches
+from headway.learn.shard_batches import PreparedExamples
 from headway.nn.models import (
     DistilledHead,
     DistilledHeadConfig,
@@ -113,7 +113,7 @@ class VisionConfig(TaskConfig, TargetConfig):
         return target_task(dataset, self, "image", self.smoothing, workspace, make_objective)
 
 
-class ImageDataset(TargetSamples):
+class ImageDataset(PreparedExamples, TargetSamples):
     """Images as model inputs, with random augmentation in training."""
 
     def __init__(
@@ -132,7 +132,7 @@ class ImageDataset(TargetSamples):
         self.config, self.embed, self.images = config, embed, images.pixels
         self.prepared, self.places = samples.prepared, recipe.train.accumulate
         self.files, self.origins, self.locations = samples.files, samples.origins, samples.locations
-        self.rows = rows = np.setdiff1d(np.arange(len(samples)), list(images.errors))
+        self.rows = self.prepared_rows = rows = np.setdiff1d(np.arange(len(samples)), list(images.errors))
         self.keys = [images.keys[row] for row in rows.tolist()]
         labels = [samples.labels[row] for row in rows.tolist()]
         if chosen.target.kind == "class":
@@ -153,11 +153,6 @@ class ImageDataset(TargetSamples):
         if self.prepared is not None and self.prepared.is_windowed:
             rows = self.prepared.in_one_shard(rows)
         return measured_rows(rows)
-
-    def training_order(self, rows: np.ndarray) -> TrainingOrder:
-        if self.prepared is None or not self.prepared.is_windowed:
-            return super().training_order(rows)
-        return windowed_batches(self.prepared, self.rows[rows], self.batch_size, self.places, self.seed)
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
         """`model` with the images' channels. UserError for a split without images."""
