@@ -1,7 +1,8 @@
 """Random positions of seven pieces for rewards.py: some with a mate in one, others with a random legal move.
 
 White, to move, has the king and three more pieces; Black has the king, mostly on the edge, and two. A position is
-written as its pieces and their squares: Kg1Qd4Rh7Nb3kg8pf7pa6.
+written as its pieces and their squares, and a move as two squares: K g1 Q d4 R h7 N b3 k g8 p f7 p a6 > d4 g7. A word
+is one token.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ from typing import NamedTuple
 
 import chess
 
-ALPHABET = "PNBRQKpnbrqk" + "acdefgh" + "12345678"  # b is a file and a bishop
+VOCABULARY = " ".join([*"PNBRQKpnbrqk>", *chess.SQUARE_NAMES])
 _WHITE = ("QRB", "QRN", "QRR", "QRP", "QBN", "QBP", "QNP", "RRB", "RRN", "RRP")  # next to the king
 _BLACK = ("qr", "rb", "rn", "rp", "bn", "bp", "np", "pp")
 _EDGE = [square for square in chess.SQUARES if square % 8 in (0, 7) or square // 8 in (0, 7)]
 _EDGE_SHARE = 0.8  # of positions have the black king on the edge
+_EXAMPLES = 3  # moves of a position, at most
 _REPORT = 2000  # mates between lines of progress
 
 
 class Positions(NamedTuple):
-    """`moves`: positions without a mate in one, each with a random legal move; `mates`: prompts with a mate in one."""
+    """`moves`: positions without a mate in one, each with random legal moves; `mates`: prompts with a mate in one."""
 
     moves: list[tuple[str, str]]
     mates: list[dict[str, str]]
@@ -37,12 +39,13 @@ def place(rng: random.Random) -> chess.Board | None:
     board = chess.Board(None)
     for piece, square in zip(pieces, squares):
         board.set_piece_at(square, chess.Piece.from_symbol(piece))
-    return board if len(set(squares)) == len(pieces) and board.is_valid() else None
+    promotes = board.pawns & board.occupied_co[chess.WHITE] & chess.BB_RANK_7  # a move is two squares alone
+    return board if len(set(squares)) == len(pieces) and board.is_valid() and not promotes else None
 
 
 def to_text(board: chess.Board) -> str:
     pieces = sorted(board.piece_map().items(), key=lambda item: ("KQRBNPkqrbnp".index(item[1].symbol()), item[0]))
-    return "".join(piece.symbol() + chess.square_name(square) for square, piece in pieces)
+    return " ".join(f"{piece.symbol()} {chess.square_name(square)}" for square, piece in pieces) + " >"
 
 
 def mates_in_one(board: chess.Board) -> bool:
@@ -74,7 +77,9 @@ def positions(num_moves: int, num_mates: int, seed: int) -> Positions:
             if len(found.mates) % _REPORT == 0:
                 print(f"{len(found.mates):,} mates and {len(found.moves):,} moves", flush=True)
         elif len(found.moves) < num_moves and (legal := list(board.legal_moves)):
-            found.moves.append((prompt, rng.choice(legal).uci()))
+            for move in rng.sample(legal, min(_EXAMPLES, len(legal))):
+                squares = chess.square_name(move.from_square), chess.square_name(move.to_square)
+                found.moves.append((prompt, " ".join(squares)))
     return Positions(found.moves, found.mates[:num_mates])
 
 

@@ -31,7 +31,7 @@ import torch
 
 import headway as hw
 from headway.app import api
-from headway.codecs import train_codec
+from headway.codecs import TokenizerCodec, train_codec
 from headway.config import override
 from headway.data import IGNORE_INDEX
 from headway.formats.native import save_model
@@ -41,7 +41,7 @@ from headway.nn.models.presets import preset
 from measure import RESULTS, write
 
 SUMS, PROBLEMS = 30_000, 20_000  # sums to learn from, and rewarded or held out
-MOVES, POSITIONS = 150_000, 20_000  # moves to learn from, and rewarded positions that have a mate in one
+MOVES, POSITIONS = 450_000, 20_000  # moves to learn from, and rewarded positions that have a mate in one
 HELD_OUT = {"validation": 500, "test": 2000}  # further positions with a mate in one
 LR, TARGET, PROBED = 3e-3, 0.4, 500
 COMMON = {"task.max_new_tokens": 6, "task.prompts": 32, "task.group": 8, "train.batch_size": 256}
@@ -53,7 +53,7 @@ class Case(NamedTuple):
     `probed` each `check` steps, are as probable as TARGET; then `prompts` with a reward.
     """
 
-    alphabet: str
+    codec: TokenizerCodec
     model: dict[str, Any]
     examples: Sequence[tuple[str, str]]
     probed: Sequence[tuple[str, str]]
@@ -87,19 +87,31 @@ def sums(folder: Path) -> Case:
     model = {"width": 64, "depth": 2, "heads": 4, "context": 16, "dropout": 0.0}
     examples = [problem(*pair) for pair in learned]
     settings = {**COMMON, **TUNED, "task.reward": "exact"}
-    return Case("0123456789+=", model, examples, others[:PROBED], 4000, 5, 256, False, path, settings)
+    return Case(
+        train_codec("char", iter(["0123456789+="])),
+        model,
+        examples,
+        others[:PROBED],
+        4000,
+        5,
+        256,
+        False,
+        path,
+        settings,
+    )
 
 
 def mates(folder: Path) -> Case:
-    from mates import ALPHABET, positions, write_prompts
+    from mates import VOCABULARY, positions, write_prompts
 
     found = positions(MOVES + PROBED, POSITIONS + sum(HELD_OUT.values()), 0)
     rows = iter(found.mates)
     parts = {split: list(islice(rows, count)) for split, count in {**HELD_OUT, "train": POSITIONS}.items()}
     path = write_prompts(folder / "prompts", parts)
-    model = {"width": 96, "depth": 4, "heads": 4, "context": 32, "dropout": 0.0}
+    model = {"width": 128, "depth": 4, "heads": 4, "context": 24, "dropout": 0.0}
     settings = {**COMMON, **TUNED, "task.reward": "checkmate"}
-    return Case(ALPHABET, model, found.moves[PROBED:], found.moves[:PROBED], 4000, 100, 128, True, path, settings)
+    codec = train_codec("word", iter([VOCABULARY]), split="space")
+    return Case(codec, model, found.moves[PROBED:], found.moves[:PROBED], 4000, 100, 128, True, path, settings)
 
 
 CASES = {"sums": sums, "mates": mates}
@@ -112,11 +124,11 @@ def processor_seconds() -> float:
 
 def supervised(folder: Path, case: Case, seed: int) -> dict[str, Any]:
     """Write a model that has learned from the examples; how it got there."""
-    codec = train_codec("char", iter([case.alphabet]))
+    codec = case.codec
     first = len(codec.encode(case.examples[0][0]))
 
     def encoded(pairs: Sequence[tuple[str, str]]) -> torch.Tensor:
-        rows = [[codec.bos_id, *codec.encode(prompt + answer), codec.eos_id] for prompt, answer in pairs]
+        rows = [[codec.bos_id, *codec.encode(prompt), *codec.encode(answer), codec.eos_id] for prompt, answer in pairs]
         width = max(map(len, rows))
         return torch.tensor([row + [IGNORE_INDEX] * (width - len(row)) for row in rows])
 

@@ -142,6 +142,11 @@ def test_errors_and_returns_have_their_own_scales() -> None:
     assert 0 < losses.low < losses.score < 2.5
     assert returns.low < returns.score < returns.high
     assert returns.score > -200
+    limited = expected_score(
+        play._replace(baseline=Baseline("the recorded episodes", "return_mean", -200.0, -160.0)), known
+    )
+    assert limited is not None
+    assert limited.low < limited.score == limited.high == -160
 
 
 def test_the_shipped_references_predict_their_own_sets() -> None:

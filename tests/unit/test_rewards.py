@@ -36,8 +36,8 @@ CASES: list[tuple[str, dict[str, Any], dict[str, float]]] = [
         {"prompt": "", "schema": json.dumps(POINT)},
         {'{"x": 1.0, "tags": ["a"]}': 1, '{"x": 1, "y": 2}': 0},
     ),
-    ("legal-move", {"prompt": MATE}, {"a1a8": 1, "Ra8# wins": 1, "Ra2": 1, "a1b2": 0, "": 0, "0000": 0}),
-    ("checkmate", {"prompt": "mate!", "fen": MATE}, {"a1a8": 1, "Ra8": 1, "Ra2": 0, "Rb2": 0}),
+    ("legal-move", {"prompt": MATE}, {"a1a8": 1, "a1 a8": 1, "Ra8# wins": 1, "Ra2": 1, "a1b2": 0, "": 0, "0000": 0}),
+    ("checkmate", {"prompt": "mate!", "fen": MATE}, {"a1a8": 1, "Ra8": 1, "a1 a2": 0, "Ra2": 0, "Rb2": 0}),
 ]
 
 

@@ -23,11 +23,14 @@ E = TypeVar("E", bound=Examples)
 
 
 class Baseline(NamedTuple):
-    """The validation score of a quick classical method: what it is called, the metric, and the score."""
+    """The validation score of a quick classical method: what it is called, the metric, the score, and the highest score
+    that is possible, if a metric without fixed bounds has one.
+    """
 
     method: str
     metric: str
     score: float
+    highest: float | None = None
 
 
 class Objective(Generic[E]):

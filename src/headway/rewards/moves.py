@@ -10,12 +10,12 @@ from headway.errors import UserError
 
 
 def legal_move(prompt: str, output: str, row: Mapping[str, Any]) -> float:
-    """1 if the first word of the output is a legal move, as e2e4 or Nf3."""
+    """1 if the output starts with a legal move, as e2e4, e2 e4 or Nf3."""
     return float(board_after(output, row) is not None)
 
 
 def checkmate(prompt: str, output: str, row: Mapping[str, Any]) -> float:
-    """1 if the first word of the output is a move that gives checkmate."""
+    """1 if the output starts with a move that gives checkmate."""
     board = board_after(output, row)
     return float(board is not None and board.is_checkmate())
 
@@ -39,12 +39,16 @@ def position(row: Mapping[str, Any]) -> Any:
 
 
 def board_after(output: str, row: Mapping[str, Any]) -> Any:
-    """The board after the first word of the output; None if that is not a legal move."""
+    """The board after the move that the output starts with; None if that is not a legal move."""
     board, words = position(row), output.split()
-    for parse in (board.parse_uci, board.parse_san):
+    for parse, text in (
+        (board.parse_uci, "".join(words[:1])),
+        (board.parse_san, "".join(words[:1])),
+        (board.parse_uci, "".join(words[:2])),
+    ):
         try:
-            move = parse(words[0])
-        except (ValueError, IndexError):
+            move = parse(text)
+        except ValueError:
             continue
         if move:  # 0000 is no move
             board.push(move)

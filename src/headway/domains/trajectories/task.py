@@ -258,11 +258,14 @@ class StepActions(Objective[Trajectories]):
         return (output - target).square().mean(-1)
 
     def baseline(self, examples: Trajectories, limit: int) -> Baseline | None:
-        """The mean return of the training episodes."""
+        """The mean return of the training episodes. No return exceeds the highest reward of a step, in every step."""
         if self.envs is None:
             return None
-        rows = examples.splits.rows("train")
-        return Baseline("the recorded episodes", "return_mean", float(examples.episodes.returns[rows].mean()))
+        episodes = examples.episodes
+        recorded = episodes.returns[examples.splits.rows("train")]
+        steps, reward = self.envs.horizon, float(episodes.rewards.max())
+        highest = None if steps is None else max(steps * reward if reward > 0 else reward, float(recorded.max()))
+        return Baseline("the recorded episodes", "return_mean", float(recorded.mean()), highest)
 
     def evaluate(
         self, model: nn.Module, examples: Trajectories, split: str, limit: int | None = None

@@ -253,5 +253,7 @@ def _score(metric: str, position: float, facts: Facts) -> float:
         return math.exp(position)
     if kind == "return":
         recorded = 0.0 if facts.baseline is None else facts.baseline.score
-        return recorded + position * max(abs(recorded), 1e-6)
+        expected = recorded + position * max(abs(recorded), 1e-6)
+        highest = None if facts.baseline is None else facts.baseline.highest
+        return expected if highest is None else min(expected, highest)
     return (100 if metric in _PERCENT_METRICS else 1) / (1 + math.exp(-position))
