@@ -117,6 +117,7 @@ def test_large_data_are_shuffled_in_windows(folder: Path, tmp_path: Path, monkey
     out = prepare(folder, tmp_path / "out")
     settings = {"train.batch_size": 2, "train.accumulate": 2}
     examples = opened(out, tmp_path / "a", **settings)
+    assert examples.prepared is not None
     rows = examples.splits.rows("train")
     order = examples.of("train").training_order()
     epoch = round(len(rows) / 2)
@@ -128,7 +129,11 @@ def test_large_data_are_shuffled_in_windows(folder: Path, tmp_path: Path, monkey
     assert next(order.endless(Shard(1, 2, 2), 0))[1].tolist() == drawn[2:4]
     classes = [examples.targets[rows[index]] for index in drawn[:12]]
     assert len(set(classes)) == 3  # neighbours in shards are of several classes
-    assert len(examples._measured_rows()) < len(rows)
+    assert examples.processor == opened(folder, tmp_path / "b", **settings).processor  # over all training images
+    shards = examples.prepared.shards_of(examples.in_few_shards(rows, 12))
+    assert set(shards.tolist()) == set(range(max(shards) + 1))
+    assert 12 <= len(shards) < len(rows)
+    assert np.count_nonzero(shards < max(shards)) < 12
 
 
 def test_splits_may_be_decided_when_images_are_prepared(folder: Path, tmp_path: Path) -> None:

@@ -46,6 +46,15 @@ class PreparedExamples(IndexedExamples):
     prepared_rows: Int[np.ndarray, "N"]
     places: int = 1
 
+    def in_few_shards(self, samples: Int[np.ndarray, "M"], count: int) -> Int[np.ndarray, "K"]:
+        """These samples or, of prepared ones in many shards, the ones in as few shards as have `count` of them. Samples
+        are in shards in random order.
+        """
+        if self.prepared is None or not self.prepared.is_windowed:
+            return samples
+        shards = self.prepared.shards_of(samples)
+        return samples[shards <= np.sort(shards)[:count].max(initial=0)]
+
     def training_order(self, rows: Int[np.ndarray, "M"]) -> TrainingOrder:
         if self.prepared is None or not self.prepared.is_windowed:
             return super().training_order(rows)

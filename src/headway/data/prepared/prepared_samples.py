@@ -53,7 +53,8 @@ class PreparedSamples:
     """The samples of prepared data of one kind, in the order of their files.
 
     labels: of each; named_splits: uint8 [N], as in file names or decided when the data were prepared; keys: uint8 [N,
-    K], equal for equal samples; names: of their files; lengths: int64 [N]; flags: uint8 [N]; details: of the index.
+    K], equal for equal samples; names: of their files; lengths: int64 [N]; flags: uint8 [N]; sums: uint64 [N, S], of
+    their values; details: of the index.
     """
 
     data: PreparedData
@@ -63,6 +64,7 @@ class PreparedSamples:
     names: StringColumn
     lengths: np.ndarray
     flags: np.ndarray
+    sums: np.ndarray
     details: Mapping[str, Any]
     positions: np.ndarray  # int64 [N] in the concatenated shards
     checksums: np.ndarray  # uint32 [N]
@@ -100,6 +102,7 @@ class PreparedSamples:
             StringColumn(table["name_text"], table["name_offsets"]),
             table["lengths"],
             table["flags"],
+            table["sums"],
             data.index.details,
             table["positions"],
             table["checksums"],
@@ -112,7 +115,7 @@ class PreparedSamples:
 
     def select(self, rows: np.ndarray) -> PreparedSamples:
         """The samples of these rows, in this order."""
-        columns = ("named_splits", "keys", "lengths", "flags", "positions", "checksums")
+        columns = ("named_splits", "keys", "lengths", "flags", "sums", "positions", "checksums")
         return replace(
             self,
             labels=[self.labels[row] for row in rows.tolist()],
@@ -155,11 +158,6 @@ class PreparedSamples:
         """The number of the shard of each row, int64 [M]."""
         return np.searchsorted(self._first, self.positions[rows], side="right") - 1
 
-    def in_one_shard(self, rows: np.ndarray) -> np.ndarray:
-        """Those of the rows that are in the first shard with any."""
-        shards = self.shards_of(rows)
-        return rows[shards == shards.min()]
-
     def contents(self, rows: np.ndarray) -> Iterator[memoryview]:
         """The bytes of samples. UserError for one that has changed since it was prepared."""
         positions = self.positions[rows]
@@ -186,8 +184,10 @@ def _checked(arrays: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarr
         table[name] = arrays[name]
         if table[name].shape != (count,):
             raise ValueError(f"{name} does not have {count:,} entries")
-    if table["keys"].ndim != 2 or len(table["keys"]) != count or not count:
-        raise ValueError("its keys have another number")
+    table["sums"] = arrays["sums"]
+    for name in ("keys", "sums"):
+        if table[name].ndim != 2 or len(table[name]) != count or not count:
+            raise ValueError(f"its {name} have another number")
     for name, strings in (("name", count), ("label", int(table["labels"].max()) + 1)):
         offsets, text = table[f"{name}_offsets"], table[f"{name}_text"]
         if len(offsets) < strings + 1 or offsets[0] or offsets[-1] != len(text) or (np.diff(offsets) < 0).any():

@@ -35,23 +35,30 @@ _COLUMNS = {
     "lengths": np.int64,
     "checksums": np.uint32,
     "flags": np.uint8,
+    "sums": np.uint64,
 }
 
 
 class EncodedSample(NamedTuple):
-    """A decoded sample: its bytes in a shard; its key, equal for equal samples; its length; and a flag, 0 or 1."""
+    """A decoded sample: its bytes in a shard; its key, equal for equal samples; its length; a flag, 0 or 1; and sums of
+    its values, from which a training has means over any samples without reading them.
+    """
 
     content: bytes
     key: bytes
     length: int = 1
     flag: int = 0
+    sums: Sequence[int] = ()
 
 
 class SampleEncoder(Protocol):
-    """How a kind of sample is decoded. `name` is the kind, in the plural; keys have `key_bytes`."""
+    """How a kind of sample is decoded. `name` is the kind, in the plural; keys have `key_bytes`. After `start`, a
+    sample has `num_sums`.
+    """
 
     name: str
     key_bytes: int
+    num_sums: int
 
     def plan(self) -> dict[str, Any]:
         """Everything that samples depend on in addition to their files, as JSON."""
@@ -139,6 +146,7 @@ class SampleKind:
             columns.append("hashes", np.array([text_key(sample.key.hex()) for sample in samples], np.uint64))
             columns.append("lengths", [sample.length for sample in samples])
             columns.append("flags", [sample.flag for sample in samples])
+            columns.append("sums", np.array([sample.sums for sample in samples], np.uint64).reshape(-1))
         write_info(folder, {"samples": len(samples), "errors": errors})
 
     def samples(self, folder: Path) -> PartSamples:
@@ -148,10 +156,12 @@ class SampleKind:
 
     def _columns(self, folder: Path, *names: str) -> dict[str, np.ndarray]:
         count = read_info(folder)["samples"]
-        widths = {"keys": self.encoder.key_bytes}
-        return {
-            name: np.asarray(read_column(folder, name, _COLUMNS[name], count * widths.get(name, 1))) for name in names
-        }
+        widths = {"keys": self.encoder.key_bytes, "sums": self.encoder.num_sums}
+        columns = {}
+        for name in names:
+            column = np.asarray(read_column(folder, name, _COLUMNS[name], count * widths.get(name, 1)))
+            columns[name] = column.reshape(count, widths[name]) if name in widths else column
+        return columns
 
     def text_bytes(self, folder: Path) -> int:
         return int(self._columns(folder, "sizes")["sizes"].sum())
@@ -173,14 +183,13 @@ class SampleKind:
     def finish(
         self, work: Path, out: Path, spans: Callable[[int], Mapping[str, Spans]]
     ) -> tuple[Mapping[str, tuple[int, str]], Mapping[str, Any]]:
-        names = ("keys", "numbers", "sizes", "lengths", "checksums", "flags")
+        names = ("keys", "numbers", "sizes", "lengths", "checksums", "flags", "sums")
         parts: dict[str, list[dict[str, np.ndarray]]] = {split: [] for split in SPLITS}
         errors: list[str] = []
         for block in range(self.blocks):
             folder = work / "parts" / f"{block:07d}"
             errors += read_info(folder)["errors"]
             columns = self._columns(folder, *names)
-            columns["keys"] = columns["keys"].reshape(-1, self.encoder.key_bytes)
             for split, chosen in spans(block).items():
                 parts[split].append({name: column[chosen.starts] for name, column in columns.items()})
         ordered = [part for split in SPLITS for part in parts[split]]  # as in the shards

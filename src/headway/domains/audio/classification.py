@@ -199,9 +199,7 @@ class SoundDataset(PreparedExamples, TargetSamples):
 
     def input_statistics(self) -> TrainingStatistics:
         """In-distribution statistics of the training recordings."""
-        rows = self.rows[self.splits.rows("train")]
-        if self.prepared is not None and self.prepared.is_windowed:
-            rows = self.prepared.in_one_shard(rows)
+        rows = self.in_few_shards(self.rows[self.splits.rows("train")], _MAX_MEASURED)
         sample = rows[:: -(-len(rows) // _MAX_MEASURED)]
         return TrainingStatistics(
             alike=SampleStatistics.fit(

@@ -24,7 +24,7 @@ class SoundEncoder:
     """Labelled recordings, with one channel."""
 
     name = "sounds"
-    key_bytes = 16
+    key_bytes, num_sums = 16, 0
 
     def read(self, paths: Sequence[Path]) -> LabelledFiles:
         """The labelled recordings in folders and tables."""

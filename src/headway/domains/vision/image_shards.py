@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from headway.codecs.image_processor import ImageProcessor, pillow, read_image
 from headway.config import to_dict
 from headway.data.image_cache import image_key
@@ -29,6 +31,7 @@ class ImageEncoder:
 
     name = "images"
     key_bytes = KEY_BYTES
+    num_sums: int  # of the values of each channel, and of their squares
     processor: ImageProcessor
 
     def __init__(self, size: tuple[int, int] | None = None, channels: int | None = None) -> None:
@@ -60,8 +63,11 @@ class ImageEncoder:
     def start(self, settings: Mapping[str, Any]) -> None:
         height, width, channels = settings["shape"]
         half = (0.5,) * channels
+        self.num_sums = 2 * channels
         self.processor = ImageProcessor((height, width), resample=RESAMPLE, mean=half, std=half)
 
     def encode(self, path: Path) -> EncodedSample:
         pixels = self.processor.pixels(read_image(path))
-        return EncodedSample(pixels.tobytes(), bytes.fromhex(image_key(pixels, KEY_BYTES)))
+        values = pixels.reshape(-1, pixels.shape[2]).astype(np.uint64)
+        sums = [*values.sum(0).tolist(), *(values**2).sum(0).tolist()]
+        return EncodedSample(pixels.tobytes(), bytes.fromhex(image_key(pixels, KEY_BYTES)), sums=sums)

@@ -136,7 +136,7 @@ def read_samples(
         shape = prepared.details.get("shape")
         if not isinstance(shape, list) or len(shape) != _SHAPE or not all(type(n) is int and n > 0 for n in shape):
             raise UserError(f"the index of {prepared.data.name} states no shape of images; prepare the data again")
-        if (np.diff(prepared.starts) != math.prod(shape)).any():
+        if (np.diff(prepared.starts) != math.prod(shape)).any() or prepared.sums.shape[1] != 2 * shape[2]:
             raise UserError(f"{prepared.data.name} has images of another shape than its index; prepare the data again")
         if label != "label":
             raise ConfigError(f"task.label was decided when {prepared.data.name} was prepared; remove the setting")

@@ -16,7 +16,7 @@ from headway.config_kinds import register
 from headway.data.image_cache import DecodedImages
 from headway.data.splits import Splits, split_by_text
 from headway.domains.vision.augment import Augment, ImageAugmentConfig
-from headway.domains.vision.normalization import Normalizer, image_processor, measured_rows
+from headway.domains.vision.normalization import Normalizer, channel_moments, image_processor
 from headway.domains.vision.unlabelled_images import UnlabelledImages, read_images
 from headway.errors import ConfigError
 from headway.formats.usage import read_usage
@@ -56,8 +56,8 @@ class MaskedImagesConfig(MaskedPatchesConfig):
         decoded = images.decode(ImageProcessor.read(settings, "preprocessor_config.json"), self.skip_bad)
         dataset = MaskedImages(self, recipe, images, decoded)
         train = dataset.splits.indices["train"]
-        measured = None if has_means or not len(train) else decoded.pixels[measured_rows(train)]
-        dataset.normalizer = Normalizer(settings, measured)
+        moments = None if has_means or not len(train) else channel_moments(decoded.pixels, train, None)
+        dataset.normalizer = Normalizer(settings, moments)
         return Task(dataset, MaskedPatches("image", self))
 
 

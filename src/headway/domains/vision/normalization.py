@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,23 +11,43 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from headway.codecs.image_processor import ImageProcessor
+from headway.data.prepared.prepared_samples import PreparedSamples, SampleArrays
 from headway.nn.models import PatchEmbedConfig
 
-_MAX_MEASURED = 10_000  # images for estimating mean and standard deviation
+MAX_MEASURED = 10_000  # images for estimating mean and standard deviation
+
+
+class ChannelMoments(NamedTuple):
+    """The mean of each channel, and of its square, for values from 0 to 1."""
+
+    means: Float[np.ndarray, "C"]
+    mean_squares: Float[np.ndarray, "C"]
+
+
+def channel_moments(
+    images: UInt8[np.ndarray, "N H W C"] | SampleArrays, rows: np.ndarray, prepared: PreparedSamples | None
+) -> ChannelMoments:
+    """Over evenly spaced images of these rows or, for `prepared` ones in many shards, over all from the sums in their
+    table.
+    """
+    if prepared is not None and prepared.is_windowed:
+        sums = prepared.sums[rows].sum(0).reshape(2, -1) / (len(rows) * math.prod(images.shape[1:3]))
+        return ChannelMoments(sums[0] / 255, sums[1] / 255**2)
+    measured, levels = images[measured_rows(rows)], np.arange(256) / 255
+    counts = [np.bincount(measured[..., i].reshape(-1), minlength=256) for i in range(measured.shape[-1])]
+    means = np.array([np.average(levels, weights=count) for count in counts])
+    return ChannelMoments(means, np.array([np.average(levels**2, weights=count) for count in counts]))
 
 
 class Normalizer:
-    """Normalises pixel values from 0 to 255 as `processor`, a preprocessor_config.json, describes. `measured` are
-    images whose mean and standard deviation per channel replace those of the processor.
+    """Normalises pixel values from 0 to 255 as `processor`, a preprocessor_config.json, describes. `moments` replace
+    the mean and standard deviation of the processor.
     """
 
-    def __init__(self, processor: dict[str, Any], measured: UInt8[np.ndarray, "N H W C"] | None) -> None:
+    def __init__(self, processor: dict[str, Any], moments: ChannelMoments | None) -> None:
         self.processor = processor
-        if measured is not None:  # for values from 0 to 1
-            levels = np.arange(256) / 255
-            counts = [np.bincount(measured[..., i].reshape(-1), minlength=256) for i in range(measured.shape[-1])]
-            means = np.array([np.average(levels, weights=count) for count in counts])
-            mean_squares = np.array([np.average(levels**2, weights=count) for count in counts])
+        if moments is not None:
+            means, mean_squares = moments
             deviations = np.sqrt(np.maximum(mean_squares - means**2, 1e-4))
             statistics = {"image_mean": means.round(4).tolist(), "image_std": deviations.round(4).tolist()}
             self.processor = {**processor, **statistics}
@@ -44,7 +65,7 @@ class Normalizer:
 
 def measured_rows(rows: np.ndarray) -> np.ndarray:
     """The evenly spaced rows that statistics are measured on."""
-    return rows[:: max(1, len(rows) // _MAX_MEASURED)]
+    return rows[:: max(1, len(rows) // MAX_MEASURED)]
 
 
 def image_processor(config: dict[str, Any], embed: PatchEmbedConfig) -> tuple[dict[str, Any], bool]:

@@ -21,7 +21,13 @@ from headway.data.image_cache import DecodedImages
 from headway.domains.vision.attribution import ImageAttention, patch_weights
 from headway.domains.vision.augment import Augment, ImageAugmentConfig
 from headway.domains.vision.labelled_images import LabelledImages, load_images, read_samples
-from headway.domains.vision.normalization import Normalizer, image_processor, measured_rows
+from headway.domains.vision.normalization import (
+    MAX_MEASURED,
+    Normalizer,
+    channel_moments,
+    image_processor,
+    measured_rows,
+)
 from headway.errors import ConfigError, UserError
 from headway.formats.open import open_model
 from headway.formats.out_of_distribution import (
@@ -143,16 +149,11 @@ class ImageDataset(PreparedExamples, TargetSamples):
         self.seed, self.batch_size = recipe.train.seed, batch_size_of(recipe)
         self.set_targets(labelled, chosen, config.split, "images", "a folder", workspace)
         self.augment = Augment(config.augment, self.seed)
-        measured = None if has_means else self.images[self._measured_rows()]
-        self.normalizer = Normalizer(processor, measured)
+        moments = None
+        if not has_means:
+            moments = channel_moments(self.images, self.rows[self.splits.rows("train")], self.prepared)
+        self.normalizer = Normalizer(processor, moments)
         self.processor, self.mean, self.std = self.normalizer.processor, self.normalizer.mean, self.normalizer.std
-
-    def _measured_rows(self) -> np.ndarray:
-        """The training images that statistics are measured on; of many shards, those in one."""
-        rows = self.rows[self.splits.rows("train")]
-        if self.prepared is not None and self.prepared.is_windowed:
-            rows = self.prepared.in_one_shard(rows)
-        return measured_rows(rows)
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
         """`model` with the images' channels. UserError for a split without images."""
@@ -186,7 +187,7 @@ class ImageDataset(PreparedExamples, TargetSamples):
 
     def input_statistics(self) -> TrainingStatistics:
         """In-distribution statistics of the training images."""
-        sample = self._measured_rows()
+        sample = measured_rows(self.in_few_shards(self.rows[self.splits.rows("train")], MAX_MEASURED))
         height, width = self.embed.size
         return TrainingStatistics(
             alike=SampleStatistics.fit(stack_image_statistics(self.images[row] for row in sample))
