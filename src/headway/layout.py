@@ -50,10 +50,7 @@ class Layout:
         max_length = max(sum(row) for row in lengths) if length is None else length
         positions = torch.full((len(lengths), max_length), -1)
         for row, sizes in zip(positions, lengths):
-            start = 0
-            for size in sizes:
-                row[start : start + size] = torch.arange(size)
-                start += size
+            row[: sum(sizes)] = torch.cat([torch.arange(size) for size in (0, *sizes)])
         return Layout(positions, dense=all(list(row) == [max_length] for row in lengths))
 
     @property
@@ -81,10 +78,13 @@ class Layout:
 
     @property
     def host(self) -> Layout:
-        """This layout on the CPU, if it was copied from there. What a program must know of its values is computed
-        there, so that it does not wait for a GPU.
-        """
+        """This layout on the CPU, if it was copied from there. A program reads values there, without waiting."""
         return self._derived.get(_HOST, self)
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether a program may read positions without waiting for a GPU, and is not being exported."""
+        return self.host.positions.device.type == "cpu" and not torch.compiler.is_exporting()
 
     @cached_property
     def single(self) -> bool:
@@ -105,7 +105,9 @@ class Layout:
     def select(self, rows: Int[Tensor, "R"]) -> Layout:
         """The layout of the chosen rows."""
         group = None if self.group is None else self.group[rows]
-        return Layout(self.positions[rows], self.dense, group)
+        layout = Layout(self.positions[rows], self.dense, group)
+        vars(layout).update({"single": True} if vars(self).get("single") else {})  # known without reading a GPU
+        return layout
 
     @cached_property
     def _derived(self) -> dict[Any, Any]:
@@ -130,9 +132,7 @@ def cached_per_layout(compute: Callable[[Layout, Unpack[Ts]], R]) -> Callable[[L
 
 
 def cached_on_host(compute: Callable[[Layout, Unpack[Ts]], R]) -> Callable[[Layout, Unpack[Ts]], R]:
-    """`cached_per_layout` for values whose shapes depend on positions: computed from the layout on the CPU, then copied
-    to the layout's device.
-    """
+    """`cached_per_layout` for shapes that depend on positions: computed on the CPU, copied to the layout's device."""
 
     @wraps(compute)
     def shared(layout: Layout, *args: *Ts) -> R:

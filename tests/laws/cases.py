@@ -30,7 +30,14 @@ from headway.nn.mixers import (
     SigmaPiConfig,
 )
 from headway.nn.mixers.attention import POSITIONS
-from headway.nn.models import BlockConfig, EncoderDecoderConfig, StackConfig, TokenEmbedConfig, TransformerConfig
+from headway.nn.models import (
+    BlockConfig,
+    BothBridgeConfig,
+    EncoderDecoderConfig,
+    StackConfig,
+    TokenEmbedConfig,
+    TransformerConfig,
+)
 from headway.nn.models.disentangled import DisentangledConfig
 from headway.nn.models.heads import VocabularyHeadConfig
 from headway.nn.models.score_biases import AlibiConfig, RelativeConfig, SmolgenConfig
@@ -237,6 +244,24 @@ def seq2seq(tie: str = "all") -> EncoderDecoderConfig:
             heads={"vocabulary": VocabularyHeadConfig(bias=True, scale=0.5)},
         ),
         tie=tie,  # type: ignore[arg-type]
+    )
+
+
+def translator(reader: str, cells: int = 7) -> EncoderDecoderConfig:
+    """The models of 2014 in small: without residuals, and as wide as what they show."""
+    bare = BlockConfig(feed_forward=None, placement="none", residual=False)
+    fixed = READERS[reader].context == "fixed"
+    reads = replace(bare, mixer=BidirectionalConfig(GRUConfig(cells, out=False), out=False))
+    writes = replace(bare, mixer=replace(READERS[reader], memory=None, learned_start=False))
+    again = replace(bare, mixer=LSTMConfig(cells, out=False))
+    head = VocabularyHeadConfig(bias=True, maxout=4)
+    bridge = BothBridgeConfig(layers="last", project=True, activation="tanh", summary=9 if fixed else None)
+    blocks = (again, writes) if fixed else (writes, again)
+    return EncoderDecoderConfig(
+        TransformerConfig(10, 11, None, StackConfig((reads,), None), TokenEmbedConfig(), {}),
+        TransformerConfig(10, 11, None, StackConfig(blocks, None), TokenEmbedConfig(), {"vocabulary": head}),
+        tie="none",
+        bridge=bridge,
     )
 
 

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
-from cases import CAUSAL, MIXERS, READERS, WIDTH, ids, shake
+from cases import CAUSAL, MIXERS, READERS, WIDTH, ids, shake, translator
 
 from headway.engine import Engine, EngineDecoding, Format, quantise
 from headway.engine.instructions import WORDS, Opcode
 from headway.engine.sequence_rows import states_of
 from headway.generate import GREEDY, Limits, SearchConfig, Session, translate_ids
 from headway.layout import Layout
-from headway.nn.mixers import AttentionConfig, BidirectionalConfig, GRUConfig, LSTMConfig
+from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
     BlockConfig,
-    BothBridgeConfig,
     EncoderDecoder,
-    EncoderDecoderConfig,
     Prompt,
     StackConfig,
-    TokenEmbedConfig,
     Transformer,
     TransformerConfig,
-    VocabularyHeadConfig,
     build,
 )
 from headway.nn.models.block import Placement
@@ -78,24 +72,6 @@ def test_mixers_step_as_their_modules(name: str) -> None:
     engine = Engine(decoder(around(name), around(name, "pre", True)).float(), threads=1 + FIXED.index(name) % 3)
     prompt = Prompt(ids(5, 7), Layout.padded([7, 1, 4, 2, 6], 7))
     follow(model, engine, prompt)
-
-
-def translator(reader: str, cells: int = 7) -> EncoderDecoderConfig:
-    """The models of 2014 in small: without residuals, and as wide as what they show."""
-    bare = BlockConfig(feed_forward=None, placement="none", residual=False)
-    fixed = READERS[reader].context == "fixed"
-    reads = replace(bare, mixer=BidirectionalConfig(GRUConfig(cells, out=False), out=False))
-    writes = replace(bare, mixer=replace(READERS[reader], memory=None, learned_start=False))
-    again = replace(bare, mixer=LSTMConfig(cells, out=False))
-    head = VocabularyHeadConfig(bias=True, maxout=4)
-    bridge = BothBridgeConfig(layers="last", project=True, activation="tanh", summary=9 if fixed else None)
-    blocks = (again, writes) if fixed else (writes, again)
-    return EncoderDecoderConfig(
-        TransformerConfig(10, SYMBOLS, None, StackConfig((reads,), None), TokenEmbedConfig(), {}),
-        TransformerConfig(10, SYMBOLS, None, StackConfig(blocks, None), TokenEmbedConfig(), {"vocabulary": head}),
-        tie="none",
-        bridge=bridge,
-    )
 
 
 def translators(reader: str) -> tuple[EncoderDecoder, EncoderDecoder]:

@@ -32,6 +32,8 @@ class ScanMasks(NamedTuple):
 def scan_masks(layout: Layout) -> ScanMasks:
     if layout.dense:
         return ScanMasks()
+    if layout.length == 1 and not layout.is_readable:  # a decoding step on a GPU
+        return ScanMasks(None, layout.mask, layout.starts[:, 0])
     first, later = layout.starts[:, 0], layout.starts[:, 1:]
     return ScanMasks(
         F.pad(later.long().cumsum(1), (1, 0)) if bool(later.any()) else None,

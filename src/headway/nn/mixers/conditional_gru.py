@@ -14,7 +14,7 @@ from headway.config_kinds import register
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
 from headway.nn.kernels import RunSteps, is_deterministic, linear, pointwise, recorder
-from headway.nn.mixers.recurrence import PackedRuns, Recurrence, RecurrenceConfig, Vectors, pack
+from headway.nn.mixers.recurrence import PackedRuns, Recurrence, RecurrenceConfig, Vectors, one_step, pack
 from headway.nn.parts.projection import Projection
 
 
@@ -130,7 +130,7 @@ class ConditionalGRU(Recurrence):
         self, x: Float[Tensor, "B T D"], layout: Layout, state: Vectors, memory: Annotations | Summary | None = None
     ) -> tuple[Float[Tensor, "B T E"], Vectors]:
         """B may be W times the number of memories M; row r then reads memory r // W, as with W beams per sentence."""
-        packed = pack(layout)
+        packed = pack(layout) if x.shape[1] > 1 or layout.is_readable else one_step(layout)
         if not packed.steps.sizes:
             return self.out(x.new_zeros(*x.shape[:2], self.output_width)), state
         start = torch.where(packed.fresh[:, None], state.start[0][packed.rows], state.now[0][packed.rows])
@@ -141,8 +141,9 @@ class ConditionalGRU(Recurrence):
             record(packed.put(context.weights.detach(), layout)[:, None])
         states = before if self.config.shows == "before" else after
         parts = (states, context.context) if self.config.out else (states, tokens, context.context)
-        final = after[packed.steps.last][packed.last].to(state.now[0].dtype)
-        now = state.now[0].index_copy(0, packed.ended, final)
+        final, old = after[packed.steps.last][packed.last].to(state.now[0].dtype), state.now[0][packed.ended]
+        is_token = layout.mask[packed.ended].any(1, keepdim=True)
+        now = state.now[0].index_copy(0, packed.ended, torch.where(is_token, final, old))
         return self.out(packed.put(torch.cat(parts, dim=-1), layout)), Vectors((now,), state.start)
 
     def _unroll(

@@ -106,6 +106,16 @@ def pack(layout: Layout) -> PackedRuns:
     return PackedRuns(steps, packed_tokens, rows[order], fresh[order], rank[is_last], rows[is_last])
 
 
+def one_step(layout: Layout) -> PackedRuns:
+    """One token per row, padding included, without a look at positions."""
+
+    def compute() -> PackedRuns:
+        rows = torch.arange(layout.batch, device=layout.positions.device)
+        return PackedRuns(RunSteps((layout.batch,), rows), None, rows, layout.starts[:, 0], rows, rows)
+
+    return layout.derived("one step", compute)
+
+
 @dataclass(frozen=True)
 class RecurrenceConfig(MixerConfig):
     """A recurrent network over the tokens of each document."""
@@ -161,10 +171,9 @@ class Recurrence(Mixer):
         return self.out(packed.put(y, layout))
 
     def recurrent(self, x: Float[Tensor, "B T D"], layout: Layout, state: Vectors) -> tuple[Tensor, Vectors]:
-        if x.shape[1] == 1:  # one token per row, without looking for document boundaries
+        if x.shape[1] == 1:
             start = tuple(torch.where(layout.starts, first, now) for first, now in zip(state.start, state.now))
-            steps = layout.derived("one step", lambda: RunSteps.equal(layout.batch, 1, x.device))
-            y, final = self._scan(x[:, 0], start, steps)
+            y, final = self._scan(x[:, 0], start, one_step(layout).steps)
             now = tuple(torch.where(layout.mask, end.to(v.dtype), v) for end, v in zip(final, state.now))
             return self.out(y[:, None]), Vectors(now, state.start)
         packed = pack(layout)
