@@ -88,7 +88,7 @@ def test_what_is_not_a_sound(unlabelled: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             read_files([tmp_path / path])
     (tmp_path / "table.csv").write_text(f"path\n{unlabelled / 'long.wav'}\n")
-    assert read_files([tmp_path / "table.csv", unlabelled / "long.wav"]) == [unlabelled / "long.wav"] * 2
+    assert read_files([tmp_path / "table.csv", unlabelled / "long.wav"]).files == [unlabelled / "long.wav"] * 2
     with pytest.raises(ConfigError, match=r"task.seconds is 0; choose a window"):
         masked(**{"task.seconds": 0.0})
     with pytest.raises(ConfigError, match="takes audio windows"):

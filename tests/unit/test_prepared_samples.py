@@ -14,12 +14,14 @@ from vision_data import colours, opened, tiny
 
 from headway.app.cli.main import main
 from headway.config import override
+from headway.data.labelled_files import read_labelled_files
 from headway.data.prepared import preparation, prepared_samples, sample_shards
 from headway.data.prepared.preparation import Preparation, PrepareConfig
 from headway.data.prepared.prepared_samples import PreparedSamples
 from headway.data.prepared.sample_shards import EncodedSample, SampleKind
 from headway.domains.audio.classification import SoundDataset
 from headway.domains.audio.recipes import SCALES, audio
+from headway.domains.audio.sound_files import AUDIO_EXTENSIONS
 from headway.domains.audio.sound_shards import SoundEncoder
 from headway.domains.vision.image_shards import ImageEncoder
 from headway.domains.vision.recipes import data_settings
@@ -200,8 +202,8 @@ def test_sounds_have_the_splits_and_bits_of_the_folder(tmp_path: Path, monkeypat
     for number in range(4):
         whole = np.round(tone(300 + 50 * number, 0.25, number, 16_000) * 32767).astype(np.int16)
         write(folder / "low" / f"pcm{number}.wav", whole, 16_000)
-    out, encoder = tmp_path / "out", SoundEncoder()
-    Preparation(SampleKind(encoder, encoder.read([folder]), 0), PLAIN, out, lambda _: None).run()
+    out, labelled = tmp_path / "out", read_labelled_files([folder], AUDIO_EXTENSIONS, "sound")
+    Preparation(SampleKind(SoundEncoder(), labelled, 0), PLAIN, out, lambda _: None).run()
     settings = {"train.steps": 4, "train.batch_size": 4, "model.width": 16, "model.depth": 1, "model.heads": 2}
     recipe = override(audio(), settings)
     local, prepared = (recipe.task.open(recipe, [path], tmp_path / "run").examples for path in (folder, out))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,9 @@ from jaxtyping import Int
 
 from headway.data.prepared.prepared_samples import PreparedSamples
 from headway.data.prepared.shard_order import ShardOrder
+from headway.data.unlabelled_files import UnlabelledPart
 from headway.learn.examples import IndexedExamples, RngKey, Shard, TrainingOrder
+from headway.learn.recipe import Recipe
 
 RowsAt = Callable[[int, Int[np.ndarray, "N"]], Int[np.ndarray, "N"]]
 """The rows at ascending positions in the endless stream of a place."""
@@ -38,13 +40,25 @@ class PlacedBatches:
 
 
 class PreparedExamples(IndexedExamples):
-    """Samples of one table, which may be `prepared`: row n is the prepared sample `prepared_rows[n]`. If there are too
-    many bytes for one shuffle, they are trained in the order of their shards, in `places`, the micro-batches of a step.
+    """Samples of one table, which may be `prepared`: row n is the prepared sample `prepared_rows[n]`, or elsewhere
+    (-1). If there are too many bytes for one shuffle, they are trained in the order of their shards, in `places`, the
+    micro-batches of a step; those elsewhere are one more shard.
     """
 
     prepared: PreparedSamples | None = None
     prepared_rows: Int[np.ndarray, "N"]
     places: int = 1
+
+    def set_prepared(
+        self, parts: Sequence[UnlabelledPart], recipe: Recipe, samples: Int[np.ndarray, "N"] | None = None
+    ) -> None:
+        """Set the prepared samples of the first part. Row n is number `samples[n]` of all parts (None: number n)."""
+        self.places, self.prepared = recipe.train.accumulate, parts[0].samples if parts else None
+        self.prepared_rows = np.full(sum(len(part.rows) for part in parts), -1)
+        if self.prepared is not None:
+            self.prepared_rows[parts[0].rows] = np.arange(len(self.prepared))
+        if samples is not None:
+            self.prepared_rows = self.prepared_rows[samples]
 
     def in_few_shards(self, samples: Int[np.ndarray, "M"], count: int) -> Int[np.ndarray, "K"]:
         """These samples or, of prepared ones in many shards, the ones in as few shards as have `count` of them. Samples
@@ -58,14 +72,18 @@ class PreparedExamples(IndexedExamples):
     def training_order(self, rows: Int[np.ndarray, "M"]) -> TrainingOrder:
         if self.prepared is None or not self.prepared.is_windowed:
             return super().training_order(rows)
-        all_shards, shards = self.prepared.shards, self.prepared.shards_of(self.prepared_rows[rows])
+        all_shards, samples = self.prepared.shards, self.prepared_rows[rows]
+        elsewhere = len(all_shards.shards)
+        shards = np.where(samples < 0, elsewhere, self.prepared.shards_of(samples))
         by_shard = np.argsort(shards, kind="stable")
-        counts = np.bincount(shards, minlength=len(all_shards.shards)).tolist()
+        counts = np.bincount(shards, minlength=elsewhere).tolist()
         first, order = np.cumsum([0, *counts]), ShardOrder(counts, self.places, self.seed)
 
         def rows_at(place: int, positions: Int[np.ndarray, "P"]) -> Int[np.ndarray, "P"]:
             ordered = order.rows(place, positions)
-            all_shards.announce(order.upcoming(place, int(positions[0])))
+            upcoming = order.upcoming(place, int(positions[0]))
+            if upcoming != elsewhere:
+                all_shards.announce(upcoming)
             return by_shard[first[ordered.shards] + ordered.rows]
 
         return PlacedBatches(rows_at, len(rows), self.batch_size, self.places)

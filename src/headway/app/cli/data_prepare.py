@@ -57,6 +57,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     for split in ("validation", "test"):
         share = f"share to hold out for {split} (default: 5 %%, at most 16 MB of text; other data: when you train)"
         add(f"--{split}", type=number(0, 1), metavar="SHARE", help=share)
+    unlabelled = "prepare images or sounds without labels, for --pretrain, masked-images and masked-sounds"
+    add("--unlabelled", action="store_true", help=unlabelled)
     pixels = "height and width of prepared images (default: suited to a sample of them)"
     add("--pixels", type=integer(1), nargs=2, metavar=("HEIGHT", "WIDTH"), help=pixels)
     channels = "channels of prepared images (default: 1 if a sample of them is grey)"
@@ -65,6 +67,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
+    if args.unlabelled and args.kind not in ("images", "sounds"):
+        raise UserError(f"--unlabelled does not apply to --kind {args.kind}; use images or sounds, or remove it")
     cores = os.cpu_count() or 1
     if args.processes > cores:
         raise UserError(f"{args.processes} processes are too many for {cores} cores; use at most --processes {cores}")
@@ -103,15 +107,21 @@ def _files(args: argparse.Namespace) -> Kind:
 def _images(args: argparse.Namespace) -> Kind:
     from headway.domains.vision.image_shards import ImageEncoder
 
-    encoder = ImageEncoder(None if args.pixels is None else tuple(args.pixels), args.channels)
+    size = None if args.pixels is None else tuple(args.pixels)
+    encoder = ImageEncoder(size, args.channels, args.unlabelled)
     return _samples(encoder, encoder.read(args.paths), args)
 
 
 def _sounds(args: argparse.Namespace) -> Kind:
+    from headway.data.labelled_files import read_labelled_files
+    from headway.data.unlabelled_files import label_free
+    from headway.domains.audio.sound_files import AUDIO_EXTENSIONS
     from headway.domains.audio.sound_shards import SoundEncoder
+    from headway.domains.audio.unlabelled_sounds import read_files
 
-    encoder = SoundEncoder()
-    return _samples(encoder, encoder.read(args.paths), args)
+    if args.unlabelled:
+        return _samples(SoundEncoder(), label_free(read_files(args.paths).files), args)
+    return _samples(SoundEncoder(), read_labelled_files(args.paths, AUDIO_EXTENSIONS, "sound"), args)
 
 
 def _samples(encoder: SampleEncoder, labelled: LabelledFiles, args: argparse.Namespace) -> Kind:
@@ -170,5 +180,8 @@ def _report(args: argparse.Namespace, terminal: Terminal) -> None:
     shown = counts if index.kind == "texts" else {name: counts[name] for name in ("samples", "duplicates", "removed")}
     terminal.print(", ".join(f"{_TITLES.get(name, name)}: {count:,}" for name, count in shown.items()))
     recipe = _RECIPES.get(index.kind, "RECIPE")
-    terminal.print(f"use it: headway train {recipe} --data {data.name}")
+    if args.unlabelled:
+        terminal.print(f"use it: headway train {recipe} --data LABELLED --pretrain {data.name} --minutes M")
+    else:
+        terminal.print(f"use it: headway train {recipe} --data {data.name}")
     terminal.print_result({"path": data.name, "kind": index.kind, "counts": counts, "digest": index.digest})

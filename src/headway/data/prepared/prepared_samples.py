@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 from headway.data.labelled_files import LabelledFiles, file_groups
 from headway.data.prepared.sample_shards import TABLE_FILE
@@ -128,6 +128,14 @@ class PreparedSamples:
         """Whether all labels are folder names."""
         return self.details.get("from_folders") is True
 
+    def check_labels(self) -> None:
+        """Raise UserError if no sample has a label."""
+        if not any(self.labels):
+            kind = self.data.index.kind
+            raise UserError(
+                f"{self.data.name} contains {kind} without labels; pass it with --pretrain, or train masked-{kind}"
+            )
+
     def hex_keys(self) -> list[str]:
         """The key of each sample."""
         width, text = 2 * self.keys.shape[1], self.keys.tobytes().hex()
@@ -211,4 +219,25 @@ class SampleArrays:
         content = np.frombuffer(bytearray().join(self._samples.contents(rows)), np.uint8).reshape(
             len(rows), *self.shape[1:]
         )
+        return content if np.ndim(index) else content[0]
+
+
+class JoinedArrays(SampleArrays):
+    """The rows of several arrays of one shape: those of `arrays[n]` are the rows `rows[n]` of all."""
+
+    def __init__(
+        self, arrays: Sequence[UInt8[np.ndarray, "..."] | SampleArrays], rows: Sequence[Int[np.ndarray, "N"]]
+    ) -> None:
+        self.shape, self._arrays = (sum(map(len, rows)), *arrays[0].shape[1:]), arrays
+        self._owners, self._numbers = np.zeros(self.shape[0], np.int64), np.zeros(self.shape[0], np.int64)
+        for owner, part in enumerate(rows):
+            self._owners[part], self._numbers[part] = owner, np.arange(len(part))
+
+    def __getitem__(self, index: Any) -> UInt8[np.ndarray, "..."]:
+        rows = np.atleast_1d(np.asarray(index))
+        content = np.zeros((len(rows), *self.shape[1:]), np.uint8)
+        for owner, array in enumerate(self._arrays):
+            inside = np.flatnonzero(self._owners[rows] == owner)
+            if len(inside):
+                content[inside] = array[self._numbers[rows[inside]]]
         return content if np.ndim(index) else content[0]

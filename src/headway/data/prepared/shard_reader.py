@@ -46,6 +46,11 @@ def is_prepared(path: Path) -> bool:
         return _FORMAT_MARK in file.read(100)
 
 
+def is_index(path: Path) -> bool:
+    """Whether a path is the index of prepared data, in their folder or behind a URL."""
+    return path.name == INDEX_FILE and is_prepared(path.parent)
+
+
 class PreparedData:
     """Prepared data at a path or URL. UserError if there is no index, or if it is damaged."""
 

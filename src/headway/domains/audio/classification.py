@@ -92,6 +92,7 @@ class SoundsConfig(SoundTaskConfig, TargetConfig):
             labelled = read_labelled_files(paths, AUDIO_EXTENSIONS, "sound", self.label, self.group)
             return self.task_over(recipe, labelled, workspace)
         samples = PreparedSamples.open(paths, "sounds")
+        samples.check_labels()
         if self.label != "label":
             raise ConfigError(f"task.label was decided when {samples.data.name} was prepared; remove the setting")
         return self.task_over(recipe, samples.labelled_files(self.group), workspace, samples)

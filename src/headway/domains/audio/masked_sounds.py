@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -24,8 +25,7 @@ from headway.domains.audio.augmentation import (
 from headway.domains.audio.classification import window_frames
 from headway.domains.audio.framing import bands_of, choose_window, with_window
 from headway.domains.audio.mel import HOP, RATE
-from headway.domains.audio.sound_files import Sounds, open_sounds
-from headway.domains.audio.unlabelled_sounds import read_files
+from headway.domains.audio.unlabelled_sounds import UnlabelledSounds, read_files
 from headway.errors import ConfigError
 from headway.learn import Recipe, Task
 from headway.learn.examples import Contents
@@ -39,6 +39,7 @@ from headway.learn.objectives.masked_patches import (
 )
 from headway.learn.report import Picture
 from headway.learn.report.pictures import spectrogram
+from headway.learn.shard_batches import PreparedExamples
 from headway.nn.models import ModelConfig, TransformerConfig
 
 _MAX_SHOWN = 2  # recordings in the pictures
@@ -52,6 +53,8 @@ class MaskedSoundsConfig(MaskedPatchesConfig):
     `seconds` is the length of the model's window (none: the longest recording). A longer recording is cut into several
     windows, which stay in one split.
     """
+
+    prepared_kinds: ClassVar[tuple[str, ...]] = ("sounds",)
 
     seconds: float | None = None  # length of the model's window; none: the longest recording
     augment: SoundAugmentConfig = SoundAugmentConfig()  # augmentation of views
@@ -68,16 +71,22 @@ class MaskedSoundsConfig(MaskedPatchesConfig):
                 f"hidden frames need a transformer, not a {type(recipe.model).__name__}; choose another model"
             )
         bands_of(recipe.model)  # a ConfigError for a model that does not take audio, before sounds are read
-        sounds = open_sounds(read_files(recipe.files(data)), self.skip_bad)
-        return Task(MaskedSounds(self, recipe, recipe.model, sounds, workspace), MaskedPatches("recording", self))
+        unlabelled = read_files(recipe.files(data))
+        return Task(MaskedSounds(self, recipe, recipe.model, unlabelled, workspace), MaskedPatches("recording", self))
 
 
-class MaskedSounds(MaskedPatchSamples):
+class MaskedSounds(PreparedExamples, MaskedPatchSamples):
     """Windows of unlabelled recordings, each once, with augmented views in training."""
 
     def __init__(
-        self, config: MaskedSoundsConfig, recipe: Recipe, model: TransformerConfig, sounds: Sounds, workspace: Path
+        self,
+        config: MaskedSoundsConfig,
+        recipe: Recipe,
+        model: TransformerConfig,
+        unlabelled: UnlabelledSounds,
+        workspace: Path,
     ) -> None:
+        sounds = unlabelled.open(config.skip_bad)
         self.config, self.sounds, self.bands = config, sounds, bands_of(model)
         self.hiding, self.contrast = config.hiding, config.contrast
         unreadable = set(sounds.unreadable)
@@ -90,7 +99,8 @@ class MaskedSounds(MaskedPatchSamples):
         self.recordings = np.repeat(readable, counts)  # of each window
         self.starts = np.concatenate([np.arange(count) for count in counts.tolist()] or [np.zeros(0, np.int64)])
         keys = [sounds.keys[row] for row in self.recordings.tolist()]
-        indices = split_by_text(keys, np.zeros(len(keys), np.uint8), config.split)
+        self.set_prepared(unlabelled.parts(), recipe, self.recordings)
+        indices = split_by_text(keys, unlabelled.decided_splits()[self.recordings], config.split)
         self.splits = Splits(indices, np.arange(len(keys)), "windows of recordings", "recordings")
         self.set_batches(recipe, "windows of recordings")
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -192,14 +193,14 @@ def _sounds_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> D
     if is_prepared(paths[0]):
         prepared = PreparedSamples.open(paths, "sounds")
         named_splits = prepared.named_splits
-        measure = partial(_lengths, (spread_evenly(prepared.lengths, _MAX_SAMPLED) / RATE).tolist(), len(prepared))
+        seconds = (prepared.lengths / RATE).__getitem__
     else:
         labelled = read_labelled_files(paths, AUDIO_EXTENSIONS, "sound", task.label)
-        named_splits, measure = labelled.named_splits, partial(sample_lengths, labelled.files)
+        named_splits, seconds = labelled.named_splits, file_seconds(labelled.files)
     count = int((named_splits <= split_code("train")).sum())
     if task.seconds is not None:
         return DataSettings({**held_out_shares(count), **_augmentation(count, task.seconds)})
-    lengths = measure()
+    lengths = sample_lengths(len(named_splits), seconds)
     window = _window(lengths)
     crops = lengths.longest > window
     settings = {**_window_settings(window), **({"task.crop": True} if crops else {})}
@@ -225,7 +226,7 @@ def _unlabelled_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) 
     seconds = cast(MaskedSoundsConfig, recipe.task).seconds
     if seconds is not None:
         return DataSettings({**shift, **_window_settings(seconds), "task.augment.shift": round(0.1 * seconds, 3)})
-    window = _window(sample_lengths(files))
+    window = _window(sample_lengths(len(files), files.seconds))
     settings = {**shift, **_window_settings(window), "task.augment.shift": round(0.1 * window, 3)}
     return DataSettings(settings, f"windows of {window:g} s for {len(files):,} recordings")
 
@@ -234,7 +235,7 @@ def _speech_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> D
     """Vocabularies that grow with the text. UserError if there is too little speech to learn from."""
     task = cast(TranscriptionConfig, recipe.task)
     transcripts = read_transcripts(paths, task.path, task.text, task.skip_bad)
-    lengths = sample_lengths(transcripts.files)
+    lengths = sample_lengths(len(transcripts), file_seconds(transcripts.files))
     spoken_words = [word for text in transcripts.texts for word in normalize_words(text).split()]
     hours = lengths.total / 3600
     num_words = len(spoken_words)
@@ -262,23 +263,21 @@ def _speech_targets(task: Task) -> int:
     return sum(len(speech.ids[row]) + 1 for row in speech.splits.rows("train").tolist())
 
 
-def sample_lengths(files: Sequence[Path]) -> Lengths:
-    """Lengths from the headers of evenly spaced files. Unreadable files are skipped here and reported when opened."""
+def file_seconds(files: Sequence[Path]) -> Callable[[int], float]:
+    """The length of each file, from its header."""
+    return lambda row: FileSound(files[row]).seconds
+
+
+def sample_lengths(count: int, seconds_of: Callable[[int], float]) -> Lengths:
+    """The lengths of `count` recordings, from an evenly spaced sample. Unreadable files are skipped here and reported
+    when opened.
+    """
     seconds = []
-    for index in spread_evenly(np.arange(len(files)), _MAX_SAMPLED).tolist():
-        try:
-            seconds.append(FileSound(files[index]).seconds)
-        except UserError:
-            continue
+    for index in spread_evenly(np.arange(count), _MAX_SAMPLED).tolist():
+        with suppress(UserError):
+            seconds.append(float(seconds_of(index)))
     if not seconds:
-        raise UserError(
-            f"cannot read any of {len(files):,} audio files; use a supported format (.wav, .flac, .mp3, ...)"
-        )
-    return _lengths(seconds, len(files))
-
-
-def _lengths(seconds: Sequence[float], count: int) -> Lengths:
-    """The lengths of `count` recordings, of which a sample takes these seconds."""
+        raise UserError(f"cannot read any of {count:,} audio files; use a supported format (.wav, .flac, .mp3, ...)")
     total = sum(seconds) / len(seconds) * count
     return Lengths(float(np.quantile(seconds, 0.98, method="lower")), max(seconds), total)
 

@@ -8,27 +8,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from headway.data.labelled_files import LabelledFiles, read_labelled_files
+from headway.data.labelled_files import LabelledFiles
 from headway.data.prepared.prepared_samples import PreparedSamples
 from headway.data.prepared.sample_shards import EncodedSample
-from headway.domains.audio.sound_files import AUDIO_EXTENSIONS, FileSound, Sounds, content_key
+from headway.domains.audio.sound_files import FileSound, Sounds, content_key
 from headway.errors import UserError
 
 _SCALE = 32768  # of 16-bit samples
 
 
 class SoundEncoder:
-    """Labelled recordings, with one channel."""
+    """Recordings, with one channel."""
 
     name = "sounds"
     key_bytes, num_sums = 16, 0
-
-    def read(self, paths: Sequence[Path]) -> LabelledFiles:
-        """The labelled recordings in folders and tables."""
-        return read_labelled_files(paths, AUDIO_EXTENSIONS, "sound")
 
     def plan(self) -> dict[str, Any]:
         return {}
@@ -68,3 +64,27 @@ class PreparedSounds(Sounds):
         if len(content) != length * np.dtype(np.float32).itemsize:
             raise UserError(f"a recording of {self._prepared.data.name} has another length; prepare the data again")
         return torch.from_numpy(np.frombuffer(content, np.float32).copy())
+
+
+class JoinedSounds(Sounds):
+    """Recordings of several sources: those of `sources[n]` are the `rows[n]` of all."""
+
+    def __init__(self, sources: Sequence[Sounds], rows: Sequence[Int[np.ndarray, "N"]]) -> None:
+        owners = {row: (sounds, n) for sounds, part in zip(sources, rows) for n, row in enumerate(part.tolist())}
+        self._owners = [owners[row] for row in range(len(owners))]
+        self.files, self.keys = ([getattr(s, name)[n] for s, n in self._owners] for name in ("files", "keys"))
+        self.unreadable, self.out_of_phase = (
+            sorted(int(part[n]) for sounds, part in zip(sources, rows) for n in getattr(sounds, name))
+            for name in ("unreadable", "out_of_phase")
+        )
+        self._lengths = np.zeros(len(owners), np.int64)
+        for sounds, part in zip(sources, rows):
+            self._lengths[part] = sounds.lengths
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return self._lengths
+
+    def __getitem__(self, index: int) -> Float[Tensor, "N"]:
+        sounds, number = self._owners[index]
+        return sounds[number]

@@ -13,6 +13,7 @@ from headway.config import to_dict
 from headway.data.image_cache import image_key
 from headway.data.labelled_files import LabelledFiles, read_labelled_files
 from headway.data.prepared.sample_shards import EncodedSample
+from headway.data.unlabelled_files import label_free
 from headway.domains.vision.labelled_images import (
     IMAGE_EXTENSIONS,
     KEY_BYTES,
@@ -21,29 +22,40 @@ from headway.domains.vision.labelled_images import (
     survey_images,
 )
 from headway.domains.vision.recipes import input_sizes
+from headway.domains.vision.unlabelled_images import UNLABELLED_KEY_BYTES, read_images
 from headway.errors import UserError
 
 _MINUTES = 60  # of a training for which the size is chosen
 
 
 class ImageEncoder:
-    """Images of `size` (height, width) with `channels`; None for what suits a sample of them."""
+    """Images of `size` (height, width) with `channels`; None for what suits a sample of them. Those without labels have
+    the keys of `UnlabelledImages`.
+    """
 
     name = "images"
-    key_bytes = KEY_BYTES
     num_sums: int  # of the values of each channel, and of their squares
     processor: ImageProcessor
 
-    def __init__(self, size: tuple[int, int] | None = None, channels: int | None = None) -> None:
+    def __init__(
+        self, size: tuple[int, int] | None = None, channels: int | None = None, unlabelled: bool = False
+    ) -> None:
         pillow()  # fails early if Pillow is missing
-        self.size, self.channels = size, channels
+        self.size, self.channels, self.unlabelled = size, channels, unlabelled
+        self.key_bytes = UNLABELLED_KEY_BYTES if unlabelled else KEY_BYTES
 
     def read(self, paths: Sequence[Path]) -> LabelledFiles:
-        """The labelled images in folders and tables."""
-        return read_labelled_files(paths, IMAGE_EXTENSIONS, "image")
+        """The images in folders and tables. UserError for unlabelled ones that share a file."""
+        if not self.unlabelled:
+            return read_labelled_files(paths, IMAGE_EXTENSIONS, "image")
+        images = read_images(paths)
+        for file, index in zip(images.files, images.indices):
+            if index is not None:
+                raise UserError(f"{file} has several images; prepare files of one, or pack all with --kind files")
+        return label_free(images.files)
 
     def plan(self) -> dict[str, Any]:
-        return {"size": self.size, "channels": self.channels}
+        return {"size": self.size, "channels": self.channels, "unlabelled": self.unlabelled}
 
     def choose(self, labelled: LabelledFiles) -> dict[str, Any]:
         survey = survey_images(
@@ -70,4 +82,4 @@ class ImageEncoder:
         pixels = self.processor.pixels(read_image(path))
         values = pixels.reshape(-1, pixels.shape[2]).astype(np.uint64)
         sums = [*values.sum(0).tolist(), *(values**2).sum(0).tolist()]
-        return EncodedSample(pixels.tobytes(), bytes.fromhex(image_key(pixels, KEY_BYTES)), sums=sums)
+        return EncodedSample(pixels.tobytes(), bytes.fromhex(image_key(pixels, self.key_bytes)), sums=sums)

@@ -40,16 +40,9 @@ def load_images(samples: LabelledImages, processor: ImageProcessor, skip: bool) 
     An unreadable file is a UserError that names it; with `skip`, such files are counted in the log and listed in
     `errors`.
     """
-    shape = (*(processor.shape or ()), processor.channels)
     if samples.prepared is not None:
-        stored = tuple(samples.prepared.details["shape"])
-        if shape != stored or (processor.resample, processor.crop) != (RESAMPLE, None):
-            raise UserError(
-                f"{samples.prepared.data.name} contains images of {stored[0]} x {stored[1]} pixels with {stored[2]} "
-                f"channels, but the model takes {' x '.join(map(str, shape[:-1]))} with {shape[-1]}, or other filters; "
-                "prepare them again with --pixels and --channels, or train on the image files"
-            )
-        return DecodedImages(SampleArrays(samples.prepared, shape), samples.prepared.hex_keys(), {})
+        return prepared_images(samples.prepared, processor, KEY_BYTES)
+    shape = (*(processor.shape or ()), processor.channels)
     if samples.grey is not None and samples.grey.shape[1:] == shape[:2] and shape[2] == 1:
         pixels = samples.grey[..., None]
         return DecodedImages(pixels, [image_key(image, KEY_BYTES) for image in pixels], {})
@@ -68,6 +61,34 @@ def load_images(samples: LabelledImages, processor: ImageProcessor, skip: bool) 
         return processor.pixels(np.repeat(samples.grey[index][:, :, None], 3, axis=2))
 
     return open_images(ImageSource(read, len(samples), shape, (content, settings), KEY_BYTES), skip)
+
+
+def prepared_images(samples: PreparedSamples, processor: ImageProcessor, key_bytes: int) -> DecodedImages:
+    """Prepared images with keys of this size, which are those in the table if they have it. UserError if the model
+    takes other images.
+    """
+    shape, stored = (*(processor.shape or ()), processor.channels), tuple(samples.details["shape"])
+    if shape != stored or (processor.resample, processor.crop) != (RESAMPLE, None):
+        raise UserError(
+            f"{samples.data.name} contains images of {stored[0]} x {stored[1]} pixels with {stored[2]} channels, but "
+            f"the model takes {' x '.join(map(str, shape[:-1]))} with {shape[-1]}, or other filters; prepare them "
+            "again with --pixels and --channels, or train on the image files"
+        )
+    pixels = SampleArrays(samples, shape)
+    if samples.keys.shape[1] == key_bytes:
+        return DecodedImages(pixels, samples.hex_keys(), {})
+    return DecodedImages(pixels, [image_key(pixels[row], key_bytes) for row in range(len(samples))], {})
+
+
+def open_prepared_images(paths: Sequence[Path]) -> PreparedSamples:
+    """The prepared images at a path. UserErrors as in `PreparedSamples.open`, and for an invalid shape."""
+    prepared = PreparedSamples.open(paths, "images")
+    shape = prepared.details.get("shape")
+    if not isinstance(shape, list) or len(shape) != _SHAPE or not all(type(n) is int and n > 0 for n in shape):
+        raise UserError(f"the index of {prepared.data.name} states no shape of images; prepare the data again")
+    if (np.diff(prepared.starts) != math.prod(shape)).any() or prepared.sums.shape[1] != 2 * shape[2]:
+        raise UserError(f"{prepared.data.name} has images of another shape than its index; prepare the data again")
+    return prepared
 
 
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
@@ -132,12 +153,8 @@ def read_samples(
     have a `group` (`read_labelled_files`); it is a UserError for others.
     """
     if paths and is_prepared(paths[0]):
-        prepared = PreparedSamples.open(paths, "images")
-        shape = prepared.details.get("shape")
-        if not isinstance(shape, list) or len(shape) != _SHAPE or not all(type(n) is int and n > 0 for n in shape):
-            raise UserError(f"the index of {prepared.data.name} states no shape of images; prepare the data again")
-        if (np.diff(prepared.starts) != math.prod(shape)).any() or prepared.sums.shape[1] != 2 * shape[2]:
-            raise UserError(f"{prepared.data.name} has images of another shape than its index; prepare the data again")
+        prepared = open_prepared_images(paths)
+        prepared.check_labels()
         if label != "label":
             raise ConfigError(f"task.label was decided when {prepared.data.name} was prepared; remove the setting")
         return _prepared_images(prepared, prepared.groups(group))

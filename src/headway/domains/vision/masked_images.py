@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from headway.learn.objectives.masked_patches import (
     patch_values_head,
 )
 from headway.learn.report import Picture, Tile, tile_grid
+from headway.learn.shard_batches import PreparedExamples
 from headway.nn.models import ModelConfig, PatchEmbedConfig, TransformerConfig
 
 _HIDDEN_GREY = 128  # value of hidden pixels in pictures
@@ -42,6 +44,8 @@ _GAP = 2  # white pixels between the pictures of an image
 class MaskedImagesConfig(MaskedPatchesConfig):
     """Predict hidden patches of unlabelled images, and recognise two views of one image."""
 
+    prepared_kinds: ClassVar[tuple[str, ...]] = ("images",)
+
     augment: ImageAugmentConfig = field(default_factory=ImageAugmentConfig)  # augmentation of views
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
@@ -52,31 +56,41 @@ class MaskedImagesConfig(MaskedPatchesConfig):
                 "this model does not take images; use one that does, such as --set model=vit-ti16, or start from a ViT"
             )
         images = read_images(recipe.files(data))
+        shape = images.prepared_shape
+        if shape is not None and recipe.start is None and not (workspace / "recipe.json").exists():
+            embed = replace(embed, size=shape[:2], channels=shape[2])
         settings, has_means = image_processor(read_usage(workspace).processor, embed)
         decoded = images.decode(ImageProcessor.read(settings, "preprocessor_config.json"), self.skip_bad)
-        dataset = MaskedImages(self, recipe, images, decoded)
-        train = dataset.splits.indices["train"]
-        moments = None if has_means or not len(train) else channel_moments(decoded.pixels, train, None)
+        dataset = MaskedImages(self, recipe, embed, images, decoded)
+        train, prepared = dataset.splits.indices["train"], dataset.prepared
+        if prepared is not None and prepared.is_windowed:
+            train = dataset.prepared_rows[train]
+            train = train[train >= 0]
+        moments = None if has_means or not len(train) else channel_moments(decoded.pixels, train, prepared)
         dataset.normalizer = Normalizer(settings, moments)
         return Task(dataset, MaskedPatches("image", self))
 
 
-class MaskedImages(MaskedPatchSamples):
+class MaskedImages(PreparedExamples, MaskedPatchSamples):
     """Unlabelled images, each once, with augmented views in training."""
 
     normalizer: Normalizer
 
     def __init__(
-        self, config: MaskedImagesConfig, recipe: Recipe, images: UnlabelledImages, decoded: DecodedImages
+        self,
+        config: MaskedImagesConfig,
+        recipe: Recipe,
+        embed: PatchEmbedConfig,
+        images: UnlabelledImages,
+        decoded: DecodedImages,
     ) -> None:
         assert isinstance(recipe.model, TransformerConfig)  # checked by the task
-        embed = recipe.model.embed
-        assert isinstance(embed, PatchEmbedConfig)
-        self.images, self.pixels, self.keys = images, decoded.pixels, decoded.keys
+        self.embed, self.images, self.pixels, self.keys = embed, images, decoded.pixels, decoded.keys
         self.hiding, self.contrast, self.grid = config.hiding, config.contrast, embed.grid(embed.size)
-        patch_values_head(recipe.model)  # a ConfigError for patches that cannot be hidden
+        patch_values_head(replace(recipe.model, embed=embed))  # a ConfigError for patches that cannot be hidden
         readable = np.array([row for row in distinct(decoded.keys) if row not in decoded.errors], np.int64)
-        stated = np.zeros(len(readable), np.uint8)
+        self.set_prepared(images.parts(), recipe)
+        stated = images.decided_splits()[readable]
         indices = split_by_text([decoded.keys[row] for row in readable.tolist()], stated, config.split)
         for split, rows in indices.items():
             indices[split] = readable[rows]
@@ -85,10 +99,11 @@ class MaskedImages(MaskedPatchSamples):
         self.augment = Augment(config.augment, self.seed)
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
-        """`model`, whose settings do not depend on the images. UserError for a split without images."""
+        """`model` with the size of prepared images. UserError for a split without images."""
         for split in ("train", "validation"):
             self.splits.rows(split)
-        return model
+        assert isinstance(model, TransformerConfig)  # checked by the task
+        return replace(model, embed=self.embed)
 
     def view(self, rows: Int[np.ndarray, "B"], positions: Int[np.ndarray, "B"] | None) -> Float[Tensor, "B C H W"]:
         """Normalised pixels."""

@@ -158,10 +158,7 @@ def data_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> Data
     statistics = survey_images(samples, task.target) if samples.prepared is None else prepared_survey(samples.prepared)
     if statistics is None:  # the task reports the error
         return DataSettings({})
-    size, patch = input_sizes(statistics, minutes)
-    if samples.prepared is not None:
-        size = statistics.size
-        patch = next(length for length in (patch, 4, 2, 1) if not size[0] % length and not size[1] % length)
+    size, patch = input_sizes(statistics, minutes, keeps_size=samples.prepared is not None)
     settings = {
         **_size_settings(statistics, size, patch),
         **held_out_shares(statistics.images),
@@ -192,12 +189,13 @@ def unlabelled_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -
     colour images are flipped. Views are cropped more than in classification (Chen et al. 2020, figure 5).
     """
     images = read_images(paths)
-    measured = survey_pixels(images.pixels, np.arange(len(images)), images.files)
+    stated = next((prepared_survey(samples) for samples in images.prepared.values()), None)
+    measured = stated or survey_pixels(images.pixels, np.arange(len(images)), images.files)
     if measured is None:  # the task reports the error
         return DataSettings({})
     flips = not measured.grey
     statistics = Survey(len(images), 0, len(images), measured.size, measured.grey, measured.is_drawing, flips)
-    size, patch = input_sizes(statistics, minutes)
+    size, patch = input_sizes(statistics, minutes, keeps_size=stated is not None)
     augment = augmentation(statistics, size)
     if not measured.is_drawing:
         augment = {**augment, "crop": 0.4, "light": 0.2, "erase": 0.0}
@@ -225,8 +223,11 @@ def regularisation(recipe: Recipe, epochs: float) -> Settings:
     return {"model.drop_path": drop_path, **{f"task.augment.{name}": setting for name, setting in augment.items()}}
 
 
-def input_sizes(statistics: Survey, minutes: float) -> tuple[tuple[int, int], int]:
-    """Height and width of the model's images, and the patch size."""
+def input_sizes(statistics: Survey, minutes: float, keeps_size: bool = False) -> tuple[tuple[int, int], int]:
+    """Height and width of the model's images, which prepared ones keep, and the patch size."""
+    if keeps_size:
+        (height, width), (_, patch) = statistics.size, input_sizes(statistics, minutes)
+        return (height, width), next(side for side in (patch, 4, 2, 1) if not height % side and not width % side)
     max_side = max(statistics.size)
     if max_side <= _SMALL_SIDE:
         patch = 2 if max_side <= _TINY_SIDE else 4

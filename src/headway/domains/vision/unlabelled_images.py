@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,9 +15,20 @@ from headway.codecs.image_processor import ImageProcessor, pillow, read_image
 from headway.data.image_cache import DecodedImages, ImageSource, open_images
 from headway.data.input_files import File
 from headway.data.labelled_files import idx_files, is_idx, read_idx
+from headway.data.prepared.prepared_samples import JoinedArrays, PreparedSamples, SampleArrays
+from headway.data.prepared.shard_index import INDEX_FILE
+from headway.data.prepared.shard_reader import is_index, is_prepared
 from headway.data.table_files import TABLE_KINDS, read_table
 from headway.data.token_store import fingerprint
-from headway.domains.vision.labelled_images import IMAGE_EXTENSIONS, is_number_table, read_number_table
+from headway.data.unlabelled_files import UnlabelledFiles
+from headway.domains.vision.labelled_images import (
+    IMAGE_EXTENSIONS,
+    RESAMPLE,
+    is_number_table,
+    open_prepared_images,
+    prepared_images,
+    read_number_table,
+)
 from headway.domains.vision.task import ImageDataset
 from headway.errors import UserError
 from headway.formats.out_of_distribution import image_statistics
@@ -26,49 +37,48 @@ from headway.learn import Recipe, Task
 from headway.learn.objectives.masked_patches import distinct
 from headway.learn.pretraining import UnlabelledData, similar_share
 
-_KEY_BYTES = 16  # bytes per key
+UNLABELLED_KEY_BYTES = 16  # bytes per key
 _COMPARED_SIDE, _MAX_COMPARED = 32, 1000  # pixels per side of images, and images of each kind, that are compared
 _LABELS = "labels"  # in the name of an IDX file without images
 
 
 @dataclass(frozen=True)
-class UnlabelledImages:
-    """The files of images, and the index of each image in its file; None for a file of one image."""
+class UnlabelledImages(UnlabelledFiles):
+    """Images in files of their own, in IDX files and tables of numbers, or prepared."""
 
-    files: list[Path] = field(default_factory=list)
-    indices: list[int | None] = field(default_factory=list)
-    _arrays: dict[Path, np.ndarray] = field(default_factory=dict)
+    _arrays: dict[Path, np.ndarray | SampleArrays] = field(default_factory=dict)
 
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def add(self, file: Path, index: int | None = None) -> None:
-        self.files.append(file)
-        self.indices.append(index)
-
-    def select(self, rows: Sequence[int]) -> UnlabelledImages:
-        """The images of `rows`, in this order."""
-        return UnlabelledImages([self.files[row] for row in rows], [self.indices[row] for row in rows], self._arrays)
-
-    def array(self, file: Path) -> np.ndarray:
-        """The grey images [N, H, W] in an IDX file or a table of numbers, read once."""
+    def array(self, file: Path) -> np.ndarray | SampleArrays:
+        """Prepared images [N, H, W, C], or the grey images [N, H, W] in an IDX file or a table of numbers, read
+        once.
+        """
         if file not in self._arrays:
-            self._arrays[file] = read_idx(file, 3) if is_idx(file) else cast(Any, read_number_table(file).grey)
+            if is_index(file):
+                samples = self.samples_of(file)
+                self._arrays[file] = SampleArrays(samples, tuple(samples.details["shape"]))
+            else:
+                self._arrays[file] = read_idx(file, 3) if is_idx(file) else cast(Any, read_number_table(file).grey)
         return self._arrays[file]
+
+    def open_prepared(self, folder: Path) -> PreparedSamples:
+        return open_prepared_images([folder])
+
+    @property
+    def prepared_shape(self) -> tuple[int, int, int] | None:
+        """Height, width and channels of the first prepared images."""
+        return next((tuple(samples.details["shape"]) for samples in self.prepared.values()), None)
 
     def pixels(self, row: int) -> np.ndarray:
         """An image at its own size, [H, W, 3], or [H, W] if it is grey. UserError for one that cannot be read."""
         file, index = self.files[row], self.indices[row]
         if index is None:
             return read_image(file)
-        images = self.array(file)
-        if not 0 <= index < len(images):
-            raise UserError(f"{file} has {len(images):,} images, so there is no image {index}; correct the table")
-        return images[index]
+        image = self.array(file)[index]
+        return image[..., 0] if image.shape[2:] == (1,) else image
 
     def keys(self) -> list[str]:
         """Keys that are equal for equal contents: of a file, or of an image in an array."""
-        keys, digest = [], partial(hashlib.blake2b, digest_size=_KEY_BYTES)
+        keys, digest = [], partial(hashlib.blake2b, digest_size=UNLABELLED_KEY_BYTES)
         for row, (file, index) in enumerate(zip(self.files, self.indices)):
             if index is not None:
                 keys.append(digest(self.pixels(row).tobytes()).hexdigest())
@@ -77,20 +87,32 @@ class UnlabelledImages:
                 keys.append(hashlib.file_digest(opened, digest).hexdigest())
         return keys
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """The rows of a table of these images, which `read_images` reads."""
-        for file, index in zip(self.files, self.indices):
-            yield {"path": str(file), "image": str(index or 0)}
-
     def decode(self, processor: ImageProcessor, skip: bool) -> DecodedImages:
-        """The images at the model's size, from the cache if the same files were decoded to this size before. An
-        unreadable one is a UserError that names it; with `skip`, such images are counted in the log.
+        """The images at the model's size, which prepared ones must have, from the cache if the same files were decoded
+        to this size before. An unreadable one is a UserError that names it; with `skip`, such images are counted in the
+        log.
         """
+        parts = self.parts()
+        if self.prepared and parts:
+            decoded = [
+                self.select(part.rows.tolist())._decode_files(processor, skip)
+                if part.samples is None
+                else prepared_images(part.samples, processor, UNLABELLED_KEY_BYTES)
+                for part in parts
+            ]
+            rows = [part.rows for part in parts]
+            keys = {row: key for part, inner in zip(rows, decoded) for row, key in zip(part.tolist(), inner.keys)}
+            errors = {int(part[row]): text for part, inner in zip(rows, decoded) for row, text in inner.errors.items()}
+            pixels = JoinedArrays([inner.pixels for inner in decoded], rows)
+            return DecodedImages(pixels, [keys[row] for row in range(len(self))], errors)
+        return self._decode_files(processor, skip)
+
+    def _decode_files(self, processor: ImageProcessor, skip: bool) -> DecodedImages:
         shape = (*(processor.shape or ()), processor.channels)
         content = fingerprint(File(path) for path in dict.fromkeys(self.files)), self.indices
         settings = (processor.size, processor.shortest, processor.resample, processor.crop)
         read = partial(_processed, self, processor)
-        return open_images(ImageSource(read, len(self), shape, (content, settings), _KEY_BYTES), skip)
+        return open_images(ImageSource(read, len(self), shape, (content, settings), UNLABELLED_KEY_BYTES), skip)
 
 
 def _processed(images: UnlabelledImages, processor: ImageProcessor, row: int) -> np.ndarray:
@@ -99,12 +121,16 @@ def _processed(images: UnlabelledImages, processor: ImageProcessor, row: int) ->
 
 
 def read_images(paths: Sequence[Path]) -> UnlabelledImages:
-    """The images below folders, in IDX files, and in tables with the column `path`. These may have a column `image`, an
-    index from 0 on in an IDX file or a table of numbers; otherwise all images of the file are read. UserError for other
-    files and for folders without images.
+    """The images below folders, in IDX files, prepared ones, and those in tables with the column `path`. These may have
+    a column `image`, an index from 0 on in an IDX file, a table of numbers or the index.json of prepared images;
+    otherwise all images of the file are read. UserError for other files and for folders without images.
     """
     found = UnlabelledImages()
-    for path in map(user_path, paths):
+    for path in paths:
+        if is_prepared(path):
+            _add_file(found, path / INDEX_FILE)
+            continue
+        path = user_path(path)
         if path.is_dir():
             images = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in IMAGE_EXTENSIONS]
             files = [*idx_files(path), *(file for file in images if file.name[0] != "." and file.is_file())]
@@ -122,14 +148,13 @@ def read_images(paths: Sequence[Path]) -> UnlabelledImages:
     return found
 
 
-def _add_file(found: UnlabelledImages, file: Path) -> None:
+def _add_file(found: UnlabelledImages, file: Path, index: str | None = None, location: str = "") -> None:
     if file.suffix.lower() in IMAGE_EXTENSIONS:
         found.add(file)
     elif is_idx(file) and _LABELS in file.name:
         pass
-    elif is_idx(file) or is_number_table(file):
-        for index in range(len(found.array(file))):
-            found.add(file, index)
+    elif is_index(file) or is_idx(file) or is_number_table(file):
+        found.add_numbered(file, found.array(file).shape[0], index, location)
     else:
         raise UserError(
             f"{file} is not an image; pass images ({', '.join(sorted(IMAGE_EXTENSIONS))}), a folder of them, IDX files "
@@ -144,29 +169,36 @@ def _add_table(found: UnlabelledImages, path: Path) -> None:
         file = file_of_row(path, name, table.location(row))
         if not file.is_file():
             raise UserError(f"{table.location(row)}: there is no file {name}; correct or remove the line")
-        if images is None or file.suffix.lower() in IMAGE_EXTENSIONS:
-            _add_file(found, file)
-        elif images[row].isdecimal():
-            found.add(file, int(images[row]))
-        else:
-            raise UserError(f"{table.location(row)}: the image is {images[row]!r}; use an index from 0 on")
+        _add_file(found, file, None if images is None else images[row], table.location(row))
+
+
+def _comparable_keys(*groups: UnlabelledImages) -> list[list[str]]:
+    """Keys of images that are equal for equal contents or, if some are prepared, for equal pixels at their size; empty
+    for an unreadable image.
+    """
+    shape = next((images.prepared_shape for images in groups if images.prepared_shape is not None), None)
+    if shape is None:
+        return [images.keys() for images in groups]
+    half = (0.5,) * shape[2]
+    processor = ImageProcessor(shape[:2], resample=RESAMPLE, mean=half, std=half)
+    return [images.decode(processor, skip=True).keys for images in groups]
 
 
 def read_unlabelled(recipe: Recipe, task: Task, paths: Sequence[Path]) -> UnlabelledData:
     """The images at the paths without duplicates and held-out images, followed by the training images of the task.
     Raises UserError if none remains.
     """
-    dataset = cast(ImageDataset, task.examples)
-    if dataset.prepared is not None:
-        raise UserError(f"{dataset.prepared.data.name} has no image files to pre-train on; pass the folder of images")
+    dataset, found = cast(ImageDataset, task.examples), read_images(paths)
     images = UnlabelledImages()
-    for row in dataset.rows.tolist():
-        file, index = dataset.origins[row] if dataset.files is None else (dataset.files[row], None)
-        images.add(file, index)
-    labelled_keys, splits = images.keys(), dataset.splits
-    train = [int(row) for row in splits.rows("train")]
-    found = read_images(paths)
-    unlabelled = found.select(distinct(found.keys(), frozenset(labelled_keys)))
+    if dataset.prepared is not None:
+        images.add_prepared(dataset.prepared, dataset.rows)
+    else:
+        for row in dataset.rows.tolist():
+            file, index = dataset.origins[row] if dataset.files is None else (dataset.files[row], None)
+            images.add(file, index)
+    train = [int(row) for row in dataset.splits.rows("train")]
+    found_keys, labelled_keys = _comparable_keys(found, images)
+    unlabelled = found.select(distinct(found_keys, frozenset(labelled_keys)))
     if not len(unlabelled):
         names = ", ".join(map(str, paths[:3]))
         raise UserError(f"{names}: all {len(found):,} images are also in the labelled data; pass other images")
@@ -176,7 +208,7 @@ def read_unlabelled(recipe: Recipe, task: Task, paths: Sequence[Path]) -> Unlabe
     measure = lambda image: image_statistics(_processed(image[0], processor, image[1]))  # noqa: E731
     similar = similar_share(first, second, measure, _MAX_COMPARED)
     return UnlabelledData(
-        [*unlabelled.rows(), *labelled.rows()],
+        [*unlabelled.rows("image"), *labelled.rows("image")],
         len(unlabelled),
         len(labelled),
         "images",
