@@ -46,7 +46,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--part", dest="share", metavar="I/N", help=part)
     joined = "folder with the parts of all hosts, from which the output is made, with the same other arguments"
     add("--join", dest="joined", type=Path, metavar="DIR", help=joined)
-    kinds = "texts, images or sounds to train on, or files: any data as they are (default: texts)"
+    kinds = "texts, images, sounds or transcripts to train on, or files: any data as they are (default: texts)"
     add("--kind", choices=tuple(_KINDS), default="texts", help=kinds)
     add("--unique", action="store_true", help="drop exact duplicates, which are otherwise only counted")
     add("--tokenizer", metavar="FILE|MODEL", help="published tokenizer, or that of a run (default: train a new one)")
@@ -124,6 +124,19 @@ def _sounds(args: argparse.Namespace) -> Kind:
     return _samples(SoundEncoder(), read_labelled_files(args.paths, AUDIO_EXTENSIONS, "sound"), args)
 
 
+def _transcripts(args: argparse.Namespace) -> Kind:
+    from headway.data.labelled_files import LabelledFiles
+    from headway.domains.audio.sound_files import read_transcripts
+    from headway.domains.audio.sound_shards import TranscriptEncoder
+
+    if args.validation is not None or args.test is not None:
+        raise UserError("transcripts are split by their words when you train; remove --validation and --test")
+    found = read_transcripts(args.paths, skip=args.skip_bad, skip_remedy="leave such samples out with --skip-bad")
+    names = list(map(str, found.files))
+    labelled = LabelledFiles(found.files, found.texts, found.named_splits, names, from_folders=False)
+    return _samples(TranscriptEncoder(), labelled, args)
+
+
 def _samples(encoder: SampleEncoder, labelled: LabelledFiles, args: argparse.Namespace) -> Kind:
     from headway.data.prepared.sample_shards import SampleKind
 
@@ -135,9 +148,10 @@ _KINDS: dict[str, Callable[[argparse.Namespace], Kind]] = {
     "texts": _texts,
     "images": _images,
     "sounds": _sounds,
+    "transcripts": _transcripts,
     "files": _files,
 }
-_RECIPES = {"texts": "text", "images": "vision", "sounds": "audio"}
+_RECIPES = {"texts": "text", "images": "vision", "sounds": "audio", "transcripts": "transcription"}
 _TITLES = {"units": "tokens", "text_bytes": "bytes of text"}  # of counts of texts
 
 
