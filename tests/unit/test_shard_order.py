@@ -11,7 +11,7 @@ SIZES = [40, 41, 0, 40, 7, 40, 39, 40, 40, 1, 40]
 
 
 def stream(order: ShardOrder, place: int, stop: int, start: int = 0) -> list[tuple[int, int]]:
-    shards, rows = order.rows(place, np.arange(start, stop))
+    shards, rows, _ = order.rows(place, np.arange(start, stop))
     return list(zip(shards.tolist(), rows.tolist()))
 
 

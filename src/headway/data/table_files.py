@@ -209,6 +209,15 @@ class Table:
         return f"{file}, line {line}"
 
 
+class TableSample(NamedTuple):
+    """The values of a row by use; its file and line; and the code of the split in the file's name (0: none)."""
+
+    values: dict[str, str]
+    file: File
+    line: int
+    named_split: int
+
+
 def read_table(
     paths: Sequence[Path | str],
     columns: Mapping[str, str],
@@ -216,7 +225,25 @@ def read_table(
     remedy: str | None = None,
     target: str | None = None,
 ) -> Table:
-    """Read the rows of all files; `columns` maps a column's use ("text", "label") to its name in the files.
+    """Read the rows of all files, as `iter_table` yields them."""
+    table = Table({}, np.zeros(0, np.uint8), [])
+    codes: list[int] = []
+    for values, file, line, code in iter_table(paths, columns, optional, remedy, target):
+        for use, text in values.items():
+            table.columns.setdefault(use, []).append(text)
+        table.locations.append((file, line))
+        codes.append(code)
+    return replace(table, named_splits=np.array(codes, np.uint8))
+
+
+def iter_table(
+    paths: Sequence[Path | str],
+    columns: Mapping[str, str],
+    optional: Sequence[str] = (),
+    remedy: str | None = None,
+    target: str | None = None,
+) -> Iterator[TableSample]:
+    """The rows of all files; `columns` maps a column's use ("text", "label") to its name in the files.
 
     `optional` columns are omitted if the first file lacks them. The `target` column may have missing values (returned
     as empty strings) and lists (returned as JSON). It may also be several 0/1 columns with comma-separated names or,
@@ -224,34 +251,35 @@ def read_table(
     UserError for missing columns (with the nearest names and the `remedy`, by default the option that sets them), a
     row of another length, an empty value, invalid UTF-8, or no rows at all.
     """
-    if not paths:
-        raise UserError("no files; pass at least one .csv, .tsv, .jsonl or .xlsx")
-    files = resolve_named_splits([file for path in paths for file in find_files(user_path(path), TABLE_KINDS)])
+    files = table_files(paths)
     column_names = {use: name for use, name in columns.items() if use not in optional or name in _read_header(files[0])}
     flags = () if target is None else _flag_columns(files[0], column_names, target)
     required = {use: name for use, name in column_names.items() if use != target or not flags} | {
         flag: flag for flag in flags
     }
-    table = Table({use: [] for use in column_names}, np.zeros(0, np.uint8), [])
-    codes: list[int] = []
+    has_rows = False
     for file in files:
         code = 0 if file.named_split is None else split_code(file.named_split)
         for line, row in _read_rows(file, required, remedy):
-            for use, values in table.columns.items():
-                if use == target:
-                    text = (
-                        _labels_from_flags(file, line, flags, row)
-                        if flags
-                        else _target_value(file, line, column_names[use], row)
-                    )
+            values: dict[str, str] = {}
+            for use, name in column_names.items():
+                if use == target and flags:
+                    values[use] = _labels_from_flags(file, line, flags, row)
+                elif use == target:
+                    values[use] = _target_value(file, line, name, row)
                 else:
-                    text = _text_value(file, line, column_names[use], row[column_names[use]])
-                values.append(text)
-            table.locations.append((file, line))
-            codes.append(code)
-    if not codes:
+                    values[use] = _text_value(file, line, name, row[name])
+            has_rows = True
+            yield TableSample(values, file, line, code)
+    if not has_rows:
         raise UserError(f"{', '.join(map(str, files[:3]))}: there are no rows; add some")
-    return Table(table.columns, np.array(codes, np.uint8), table.locations)
+
+
+def table_files(paths: Sequence[Path | str]) -> list[File]:
+    """The tables at paths, with the split in their names. UserError for no paths, and for files of other kinds."""
+    if not paths:
+        raise UserError("no files; pass at least one .csv, .tsv, .jsonl or .xlsx")
+    return resolve_named_splits([file for path in paths for file in find_files(user_path(path), TABLE_KINDS)])
 
 
 _FLAG_VALUES = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}

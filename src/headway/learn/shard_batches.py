@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Int
 
 from headway.data.prepared.prepared_samples import PreparedSamples
 from headway.data.prepared.shard_order import ShardOrder
+from headway.data.shuffling import PairBatches
 from headway.data.unlabelled_files import UnlabelledPart
 from headway.learn.examples import IndexedExamples, RngKey, Shard, TrainingOrder
 from headway.learn.recipe import Recipe
@@ -87,3 +89,42 @@ class PreparedExamples(IndexedExamples):
             return by_shard[first[ordered.shards] + ordered.rows]
 
         return PlacedBatches(rows_at, len(rows), self.batch_size, self.places)
+
+
+class PlacedLengthBatches:
+    """Batches of samples with nearly equal lengths, planned within each shard: batch k is number k // places of place
+    k % places, and a place mixes the batches of a window of shards.
+    """
+
+    def __init__(
+        self,
+        samples: PreparedSamples,
+        rows: Int[np.ndarray, "N"],
+        plan: Callable[[Int[np.ndarray, "M"]], PairBatches],
+        places: int,
+        seed: int,
+    ) -> None:
+        """`rows` are the samples of a split, which batches index, and `plan` returns the batches of some of them."""
+        self._samples, self._places, self._count = samples, places, len(rows)
+        shards = samples.shards_of(rows)
+        by_shard = np.argsort(shards, kind="stable")
+        ends = np.cumsum(np.bincount(shards, minlength=len(samples.shards.shards)))
+        self._members = np.split(by_shard, ends[:-1])  # of each shard, indices into `rows`
+        self._plan = lambda shard: plan(rows[self._members[shard]])
+        # Only the numbers of batches are kept, so that memory is bounded by the window.
+        self._sizes = [len(self._plan(shard)) if len(self._members[shard]) else 0 for shard in range(len(ends))]
+        self._order = ShardOrder(self._sizes, places, seed)
+        self._batches = lru_cache(self._order.window * places + 1)(lambda shard, epoch: self._plan(shard).epoch(epoch))
+
+    @property
+    def epoch(self) -> float:
+        """The number of batches per epoch."""
+        return sum(self._sizes)
+
+    def endless(self, shard: Shard, start: int) -> Iterator[tuple[RngKey, Int[np.ndarray, "B"]]]:
+        for batch_index in shard.indices(start):
+            number, place = divmod(batch_index, self._places)
+            source, batch, epoch = (column.item() for column in self._order.rows(place, np.array([number])))
+            self._samples.shards.announce(self._order.upcoming(place, number))
+            indices = self._members[source][self._batches(source, epoch)[batch]]
+            yield RngKey(batch_index, epoch * self._count + indices), indices

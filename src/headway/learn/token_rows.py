@@ -86,8 +86,12 @@ class TokenRows(NamedTuple):
 
     def plan(self, indices: np.ndarray, batch_tokens: int, seed: int = 0) -> PairBatches:
         """Batches of these rows; each contains positions in `indices`."""
-        lengths = self.lengths[indices]
-        return PairBatches(lengths, lengths, max(batch_tokens, int(lengths.max(initial=0))), seed)
+        return plan_batches(self.lengths[indices], batch_tokens, seed)
+
+
+def plan_batches(lengths: np.ndarray, batch_tokens: int, seed: int = 0) -> PairBatches:
+    """Batches of rows with these lengths; a batch of one row may be longer than `batch_tokens`."""
+    return PairBatches(lengths, lengths, max(batch_tokens, int(lengths.max(initial=0))), seed)
 
 
 class RowChunks(NamedTuple):

@@ -14,6 +14,7 @@ from headway.app.cli.main import run_job
 from headway.app.cli.options import integer, number
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
+from headway.io.remote import remote_url
 
 if TYPE_CHECKING:
     from headway.data.labelled_files import LabelledFiles
@@ -27,6 +28,7 @@ headway train text --data prepared/
 headway data prepare books/ --part 1/3 --out parts/
 headway data prepare books/ --join parts/ --out prepared/
 headway data prepare pets/ --kind images --out prepared-pets/
+headway data prepare reviews.csv --kind labelled-texts --columns label=stars --out prepared-reviews/
 """
 CODECS = ("bpe", "wordpiece", "unigram", "word", "char", "byte")
 
@@ -46,8 +48,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--part", dest="share", metavar="I/N", help=part)
     joined = "folder with the parts of all hosts, from which the output is made, with the same other arguments"
     add("--join", dest="joined", type=Path, metavar="DIR", help=joined)
-    kinds = "texts, images, sounds or transcripts to train on, or files: any data as they are (default: texts)"
-    add("--kind", choices=tuple(_KINDS), default="texts", help=kinds)
+    kinds = f"what to train on: {', '.join(tuple(_KINDS)[:-1])}; or files: any data as they are (default: texts)"
+    add("--kind", choices=tuple(_KINDS), default="texts", metavar="KIND", help=kinds)
+    columns = "columns of tables that have other names than text, text2 and label"
+    add("--columns", type=_column, nargs="+", default=[], metavar="USE=NAME", help=columns)
     add("--unique", action="store_true", help="drop exact duplicates, which are otherwise only counted")
     add("--tokenizer", metavar="FILE|MODEL", help="published tokenizer, or that of a run (default: train a new one)")
     kinds = f"kind of the new tokenizer: {', '.join(CODECS)} (default: bpe)"
@@ -69,6 +73,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     if args.unlabelled and args.kind not in ("images", "sounds"):
         raise UserError(f"--unlabelled does not apply to --kind {args.kind}; use images or sounds, or remove it")
+    if args.columns and not args.kind.startswith("labelled"):
+        raise UserError(f"--columns does not apply to --kind {args.kind}; use labelled-texts or remove it")
+    url = next(filter(None, map(remote_url, args.paths)), None)
+    if url is not None and args.kind != "texts":
+        raise UserError(f"{url} is remote, and only texts are prepared from an address; download it first")
     cores = os.cpu_count() or 1
     if args.processes > cores:
         raise UserError(f"{args.processes} processes are too many for {cores} cores; use at most --processes {cores}")
@@ -89,6 +98,13 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
 
 def _job(args: argparse.Namespace) -> int:
     return run_job(partial(_work, args, Terminal(args.json)), args.debug)
+
+
+def _column(text: str) -> tuple[str, str]:
+    use, equals, name = text.partition("=")
+    if not (use and equals and name):
+        raise argparse.ArgumentTypeError(f"{text!r} does not name a column; use a form such as label=stars")
+    return use, name
 
 
 def _texts(args: argparse.Namespace) -> Kind:
@@ -124,17 +140,13 @@ def _sounds(args: argparse.Namespace) -> Kind:
     return _samples(SoundEncoder(), read_labelled_files(args.paths, AUDIO_EXTENSIONS, "sound"), args)
 
 
-def _transcripts(args: argparse.Namespace) -> Kind:
-    from headway.data.labelled_files import LabelledFiles
-    from headway.domains.audio.sound_files import read_transcripts
-    from headway.domains.audio.sound_shards import TranscriptEncoder
+def _labelled_texts(args: argparse.Namespace) -> Kind:
+    from headway.domains.understanding.labelled_text_shards import LabelledTextReader
+    from headway.learn.token_shards import RowKind
 
-    if args.validation is not None or args.test is not None:
-        raise UserError("transcripts are split by their words when you train; remove --validation and --test")
-    found = read_transcripts(args.paths, skip=args.skip_bad, skip_remedy="leave such samples out with --skip-bad")
-    names = list(map(str, found.files))
-    labelled = LabelledFiles(found.files, found.texts, found.named_splits, names, from_folders=False)
-    return _samples(TranscriptEncoder(), labelled, args)
+    reader = LabelledTextReader(args.kind, args.paths, dict(args.columns), args.codec, args.size)
+    has_splits = args.validation is not None or args.test is not None
+    return RowKind(reader, args.tokenizer, args.seed or 0, has_splits)
 
 
 def _samples(encoder: SampleEncoder, labelled: LabelledFiles, args: argparse.Namespace) -> Kind:
@@ -148,10 +160,17 @@ _KINDS: dict[str, Callable[[argparse.Namespace], Kind]] = {
     "texts": _texts,
     "images": _images,
     "sounds": _sounds,
-    "transcripts": _transcripts,
+    "labelled-texts": _labelled_texts,
+    "labelled-pairs": _labelled_texts,
     "files": _files,
 }
-_RECIPES = {"texts": "text", "images": "vision", "sounds": "audio", "transcripts": "transcription"}
+_RECIPES = {
+    "texts": "text",
+    "images": "vision",
+    "sounds": "audio",
+    "labelled-texts": "classification",
+    "labelled-pairs": "pairs",
+}
 _TITLES = {"units": "tokens", "text_bytes": "bytes of text"}  # of counts of texts
 
 
@@ -166,7 +185,6 @@ def _work(args: argparse.Namespace, terminal: Terminal) -> None:
 def _write_part(args: argparse.Namespace, terminal: Terminal) -> None:
     from headway.app.shares import parse_part
     from headway.data.prepared.preparation import Preparation, PrepareConfig
-    from headway.io.remote import remote_url
 
     if args.joined is not None or args.processes > 1:
         raise UserError("--part writes one part with one process; remove --join and --processes")

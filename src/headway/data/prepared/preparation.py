@@ -59,13 +59,15 @@ class PrepareConfig:
 
 
 class PartSamples(NamedTuple):
-    """The samples of a part: uint64 [N] `keys`, equal for equal samples; the split in the name of their file, uint8
-    [N]; and each as a span of units.
+    """The samples of a part: uint64 [N] `keys`, of which equal ones are in the same split; the split in the name of
+    their file, uint8 [N]; and each as a span of units. Equal samples have equal `hashes`, uint64 [N], or, without
+    them, equal keys.
     """
 
     keys: np.ndarray
     named_splits: np.ndarray
     spans: Spans
+    hashes: np.ndarray | None = None
 
 
 class Kind(Protocol):
@@ -431,8 +433,9 @@ class Deal:
             low, last = np.uint64(number * width), np.uint64(min((number + 1) * width, 1 << 64) - 1)
             keys, places, order = [], [], []
             for first, (samples, _) in zip(starts, self._parts()):
-                inside = np.flatnonzero((samples.keys >= low) & (samples.keys <= last))
-                keys.append(samples.keys[inside])
+                hashes = samples.keys if samples.hashes is None else samples.hashes
+                inside = np.flatnonzero((hashes >= low) & (hashes <= last))
+                keys.append(hashes[inside])
                 places.append(inside + first)
                 order.append(samples.named_splits[inside] <= split_code("train"))
             all_keys, all_places = np.concatenate(keys), np.concatenate(places)

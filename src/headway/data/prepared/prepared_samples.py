@@ -53,8 +53,8 @@ class PreparedSamples:
     """The samples of prepared data of one kind, in the order of their files.
 
     labels: of each; named_splits: uint8 [N], as in file names or decided when the data were prepared; keys: uint8 [N,
-    K], equal for equal samples; names: of their files; lengths: int64 [N]; flags: uint8 [N]; sums: uint64 [N, S], of
-    their values; details: of the index.
+    K], of which equal ones are in the same split; names: of their files; lengths: int64 [N], or [N, P] for samples of P
+    parts; flags: uint8 [N]; sums: uint64 [N, S], of their values; details: of the index.
     """
 
     data: PreparedData
@@ -72,8 +72,10 @@ class PreparedSamples:
     shards: MappedShards
 
     @staticmethod
-    def open(paths: Sequence[Path], kind: str) -> PreparedSamples:
-        """The samples at the path of prepared data. UserError for several paths, and for a damaged table."""
+    def open(paths: Sequence[Path], kind: str, parts: int = 1) -> PreparedSamples:
+        """The samples, of some `parts`, at the path of prepared data. UserError for several paths, and for a damaged
+        table.
+        """
         if len(paths) > 1:
             raise UserError(f"{paths[0]} contains prepared {kind}, which cannot be mixed; prepare all folders together")
         data = PreparedData(paths[0])
@@ -84,7 +86,7 @@ class PreparedSamples:
         arrays = map_shard(data.companion_folder() / TABLE_FILE, ShardFile(TABLE_FILE, size, digest, 0, 0))
         count = sum(shard.samples for shard in shards)
         try:
-            table = _checked(arrays, count)
+            table = _checked(arrays, count, parts)
             starts = np.zeros(count + 1, np.int64)
             starts[1 + table["positions"]] = table["sizes"]
             np.cumsum(starts, out=starts)
@@ -122,6 +124,11 @@ class PreparedSamples:
             names=self.names.select(rows),
             **{name: getattr(self, name)[rows] for name in columns},
         )
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """The bytes of each sample, int64 [N]."""
+        return self.starts[self.positions + 1] - self.starts[self.positions]
 
     @property
     def from_folders(self) -> bool:
@@ -185,12 +192,12 @@ class PreparedSamples:
         return int(self.starts[-1]) > _MAX_SHUFFLED
 
 
-def _checked(arrays: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+def _checked(arrays: Mapping[str, np.ndarray], count: int, parts: int) -> dict[str, np.ndarray]:
     """The columns of a table of `count` samples. ValueError for a table that contradicts itself."""
     table = {name: arrays[name] for name in ("keys", "label_text", "label_offsets", "name_text", "name_offsets")}
     for name in ("labels", "splits", "lengths", "flags", "positions", "checksums", "sizes"):
         table[name] = arrays[name]
-        if table[name].shape != (count,):
+        if table[name].shape != ((count, parts) if name == "lengths" and parts > 1 else (count,)):
             raise ValueError(f"{name} does not have {count:,} entries")
     table["sums"] = arrays["sums"]
     for name in ("keys", "sums"):

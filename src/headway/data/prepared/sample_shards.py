@@ -1,12 +1,13 @@
-"""Labelled samples as shards: images and sounds are decoded once, in a random order, next to a table from which a
-training starts.
+"""Samples as shards: images and sounds are decoded once, texts tokenised once, in a random order, next to a table from
+which a training starts.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -40,15 +41,24 @@ _COLUMNS = {
 
 
 class EncodedSample(NamedTuple):
-    """A decoded sample: its bytes in a shard; its key, equal for equal samples; its length; a flag, 0 or 1; and sums of
-    its values, from which a training has means over any samples without reading them.
+    """A decoded sample: its bytes in a shard; its key, of which equal ones are in the same split; its length, or that
+    of each part; a flag, 0 or 1; sums of its values, from which a training has means over any samples without reading
+    them; and a string that equal samples share, if it is not the key.
     """
 
     content: bytes
     key: bytes
-    length: int = 1
+    length: int | tuple[int, ...] = 1
     flag: int = 0
     sums: Sequence[int] = ()
+    identity: str = ""
+
+
+class SampleStrings(NamedTuple):
+    """The labels of samples, and their names for messages: arrays of strings, [N]."""
+
+    labels: np.ndarray
+    names: np.ndarray
 
 
 class SampleEncoder(Protocol):
@@ -77,13 +87,119 @@ class SampleEncoder(Protocol):
         ...
 
 
-class SampleKind:
-    """Labelled files, decoded by an encoder. Blocks take files in a random order, so that each shard, and each window
-    of shards, has samples of all classes. With `skip_bad`, files that cannot be read are left out and counted.
-    """
+class SampleShards:
+    """The parts and shards of samples that are read by offset, and their table."""
 
     unit_bytes = 1
     is_divisible = False
+    parts = 1  # whose lengths the table states
+    name: str
+    key_bytes: int
+    num_sums = 0  # per sample
+    has_splits: bool
+
+    @property
+    def blocks(self) -> int:
+        raise NotImplementedError
+
+    def named_splits(self, folder: Path, numbers: np.ndarray) -> np.ndarray:
+        """The splits that files of samples of a part are named after, uint8 [N]."""
+        raise NotImplementedError
+
+    def strings(self, folder: Path, numbers: np.ndarray) -> SampleStrings:
+        """The strings of the samples of a part."""
+        raise NotImplementedError
+
+    def write_samples(self, folder: Path, encoded: Iterable[tuple[int, EncodedSample]]) -> int:
+        """Write the samples of a part, each with its number in the sources; return how many there are."""
+        samples: list[EncodedSample] = []
+        numbers: list[int] = []
+        with ColumnWriter(folder, _COLUMNS) as columns:
+            for number, sample in encoded:
+                columns.append("data", np.frombuffer(sample.content, np.uint8))
+                samples.append(sample._replace(content=b""))
+                columns.append("sizes", [len(sample.content)])
+                columns.append("checksums", [zlib.crc32(sample.content)])
+                numbers.append(number)
+            columns.append("numbers", numbers)
+            columns.append("keys", np.frombuffer(b"".join(sample.key for sample in samples), np.uint8))
+            hashes = [text_key(sample.identity or sample.key.hex()) for sample in samples]
+            columns.append("hashes", np.array(hashes, np.uint64))
+            columns.append("lengths", [sample.length for sample in samples])
+            columns.append("flags", [sample.flag for sample in samples])
+            columns.append("sums", np.array([sample.sums for sample in samples], np.uint64).reshape(-1))
+        return len(samples)
+
+    def samples(self, folder: Path) -> PartSamples:
+        columns = self.columns(folder, "hashes", "numbers", "sizes")
+        spans = Spans(np.arange(len(columns["sizes"])), columns["sizes"])
+        return PartSamples(columns["hashes"], self.named_splits(folder, columns["numbers"]), spans)
+
+    def columns(self, folder: Path, *names: str) -> dict[str, np.ndarray]:
+        """Columns of a part, [N] or [N, ...]."""
+        count = read_info(folder)["samples"]
+        shapes: dict[str, tuple[int, ...]] = {"keys": (self.key_bytes,), "sums": (self.num_sums,)}
+        if self.parts > 1:
+            shapes["lengths"] = (self.parts,)
+        return {
+            name: np.asarray(
+                read_column(folder, name, _COLUMNS[name], count * math.prod(shapes.get(name, ())))
+            ).reshape(count, *shapes.get(name, ()))
+            for name in names
+        }
+
+    def text_bytes(self, folder: Path) -> int:
+        return int(self.columns(folder, "sizes")["sizes"].sum())
+
+    def cut_ends(self, folder: Path, training: np.ndarray, validation: float, test: float) -> dict[str, Spans]:
+        raise NotImplementedError
+
+    def write_shard(self, path: Path, pieces: Sequence[tuple[Path, Spans]]) -> str:
+        contents = [np.zeros(0, np.uint8)]
+        for folder, spans in pieces:
+            if not len(spans.starts):
+                continue
+            ends = np.cumsum(self.columns(folder, "sizes")["sizes"])
+            data = read_column(folder, "data", np.uint8, int(ends[-1]))
+            runs = np.split(spans.starts, np.flatnonzero(np.diff(spans.starts) != 1) + 1)
+            contents += [data[ends[run[0] - 1] if run[0] else 0 : ends[run[-1]]] for run in runs]
+        return write_shard(path, {"data": np.concatenate(contents)})
+
+    def write_table(self, work: Path, out: Path, spans: Callable[[int], Mapping[str, Spans]]) -> tuple[int, str]:
+        """Write the table of all samples, in the order of their sources; return its size and digest."""
+        names = ("keys", "numbers", "sizes", "lengths", "checksums", "flags", "sums")
+        parts: dict[str, list[dict[str, np.ndarray]]] = {split: [] for split in SPLITS}
+        for block in range(self.blocks):
+            folder = work / "parts" / f"{block:07d}"
+            columns = self.columns(folder, *names)
+            columns["splits"] = self.named_splits(folder, columns["numbers"])
+            columns |= self.strings(folder, columns["numbers"])._asdict()
+            for split, chosen in spans(block).items():
+                parts[split].append({name: column[chosen.starts] for name, column in columns.items()})
+        ordered = [part for split in SPLITS for part in parts[split]]  # as in the shards
+        table = {name: np.concatenate([part[name] for part in ordered]) for name in ordered[0]}
+        if self.has_splits:
+            counts = [sum(len(part["sizes"]) for part in parts[split]) for split in SPLITS]
+            table["splits"] = np.repeat(np.array([split_code(split) for split in SPLITS], np.uint8), counts)
+        rank = np.argsort(table.pop("numbers"), kind="stable")
+        table = {name: column[rank] for name, column in table.items()}
+        table["positions"] = rank
+        labels = table["labels"].tolist()
+        codes = {label: code for code, label in enumerate(dict.fromkeys(labels))}
+        table["labels"] = np.fromiter(map(codes.__getitem__, labels), np.uint32, len(labels))
+        for name, strings in (("name", table.pop("names").tolist()), ("label", list(codes))):
+            encoded = [text.encode("utf-8", "surrogateescape") for text in strings]
+            table[f"{name}_text"] = np.frombuffer(b"".join(encoded), np.uint8)
+            table[f"{name}_offsets"] = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+        with atomic_write(out / TABLE_FILE) as draft:
+            write_shard(draft, table)
+        return file_digest_of(out / TABLE_FILE)
+
+
+class SampleKind(SampleShards):
+    """Labelled files, decoded by an encoder. Blocks take files in a random order, so that each shard, and each window
+    of shards, has samples of all classes. With `skip_bad`, files that cannot be read are left out and counted.
+    """
 
     def __init__(
         self,
@@ -94,7 +210,7 @@ class SampleKind:
         has_splits: bool = False,
     ) -> None:
         self.encoder, self.labelled, self.skip_bad = encoder, labelled, skip_bad
-        self.name, self.has_splits = encoder.name, has_splits
+        self.name, self.key_bytes, self.has_splits = encoder.name, encoder.key_bytes, has_splits
         states = [path.stat() for path in labelled.files]
         self._sizes = np.array([state.st_size for state in states], np.int64)
         self._times = np.array([state.st_mtime_ns for state in states], np.int64)
@@ -122,96 +238,35 @@ class SampleKind:
         if not path.exists():
             write_json(path, self.encoder.choose(self.labelled))
         self.encoder.start(read_json(path))
+        self.num_sums = self.encoder.num_sums
 
     def write_part(self, folder: Path, block: int) -> None:
-        samples: list[EncodedSample] = []
-        numbers: list[int] = []
         errors: list[str] = []
-        with ColumnWriter(folder, _COLUMNS) as columns:
-            for number in self._blocks[block].tolist():
-                try:
-                    sample = self.encoder.encode(self.labelled.files[number])
-                except UserError as error:
-                    if not self.skip_bad:
-                        raise UserError(f"{error}; or leave such files out with --skip-bad") from None
-                    errors.append(str(error))
-                    continue
-                columns.append("data", np.frombuffer(sample.content, np.uint8))
-                samples.append(sample._replace(content=b""))
-                columns.append("sizes", [len(sample.content)])
-                columns.append("checksums", [zlib.crc32(sample.content)])
-                numbers.append(number)
-            columns.append("numbers", numbers)
-            columns.append("keys", np.frombuffer(b"".join(sample.key for sample in samples), np.uint8))
-            columns.append("hashes", np.array([text_key(sample.key.hex()) for sample in samples], np.uint64))
-            columns.append("lengths", [sample.length for sample in samples])
-            columns.append("flags", [sample.flag for sample in samples])
-            columns.append("sums", np.array([sample.sums for sample in samples], np.uint64).reshape(-1))
-        write_info(folder, {"samples": len(samples), "errors": errors})
+        count = self.write_samples(folder, self._encoded(block, errors))
+        write_info(folder, {"samples": count, "errors": errors})
 
-    def samples(self, folder: Path) -> PartSamples:
-        columns = self._columns(folder, "hashes", "numbers", "sizes")
-        spans = Spans(np.arange(len(columns["sizes"])), columns["sizes"])
-        return PartSamples(columns["hashes"], self.labelled.named_splits[columns["numbers"]], spans)
+    def _encoded(self, block: int, errors: list[str]) -> Iterator[tuple[int, EncodedSample]]:
+        for number in self._blocks[block].tolist():
+            try:
+                yield number, self.encoder.encode(self.labelled.files[number])
+            except UserError as error:
+                if not self.skip_bad:
+                    raise UserError(f"{error}; or leave such files out with --skip-bad") from None
+                errors.append(str(error))
 
-    def _columns(self, folder: Path, *names: str) -> dict[str, np.ndarray]:
-        count = read_info(folder)["samples"]
-        widths = {"keys": self.encoder.key_bytes, "sums": self.encoder.num_sums}
-        columns = {}
-        for name in names:
-            column = np.asarray(read_column(folder, name, _COLUMNS[name], count * widths.get(name, 1)))
-            columns[name] = column.reshape(count, widths[name]) if name in widths else column
-        return columns
+    def named_splits(self, folder: Path, numbers: np.ndarray) -> np.ndarray:
+        return self.labelled.named_splits[numbers]
 
-    def text_bytes(self, folder: Path) -> int:
-        return int(self._columns(folder, "sizes")["sizes"].sum())
-
-    def cut_ends(self, folder: Path, training: np.ndarray, validation: float, test: float) -> dict[str, Spans]:
-        raise NotImplementedError
-
-    def write_shard(self, path: Path, pieces: Sequence[tuple[Path, Spans]]) -> str:
-        contents = [np.zeros(0, np.uint8)]
-        for folder, spans in pieces:
-            if not len(spans.starts):
-                continue
-            ends = np.cumsum(self._columns(folder, "sizes")["sizes"])
-            data = read_column(folder, "data", np.uint8, int(ends[-1]))
-            runs = np.split(spans.starts, np.flatnonzero(np.diff(spans.starts) != 1) + 1)
-            contents += [data[ends[run[0] - 1] if run[0] else 0 : ends[run[-1]]] for run in runs]
-        return write_shard(path, {"data": np.concatenate(contents)})
+    def strings(self, folder: Path, numbers: np.ndarray) -> SampleStrings:
+        columns = self.labelled.labels, self.labelled.locations
+        return SampleStrings(*(np.array([column[n] for n in numbers.tolist()], object) for column in columns))
 
     def finish(
         self, work: Path, out: Path, spans: Callable[[int], Mapping[str, Spans]]
     ) -> tuple[Mapping[str, tuple[int, str]], Mapping[str, Any]]:
-        names = ("keys", "numbers", "sizes", "lengths", "checksums", "flags", "sums")
-        parts: dict[str, list[dict[str, np.ndarray]]] = {split: [] for split in SPLITS}
-        errors: list[str] = []
-        for block in range(self.blocks):
-            folder = work / "parts" / f"{block:07d}"
-            errors += read_info(folder)["errors"]
-            columns = self._columns(folder, *names)
-            for split, chosen in spans(block).items():
-                parts[split].append({name: column[chosen.starts] for name, column in columns.items()})
-        ordered = [part for split in SPLITS for part in parts[split]]  # as in the shards
-        table = {name: np.concatenate([part[name] for part in ordered]) for name in names}
-        counts = [sum(len(part["sizes"]) for part in parts[split]) for split in SPLITS]
-        decided = np.repeat(np.array([split_code(split) for split in SPLITS], np.uint8), counts)
-        rank = np.argsort(table["numbers"], kind="stable")
-        numbers = table.pop("numbers")[rank]
-        table = {name: column[rank] for name, column in table.items()}
-        table["positions"] = rank
-        table["splits"] = decided[rank] if self.has_splits else self.labelled.named_splits[numbers]
-        texts = {"name": [self.labelled.locations[n] for n in numbers.tolist()]}
-        labels = [self.labelled.labels[n] for n in numbers.tolist()]
-        codes = {label: code for code, label in enumerate(dict.fromkeys(labels))}
-        table["labels"] = np.fromiter(map(codes.__getitem__, labels), np.uint32, len(labels))
-        texts["label"] = list(codes)
-        for name, strings in texts.items():
-            encoded = [text.encode("utf-8", "surrogateescape") for text in strings]
-            table[f"{name}_text"] = np.frombuffer(b"".join(encoded), np.uint8)
-            table[f"{name}_offsets"] = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-        with atomic_write(out / TABLE_FILE) as draft:
-            write_shard(draft, table)
+        table = self.write_table(work, out, spans)
+        folders = (work / "parts" / f"{block:07d}" for block in range(self.blocks))
+        errors = [error for folder in folders for error in read_info(folder)["errors"]]
         if errors:
             _LOG.warning("left out %d files that cannot be read: %s", len(errors), "; ".join(errors[:3]))
         details = {
@@ -220,4 +275,4 @@ class SampleKind:
             "left_out": len(errors),
             "has_splits": self.has_splits,
         }
-        return {TABLE_FILE: file_digest_of(out / TABLE_FILE)}, details
+        return {TABLE_FILE: table}, details

@@ -85,7 +85,7 @@ def parse_index(content: Any, source: str, digest: str) -> ShardIndex:
         }
         counts = {str(name): _count(value) for name, value in content["counts"].items()}
         shares = {str(name): float(value) for name, value in content["shares"].items()}
-        if kind == "texts":
+        if kind == "texts" or "fingerprint" in details:
             if details["dtype"] not in _DTYPES:
                 raise ValueError(f"its token ids have the type {str(details['dtype'])[:20]!r}")
             if not isinstance(details["fingerprint"], str):

@@ -18,10 +18,11 @@ _PLACES = 1 << 40  # distinguishes the seeds of places from those of epochs
 
 
 class ShardRows(NamedTuple):
-    """Rows of shards: the shard and the row in it, int64 [N] each."""
+    """Rows of shards: the shard, the row in it, and the epoch, int64 [N] each."""
 
     shards: Int[np.ndarray, "N"]
     rows: Int[np.ndarray, "N"]
+    epochs: Int[np.ndarray, "N"]
 
 
 class ShardOrder:
@@ -74,7 +75,7 @@ class ShardOrder:
         earliest = bisect_right(starts, int(positions[0])) - 1
         latest = bisect_right(starts, int(positions[-1]))
         stages = earliest + np.searchsorted(starts[earliest:latest], positions, side="right") - 1
-        shards, rows = np.empty_like(positions), np.empty_like(positions)
+        shards, rows, epochs = (np.empty_like(positions) for _ in range(3))
         for stage in np.unique(stages).tolist():
             chosen = np.flatnonzero(stages == stage)
             size = starts[stage + 1] - starts[stage]
@@ -88,11 +89,11 @@ class ShardOrder:
                 inside = chosen[parts == part]
                 first, size_of_part = slices[part]
                 ordered = mixed[parts == part] - (int(ends[part]) - size_of_part) + first
-                shards[inside] = shard
+                shards[inside], epochs[inside] = shard, epoch
                 rows[inside] = permute(
                     ordered, int(self._sizes[shard]), epoch_seed(epoch_seed(self._seed, epoch), shard)
                 )
-        return ShardRows(shards, rows)
+        return ShardRows(shards, rows, epochs)
 
     def upcoming(self, place: int, position: int) -> int:
         """The shard that the place needs in the stage after that of a position, to fetch it ahead."""

@@ -77,6 +77,14 @@ class PreparedData:
             raise UserError(f"{address} has more than {MAX_INDEX_BYTES:,} bytes; prepare the data in several folders")
         self.index = parse_index(decode_json(content, address, REMEDY), address, hashlib.sha256(content).hexdigest())
 
+    def check_tokenizer(self, fingerprint: str) -> None:
+        """UserError if the data were prepared with another tokenizer than that of a model."""
+        if fingerprint != self.index.details.get("fingerprint"):
+            raise UserError(
+                f"{self.name} was prepared with another tokenizer than that of this model; prepare the data with "
+                "--tokenizer and the model's folder"
+            )
+
     def companion_folder(self) -> Path:
         """A local folder with the files next to the shards, whose digests are checked: a tokenizer, or a table."""
         folder = self.folder

@@ -71,11 +71,7 @@ class PreparedDocuments(examples.Examples):
         for data in sources:
             if data.index.kind != "texts":
                 raise UserError(f"{data.name} contains {data.index.kind}, not texts; use the recipe for them")
-            if codec.fingerprint() != data.index.details["fingerprint"]:
-                raise UserError(
-                    f"{data.name} was prepared with another tokenizer than that of this model; prepare the data with "
-                    "--tokenizer and the model's folder"
-                )
+            data.check_tokenizer(codec.fingerprint())
         self.indices = [data.index for data in sources]
         self.codec, self.context = codec, context
         self.rows, self.seed, self.places, self.mix = rows, seed, places, tuple(mix)

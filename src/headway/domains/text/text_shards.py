@@ -10,18 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from headway.codecs import FILE, Codec, Kind, load_codec, train_codec
+from headway.codecs import Codec, Kind, train_codec
 from headway.data.corpus import Chunk, iter_chunks
 from headway.data.input_files import File
 from headway.data.packing import Spans
-from headway.data.prepared.preparation import PartSamples, file_digest_of
+from headway.data.prepared.preparation import PartSamples
 from headway.data.prepared.shard_files import write_shard
 from headway.data.prepared.text_blocks import RemoteFile, Source, cut_blocks, exact_sources, source_size
 from headway.data.shuffling import permute
 from headway.data.splits import SPLITS
-from headway.data.token_store import ids_dtype, load_tokens, write_tokens
-from headway.io.durable import atomic_write, read_json, remove, write_json
-from headway.io.hub import named_folder
+from headway.data.token_store import load_tokens, write_tokens
+from headway.io.durable import remove
+from headway.learn.token_shards import SharedCodec
 
 _SAMPLE_CHARACTERS = 1 << 26  # characters that the tokenizer is trained on
 _BYTES_PER_CHARACTER = 4  # at most, in UTF-8
@@ -40,7 +40,7 @@ class TextKind:
         self.sources, self.size, self.tokenizer, self.seed = sources, size, tokenizer, seed
         self.codec_kind: Kind = codec
         self._blocks = cut_blocks(sources)
-        self._codec: Codec | None = None
+        self._shared: SharedCodec | None = None
 
     @property
     def blocks(self) -> int:
@@ -48,8 +48,8 @@ class TextKind:
 
     @property
     def unit_bytes(self) -> int:
-        assert self._codec is not None  # loaded by begin
-        return ids_dtype(self._codec.vocab_size).itemsize
+        assert self._shared is not None  # loaded by begin
+        return self._shared.dtype.itemsize
 
     def plan(self) -> dict[str, Any]:
         sources = []
@@ -64,23 +64,18 @@ class TextKind:
 
     def begin(self, work: Path) -> None:
         """Load the tokenizer, or train it on the first characters of each file in an order that the seed determines."""
-        folder = work / "codec"
-        if not folder.exists():
-            with atomic_write(folder) as draft:
-                if self.tokenizer is not None:
-                    codec, facts = load_codec(named_folder(self.tokenizer)), {"tokenizer": self.tokenizer}
-                else:
-                    sample = _Sample(self.sources, self.seed, work / "sample")
-                    codec = train_codec(self.codec_kind, sample.chunks(), self.size, fewer=True)
-                    facts = {"sample": sample.facts()}
-                codec.save(draft)
-                write_json(draft / "facts.json", facts)
-        self._codec = load_codec(folder)
+
+        def train() -> tuple[Codec, dict[str, Any]]:
+            sample = _Sample(self.sources, self.seed, work / "sample")
+            codec = train_codec(self.codec_kind, sample.chunks(), self.size, fewer=True)
+            return codec, {"sample": sample.facts()}
+
+        self._shared = SharedCodec(work / "codec", self.tokenizer, self.codec_kind, train)
 
     def write_part(self, folder: Path, block: int) -> None:
-        assert self._codec is not None
+        assert self._shared is not None  # loaded by begin
         downloads = folder / "downloads"
-        write_tokens(folder, exact_sources(self._blocks[block], downloads), self._codec)
+        write_tokens(folder, exact_sources(self._blocks[block], downloads), self._shared.codec)
         remove(downloads)
 
     def samples(self, folder: Path) -> PartSamples:
@@ -109,21 +104,10 @@ class TextKind:
     def finish(
         self, work: Path, out: Path, spans: Callable[[int], Mapping[str, Spans]]
     ) -> tuple[Mapping[str, tuple[int, str]], Mapping[str, Any]]:
-        codec, folder = load_codec(work / "codec"), work / "codec"
+        assert self._shared is not None  # loaded by begin
         first = load_tokens(next(iter(sorted((work / "parts").glob("*[0-9]")))))
-        codec.save(out)
-        files = {
-            path.name: file_digest_of(out / path.name) for path in sorted(folder.iterdir()) if path.stem != "facts"
-        }
-        details = {
-            "dtype": ids_dtype(codec.vocab_size).name,
-            "vocab_size": codec.vocab_size,
-            "fingerprint": codec.fingerprint(),
-            "framing": list(first.framing),
-            "codec": self.codec_kind if self.tokenizer is None else FILE,
-            **read_json(folder / "facts.json"),
-        }
-        return files, details
+        files, details = self._shared.publish(out)
+        return files, {**details, "framing": list(first.framing)}
 
 
 class _Sample:

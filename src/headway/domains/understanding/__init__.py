@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
 __all__ = ["RECIPES", "TASKS", "VERBS", "Answer", "RankedDocument", "TaggedWords", "Text"]
 RECIPES = ("classification", "pairs", "tagging", "embedding", "reranking", "banking77")
-TASKS = {"classification": "task", "embedding": "task", "pairs": "task", "reranking": "reranking", "tagging": "tagging"}
+TASKS = {
+    "classification": "classification",
+    "embedding": "task",
+    "pairs": "classification",
+    "reranking": "reranking",
+    "tagging": "tagging",
+}
 VERBS = {
     "answer": "is_answerer",
     "classify": "is_text_classifier",

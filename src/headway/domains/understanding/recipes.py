@@ -13,15 +13,15 @@ from typing import cast
 import numpy as np
 
 from headway.data import ClassSplitConfig, read_conll, read_table
+from headway.data.prepared.shard_reader import PreparedData, is_prepared
 from headway.data.splits import split_code
+from headway.domains.understanding.classification import ClassificationConfig, TextPairsConfig
 from headway.domains.understanding.reranking import RerankingConfig
 from headway.domains.understanding.tagging import TaggedSentences, TaggingConfig
 from headway.domains.understanding.task import (
-    ClassificationConfig,
     EmbeddingConfig,
     EncoderTaskConfig,
     PooledTaskConfig,
-    TextPairsConfig,
     check_encoder,
 )
 from headway.domains.understanding.unlabelled import read_unlabelled
@@ -139,6 +139,11 @@ need tokens, and with dropout repeated epochs help longer.
 
 
 def _labelled_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
+    if is_prepared(paths[0]):
+        index = PreparedData(paths[0]).index
+        samples, vocab_size = index.counts["samples"], int(index.details["vocab_size"])
+        settings = {"task.size": vocab_size, **held_out_shares(samples)}
+        return DataSettings(settings, f"the vocabulary of {vocab_size:,} tokens of the prepared data")
     counts = _count_table(paths, cast(ClassificationConfig, recipe.task).columns, answer="label")
     return vocabulary_settings(_VOCABULARIES, *counts, "samples")
 

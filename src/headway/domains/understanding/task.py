@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -14,8 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from headway.codecs import FILE, Codec, Kind, load_codec, sentence_codec
+from headway.codecs.tokenizer import SequenceTemplate
 from headway.config_kinds import register
-from headway.data import ClassSplitConfig, SplitConfig, Splits, Table, epoch_seed, read_table, split_by_text
+from headway.data import SplitConfig, Splits, Table, epoch_seed, read_table, split_by_text
 from headway.data.labels import merge_spellings
 from headway.data.splits import SplitIndices, text_key
 from headway.errors import ConfigError, UserError
@@ -34,17 +34,13 @@ from headway.learn.examples import (
     split_notes,
     spread_evenly,
 )
-from headway.learn.objectives.classes import Classification
 from headway.learn.objectives.contrastive import Contrastive, check_splits, contrastive_batch_size, encode_chunks
-from headway.learn.objectives.language import LanguageClassification
 from headway.learn.objectives.targets import (
     ChosenTarget,
     GroupedConfig,
-    TargetConfig,
     TargetSamples,
-    choose_target,
-    target_task,
 )
+from headway.learn.prepared_rows import PreparedRows
 from headway.learn.recipe import batch_tokens_of
 from headway.learn.token_rows import (
     MAX_BATCH_TOKENS,
@@ -114,7 +110,7 @@ class EncodedTextDataset(IndexedExamples):
     """Token rows with one text or text pair each. `batch_size` is in tokens."""
 
     codec: Codec
-    rows: TokenRows
+    rows: TokenRows | PreparedRows
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
         """`model` with the codec's vocabulary size. UserError for a split without samples."""
@@ -133,6 +129,7 @@ class EncodedTextDataset(IndexedExamples):
 
     def input_statistics(self) -> TrainingStatistics:
         """Token statistics of the training texts. Longer texts are not unexpected for a classifier."""
+        assert isinstance(self.rows, TokenRows)
         is_train = np.zeros(len(self.rows), bool)
         is_train[self.splits.indices["train"]] = True
         return TrainingStatistics.from_ids(self.rows.ids[np.repeat(is_train, self.rows.lengths)], self.codec.vocab_size)
@@ -159,65 +156,6 @@ class PooledTaskConfig(EncoderTaskConfig):
     pool: Literal["first", "mean", "last"] | None = None
 
 
-@register("classification")
-@dataclass(frozen=True)
-class ClassificationConfig(PooledTaskConfig, TargetConfig):
-    """Predict the class, the number or the labels of each text, depending on the labels or `target`.
-
-    `text` and `label` name the columns. `smoothing` is label smoothing (Szegedy et al. 2016). `language_weight` adds
-    the next-token loss of the texts to that of classes, for a causal model (Radford et al. 2018). `skip_bad` skips
-    texts without a label and counts them.
-    """
-
-    text: str = "text"  # column with the texts
-    smoothing: float = 0.0
-    language_weight: float = 0.0  # weight of the next-token loss
-    split: ClassSplitConfig = ClassSplitConfig(validation=0.1, test=0.1)  # held-out shares
-    skip_bad: bool = False  # whether to skip and count texts without a label
-
-    @property
-    def columns(self) -> dict[str, str]:
-        """Column names by their role."""
-        return {"text": self.text, "label": self.label, **group_column(self.group)}
-
-    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
-        """Raises UserError for data that cannot be read, are too small, or do not fit the model."""
-        table = read_table(recipe.files(data), self.columns, target="label")
-        noun = "pair" if "text2" in table.columns else "text"
-        chosen = choose_target(table.columns["label"], table.location, self, noun, self.skip_bad)
-        dataset = TextDataset(self, recipe, table.select(chosen.rows), workspace, chosen)
-        return target_task(dataset, self, noun, self.smoothing, workspace, self._class_objective(chosen))
-
-    def _class_objective(self, chosen: ChosenTarget) -> Callable[..., Classification[Any]]:
-        """The objective for classes. Raises ConfigError for a language loss that cannot be added."""
-        if not self.language_weight:
-            return Classification
-        if self.language_weight < 0 or chosen.target.kind != "class":
-            raise ConfigError(
-                f"task.language_weight is {self.language_weight:g} with target {chosen.target.kind!r}; use a number "
-                "above 0 with task.target=class, or 0"
-            )
-        return partial(LanguageClassification, self.language_weight)
-
-
-@register("pairs")
-@dataclass(frozen=True)
-class TextPairsConfig(ClassificationConfig):
-    """Predict the class or the labels of each text pair, or its number if all labels are numbers.
-
-    `text`, `text2` and `label` name the columns. Pairs are split by their first text.
-    """
-
-    numbers_as_targets: ClassVar[bool] = True
-    number_goal: ClassVar[str] = "spearman"
-
-    text2: str = "text2"  # column with the second texts
-
-    @property
-    def columns(self) -> dict[str, str]:
-        return {**super().columns, "text2": self.text2}
-
-
 class TextDataset(EncodedTextDataset, TargetSamples):
     """A table of texts or text pairs with their targets."""
 
@@ -230,15 +168,11 @@ class TextDataset(EncodedTextDataset, TargetSamples):
         chosen: ChosenTarget | None = None,
     ) -> None:
         """Without `chosen`, the targets are set by a subclass."""
+        self.table = table
         first_texts, second_texts = table.columns["text"], table.columns.get("text2")
-        self.table, self.config, self.from_start = table, config, recipe.start is not None
-        self.family = read_usage(workspace).family  # of the published model that it starts from
-        self.seed, self.batch_size = recipe.train.seed, batch_tokens_of(recipe, "text")
         classes = table.columns["label"] if chosen is not None and chosen.target.kind == "class" else None
-        groups = table.columns.get("group")
-        self.splits = Splits(
-            split_by_text(first_texts, table.named_splits, config.split, classes, groups), np.arange(len(table))
-        )
+        splits = split_by_text(first_texts, table.named_splits, config.split, classes, table.columns.get("group"))
+        self.configure(config, recipe, Splits(splits, np.arange(len(table))), workspace)
         train_texts = (
             column[row]
             for column in (first_texts, second_texts or [])
@@ -250,14 +184,24 @@ class TextDataset(EncodedTextDataset, TargetSamples):
         if chosen is not None:
             self.assign_targets(table.columns["label"], chosen, table.location, workspace)
 
-    def tokenize(self, recipe: Recipe, first: Sequence[str], second: Sequence[str] | None) -> TokenRows:
-        """The model inputs of all rows."""
-        model, limit = recipe.model, self.config.limit(recipe)
+    def configure(self, config: PooledTaskConfig, recipe: Recipe, splits: Splits, workspace: Path) -> None:
+        """Set everything except codec, rows and targets."""
+        self.config, self.splits, self.from_start = config, splits, recipe.start is not None
+        self.family = read_usage(workspace).family  # of the published model that it starts from
+        self.seed, self.batch_size = recipe.train.seed, batch_tokens_of(recipe, "text")
+
+    def frame(self, model: ModelConfig) -> SequenceTemplate:
+        """The special tokens of the model's inputs. ConfigError for a model that takes no text."""
         if not isinstance(model, EncoderDecoderConfig) or not isinstance(model.encoder.embed, TokenEmbedConfig):
             model = check_encoder(model)
+        return frame_for(self.codec, model)
+
+    def tokenize(self, recipe: Recipe, first: Sequence[str], second: Sequence[str] | None) -> TokenRows:
+        """The model inputs of all rows."""
+        frame, limit = self.frame(recipe.model), self.config.limit(recipe)
         first_ids = self.codec.encode_batch(first)
         second_ids = None if second is None else self.codec.encode_batch(second)
-        return frame_rows(frame_for(self.codec, model), first_ids, second_ids, limit, self.table.location)
+        return frame_rows(frame, first_ids, second_ids, limit, self.table.location)
 
     def take(self, rows: np.ndarray, rng_key: RngKey | None = None) -> Batch:
         """Tokens, and targets of shape [B] or [B, C]."""

@@ -1,0 +1,239 @@
+"""Rows of tables, pairs and conversations as shards of token ids, in a random order, and the tokenizer of prepared
+data, which processes share.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from headway.codecs import FILE, Codec, Kind, load_codec
+from headway.data.array_store import ColumnWriter, read_column, write_info
+from headway.data.input_files import File
+from headway.data.packing import Spans
+from headway.data.prepared.preparation import PartSamples, file_digest_of
+from headway.data.prepared.sample_shards import TABLE_FILE, EncodedSample, SampleShards, SampleStrings
+from headway.data.prepared.text_blocks import source_size
+from headway.data.shuffling import permute
+from headway.data.splits import split_code, text_key
+from headway.data.token_store import ids_dtype
+from headway.io.durable import atomic_write, read_json, write_json
+from headway.io.hub import named_folder
+
+_MAX_BLOCK, _MIN_BLOCK, _MIN_BLOCKS = 1 << 25, 1 << 18, 64  # bytes of sources
+_SAMPLE_CHARACTERS = 1 << 26  # characters that a tokenizer is trained on
+_ROWS_AT_ONCE = 1024  # rows that are tokenised together
+KEY_BYTES = 8
+_STRINGS = "strings.json"
+_FACTS = "facts.json"
+
+
+class SharedCodec:
+    """The tokenizer of the data to prepare, in a `folder` that the processes share: a published `tokenizer`, or one of
+    a `kind` that `train` returns with facts for the index.
+    """
+
+    def __init__(
+        self, folder: Path, tokenizer: str | None, kind: Kind, train: Callable[[], tuple[Codec, Mapping[str, Any]]]
+    ) -> None:
+        self._folder, self._kind = folder, kind if tokenizer is None else FILE
+        if not folder.exists():
+            with atomic_write(folder) as draft:
+                facts: Mapping[str, Any] = {"tokenizer": tokenizer}
+                if tokenizer is not None:
+                    codec = load_codec(named_folder(tokenizer))
+                else:
+                    codec, facts = train()
+                codec.save(draft)
+                write_json(draft / _FACTS, facts)
+        self.codec: Codec = load_codec(folder)
+        self.dtype = ids_dtype(self.codec.vocab_size)
+
+    def publish(self, out: Path) -> tuple[dict[str, tuple[int, str]], dict[str, Any]]:
+        """Write the tokenizer next to the shards: the digests of its files, and what the index states about it."""
+        self.codec.save(out)
+        names = sorted(path.name for path in self._folder.iterdir() if path.name != _FACTS)
+        details = {
+            "dtype": self.dtype.name,
+            "vocab_size": self.codec.vocab_size,
+            "fingerprint": self.codec.fingerprint(),
+            "codec": self._kind,
+            **read_json(self._folder / _FACTS),
+        }
+        return {name: file_digest_of(out / name) for name in names}, details
+
+
+class SourceRow(NamedTuple):
+    """A row of the sources: what is tokenised, as JSON; its label; the code of the split that its file is named after;
+    and its location, for messages.
+    """
+
+    content: Any
+    label: str
+    named_split: int
+    location: str
+
+
+class RowReader(Protocol):
+    """How a kind of rows is read and tokenised. A sample has `parts`, whose numbers of tokens the table states."""
+
+    name: str
+    parts: int
+    codec: Kind  # kind of the tokenizer to train
+
+    @property
+    def files(self) -> Sequence[File]: ...
+    def plan(self) -> dict[str, Any]:
+        """Everything that samples depend on in addition to files and tokenizer, as JSON; the index states it."""
+        ...
+
+    def rows(self) -> Iterator[SourceRow]:
+        """All rows, in the order of the sources. UserError for one that cannot be read."""
+        ...
+
+    def texts(self, content: Any) -> Iterable[str]:
+        """The texts of a row that a tokenizer is trained on."""
+        ...
+
+    def train(self, texts: Iterable[str]) -> Codec: ...
+    def encode(self, contents: Sequence[Any], codec: Codec) -> Iterable[EncodedSample]: ...
+
+
+class RowKind(SampleShards):
+    """Rows, tokenised by a published `tokenizer` or by a new one. One process reads all rows and deals them to blocks
+    at random, so that each shard, and each window of shards, has rows of all sources and classes.
+    """
+
+    key_bytes = KEY_BYTES
+
+    def __init__(self, reader: RowReader, tokenizer: str | None, seed: int = 0, has_splits: bool = False) -> None:
+        self.reader, self.tokenizer, self.seed, self.has_splits = reader, tokenizer, seed, has_splits
+        self.name, self.parts = reader.name, reader.parts
+        total = sum(map(source_size, reader.files))
+        self._count = max(1, -(-total // int(np.clip(total // _MIN_BLOCKS, _MIN_BLOCK, _MAX_BLOCK))))
+        self._shared: SharedCodec | None = None
+
+    @property
+    def blocks(self) -> int:
+        return self._count
+
+    def plan(self) -> dict[str, Any]:
+        sources = [[file.name, file.member, file.named_split, source_size(file)] for file in self.reader.files]
+        settings = {"tokenizer": self.tokenizer, "seed": self.seed, "has_splits": self.has_splits}
+        return {**self.reader.plan(), **settings, "sources": sources}
+
+    def times(self) -> list[int]:
+        return [file.path.stat().st_mtime_ns for file in self.reader.files]
+
+    def begin(self, work: Path) -> None:
+        """Deal the rows to blocks, and load the tokenizer or train it on the first rows of the random order."""
+        folder = work / "rows"
+        if not folder.exists():
+            with atomic_write(folder) as draft:
+                draft.mkdir()
+                self._deal(draft)
+        self._shared = SharedCodec(work / "codec", self.tokenizer, self.reader.codec, lambda: self._train(folder))
+
+    def _deal(self, folder: Path) -> None:
+        rng, size = random.Random(self.seed), 0
+        pending: list[list[str]] = [[] for _ in range(self._count)]
+
+        def write() -> None:
+            for block, lines in enumerate(pending):
+                with open(folder / _block_name(block), "a") as file:
+                    file.writelines(lines)
+                lines.clear()
+
+        for number, row in enumerate(self.reader.rows()):
+            line = json.dumps([number, *row]) + "\n"
+            pending[rng.randrange(self._count)].append(line)
+            size += len(line)
+            if size >= _MAX_BLOCK:
+                write()
+                size = 0
+        write()
+
+    def _rows(self, folder: Path, block: int) -> list[tuple[int, SourceRow]]:
+        """The rows of a block with their numbers in the sources, in random order."""
+        with open(folder / _block_name(block)) as file:
+            lines = file.readlines()
+        order = permute(np.arange(len(lines)), len(lines), self.seed).tolist()
+        return [(number, SourceRow(*row)) for number, *row in (json.loads(lines[index]) for index in order)]
+
+    def _train(self, folder: Path) -> tuple[Codec, dict[str, Any]]:
+        digest, counts = hashlib.sha256(), {"rows": 0, "characters": 0}
+
+        def texts() -> Iterator[str]:
+            rows = (row for block in range(self._count) for _, row in self._rows(folder, block))
+            for row in (row for row in rows if row.named_split <= split_code("train")):
+                if counts["characters"] >= _SAMPLE_CHARACTERS:
+                    return
+                counts["rows"] += 1
+                for text in self.reader.texts(row.content):
+                    counts["characters"] += len(text)
+                    digest.update(text.encode())
+                    yield text
+
+        codec = self.reader.train(texts())
+        order = f"rows in a random order, without those of held-out files, by the seed {self.seed}"
+        return codec, {"sample": {"order": order, **counts, "sha256": digest.hexdigest()}}
+
+    def write_part(self, folder: Path, block: int) -> None:
+        assert self._shared is not None  # loaded by begin
+        rows, codec = self._rows(folder.parent.parent / "rows", block), self._shared.codec
+        encoded = (
+            sample
+            for first in range(0, len(rows), _ROWS_AT_ONCE)
+            for sample in self.reader.encode([row.content for _, row in rows[first : first + _ROWS_AT_ONCE]], codec)
+        )
+        numbered = (
+            (number, sample._replace(identity=json.dumps([row.content, row.label])))
+            for (number, row), sample in zip(rows, encoded, strict=True)
+        )
+        count = self.write_samples(folder, numbered)
+        with ColumnWriter(folder, {"named": np.uint8}) as columns:
+            columns.append("named", [row.named_split for _, row in rows])
+        strings = {"labels": [row.label for _, row in rows], "names": [row.location for _, row in rows]}
+        write_json(folder / _STRINGS, strings)
+        write_info(folder, {"samples": count})
+
+    def samples(self, folder: Path) -> PartSamples:
+        columns = self.columns(folder, "keys", "hashes", "sizes")
+        spans = Spans(np.arange(len(columns["sizes"])), columns["sizes"])
+        keys = columns["keys"].view("<u8")[:, 0]
+        return PartSamples(keys, self.named_splits(folder, keys), spans, columns["hashes"])
+
+    def named_splits(self, folder: Path, numbers: np.ndarray) -> np.ndarray:
+        return np.asarray(read_column(folder, "named", np.uint8, len(numbers)))
+
+    def strings(self, folder: Path, numbers: np.ndarray) -> SampleStrings:
+        strings = read_json(folder / _STRINGS)
+        return SampleStrings(*(np.array(strings[name], object) for name in ("labels", "names")))
+
+    def finish(
+        self, work: Path, out: Path, spans: Callable[[int], Mapping[str, Spans]]
+    ) -> tuple[Mapping[str, tuple[int, str]], Mapping[str, Any]]:
+        assert self._shared is not None  # loaded by begin
+        table = self.write_table(work, out, spans)
+        files, details = self._shared.publish(out)
+        return {TABLE_FILE: table, **files}, {**self.reader.plan(), **details, "has_splits": self.has_splits}
+
+
+def _block_name(block: int) -> str:
+    return f"{block:07d}.jsonl"
+
+
+def encode_columns(contents: Sequence[Sequence[str]], codec: Codec) -> Iterator[EncodedSample]:
+    """Rows of one or more texts as token ids, one text after the other. Equal first texts are in the same split."""
+    dtype = ids_dtype(codec.vocab_size)
+    columns = [codec.encode_batch(texts) for texts in map(list, zip(*contents))]
+    for texts, rows in zip(contents, zip(*columns)):
+        content = np.array([token for ids in rows for token in ids], dtype).tobytes()
+        key = text_key(texts[0]).to_bytes(KEY_BYTES, "little")
+        yield EncodedSample(content, key, tuple(map(len, rows)))
