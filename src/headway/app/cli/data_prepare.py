@@ -140,6 +140,19 @@ def _sounds(args: argparse.Namespace) -> Kind:
     return _samples(SoundEncoder(), read_labelled_files(args.paths, AUDIO_EXTENSIONS, "sound"), args)
 
 
+def _transcripts(args: argparse.Namespace) -> Kind:
+    from headway.data.labelled_files import LabelledFiles
+    from headway.domains.audio.sound_files import read_transcripts
+    from headway.domains.audio.sound_shards import TranscriptEncoder
+
+    if args.validation is not None or args.test is not None:
+        raise UserError("transcripts are split by their words when you train; remove --validation and --test")
+    found = read_transcripts(args.paths, skip=args.skip_bad, skip_remedy="leave such samples out with --skip-bad")
+    names = list(map(str, found.files))
+    labelled = LabelledFiles(found.files, found.texts, found.named_splits, names, from_folders=False)
+    return _samples(TranscriptEncoder(), labelled, args)
+
+
 def _labelled_texts(args: argparse.Namespace) -> Kind:
     from headway.domains.understanding.labelled_text_shards import LabelledTextReader
     from headway.learn.token_shards import RowKind
@@ -160,6 +173,7 @@ _KINDS: dict[str, Callable[[argparse.Namespace], Kind]] = {
     "texts": _texts,
     "images": _images,
     "sounds": _sounds,
+    "transcripts": _transcripts,
     "labelled-texts": _labelled_texts,
     "labelled-pairs": _labelled_texts,
     "files": _files,
@@ -168,6 +182,7 @@ _RECIPES = {
     "texts": "text",
     "images": "vision",
     "sounds": "audio",
+    "transcripts": "transcription",
     "labelled-texts": "classification",
     "labelled-pairs": "pairs",
 }

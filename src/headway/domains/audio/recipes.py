@@ -23,7 +23,7 @@ from headway.domains.audio.classification import SoundsConfig
 from headway.domains.audio.masked_sounds import MaskedSoundsConfig
 from headway.domains.audio.mel import RATE
 from headway.domains.audio.sequences import SpokenDigitsConfig, SpokenSequencesConfig
-from headway.domains.audio.sound_files import AUDIO_EXTENSIONS, FileSound, read_transcripts
+from headway.domains.audio.sound_files import AUDIO_EXTENSIONS, FileSound
 from headway.domains.audio.transcription import TranscribedSpeech, TranscriptionConfig, normalize_words
 from headway.domains.audio.unlabelled_sounds import read_files, read_unlabelled
 from headway.errors import UserError
@@ -234,8 +234,9 @@ def _unlabelled_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) 
 def _speech_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
     """Vocabularies that grow with the text. UserError if there is too little speech to learn from."""
     task = cast(TranscriptionConfig, recipe.task)
-    transcripts = read_transcripts(paths, task.path, task.text, task.skip_bad)
-    lengths = sample_lengths(len(transcripts), file_seconds(transcripts.files))
+    transcripts, prepared = task.read(paths)
+    seconds = file_seconds(transcripts.files) if prepared is None else (prepared.lengths / RATE).__getitem__
+    lengths = sample_lengths(len(transcripts), seconds)
     spoken_words = [word for text in transcripts.texts for word in normalize_words(text).split()]
     hours = lengths.total / 3600
     num_words = len(spoken_words)

@@ -306,13 +306,19 @@ class Transcripts:
 
 
 def read_transcripts(
-    paths: Sequence[Path], path: str = "path", text: str = "text", skip: bool = False, group: str | None = None
+    paths: Sequence[Path],
+    path: str = "path",
+    text: str = "text",
+    skip: bool = False,
+    group: str | None = None,
+    skip_remedy: str = "skip such samples with task.skip_bad=true",
 ) -> Transcripts:
     """Read .tsv, .csv and .jsonl files with the columns `path`, relative to the table's folder, and `text`. A folder
     stands for all its tables, and each audio file in it must have a transcript. `group` is a column or, with
     parentheses, a regular expression for file names (`file_groups`).
 
-    Transcripts without a file and files without a transcript are UserErrors; with `skip`, they are logged instead.
+    Transcripts without a file and files without a transcript are UserErrors, which end with the `skip_remedy`; with
+    `skip`, they are logged instead.
     """
     if not paths:
         raise UserError(
@@ -339,7 +345,8 @@ def read_transcripts(
             f"{table.location(row)}: {table.columns['path'][row]} is not a file in "
             f"{table.locations[row][0].path.parent}"
         )
-        _report_unusable(skip, fact, "transcripts", len(missing), len(files), "correct it, or remove the line")
+        remedy = f"correct it, or remove the line, or {skip_remedy}"
+        _report_unusable(skip, fact, "transcripts", len(missing), len(files), remedy)
     locations = [table.location(row) for row in range(len(table))]
     groups = table.columns.get("group") if group is None or column else file_groups(files, group, locations)
     transcripts = Transcripts(files, table.columns["text"], table.named_splits, locations, groups)
@@ -349,9 +356,8 @@ def read_transcripts(
     untranscribed = [file for file in sounds if file.resolve() not in transcribed]
     if untranscribed:
         fact = f"{untranscribed[0]} has no transcript"
-        _report_unusable(
-            skip, fact, "recordings", len(untranscribed), len(sounds), "add one, or remove the file from the folder"
-        )
+        remedy = f"add one, or remove the file from the folder, or {skip_remedy}"
+        _report_unusable(skip, fact, "recordings", len(untranscribed), len(sounds), remedy)
     rows = np.setdiff1d(np.arange(len(files)), missing)
     if not len(rows):
         raise UserError(
@@ -363,5 +369,5 @@ def read_transcripts(
 def _report_unusable(skip: bool, fact: str, noun: str, count: int, total: int, remedy: str) -> None:
     if not skip:
         more = f" (and {count - 1} more of {total} {noun})" if count > 1 else ""
-        raise UserError(f"{fact}{more}; {remedy}, or skip such samples with task.skip_bad=true")
+        raise UserError(f"{fact}{more}; {remedy}")
     _LOG.warning("skipped %d of %d %s (%s)", count, total, noun, fact)

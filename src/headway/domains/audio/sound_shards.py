@@ -44,6 +44,12 @@ class SoundEncoder:
         return EncodedSample(content, bytes.fromhex(content_key(path)), len(samples), int(sound.out_of_phase))
 
 
+class TranscriptEncoder(SoundEncoder):
+    """Recordings whose labels are their transcripts."""
+
+    name = "transcripts"
+
+
 class PreparedSounds(Sounds):
     """Recordings in shards, read when they are used."""
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from headway.codecs import TokenizerCodec, load_codec, train_codec
 from headway.codecs.tokenizer import FILE
 from headway.config_kinds import register
 from headway.data import Splits, split_by_text
+from headway.data.prepared.prepared_samples import PreparedSamples
+from headway.data.prepared.shard_reader import is_prepared
 from headway.data.shuffling import epoch_seed
 from headway.domains.audio.augmentation import add_noise, augment_spectrogram, change_speed_and_gain, delay
 from headway.domains.audio.augmentation import augmentation_rng as sample_rng
@@ -34,6 +36,7 @@ from headway.domains.audio.framing import (
 )
 from headway.domains.audio.mel import HOP, RATE, WINDOW, log_mel
 from headway.domains.audio.sound_files import ArraySound, Sounds, Transcripts, open_sounds, read_transcripts
+from headway.domains.audio.sound_shards import PreparedSounds
 from headway.domains.audio.voice_activity import detect_speech
 from headway.domains.audio.window_transcriber import STEP, languages_of
 from headway.errors import ConfigError, UserError, logger, nearest
@@ -43,13 +46,14 @@ from headway.generate.prompts import device_of
 from headway.generate.search import check_beam
 from headway.layout import Layout
 from headway.learn import Recipe, Task
-from headway.learn.examples import Batch, Contents, IndexedExamples, RngKey, RowSubset, Samples
+from headway.learn.examples import Batch, Contents, RngKey, RowSubset, Samples
 from headway.learn.objective import evaluation_batches
 from headway.learn.objectives.sequences import Ids, SequenceGeneration, Sources, SourceTargetExamples, teacher_forcing
 from headway.learn.objectives.targets import GroupedConfig
 from headway.learn.recipe import batch_size_of
 from headway.learn.report import Picture
 from headway.learn.report.pictures import Span, spectrogram
+from headway.learn.shard_batches import PreparedExamples
 from headway.metrics import language_scores, word_error_rate
 from headway.metrics.error_rates import english_normalizer, english_words
 from headway.nn.mixers import CrossAttention
@@ -346,6 +350,8 @@ class TranscriptionConfig(SpeechConfig, GroupedConfig):
     language: str | None = None  # language spoken; none: English
     timestamps: float = 0.5  # share of training samples with timestamps, if the start model generates them
 
+    prepared_kinds: ClassVar[tuple[str, ...]] = ("transcripts",)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.timestamps <= 1:
@@ -353,13 +359,30 @@ class TranscriptionConfig(SpeechConfig, GroupedConfig):
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that cannot be read, are too small, or do not fit the model."""
-        transcripts = read_transcripts(recipe.files(data), self.path, self.text, self.skip_bad, self.group)
-        model, sounds = check_speech_model(recipe.model), open_sounds(transcripts.files, self.skip_bad)
-        examples = TranscribedSpeech(self, recipe, model, transcripts, sounds, workspace)
+        transcripts, prepared = self.read(recipe.files(data))
+        model = check_speech_model(recipe.model)
+        sounds = (
+            open_sounds(transcripts.files, self.skip_bad)
+            if prepared is None
+            else PreparedSounds(transcripts.files, prepared)
+        )
+        examples = TranscribedSpeech(self, recipe, model, transcripts, sounds, workspace, prepared)
         return Task(examples, TranscriptRecognition(self, examples.language))
 
+    def read(self, paths: Sequence[Path]) -> tuple[Transcripts, PreparedSamples | None]:
+        """The transcripts, and their recordings if they are prepared. UserErrors as in `read_transcripts`."""
+        if not paths or not is_prepared(paths[0]):
+            return read_transcripts(paths, self.path, self.text, self.skip_bad, self.group), None
+        samples = PreparedSamples.open(paths, "transcripts")
+        for name, setting in (("path", self.path), ("text", self.text)):
+            if setting != name:
+                raise ConfigError(f"task.{name} was decided when {samples.data.name} was prepared; remove the setting")
+        files, names = [Path(name) for name in samples.names], list(samples.names)
+        groups = samples.groups(self.group)
+        return Transcripts(files, samples.labels, samples.named_splits, names, groups), samples
 
-class TranscribedSpeech(SpeechDataset, IndexedExamples):
+
+class TranscribedSpeech(SpeechDataset, PreparedExamples):
     """Recordings with transcripts. Equal transcripts are always in the same split."""
 
     def __init__(
@@ -370,12 +393,13 @@ class TranscribedSpeech(SpeechDataset, IndexedExamples):
         transcripts: Transcripts,
         sounds: Sounds,
         workspace: Path,
+        prepared: PreparedSamples | None = None,
     ) -> None:
-        self.sounds = sounds
+        self.sounds, self.prepared, self.places = sounds, prepared, recipe.train.accumulate
         lengths = sounds.lengths
         readable = np.setdiff1d(np.arange(len(transcripts)), sounds.unreadable)
         frames = choose_window(recipe, model.encoder, lengths, config.seconds, workspace)
-        self.sound_rows = readable[lengths[readable] <= frames * HOP]
+        self.sound_rows = self.prepared_rows = readable[lengths[readable] <= frames * HOP]
         if len(self.sound_rows) < len(readable):
             remedy = "split recording and transcript into shorter ones, or skip such recordings with task.skip_bad=true"
             if not config.skip_bad:
