@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -23,12 +24,14 @@ from headway.data.array_store import (
     read_info,
     write_info,
 )
-from headway.data.prepared.prepared_samples import SampleArrays
+from headway.data.prepared.prepared_samples import PreparedSamples, SampleArrays
+from headway.data.prepared.sample_shards import EncodedSample
 from headway.errors import UserError, logger
 
 _LOG = logger(__name__)
 _FORMAT = 2  # cache format
 _PREFETCH = 4  # images per worker that are decoded ahead of writing
+_SHAPE = 3  # height, width, channels
 _MAX_LISTED = 3  # bad images listed in a message
 Pixels = UInt8[np.ndarray, "H W C"]
 
@@ -73,6 +76,32 @@ def open_images(source: ImageSource, skip: bool = False) -> DecodedImages:
         examples = "; ".join(list(errors.values())[:_MAX_LISTED])
         _LOG.warning("skipped %d of %d images that cannot be read: %s", len(errors), count, examples)
     return DecodedImages(pixels, [row.tobytes().hex() for row in digests], errors)
+
+
+def open_prepared_images(paths: Sequence[Path], kind: str) -> PreparedSamples:
+    """The prepared images at a path. UserErrors as in `PreparedSamples.open`, and for an invalid shape."""
+    prepared = PreparedSamples.open(paths, kind)
+    shape = prepared.details.get("shape")
+    if not isinstance(shape, list) or len(shape) != _SHAPE or not all(type(n) is int and n > 0 for n in shape):
+        raise UserError(f"the index of {prepared.data.name} states no shape of images; prepare the data again")
+    if (np.diff(prepared.starts) != math.prod(shape)).any() or prepared.sums.shape[1] != 2 * shape[2]:
+        raise UserError(f"{prepared.data.name} has images of another shape than its index; prepare the data again")
+    return prepared
+
+
+def stored_images(samples: PreparedSamples, digest_size: int) -> DecodedImages:
+    """Prepared images with keys of this size, which are those in the table if they have it."""
+    pixels = SampleArrays(samples, tuple(samples.details["shape"]))
+    if samples.keys.shape[1] == digest_size:
+        return DecodedImages(pixels, samples.hex_keys(), {})
+    return DecodedImages(pixels, [image_key(pixels[row], digest_size) for row in range(len(samples))], {})
+
+
+def encode_pixels(image: Pixels, digest_size: int) -> EncodedSample:
+    """An image as a sample of shards, with the sums of each channel's values and those of their squares."""
+    values = image.reshape(-1, image.shape[2]).astype(np.uint64)
+    sums = [*values.sum(0).tolist(), *(values**2).sum(0).tolist()]
+    return EncodedSample(image.tobytes(), bytes.fromhex(image_key(image, digest_size)), sums=sums)
 
 
 def image_key(image: Pixels, digest_size: int) -> str:

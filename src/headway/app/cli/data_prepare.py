@@ -128,6 +128,13 @@ def _images(args: argparse.Namespace) -> Kind:
     return _samples(encoder, encoder.read(args.paths), args)
 
 
+def _captions(args: argparse.Namespace) -> Kind:
+    from headway.domains.image_text.caption_shards import CaptionEncoder
+
+    encoder = CaptionEncoder(args.kind, None if args.pixels is None else tuple(args.pixels))
+    return _samples(encoder, encoder.read(args.paths), args)
+
+
 def _sounds(args: argparse.Namespace) -> Kind:
     from headway.data.labelled_files import read_labelled_files
     from headway.data.unlabelled_files import label_free
@@ -174,6 +181,8 @@ _KINDS: dict[str, Callable[[argparse.Namespace], Kind]] = {
     "images": _images,
     "sounds": _sounds,
     "transcripts": _transcripts,
+    "image-text": _captions,
+    "caption": _captions,
     "labelled-texts": _labelled_texts,
     "labelled-pairs": _labelled_texts,
     "files": _files,
@@ -226,7 +235,7 @@ def _report(args: argparse.Namespace, terminal: Terminal) -> None:
             terminal.print(f"{split}: {number}, {size / 1e6:,.1f} MB")
     shown = counts if index.kind == "texts" else {name: counts[name] for name in ("samples", "duplicates", "removed")}
     terminal.print(", ".join(f"{_TITLES.get(name, name)}: {count:,}" for name, count in shown.items()))
-    recipe = _RECIPES.get(index.kind, "RECIPE")
+    recipe = _RECIPES.get(index.kind, "RECIPE" if index.kind == "files" else index.kind)
     if args.unlabelled:
         terminal.print(f"use it: headway train {recipe} --data LABELLED --pretrain {data.name} --minutes M")
     else:

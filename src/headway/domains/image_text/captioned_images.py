@@ -11,11 +11,22 @@ import numpy as np
 
 from headway.codecs.image_processor import ImageProcessor, decode_image, pillow
 from headway.data import read_table
-from headway.data.image_cache import DecodedImages, ImageSource, Pixels, open_images
+from headway.data.image_cache import (
+    DecodedImages,
+    ImageSource,
+    Pixels,
+    open_images,
+    open_prepared_images,
+    stored_images,
+)
 from headway.data.input_files import File, read_blocks
+from headway.data.prepared.prepared_samples import PreparedSamples
+from headway.data.prepared.shard_reader import is_prepared
 from headway.data.token_store import fingerprint
-from headway.errors import UserError
+from headway.errors import ConfigError, UserError
+from headway.formats.usage import Usage
 from headway.io.files import file_of_row
+from headway.io.json_files import parse_json
 
 
 class CaptionColumns(NamedTuple):
@@ -37,6 +48,7 @@ class Captions:
     and is in the language `languages[n]` (None: unknown). `is_query`, bool [N], marks the texts used in evaluation; the
     others are only for training. `named_splits`, uint8 [M], is the split that the table's name assigns to each image.
     Images in the same group of `groups` [M] are always in the same split; without groups, images with equal pixels are.
+    `prepared` images are in shards; their files are only names.
     """
 
     images: list[File]
@@ -47,6 +59,7 @@ class Captions:
     is_query: np.ndarray
     languages: list[str] | None = None
     groups: list[str] | None = None
+    prepared: PreparedSamples | None = None
 
 
 def read_captions(paths: Sequence[Path | str], columns: CaptionColumns = COLUMNS) -> Captions:
@@ -81,7 +94,75 @@ def read_captions(paths: Sequence[Path | str], columns: CaptionColumns = COLUMNS
     )
 
 
-_KEY_BYTES = 16  # bytes per key
+def open_captions(paths: Sequence[Path], columns: CaptionColumns = COLUMNS) -> Captions:
+    """The captions of prepared images, or those in tables (`read_captions`). UserError for a damaged table, ConfigError
+    for other columns than those that were prepared.
+    """
+    if not paths or not is_prepared(paths[0]):
+        return read_captions(paths, columns)
+    samples = open_prepared_images(paths, "images with captions")
+    if columns != COLUMNS:
+        raise ConfigError(f"the columns were decided when {samples.data.name} was prepared; remove their settings")
+    captions = []
+    for image, label in enumerate(samples.labels):
+        try:
+            for row, text, language in parse_json(label):
+                if type(row) is not int or not isinstance(text, str) or not isinstance(language, str | None):
+                    raise ValueError("a caption has another type")
+                captions.append((row, image, text, language))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UserError(f"a caption in {samples.data.name} is damaged ({error}); prepare the data again") from None
+    captions.sort(key=lambda caption: caption[0])  # in the order of the tables
+    names = list(samples.names)
+    languages = [language for *_, language in captions if language is not None]
+    return Captions(
+        [File(Path(name)) for name in names],
+        [text for _, _, text, _ in captions],
+        np.array([image for _, image, *_ in captions], np.int64),
+        [names[image] for _, image, *_ in captions],
+        samples.named_splits,
+        np.ones(len(captions), bool),
+        languages if len(languages) == len(captions) else None,
+        prepared=samples,
+    )
+
+
+def prepared_size(paths: Sequence[Path], usage: Usage) -> tuple[int, int] | None:
+    """The height and width of prepared images, which a model takes if it has no image processor of its own yet."""
+    if usage.processor or not paths or not is_prepared(paths[0]):
+        return None
+    height, width, _ = open_prepared_images(paths, "images with captions").details["shape"]
+    return height, width
+
+
+def prepared_processor(kind: str, shape: Sequence[int]) -> ImageProcessor:
+    """How prepared images are decoded: as by CLIP's processor for image-text, as by ViT's for caption."""
+    height, width = shape[:2]
+    if kind == "image-text" and height == width:
+        return ImageProcessor(None, height, _BICUBIC, (height, width))
+    return ImageProcessor((height, width), None, _BICUBIC)
+
+
+def decode_captioned(captions: Captions, processor: ImageProcessor, skip: bool) -> DecodedImages:
+    """The images of captions. UserErrors as in `decode_images`, and for prepared images that the model does not
+    take.
+    """
+    samples = captions.prepared
+    if samples is None:
+        return decode_images(captions.images, processor, skip)
+    stored = prepared_processor(samples.data.index.kind, samples.details["shape"])
+    settings, expected = ((p.size, p.shortest, p.resample, p.crop) for p in (stored, processor))
+    if settings != expected or samples.details["shape"][2] != processor.channels:
+        height, width, channels = samples.details["shape"]
+        raise UserError(
+            f"{samples.data.name} contains images of {height} x {width} pixels with {channels} channels, but the model "
+            f"takes {' x '.join(map(str, processor.shape or ()))} with {processor.channels}, or other filters or crops;"
+            " prepare them again with --pixels, or train on the image files"
+        )
+    return stored_images(samples, KEY_BYTES)
+
+
+KEY_BYTES, _BICUBIC = 16, 3  # bytes per key; Pillow's filter
 
 
 def decode_images(files: Sequence[File], processor: ImageProcessor, skip: bool) -> DecodedImages:
@@ -100,4 +181,4 @@ def decode_images(files: Sequence[File], processor: ImageProcessor, skip: bool) 
         file = files[index]
         return processor.pixels(decode_image(b"".join(read_blocks(file)), str(file)))
 
-    return open_images(ImageSource(read, len(files), shape, (fingerprint(files), settings), _KEY_BYTES), skip)
+    return open_images(ImageSource(read, len(files), shape, (fingerprint(files), settings), KEY_BYTES), skip)

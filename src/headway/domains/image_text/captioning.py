@@ -19,9 +19,16 @@ from headway.codecs.tokenizer import FILE as TOKENIZER
 from headway.config import override
 from headway.config_kinds import register
 from headway.data import SPLITS, SplitConfig, Splits, find_set, split_by_text
+from headway.data.prepared.prepared_samples import PreparedSamples
 from headway.data.splits import SplitIndices
 from headway.domains.image_text import scenes
-from headway.domains.image_text.captioned_images import CaptionColumns, Captions, decode_images, read_captions
+from headway.domains.image_text.captioned_images import (
+    CaptionColumns,
+    Captions,
+    decode_captioned,
+    open_captions,
+    prepared_size,
+)
 from headway.domains.image_text.emoji import read_emoji
 from headway.domains.image_text.pair_inference import bos_and_eos, search_captions
 from headway.errors import ConfigError, UserError, logger
@@ -33,11 +40,12 @@ from headway.generate.search import check_beam
 from headway.io.hub import named_folder
 from headway.layout import Layout
 from headway.learn import Recipe, Task, TaskConfig
-from headway.learn.examples import Batch, Contents, IndexedExamples, RngKey, RowSubset
+from headway.learn.examples import Batch, Contents, RngKey, RowSubset
 from headway.learn.objective import evaluation_batches
 from headway.learn.objectives.sequences import Ids, SequenceGeneration, Sources, SourceTargetExamples, teacher_forcing
 from headway.learn.recipe import batch_size_of
 from headway.learn.report import Picture, Tile, tile_grid
+from headway.learn.shard_batches import PreparedExamples
 from headway.metrics import caption_scores
 from headway.nn.models import (
     Captioner,
@@ -116,7 +124,7 @@ class CaptionData:
     """N samples. `pixels(rows)` are their images, all of the same size; `keys` identify their contents; `images` are
     equal for samples of the same image, whose captions are alternatives; `splits` are the samples in each split:
     "train", "validation", "test" and perhaps others. `describe(row)` is a sample's display name, and `locate(row)` its
-    location for messages.
+    location for messages. The images may be `prepared`, those of the samples as number `files` of them.
     """
 
     captions: Sequence[str]
@@ -126,6 +134,8 @@ class CaptionData:
     pixels: Callable[[Int[np.ndarray, "B"]], UInt8[np.ndarray, "B H W 3"]]
     describe: Callable[[int], str]
     locate: Callable[[int], str]
+    prepared: PreparedSamples | None = None
+    files: Int[np.ndarray, "N"] | None = None
 
 
 def caption_data(
@@ -140,7 +150,7 @@ def caption_data(
     Images with equal pixels are one image, and all its captions are in the same split. UserErrors as in `open_images`:
     a corrupt image, unless `skip` is set; then corrupt images are skipped and counted.
     """
-    decoded = decode_images(captions.images, processor, skip)
+    decoded = decode_captioned(captions, processor, skip)
     is_valid = ~np.isin(captions.image_of, list(decoded.errors))
     rows = np.flatnonzero(is_valid if selected is None else is_valid & selected)
     if len(rows) == 0:
@@ -156,6 +166,8 @@ def caption_data(
         pixels=lambda indices: np.asarray(decoded.pixels[image_of[indices]]),
         describe=lambda row: captions.images[image_of[row]].name,
         locate=lambda row: captions.locations[rows[row]],
+        prepared=captions.prepared,
+        files=image_of,
     )
 
 
@@ -215,6 +227,9 @@ class CaptionsConfig(TaskConfig):
         usage = read_usage(workspace)
         if not usage.processor and self.tower is not None:  # the tower's own preprocessing
             usage = replace(usage, processor=tower_of(self.tower).usage.processor)
+        paths = None if data is None else recipe.files(data)
+        if (prepared := prepared_size(paths or (), usage)) is not None:
+            model = with_size(model, prepared)
         if not usage.processor:
             height, width = model.images.size
             size = {"height": height, "width": width}
@@ -225,7 +240,7 @@ class CaptionsConfig(TaskConfig):
                 f"the image processor outputs {processor.shape} pixels in {processor.channels} channels, but the tower "
                 f"takes {model.images.size} in 3; set model.tower.embed.size, or choose another tower"
             )
-        samples = self.gather(data, recipe.data, processor)
+        samples = self.gather(paths, recipe.data, processor)
         if (workspace / TOKENIZER).is_file():
             codec = load_codec(workspace)
         elif self.decoder is not None:
@@ -248,12 +263,14 @@ class CaptionFilesConfig(CaptionsConfig):
     A corrupt image is an error; with `skip_bad`, corrupt images are skipped and counted.
     """
 
+    prepared_kinds: ClassVar[tuple[str, ...]] = ("caption",)
+
     path: str = "path"  # column with the image paths
     caption: str = "caption"  # column with the captions
     skip_bad: bool = False  # whether to skip and count corrupt images
 
     def gather(self, paths: Sequence[Path] | None, names: Sequence[str], processor: ImageProcessor) -> CaptionData:
-        captions = read_captions(paths or (), CaptionColumns(self.path, self.caption))
+        captions = open_captions(paths or (), CaptionColumns(self.path, self.caption))
         return caption_data(captions, processor, self.split, self.skip_bad)
 
 
@@ -363,7 +380,12 @@ _ATTENTION_IMAGES = 4  # images with attention maps
 _EXACT_MATCH = ("exact_match", "exact_match_interval")
 
 
-class CaptionDataset(SourceTargetExamples, IndexedExamples):
+def with_size(model: CaptionerConfig, size: tuple[int, int]) -> CaptionerConfig:
+    """The captioner for images of this size."""
+    return replace(model, tower=replace(model.tower, embed=replace(model.images, size=size)))
+
+
+class CaptionDataset(SourceTargetExamples, PreparedExamples):
     """Images with captions. A batch is train.batch_size captions, each with its image."""
 
     def __init__(
@@ -379,7 +401,8 @@ class CaptionDataset(SourceTargetExamples, IndexedExamples):
         """Raises UserError for captions that are too long, ConfigError for settings that do not fit."""
         self.config, self.model, self.samples = config, model, samples
         self.codec, self.usage, self.processor = codec, usage, processor
-        self.seed, self.batch_size = recipe.train.seed, batch_size_of(recipe)
+        self.seed, self.batch_size, self.places = recipe.train.seed, batch_size_of(recipe), recipe.train.accumulate
+        self.prepared, self.prepared_rows = samples.prepared, samples.images if samples.files is None else samples.files
         self.bos, self.eos = bos_and_eos(codec)
         self.captions = [text.lower() for text in samples.captions] if config.lowercase else list(samples.captions)
         self.ids = codec.encode_batch(self.captions)
@@ -412,6 +435,9 @@ class CaptionDataset(SourceTargetExamples, IndexedExamples):
             self.model.vocab_size if config.decoder is not None else 0
         )  # published vocabularies may be larger
         has_parts = config.tower is not None or config.decoder is not None  # the task's model has them
+        if not has_parts:
+            assert isinstance(model, CaptionerConfig)  # checked by the task
+            model = with_size(model, self.model.images.size)
         return override(
             self.model if has_parts else model, {"vocab_size": max(self.codec.vocab_size, decoder_vocab_size)}
         )

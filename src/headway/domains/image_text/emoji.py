@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -38,6 +38,8 @@ class EmojiPairsConfig(ImageTextConfig):
     """Names are evaluated in each language; keywords are only for training. Variants of an emoji are in the same
     split.
     """
+
+    prepared_kinds: ClassVar[tuple[str, ...]] = ()
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         return Task(self.dataset(recipe, lambda: read_emoji(recipe.files(data)), workspace), EmojiMatching(self))

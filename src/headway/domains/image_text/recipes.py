@@ -13,7 +13,7 @@ import numpy as np
 
 from headway.codecs.image_processor import read_image
 from headway.data import SplitConfig
-from headway.domains.image_text.captioned_images import CaptionColumns, read_captions
+from headway.domains.image_text.captioned_images import CaptionColumns, open_captions
 from headway.domains.image_text.captioning import CaptionFilesConfig, EmojiCaptionsConfig, ScenesConfig
 from headway.domains.image_text.emoji import EmojiPairsConfig
 from headway.domains.image_text.task import ImageTextAugmentConfig, ImageTextConfig
@@ -220,14 +220,14 @@ _SHAPES = ((64, 2, 2), (96, 2, 3), (128, 3, 4), (192, 4, 6), (256, 4, 8), (384, 
 _VOCABULARIES = ((3e4, 400), (1e5, 600), (5e5, 1000), (2e6, 2000), (2e7, 4000), (math.inf, 8000))  # characters, tokens
 _RESOLUTIONS = ((10, 48, 8), (60, 64, 8), (240, 96, 16), (math.inf, 128, 16))  # (minutes, image side, patch side)
 _MIN_PATCHES, _MIN_PATCH = 6, 2  # minimum patches per side, unless patches would be smaller than this
-_MAX_SAMPLED = 32  # images whose size is sampled
+SAMPLED_SIDES = 32  # images whose size is sampled
 
 
 class _CaptionSurvey(NamedTuple):
     """What the captions and a number of minutes determine."""
 
     num_images: int
-    side: int
+    size: tuple[int, int]
     settings: dict[str, Any]
     patch: list[int]
     reason: str
@@ -235,21 +235,27 @@ class _CaptionSurvey(NamedTuple):
 
 def _survey(columns: CaptionColumns, paths: Sequence[Path], minutes: float) -> _CaptionSurvey:
     """Vocabularies grow with the text, so that tokens occur often."""
-    captions = read_captions(paths, columns)
-    sides = []  # the images' longer sides, over a sample of readable ones; the task reports errors in others
-    for row in examples.spread_evenly(np.arange(len(captions.images)), _MAX_SAMPLED).tolist():
-        with suppress(UserError):
-            sides.append(max(read_image(captions.images[row].path).shape[:2]))
-    side, patch = resolution(int(np.median(sides)) if sides else 1 << 12, minutes)
+    captions = open_captions(paths, columns)
+    if captions.prepared is not None:
+        height, width, _ = captions.prepared.details["shape"]
+        _, patch = resolution(max(height, width), minutes)
+        patch = next(side for side in (patch, 4, 2, 1) if not height % side and not width % side)
+    else:
+        sides = []  # the images' longer sides, over a sample of readable ones; the task reports errors in others
+        for row in examples.spread_evenly(np.arange(len(captions.images)), SAMPLED_SIDES).tolist():
+            with suppress(UserError):
+                sides.append(max(read_image(captions.images[row].path).shape[:2]))
+        side, patch = resolution(int(np.median(sides)) if sides else 1 << 12, minutes)
+        height = width = side
     num_characters = sum(map(len, captions.texts))
     vocab_size = lookup(_VOCABULARIES, num_characters)
     mean_length = num_characters / len(captions.texts)
     reason = (
         f"{len(captions.images):,} images with {len(captions.texts):,} texts of {mean_length:.0f} characters on "
-        f"average: a vocabulary of {vocab_size:,}, {side} x {side} pixels in patches of {patch}"
+        f"average: a vocabulary of {vocab_size:,}, {height} x {width} pixels in patches of {patch}"
     )
     settings = {"task.size": vocab_size, **held_out_shares(len(captions.images))}
-    return _CaptionSurvey(len(captions.images), side, settings, [patch, patch], reason)
+    return _CaptionSurvey(len(captions.images), (height, width), settings, [patch, patch], reason)
 
 
 def _contrast_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
@@ -257,7 +263,7 @@ def _contrast_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) ->
     survey = _survey(CaptionColumns(task.image, task.caption, task.language), paths, minutes)
     # For measuring throughput: not more images than training is certain to have.
     batch_size = int(min(64, max(2, 2 ** int(math.log2(max(1, survey.num_images) / 2)))))
-    size = {"model.left.embed.size": [survey.side, survey.side], "model.left.embed.patch": survey.patch}
+    size = {"model.left.embed.size": list(survey.size), "model.left.embed.patch": survey.patch}
     settings = {**survey.settings, **size, "train.batch_size": batch_size, "task.augment.light": 0.1}
     return DataSettings(settings, survey.reason)
 
@@ -266,8 +272,8 @@ def _caption_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> 
     """Images are shifted by a sixteenth of their size."""
     task = cast(CaptionFilesConfig, recipe.task)
     survey = _survey(CaptionColumns(task.path, task.caption), paths, minutes)
-    size = {"model.tower.embed.size": [survey.side, survey.side], "model.tower.embed.patch": survey.patch}
-    return DataSettings({**survey.settings, **size, "task.shift": survey.side // 16}, survey.reason)
+    size = {"model.tower.embed.size": list(survey.size), "model.tower.embed.patch": survey.patch}
+    return DataSettings({**survey.settings, **size, "task.shift": min(survey.size) // 16}, survey.reason)
 
 
 def _caption_tokens(task: Task) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -24,14 +24,14 @@ from headway.data import SplitConfig, Splits, epoch_seed, split_by_text
 from headway.data.image_cache import DecodedImages
 from headway.data.shuffling import splitmix64
 from headway.data.splits import text_key
-from headway.domains.image_text.captioned_images import CaptionColumns, Captions, decode_images, read_captions
+from headway.domains.image_text.captioned_images import CaptionColumns, Captions, decode_captioned, open_captions
 from headway.domains.image_text.pair_inference import text_rows, text_vectors
 from headway.errors import ConfigError, UserError
 from headway.formats.usage import Usage, read_usage
 from headway.generate.prompts import device_of
 from headway.layout import Layout
 from headway.learn import Recipe, Task, TaskConfig, TrainConfig
-from headway.learn.examples import Batch, Contents, IndexedExamples, RngKey, spread_evenly
+from headway.learn.examples import Batch, Contents, RngKey, spread_evenly
 from headway.learn.objectives.contrastive import (
     Contrastive,
     check_splits,
@@ -42,6 +42,7 @@ from headway.learn.objectives.contrastive import (
 from headway.learn.report import Picture
 from headway.learn.report.charts import ellipsize, svg, text
 from headway.learn.report.rendering import data_uri
+from headway.learn.shard_batches import PreparedExamples
 from headway.learn.token_rows import split_by_length
 from headway.metrics import bootstrap_mean, wilson_interval
 from headway.nn.models import (
@@ -212,6 +213,8 @@ class ImageTextConfig(TaskConfig):
     image: str = "path"  # column with the image paths
     caption: str = "caption"  # column with the texts
     language: str = "language"  # optional column with the language
+    prepared_kinds: ClassVar[tuple[str, ...]] = ("image-text",)
+
     loss: Literal["softmax", "sigmoid", "tokens"] = "softmax"  # softmax as in CLIP, sigmoid as in SigLIP, or tokens
     captions: int = 1  # texts per image in a batch
     at_once: int | None = None  # images or texts computed together; none: all
@@ -235,7 +238,7 @@ class ImageTextConfig(TaskConfig):
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that cannot be read, are too small, or do not fit the model."""
         columns = CaptionColumns(self.image, self.caption, self.language)
-        dataset = self.dataset(recipe, lambda: read_captions(recipe.files(data), columns), workspace)
+        dataset = self.dataset(recipe, lambda: open_captions(recipe.files(data), columns), workspace)
         return Task(dataset, ImageTextMatching(self))
 
     def dataset(self, recipe: Recipe, read: Callable[[], Captions], workspace: Path) -> ImageTextDataset:
@@ -250,9 +253,12 @@ class ImageTextConfig(TaskConfig):
                 "2.3, or task.loss to softmax"
             )
         captions, usage = read(), read_usage(workspace)
+        if captions.prepared is not None and not usage.processor:
+            height, width, _ = captions.prepared.details["shape"]
+            model = with_size(model, (height, width))
         usage = replace(usage, processor=processor_of(usage, model))
         processor = ImageProcessor.read(usage.processor, "preprocessor_config.json")
-        decoded = decode_images(captions.images, processor, self.skip_bad)
+        decoded = decode_captioned(captions, processor, self.skip_bad)
         return ImageTextDataset(self, recipe, model, size, captions, decoded, usage, processor, workspace)
 
 
@@ -266,7 +272,13 @@ def check_towers(model: ModelConfig) -> TwoTowerConfig:
     return model
 
 
-class ImageTextDataset(IndexedExamples):
+def with_size(towers: TwoTowerConfig, size: tuple[int, int]) -> TwoTowerConfig:
+    """The towers for images of this size."""
+    embed = replace(cast(PatchEmbedConfig, towers.left.embed), size=size)
+    return replace(towers, left=replace(towers.left, embed=embed))
+
+
+class ImageTextDataset(PreparedExamples):
     """Images, augmented in training, with some of their texts, which are sampled again every epoch."""
 
     def __init__(
@@ -285,7 +297,9 @@ class ImageTextDataset(IndexedExamples):
         self.config, self.captions, self.decoded = config, captions, decoded
         self.usage, self.processor = usage, processor
         self.seed, self.batch_size, self.eval_batch_size = recipe.train.seed, size, size
-        self.num_patches = cast(PatchEmbedConfig, towers.left.embed).length
+        embed = cast(PatchEmbedConfig, towers.left.embed)
+        self.num_patches, self.image_size = embed.length, embed.size
+        self.prepared, self.prepared_rows = captions.prepared, np.arange(len(captions.images))
         split_images = split_by_text(captions.groups or decoded.keys, captions.named_splits, config.split)
         splits = split_images.without(list(decoded.errors))
         self.splits = Splits(splits, np.sort(np.concatenate(list(splits.values()))), "images", "tables")
@@ -304,11 +318,11 @@ class ImageTextDataset(IndexedExamples):
         self.image_keys = np.unique(self.decoded.keys, return_inverse=True)[1].astype(np.uint64)
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
-        """`model` with the codec's vocabulary size and eos. UserError for a split without images or with fewer than one
-        batch.
+        """`model` with the size of the images, and the codec's vocabulary size and eos. UserError for a split without
+        images or with fewer than one batch.
         """
         check_splits(self.splits, self.batch_size, "images")
-        towers = check_towers(model)
+        towers = with_size(check_towers(model), self.image_size)
         end = self.codec.eos_id if towers.filler is None else towers.end
         return replace(towers, right=replace(towers.right, vocab_size=self.codec.vocab_size), end=end)
 

@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from headway.codecs.image_processor import ImageProcessor, pillow, read_image
 from headway.config import to_dict
-from headway.data.image_cache import image_key
+from headway.data.image_cache import encode_pixels
 from headway.data.labelled_files import LabelledFiles, read_labelled_files
 from headway.data.prepared.sample_shards import EncodedSample
 from headway.data.unlabelled_files import label_free
@@ -79,7 +77,4 @@ class ImageEncoder:
         self.processor = ImageProcessor((height, width), resample=RESAMPLE, mean=half, std=half)
 
     def encode(self, path: Path) -> EncodedSample:
-        pixels = self.processor.pixels(read_image(path))
-        values = pixels.reshape(-1, pixels.shape[2]).astype(np.uint64)
-        sums = [*values.sum(0).tolist(), *(values**2).sum(0).tolist()]
-        return EncodedSample(pixels.tobytes(), bytes.fromhex(image_key(pixels, self.key_bytes)), sums=sums)
+        return encode_pixels(self.processor.pixels(read_image(path)), self.key_bytes)

@@ -15,7 +15,15 @@ from jaxtyping import Float, Int, UInt8
 
 from headway.codecs.image_processor import ImageProcessor, pillow, read_image, to_grey
 from headway.config import from_dict
-from headway.data.image_cache import DecodedImages, ImageSource, Pixels, image_key, open_images
+from headway.data.image_cache import (
+    DecodedImages,
+    ImageSource,
+    Pixels,
+    image_key,
+    open_images,
+    open_prepared_images,
+    stored_images,
+)
 from headway.data.input_files import File, file_kind, read_lines
 from headway.data.labelled_files import idx_files, is_idx, read_idx_pairs, read_labelled_files
 from headway.data.labels import infer_target
@@ -31,7 +39,6 @@ KEY_BYTES = 8  # bytes per key
 
 
 RESAMPLE = 2  # filter of prepared images: bilinear, as in ViT's own processor
-_SHAPE = 3  # height, width, channels
 
 
 def load_images(samples: LabelledImages, processor: ImageProcessor, skip: bool) -> DecodedImages:
@@ -74,21 +81,7 @@ def prepared_images(samples: PreparedSamples, processor: ImageProcessor, key_byt
             f"the model takes {' x '.join(map(str, shape[:-1]))} with {shape[-1]}, or other filters; prepare them "
             "again with --pixels and --channels, or train on the image files"
         )
-    pixels = SampleArrays(samples, shape)
-    if samples.keys.shape[1] == key_bytes:
-        return DecodedImages(pixels, samples.hex_keys(), {})
-    return DecodedImages(pixels, [image_key(pixels[row], key_bytes) for row in range(len(samples))], {})
-
-
-def open_prepared_images(paths: Sequence[Path]) -> PreparedSamples:
-    """The prepared images at a path. UserErrors as in `PreparedSamples.open`, and for an invalid shape."""
-    prepared = PreparedSamples.open(paths, "images")
-    shape = prepared.details.get("shape")
-    if not isinstance(shape, list) or len(shape) != _SHAPE or not all(type(n) is int and n > 0 for n in shape):
-        raise UserError(f"the index of {prepared.data.name} states no shape of images; prepare the data again")
-    if (np.diff(prepared.starts) != math.prod(shape)).any() or prepared.sums.shape[1] != 2 * shape[2]:
-        raise UserError(f"{prepared.data.name} has images of another shape than its index; prepare the data again")
-    return prepared
+    return stored_images(samples, key_bytes)
 
 
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
@@ -153,7 +146,7 @@ def read_samples(
     have a `group` (`read_labelled_files`); it is a UserError for others.
     """
     if paths and is_prepared(paths[0]):
-        prepared = open_prepared_images(paths)
+        prepared = open_prepared_images(paths, "images")
         prepared.check_labels()
         if label != "label":
             raise ConfigError(f"task.label was decided when {prepared.data.name} was prepared; remove the setting")

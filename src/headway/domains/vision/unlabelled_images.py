@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 
 from headway.codecs.image_processor import ImageProcessor, pillow, read_image
-from headway.data.image_cache import DecodedImages, ImageSource, open_images
+from headway.data.image_cache import DecodedImages, ImageSource, open_images, open_prepared_images
 from headway.data.input_files import File
 from headway.data.labelled_files import idx_files, is_idx, read_idx
 from headway.data.prepared.prepared_samples import JoinedArrays, PreparedSamples, SampleArrays
@@ -25,7 +25,6 @@ from headway.domains.vision.labelled_images import (
     IMAGE_EXTENSIONS,
     RESAMPLE,
     is_number_table,
-    open_prepared_images,
     prepared_images,
     read_number_table,
 )
@@ -61,7 +60,7 @@ class UnlabelledImages(UnlabelledFiles):
         return self._arrays[file]
 
     def open_prepared(self, folder: Path) -> PreparedSamples:
-        return open_prepared_images([folder])
+        return open_prepared_images([folder], "images")
 
     @property
     def prepared_shape(self) -> tuple[int, int, int] | None:
