@@ -28,10 +28,10 @@ test: $(VENV)/.installed-test
 	@$(MAKE) --no-print-directory --jobs=2 $(SYNC) compiling package docs rules
 	@$(MAKE) --no-print-directory --jobs=2 tests types pages
 
-# Two workers with one thread each are faster than one with two, because small tensors gain nothing from threads.
-# With worksteal, each worker runs half of the tests in order, so that a fixture is rarely built twice.
+# Workers have one thread each, because small tensors gain nothing from more. A third worker computes while others wait.
+# With worksteal, each worker runs a third of the tests in order, so that a fixture is rarely built twice.
 tests: $(VENV)/.installed-test
-	$(PYTEST) -n 2 --dist worksteal -m 'not compiling' $(PAGES:%=--ignore=%)
+	$(PYTEST) -n 3 --dist worksteal -m 'not compiling' $(PAGES:%=--ignore=%)
 
 pages: $(VENV)/.installed-test
 	$(PYTEST) $(PAGES)
