@@ -8,8 +8,8 @@ with four from its last one, as carries go (Lee et al. 2023): 058+467=5250. No p
 learned by the cross-entropy of the sum, until sampled answers to held-out problems are correct with a probability of
 40 %. Each method then starts from that model and gets other problems with the reward "exact".
 
-Mates: the model learns to write legal moves from random positions of seven pieces without a mate in one, each with a
-random move. The reward is "checkmate", in other positions that have a mate in one (mates.py).
+Mates: the model learns to write legal moves from random positions of seven pieces without a mate in one, each with
+random moves. The reward is "checkmate", in other positions that have a mate in one (mates.py).
 
 Seconds are of the processor, with those of the process that computes rewards. Finished methods are not repeated, and
 an interrupted one continues with --work; its seconds are then those of the last process.
@@ -109,9 +109,9 @@ def mates(folder: Path) -> Case:
     parts = {split: list(islice(rows, count)) for split, count in {**HELD_OUT, "train": POSITIONS}.items()}
     path = write_prompts(folder / "prompts", parts)
     model = {"width": 128, "depth": 4, "heads": 4, "context": 24, "dropout": 0.0}
-    settings = {**COMMON, **TUNED, "task.reward": "checkmate"}
+    settings = {**COMMON, **TUNED, "task.reward": "checkmate", "task.prompts": 16, "task.group": 16}
     codec = train_codec("word", iter([VOCABULARY]), split="space")
-    return Case(codec, model, found.moves[PROBED:], found.moves[:PROBED], 4000, 100, 128, True, path, settings)
+    return Case(codec, model, found.moves[PROBED:], found.moves[:PROBED], 5000, 100, 128, True, path, settings)
 
 
 CASES = {"sums": sums, "mates": mates}
