@@ -10,7 +10,7 @@ import math
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
@@ -210,8 +210,11 @@ def _compute(func: Any, args: Any, kwargs: dict[str, Any], count: Callable[[str]
     result = kernel(*unwrapped, **settings)
     if graph is not None:
         graph.add(kernel, unwrapped, settings, result)
-    wrapped = tree_map(lambda x: SimulatedTensor(x) if isinstance(x, Tensor) else x, result)
-    return return_and_correct_aliasing(func, args, kwargs, wrapped)
+    # In inference mode, a view of a tensor from outside is not an inference tensor.
+    is_outside = torch.is_inference_mode_enabled() and func.is_view and not args[0].is_inference()
+    with torch.inference_mode(False) if is_outside else nullcontext():
+        wrapped = tree_map(lambda x: SimulatedTensor(x) if isinstance(x, Tensor) else x, result)
+        return return_and_correct_aliasing(func, args, kwargs, wrapped)
 
 
 def _copy(func: Any, args: Any, kwargs: dict[str, Any], count: Callable[[str], None]) -> Any:

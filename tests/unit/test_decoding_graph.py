@@ -2,23 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from headway.generate import Limits, Sampling
-from headway.generate.decoding_graph import decoding_graphs
+from headway.generate import (
+    Limits,
+    Sampling,
+    SearchConfig,
+    beam_search,
+    search_steps,
+    step_together,
+    translate_ids,
+    with_graphs,
+)
+from headway.generate.prompts import make_prompt
 from headway.generate.scheduler import Request, Scheduler
 from headway.generate.torch_weights import join_experts, store_in_bf16
+from headway.layout import Layout, to_device
 from headway.nn.kernels import deterministic
-from headway.nn.mixers import AttentionConfig, LSTMConfig
-from headway.nn.models import BlockConfig, StackConfig, TransformerConfig
-from headway.nn.models.score_biases import AlibiConfig
+from headway.nn.mixers import (
+    AttentionConfig,
+    BidirectionalConfig,
+    ConditionalGRUConfig,
+    CrossAttentionConfig,
+    DeltaConfig,
+    DynamicLinksConfig,
+    ElmanConfig,
+    FastWeightsConfig,
+    GatedDeltaConfig,
+    GRUConfig,
+    LinearAttentionConfig,
+    LSTMConfig,
+    MixerConfig,
+    MLSTMConfig,
+    MultiplicativeConfig,
+    SigmaPiConfig,
+)
+from headway.nn.models import BlockConfig, EncoderDecoderConfig, Prompt, StackConfig, TransformerConfig
+from headway.nn.models.presets import marian, whisper
+from headway.nn.models.score_biases import AlibiConfig, RelativeConfig
 from headway.nn.models.stack import BiasConfig
 from headway.nn.parts.experts import ExpertsConfig
 from headway.nn.parts.positions import RotaryConfig
-from headway.visibility import Causal
+from headway.visibility import Causal, Full
 from simulated_gpu import SimulatedGraph, Waits, device
 
 BLOCKS = {
@@ -27,8 +56,21 @@ BLOCKS = {
     "bias": BlockConfig(AttentionConfig(2, bias="alibi")),
     "experts": BlockConfig(AttentionConfig(2), feed_forward=ExpertsConfig(4)),
     "bf16": BlockConfig(AttentionConfig(2, rotary=RotaryConfig())),
-    "lstm": BlockConfig(LSTMConfig()),
 }
+RECURRENT: dict[str, MixerConfig] = {
+    "elman": ElmanConfig(),
+    "lstm": LSTMConfig(peepholes=True),
+    "gru": GRUConfig(learned_start=True),
+    "sigma-pi": SigmaPiConfig(cells=6),
+    "multiplicative": MultiplicativeConfig(),
+    "mlstm": MLSTMConfig(),
+    "linear attention": LinearAttentionConfig(2),
+    "fast weights": FastWeightsConfig(2),
+    "delta": DeltaConfig(2),
+    "gated delta": GatedDeltaConfig(2),
+    "dynamic links": DynamicLinksConfig(),
+}
+BLOCKS |= {name: BlockConfig(mixer) for name, mixer in RECURRENT.items()}
 PROMPTS = [[3, 4, 5, 6, 7, 8, 2], [9, 8], [1], [5, 5]]
 
 
@@ -47,7 +89,7 @@ def generated(model: Any, waits: Waits | None, rounds: int = 2, enabled: bool = 
     scheduler, rows = Scheduler(model), []
     stepper: Any = scheduler._stepper
     if not enabled:
-        stepper._graphs.enabled = False
+        stepper.model.enabled = False
     for _ in range(rounds):
         tickets = [
             scheduler.submit(
@@ -68,7 +110,7 @@ def generated(model: Any, waits: Waits | None, rounds: int = 2, enabled: bool = 
     return rows
 
 
-@pytest.mark.parametrize("name", ["grouped heads, rotary", "window", "bias", "experts", "bf16"])
+@pytest.mark.parametrize("name", BLOCKS)
 def test_graphs_generate_the_same_tokens(name: str) -> None:
     """Most steps are replays: the first step of a new number of rows is not, and a second batch records nothing."""
     expected = generated(model_of(name), None)
@@ -106,8 +148,106 @@ def test_what_a_graph_cannot_contain_is_computed_without_one(caplog: pytest.LogC
         waits.clear()
 
 
-def test_only_attention_on_gpus_has_graphs() -> None:
+def translator(name: str) -> Any:
+    if name == "marian":
+        config = marian(16, 1, 2, 32, 23)
+    elif name == "relative bias":
+        biases: dict[str, BiasConfig] = {"relative": RelativeConfig(2, 8, 16)}
+        reads = BlockConfig(AttentionConfig(2, pattern=Full()))
+        writes = BlockConfig(AttentionConfig(2, bias="relative"), CrossAttentionConfig(2, 1))
+        parts = (StackConfig((reads,)), StackConfig((writes,) * 2, biases=biases))
+        encoder, decoder = (TransformerConfig(16, 23, None, part) for part in parts)
+        config = EncoderDecoderConfig(encoder, decoder)
+    else:
+        reads = BlockConfig(BidirectionalConfig(GRUConfig(8)))
+        parts = (StackConfig((reads,)), StackConfig((BlockConfig(ConditionalGRUConfig()), BlockConfig(LSTMConfig()))))
+        encoder, decoder = (TransformerConfig(16, 23, None, part) for part in parts)
+        config = EncoderDecoderConfig(encoder, decoder)
+    model = config.build(1).eval()
+    for part, parameter in model.named_parameters():  # translations depend on their sources
+        parameter.data.mul_(12 if "cross" in part or "context" in part else 3)
+    return model
+
+
+SOURCES = [[3, 4, 5], [6, 2, 2, 7, 9], [8], [4, 4]]
+OTHERS = [[9, 9, 7], [3, 12, 20, 1, 1], [15], [19, 2]]
+
+
+@pytest.mark.parametrize("name", ["marian", "relative bias", "conditional gru"])
+@pytest.mark.parametrize("beam", [1, 3])
+def test_graphs_translate_the_same(name: str, beam: int) -> None:
+    """A second batch of sources with these lengths records nothing."""
+    search = SearchConfig(beam, n_best=beam, most_ratio=0, most_extra=8)
+
+    def translated(model: Any) -> list[list[list[int]]]:
+        found = [translate_ids(model, sources, bos=0, eos=1, config=search) for sources in (SOURCES, OTHERS)]
+        return [[hypothesis.ids for hypothesis in some] for batch in found for some in batch]
+
+    expected = translated(translator(name))
+    assert expected[:4] != expected[4:]
     with Waits():
-        assert decoding_graphs(model_of("bias")) is None
-        assert decoding_graphs(model_of("lstm").to(device())) is None
-        assert decoding_graphs(model_of("bias").to(device())) is not None
+        model: Any = with_graphs(translator(name).to(device()))
+        before = SimulatedGraph.replays
+        assert translated(model) == expected
+    assert SimulatedGraph.replays - before >= 8
+    assert len(model._graphs) == 1
+
+
+def test_graphs_transcribe_the_same() -> None:
+    config = whisper(16, (1, 1), 2, 23, 4)
+    config = replace(config, encoder=replace(config.encoder, context=10))
+    frames = torch.randn(2, 20, 4, generator=torch.Generator().manual_seed(0))
+    prompt = Prompt(torch.tensor([[0], [0]]), Layout.full(2, 1), frames, Layout.full(2, 20))
+
+    def heard(model: Any, prompt: Prompt) -> list[list[int]]:
+        return [hypothesis.ids for [hypothesis] in beam_search(model, prompt, [8, 5], 1, SearchConfig(2))]
+
+    expected = heard(config.build(1).eval(), prompt)
+    with Waits():
+        model = with_graphs(config.build(1).eval().to(device()))
+        before = SimulatedGraph.replays
+        assert [heard(model, to_device(prompt, device())) for _ in range(2)] == [expected] * 2
+    assert SimulatedGraph.replays - before >= 8
+
+
+@pytest.mark.parametrize("name", ["marian", "conditional gru"])
+def test_generations_at_the_same_time_use_buffers_of_their_own(name: str) -> None:
+    """Five searches, one more than there are graphs, take turns. An earlier state of the first is kept to the end."""
+    search = SearchConfig(2, most_ratio=0, most_extra=8)
+    sources = [[3, 4, 5], [6, 2, 2], [8, 1, 4], [4, 4, 9], [5, 6, 7]]
+
+    def translated(model: Any, place: torch.device, count: int) -> list[list[int]]:
+        searches, found, kept = {}, dict[int, list[int]](), None
+        for number in range(0, 5, count):
+            for index in range(number, number + count):
+                logits, decoding = model.start(make_prompt([[0]], [sources[index]], place), 9)
+                for token in (4, 5, 6):
+                    logits, decoding = model.step(torch.tensor([token], device=place), decoding)
+                kept = decoding if index == 0 else kept
+                searches[index] = search_steps(logits.clone(), decoding, [4], 1, search)
+            requests = {index: next(steps) for index, steps in searches.items()}
+            while requests:
+                outputs = step_together(model, list(requests.values()))
+                for (index, _), output in zip(list(requests.items()), outputs):
+                    try:
+                        requests[index] = searches[index].send(output)
+                    except StopIteration as end:
+                        found[index] = end.value[0][0].ids
+                        del requests[index]
+            searches.clear()
+        logits, _ = model.step(torch.tensor([7], device=place), kept)
+        return [*found.values(), logits[0].topk(5).indices.tolist()]
+
+    with torch.inference_mode(), Waits():
+        cpu = torch.device("cpu")
+        expected = translated(translator(name), cpu, 1)
+        assert sorted(translated(with_graphs(translator(name).to(device())), device(), 5)) == sorted(expected)
+
+
+def test_only_gpus_have_graphs() -> None:
+    model = model_of("lstm")
+    assert with_graphs(model) is model
+    with Waits():
+        graphed = with_graphs(model.to(device()))
+        assert graphed is not model
+        assert with_graphs(graphed) is graphed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,6 @@ from headway.engine.timeline import StepTimeline
 from headway.formats.native import named_tensors
 from headway.formats.open import open_config, open_model
 from headway.generate import SearchConfig, translate_ids
-from headway.generate.decoding_graph import decoding_graphs
 from headway.generate.prompts import make_prompt
 from headway.generate.torch_sampling import argmax
 from headway.learn import AdamWConfig, Recipe, TrainConfig
@@ -64,13 +62,6 @@ def training_step(job: BenchJob) -> Callable[[], object]:
     return lambda: learner.update(next(number), [next(stream)])
 
 
-@dataclass
-class _Batch:
-    """The owner of a decoding graph."""
-
-    decoding: Any
-
-
 def decode(model: Generative, job: BenchJob) -> dict[str, float]:
     """Greedy steps after the prompts, one token per row, without speculation; on a GPU as CUDA graphs where requests
     are.
@@ -81,13 +72,10 @@ def decode(model: Generative, job: BenchJob) -> dict[str, float]:
         make_prompt(prompts, None, torch.device(job.device)), max(map(len, prompts)) + NEW_TOKENS + timeline_steps
     )
 
-    batch, graphs = _Batch(decoding), decoding_graphs(model)
-
     def steps(count: int) -> None:
-        nonlocal logits
+        nonlocal logits, decoding
         for _ in range(count):
-            ids = argmax(logits)
-            logits, batch.decoding = model.step(ids, batch.decoding) if graphs is None else graphs.step(batch, ids)
+            logits, decoding = model.step(argmax(logits), decoding)
 
     steps(WARMUP_TOKENS)
     seconds = time_call(lambda: steps(NEW_TOKENS - WARMUP_TOKENS), job.device)

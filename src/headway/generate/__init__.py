@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from headway.generate.sequences import Completion, Event, Limits
     from headway.generate.session import Session
     from headway.generate.speculation import check_draft
-    from headway.generate.stepper import DecodingCoroutine, NextTokens, StepOutput, step_together
+    from headway.generate.stepper import DecodingCoroutine, NextTokens, StepOutput, step_together, with_graphs
 
 __all__ = [
     "GREEDY",
@@ -53,6 +53,7 @@ __all__ = [
     "step_together",
     "strided_nats",
     "translate_ids",
+    "with_graphs",
 ]
 lazy_exports(
     __name__,
@@ -72,6 +73,6 @@ lazy_exports(
         ".sequences": ("Completion", "Event", "Limits"),
         ".session": ("Session",),
         ".speculation": ("check_draft",),
-        ".stepper": ("DecodingCoroutine", "NextTokens", "StepOutput", "step_together"),
+        ".stepper": ("DecodingCoroutine", "NextTokens", "StepOutput", "step_together", "with_graphs"),
     },
 )

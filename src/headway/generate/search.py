@@ -284,7 +284,8 @@ class _Search:
             self._note(rows, rows * self.config.beam + beams, self.totals[rows, beams], self.length, False)
         if not bool(self.done.any()):
             return tokens.flatten(), decoding
-        if int(self.done.sum()) < _COMPACT_SHARE * len(self.active):
+        share = _COMPACT_SHARE if tokens.device.type == "cpu" else 1  # a GPU replays steps of one size
+        if int(self.done.sum()) < share * len(self.active):
             # Their rows are padding until they are removed: nothing is written, and positions stay in range.
             idle = self.done.repeat_interleave(self.config.beam)
             return tokens.flatten(), decoding.at(decoding.positions.masked_fill(idle, -1))

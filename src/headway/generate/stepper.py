@@ -50,6 +50,16 @@ def stepper_of(model: Generative | Stepper) -> Stepper:
     return cast(Stepper, model) if hasattr(model, "compute") else TorchStepper(cast(Generative, model))
 
 
+def with_graphs(model: Generative) -> Generative:
+    """The model; its decoding steps are CUDA graphs if its device has them."""
+    device = device_of(model)
+    if device.type in ("cpu", "meta") or not hasattr(torch.get_device_module(device), "CUDAGraph"):
+        return model
+    from headway.generate.decoding_graph import GraphedModel  # for GPUs
+
+    return model if isinstance(model, GraphedModel) else cast(Generative, GraphedModel(model))
+
+
 class RowBatch:
     """Sequences whose rows are opened together, with their sources. Torch also computes them together."""
 
@@ -96,18 +106,12 @@ class TorchStepper:
     pool: Pool | None = None
 
     def __init__(self, model: Generative) -> None:
-        self.model, self.config = model, model.config
-        self._graphs = None
-        if device_of(model).type != "cpu":
-            from headway.generate.decoding_graph import decoding_graphs
-
-            self._graphs = decoding_graphs(model)
+        self.model, self.config = with_graphs(model), model.config
 
     def open(
         self, source: Any = None, layout: Layout | None = None, count: int | None = None, capacity: int = 0
     ) -> TorchBatch:
         assert count is not None
-        capacity = capacity if self._graphs is None else self._graphs.capacity(capacity)
         return TorchBatch(source, layout, count, capacity)
 
     def lacking(self, chunks: Sequence[RowChunk]) -> float:
@@ -140,10 +144,7 @@ class TorchStepper:
                     batch.decoding = batch.decoding.at(batch.decoding.positions.masked_fill(idle, -1))
             # From numpy, because torch.tensor takes ten times as long, which shows in steps of small models.
             ids = to_device(torch.from_numpy(np.array([tokens.get(row, 0) for row in batch.rows])), device)
-            if self._graphs is None:
-                logits, batch.decoding = self.model.step(ids, batch.decoding)
-            else:
-                logits, batch.decoding = self._graphs.step(batch, ids)
+            logits, batch.decoding = self.model.step(ids, batch.decoding)
             in_order = running == list(range(len(batch.rows)))
             return logits if in_order else logits[to_device(torch.tensor(running), device)]
 

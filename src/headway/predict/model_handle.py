@@ -15,7 +15,7 @@ from headway.errors import UserError, logger
 from headway.formats.open import OpenedModel
 from headway.formats.out_of_distribution import TrainingStatistics, read_training_statistics
 from headway.formats.usage import Usage
-from headway.generate import Session, check_draft
+from headway.generate import Session, check_draft, with_graphs
 from headway.learn import Recipe
 from headway.nn.models import CacheDtype, Generative, kinds
 
@@ -125,7 +125,11 @@ class _LazyGenerator:
 
     def get(self) -> Generative:
         """The chosen backend. Raises as `ModelHandle.generator` does."""
-        return self.module if self.backend == "torch" else self._compiled
+        return self._on_torch if self.backend == "torch" else self._compiled
+
+    @cached_property
+    def _on_torch(self) -> Generative:
+        return with_graphs(self.module)
 
     @cached_property
     def _compiled(self) -> Generative:
@@ -138,4 +142,4 @@ class _LazyGenerator:
             if self.backend == "cpu" or not fp32_cache:
                 remedy = "use --backend torch" if fp32_cache else "use --cache fp32 and --backend torch"
                 raise UserError(f"the CPU engine has no instruction for {error}; {remedy}") from None
-            return self.module
+            return self._on_torch
