@@ -18,9 +18,14 @@ from headway.errors import UserError
 from headway.formats.native import named_tensors, save_model
 from headway.generate.kernel_weights import Int4Weight, Int8Weight, KernelWeight, store_for_kernels
 from headway.generate.prompts import pad
+from headway.generate.torch_weights import join_experts
+from headway.layout import Layout, to_device
 from headway.nn.kernels import deterministic
-from headway.nn.models import Prompt
+from headway.nn.mixers import AttentionConfig
+from headway.nn.models import BlockConfig, Prompt, StackConfig, TransformerConfig
 from headway.nn.models.presets import decoder
+from headway.nn.parts.experts import ExpertsConfig
+from headway.nn.parts.feedforward import FeedForwardConfig, GatedConfig, MLPConfig
 from simulated_gpu import Waits, device
 
 CPU = torch.device("cpu")
@@ -33,6 +38,18 @@ def model_of() -> Any:
         if parameter.dim() > 1:
             parameter.data.mul_(2)
     return model
+
+
+def mixture_of(expert: FeedForwardConfig) -> Any:
+    blocks = (BlockConfig(AttentionConfig(2), feed_forward=ExpertsConfig(6, expert=expert)),) * 2
+    model: Any = TransformerConfig(128, 500, 128, StackConfig(blocks)).build(0).eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data.mul_(2)
+    return model
+
+
+EXPERTS: tuple[FeedForwardConfig, ...] = (GatedConfig(64), MLPConfig(128))
 
 
 @torch.no_grad()
@@ -100,6 +117,63 @@ def test_generation_in_few_bits_waits_once_per_step(bits: Literal["int8", "int4"
             assert {parameter.device for parameter in model.parameters()} == {device()}
             if folder == "model" or bits == "int4":
                 assert greedy_tokens(model, 5, waits) == greedy_tokens(expected, 5, None)
+
+
+@pytest.mark.parametrize("expert", EXPERTS, ids=["gated", "mlp"])
+@pytest.mark.parametrize("bits", BITS)
+def test_experts_in_few_bits(bits: Literal["int8", "int4"], expert: FeedForwardConfig, tmp_path: Path) -> None:
+    """Few tokens multiply the chosen experts or all of them, many tokens restore the values of each projection. All
+    have the outputs of the restored weights, without a wait, and so has a quantised folder.
+    """
+    original = mixture_of(expert)
+    save_model(original, original.config, tmp_path / "model")
+    hw.quantize(tmp_path / "model", tmp_path / bits, bits)
+    kind = Int8Weight if bits == "int8" else Int4Weight
+    generator = torch.Generator().manual_seed(0)
+    with Waits() as waits, torch.no_grad():
+        for folder, weights in {"model": bits, bits: None}.items():
+            model: Any = open_in_format(tmp_path / folder, weights, device(), use_engine=True).model
+            join_experts(model.to(device()))
+            experts, restored = model.stack.blocks[0].feed_forward, original.stack.blocks[0].feed_forward
+            assert {type(part) for part in experts.experts.parameters() if part.dim() == 2} == {kind}
+            for ours, theirs in zip(experts.experts.parameters(), restored.experts.parameters()):
+                theirs.data = (ours.values() if isinstance(ours, KernelWeight) else ours).float().cpu()
+            for count in (1, 20, 80):
+                tokens = torch.randn(count, 128, generator=generator)
+                _, shares, ids = restored._route(restored.router(tokens))
+                expected = restored._mix(tokens, shares, ids, Layout.full(1, count))
+                inputs = to_device((tokens, shares, ids, Layout.full(1, count)), device())
+                waits.clear()
+                mixed = experts._mix(*inputs)
+                assert not waits.counts
+                assert relative(mixed.cpu(), expected) < 0.01
+            waits.clear()
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_joined_experts_in_few_bits_are_parts_of_one_tensor(bits: Literal["int8", "int4"]) -> None:
+    model = mixture_of(EXPERTS[0])
+    store_for_kernels(model, bits, CPU)
+    experts, x = model.stack.blocks[0].feed_forward.experts, torch.randn(3, 2, 64).bfloat16()
+    before = [expert.down.weight.values() for expert in experts]
+    join_experts(model)
+    joint, numbers = experts[0].down.joint, torch.tensor([5, 0, 5])
+    assert torch.equal(joint.values(), torch.stack(before))
+    assert torch.equal(joint[numbers].values(), joint.values()[numbers])
+    expected = torch.stack([F.linear(rows, experts[number].down.weight) for rows, number in zip(x, numbers.tolist())])
+    assert torch.equal(joint[numbers].product(x), expected)
+    codes = {expert.down.weight.codes.untyped_storage().data_ptr() for expert in experts}
+    assert codes == {joint.codes.untyped_storage().data_ptr()}
+
+
+def test_generation_with_experts_in_few_bits_waits_once_per_step() -> None:
+    expected = mixture_of(EXPERTS[0])
+    store_for_kernels(expected, "int8", CPU)
+    with Waits() as waits:
+        model = mixture_of(EXPERTS[0])
+        store_for_kernels(model, "int8", device())
+        join_experts(model)
+        assert greedy_tokens(model, 5, waits) == greedy_tokens(expected, 5, None)
 
 
 def test_a_folder_with_several_formats_keeps_them() -> None:

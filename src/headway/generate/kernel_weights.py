@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,6 @@ from headway.formats.deferred import computed
 from headway.formats.native import Weights, parameter_of, replace_parameters
 from headway.generate.torch_weights import matrices_of_layers, store_in_bf16
 from headway.nn.models.embeds import TokenEmbed
-from headway.nn.parts.experts import Experts
 
 _ATEN = torch.ops.aten
 _ROWS = 16  # the kernels for int4 multiply this many rows at a time
@@ -25,7 +24,8 @@ _ROWS = 16  # the kernels for int4 multiply this many rows at a time
 
 class KernelWeight(Tensor):
     """A matrix [E, D] stored in few bits that looks like one in bf16. Linear layers, and embeddings in int8, use it
-    directly; any other operation restores its values first.
+    directly; any other operation restores its values first. Those of N experts are also stored as one [N, E, D], which
+    `product` multiplies with x [N, R, D], and of which an index selects some.
     """
 
     codes: Tensor
@@ -43,14 +43,26 @@ class KernelWeight(Tensor):
     def __repr__(self, *, tensor_contents: Any = None) -> str:
         return f"{type(self).__name__}({tuple(self.shape)}, {self.codes.nbytes + self.scales.nbytes} bytes)"
 
-    def product(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N E"]:
-        """`x @ self.T` in bf16, with sums in fp32."""
+    def product(self, x: Float[Tensor, "*N R D"]) -> Float[Tensor, "*N R E"]:
+        """`x @ self.mT` in bf16, with sums in fp32."""
+        if len(self.shape) == 2:
+            return self._multiply(x)
+        return torch.stack([self._select(n)._multiply(rows.contiguous()) for n, rows in enumerate(x)])
+
+    def values(self) -> Float[Tensor, "*N E D"]:
+        """The weights in bf16."""
+        identity = torch.eye(self.shape[-1], dtype=torch.bfloat16, device=self.device)
+        return self.product(identity.expand(*self.shape[:-2], -1, -1)).mT.contiguous()
+
+    def _multiply(self, x: Float[Tensor, "R D"]) -> Float[Tensor, "R E"]:
+        """`product` by a kernel for one matrix."""
         raise NotImplementedError
 
-    def values(self) -> Float[Tensor, "E D"]:
-        """The weights in bf16."""
-        identity = torch.eye(self.shape[1], dtype=torch.bfloat16, device=self.device)
-        return self.product(identity).t().contiguous()
+    def _select(self, index: Any) -> Self:
+        """The matrices at an index among N."""
+        codes = self.codes[index]
+        shape = torch.Size((*codes.shape[: codes.dim() - self.codes.dim() + 1], *self.shape[1:]))
+        return type(self)(codes, self.scales[index], shape)
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -63,6 +75,11 @@ class KernelWeight(Tensor):
             ids, table = args[0], args[1]  # the other arguments are for training
             codes, scales = (part.index_select(0, ids.reshape(-1)) for part in (table.codes, table.scales))
             return (codes * scales[:, None]).view(*ids.shape, -1)
+        if func is torch.stack and len({type(part) for part in args[0]}) == 1:
+            codes, scales = (torch.stack(parts) for parts in zip(*((part.codes, part.scales) for part in args[0])))
+            return type(args[0][0])(codes, scales, torch.Size((len(args[0]), *args[0][0].shape)))
+        if func is Tensor.__getitem__ and isinstance(args[0], KernelWeight) and len(args[0].shape) == 3:
+            return args[0]._select(args[1])
         if func is Tensor.detach:
             return type(args[0])(args[0].codes, args[0].scales, args[0].shape)
         if func is Tensor.to:
@@ -82,7 +99,7 @@ def _values(item: Any) -> Any:
 
 
 class Int8Weight(KernelWeight):
-    """A scale per row: codes Int8[E, D], scales BF16[E]."""
+    """A scale per row: codes Int8[*N, E, D], scales BF16[*N, E]."""
 
     @staticmethod
     def of(matrix: Float[Tensor, "E D"], device: torch.device) -> Int8Weight:
@@ -91,15 +108,15 @@ class Int8Weight(KernelWeight):
         codes = (values / scales.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
         return Int8Weight(codes.to(device), scales.to(device), matrix.shape)
 
-    def product(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N E"]:
+    def _multiply(self, x: Float[Tensor, "R D"]) -> Float[Tensor, "R E"]:
         return _ATEN._weight_int8pack_mm(x, self.codes, self.scales)
 
-    def values(self) -> Float[Tensor, "E D"]:
-        return (self.codes * self.scales.float()[:, None]).bfloat16()
+    def values(self) -> Float[Tensor, "*N E D"]:
+        return (self.codes * self.scales.float()[..., None]).bfloat16()
 
 
 class Int4Weight(KernelWeight):
-    """A scale per 64 columns: codes in the layout of the device's kernel, scales and offsets BF16[D / 64, E, 2].
+    """A scale per 64 columns: codes in the layout of the device's kernel, scales and offsets BF16[*N, D / 64, E, 2].
 
     A weight is (code - 8) x scale, with the codes of the engine and its scales rounded to bf16; the offsets are 0.
     """
@@ -119,7 +136,7 @@ class Int4Weight(KernelWeight):
             laid_out = _ATEN._convert_weight_to_int4pack(halves.to(device), GROUP // _ROWS)
         return Int4Weight(laid_out, pairs.to(device), torch.Size((packed.rows, packed.columns)))
 
-    def product(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N E"]:
+    def _multiply(self, x: Float[Tensor, "R D"]) -> Float[Tensor, "R E"]:
         kernel: Callable[..., Tensor] = _ATEN._weight_int4pack_mm
         if x.device.type == "cpu":
             kernel = _ATEN._weight_int4pack_mm_for_cpu
@@ -131,14 +148,13 @@ def store_for_kernels(model: nn.Module, dtype: Weights | None, device: torch.dev
     """Move a model to a device, its matrices in int8 or int4 for torch's kernels, for inference; None for `dtype`: each
     in the format in which the engine packed it.
 
-    Token tables are in int8, also those that a head shares. Experts, and matrices whose shape no kernel has, stay in
-    bf16. Matrices that the engine packed in int4 keep their codes.
+    Token tables are in int8, also those that a head shares. Matrices whose shape no kernel has stay in bf16. Matrices
+    that the engine packed in int4 keep their codes.
     """
     tables = {id(module.table) for module in model.modules() if isinstance(module, TokenEmbed)}
-    experts = {id(part) for module in model.modules() if isinstance(module, Experts) for part in module.parameters()}
     stored: dict[int, Tensor] = {}
     for key, matrix in matrices_of_layers(model).items():
-        if key in experts or (key not in tables and (matrix.shape[0] % _ROWS or matrix.shape[1] % GROUP)):
+        if key not in tables and (matrix.shape[0] % _ROWS or matrix.shape[1] % GROUP):
             continue
         packed = matrix.packed if isinstance(matrix, PackedTensor) else None
         kind = INT4 if dtype == "int4" else INT8 if dtype == "int8" else packed.kind if packed else FP32

@@ -53,6 +53,6 @@ def join_experts(model: nn.Module) -> None:
         for name, part in mixture.experts[0].named_children():
             if isinstance(part, Projection) and not part.is_hooked:
                 joint = stacked(mixture.experts, name)
-                for matrix, expert in zip(joint, mixture.experts):
-                    getattr(expert, name).weight = nn.Parameter(matrix, requires_grad=False)
+                for number, expert in enumerate(mixture.experts):
+                    getattr(expert, name).weight = parameter_of(joint[number])
                 part.__dict__["joint"] = joint

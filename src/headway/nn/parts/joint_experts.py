@@ -72,7 +72,8 @@ def mix_few(
     count, active = expert_ids.shape
 
     def product(x: Tensor, matrices: Tensor) -> Tensor:
-        return torch.bmm(x, matrices.mT)
+        multiply = getattr(matrices, "product", None)  # of matrices in few bits, which have a kernel
+        return torch.bmm(x, matrices.mT) if multiply is None else multiply(x)
 
     if count * active < len(experts):
         chosen = expert_ids.flatten()
