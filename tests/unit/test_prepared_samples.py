@@ -112,6 +112,10 @@ def test_the_model_takes_the_size_of_the_prepared_images(folder: Path, tmp_path:
         opened(out, tmp_path / "c", **{"task.group": "camera"})
     grouped = opened(out, tmp_path / "c", **{"task.group": r"(\d)\."})
     assert grouped.splits.groups["train"]
+    table = folder.parent / "pets.csv"
+    table.write_text("path,label\n" + "".join(f"{path},{path.parent.name}\n" for path in sorted(folder.rglob("*.*"))))
+    of_table = opened(prepare(table, tmp_path / "of-table", channels=1), tmp_path / "d", **{"task.group": r"(\d)\."})
+    assert of_table.splits.groups == opened(table, tmp_path / "e", **{"task.group": r"(\d)\."}).splits.groups
 
 
 def test_large_data_are_shuffled_in_windows(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,9 @@ import torch
 from prepared_data import contents
 from vision_data import Image, colours, opened, tiny
 
+import headway as hw
 from headway.app.cli.main import main
+from headway.app.pretraining import train_first_stage
 from headway.config import override
 from headway.data.prepared import preparation, prepared_samples, sample_shards
 from headway.domains import recipe as find_recipe
@@ -24,7 +26,9 @@ from headway.domains.vision.unlabelled_images import read_images, read_unlabelle
 from headway.errors import UserError
 from headway.learn import Recipe, Shard, Task
 from headway.learn.examples import RngKey
+from headway.learn.plan.budget import Clock
 from headway.learn.recipe import open_task
+from headway.learn.run import RunDirectory
 from headway.nn.models import build
 
 SIZE = {"model.width": 16, "model.depth": 1, "model.heads": 2, "train.batch_size": 8, "train.precision": "fp32"}
@@ -159,3 +163,22 @@ def test_held_out_sounds_are_left_out(tmp_path: Path, monkeypatch: pytest.Monkey
         assert len(stage.sounds) == 20 + read.labelled
         rows = next(iter(stage.of("train").training_order().endless(Shard(), 0)))[1]
         assert len(stage.take(rows, RngKey(0, np.arange(len(rows)))).inputs[0]) == 2 * len(rows)
+
+
+def test_vision_is_pretrained_on_prepared_images(tmp_path: Path, brief_samples: None) -> None:
+    (tmp_path / "pets").mkdir()
+    labelled, both = colours(tmp_path / "pets"), tmp_path / "labelled"
+    out = prepare(pictures(tmp_path / "more"), tmp_path / "out", *image_options())
+    assert main(["data", "prepare", str(labelled), "--out", str(both), *image_options()]) == 0
+
+    def brief(stage: str, rows: Any, set: dict[str, Any], minutes: float, run: Path, **arguments: Any) -> Any:
+        return hw.train(stage, rows, set={**set, **IMAGES, "train.steps": 2}, run=run, **arguments)
+
+    with RunDirectory(tmp_path / "run").locked():
+        options = {"progress": False, "resume": False}
+        settings = {"model.width": 16}
+        pretrained = train_first_stage(brief, out, "vision", both, settings, 3, 10, tmp_path / "run", Clock(), options)
+    settings = {**pretrained.settings, "train.steps": 2, "train.batch_size": 8, "train.precision": "fp32"}
+    run = hw.train("vision", both, set=settings, start=pretrained.start, run=tmp_path / "run", progress=False)
+    assert run.summary["fresh"] == ["heads.classes.project.weight", "heads.classes.project.bias"]
+    assert cast(Any, run.recipe.model).embed.size == (16, 16)

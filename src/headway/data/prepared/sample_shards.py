@@ -258,8 +258,8 @@ class SampleKind(SampleShards):
         return self.labelled.named_splits[numbers]
 
     def strings(self, folder: Path, numbers: np.ndarray) -> SampleStrings:
-        columns = self.labelled.labels, self.labelled.locations
-        return SampleStrings(*(np.array([column[n] for n in numbers.tolist()], object) for column in columns))
+        columns = self.labelled.labels, self.labelled.files  # task.group is a regular expression for names of files
+        return SampleStrings(*(np.array([str(column[n]) for n in numbers.tolist()], object) for column in columns))
 
     def finish(
         self, work: Path, out: Path, spans: Callable[[int], Mapping[str, Spans]]
