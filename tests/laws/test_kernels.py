@@ -40,6 +40,7 @@ from headway.nn.kernels import (
     rms_norm_reference,
     rotate,
 )
+from headway.nn.parts.dropout import Dropout
 from headway.visibility import Causal, Full, Local, Pattern, Prefix
 
 close = torch.testing.assert_close
@@ -219,6 +220,27 @@ def test_deterministic_products_do_not_depend_on_where_a_row_begins(kind: torch.
         for bias in (None, offset):
             found = linear(same, weight, bias)
             assert torch.equal(found, found[:1].expand_as(found))
+
+
+@pytest.mark.parametrize("sinks", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_deterministic_attention_drops_the_weights_that_attention_drops(layout: Layout, sinks: bool) -> None:
+    """From the same random numbers, which are those of a layer; a rate drops weights, too."""
+    q, k, v = (inputs(3, 7, heads, 4, seed=heads).requires_grad_() for heads in (4, 2, 2))
+    logits, layer, view = inputs(4, seed=5) if sinks else None, Dropout(0.5), View(Causal(), layout, layout)
+
+    def attended(is_deterministic: bool, seed: int = 1) -> list[torch.Tensor]:
+        layer.generator = torch.Generator().manual_seed(seed)
+        with deterministic(is_deterministic):
+            out = attend(q, k, v, view, sinks=logits, dropout=layer)[layout.mask]
+        return [out, *torch.autograd.grad(out.square().sum(), (q, k, v))]
+
+    close(attended(True), attended(False))
+    assert not torch.equal(attended(True)[0], attended(True, 2)[0])
+    with deterministic(), torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        assert not torch.equal(attend(q, k, v, view, dropout=0.5), attend(q, k, v, view, dropout=0.5))
+        assert torch.equal(attend(q, k, v, view), attend(q, k, v, view, dropout=layer.eval()))
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -117,12 +117,12 @@ def attend(
     """
     is_rounded = q.dtype == torch.bfloat16 and not torch.is_autocast_enabled(q.device.type)
     if is_rounded and (is_deterministic() or soft_cap is not None or _RECORD.get() is not None):
-        settings: Any = {"scale": scale, "bias": bias, "soft_cap": soft_cap, "sinks": sinks}
+        settings: Any = {"scale": scale, "bias": bias, "soft_cap": soft_cap, "sinks": sinks, "dropout": dropout}
         return attend(q.float(), k.float(), v.float(), view, **settings).bfloat16()  # torch's kernels round no scores
     if is_deterministic():
         from headway.nn.kernels.attend_rows import attend_row_by_row  # of one mode
 
-        return attend_row_by_row(q, k, v, view.mask, view.query.mask, scale, bias, soft_cap, sinks)
+        return attend_row_by_row(q, k, v, view.mask, view.query.mask, scale, bias, soft_cap, sinks, dropout)
     if soft_cap is not None or callable(dropout) or _RECORD.get() is not None:
         layer = dropout if callable(dropout) else torch.nn.Dropout(dropout) if dropout else None
         return attend_reference(q, k, v, view, scale=scale, bias=bias, soft_cap=soft_cap, sinks=sinks, dropout=layer)
