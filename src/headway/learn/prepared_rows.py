@@ -25,9 +25,10 @@ class PreparedTokens:
         samples.data.check_tokenizer(codec.fingerprint())
         self.samples, self._vocab_size, self._dtype = samples, codec.vocab_size, ids_dtype(codec.vocab_size)
         self.lengths = samples.lengths.reshape(len(samples), -1)  # int64 [N, P]
-        has_keys = samples.keys.shape[1] == KEY_BYTES
-        too_long = (self.lengths > samples.sizes[:, None]).any() or (self.token_bytes > samples.sizes).any()
-        if too_long or not has_keys:
+        sizes, has_keys = samples.sizes, samples.keys.shape[1] == KEY_BYTES
+        # Each length is compared first, because huge ones overflow in the sum.
+        fits = (self.lengths <= sizes[:, None]).all() and (self.lengths.sum(1) * self._dtype.itemsize <= sizes).all()
+        if not fits or not has_keys:
             raise UserError(f"the table of {samples.data.name} is inconsistent with its shards; prepare the data again")
 
     @property
@@ -35,20 +36,16 @@ class PreparedTokens:
         """What decides the splits of samples, uint64 [N]."""
         return np.ascontiguousarray(self.samples.keys).view("<u8")[:, 0]
 
-    @property
-    def token_bytes(self) -> np.ndarray:
-        """The bytes of the token ids of each sample, int64 [N]; other contents follow them."""
-        return self.lengths.sum(1) * self._dtype.itemsize
-
-    def parts(self, rows: np.ndarray) -> Iterator[list[np.ndarray]]:
-        """The ids of each part of samples."""
+    def contents(self, rows: np.ndarray) -> Iterator[tuple[list[np.ndarray], memoryview]]:
+        """The ids of each part of samples, and the bytes after them."""
         for content, lengths in zip(self.samples.contents(rows), self.lengths[rows]):
-            ids = np.frombuffer(content[: int(lengths.sum()) * self._dtype.itemsize], self._dtype)
+            stop = int(lengths.sum()) * self._dtype.itemsize
+            ids = np.frombuffer(content[:stop], self._dtype)
             if ids.max(initial=0) >= self._vocab_size:
                 raise UserError(
                     f"{self.samples.data.name} contains token ids that its tokenizer does not have; prepare it again"
                 )
-            yield np.split(ids, np.cumsum(lengths[:-1]))
+            yield np.split(ids, np.cumsum(lengths[:-1])), content[stop:]
 
 
 class PreparedRows:
@@ -72,7 +69,7 @@ class PreparedRows:
 
     def framed(self, indices: np.ndarray, locate: Callable[[int], str] = str) -> TokenRows:
         """These rows in memory; `locate` names one for messages."""
-        first, *second = zip(*([ids.tolist() for ids in parts] for parts in self.tokens.parts(indices)))
+        first, *second = zip(*([ids.tolist() for ids in parts] for parts, _ in self.tokens.contents(indices)))
         return frame_rows(self._frame, first, second[0] if second else None, self._limit, locate)
 
     def inputs(self, indices: np.ndarray) -> Inputs:

@@ -104,13 +104,13 @@ class PlacedLengthBatches:
         places: int,
         seed: int,
     ) -> None:
-        """`rows` are the samples of a split, which batches index, and `plan` returns the batches of some of them."""
+        """`rows` are the samples of a split, which batches index, and `plan` returns the batches of some indices."""
         self._samples, self._places, self._count = samples, places, len(rows)
         shards = samples.shards_of(rows)
         by_shard = np.argsort(shards, kind="stable")
         ends = np.cumsum(np.bincount(shards, minlength=len(samples.shards.shards)))
         self._members = np.split(by_shard, ends[:-1])  # of each shard, indices into `rows`
-        self._plan = lambda shard: plan(rows[self._members[shard]])
+        self._plan = lambda shard: plan(self._members[shard])
         # Only the numbers of batches are kept, so that memory is bounded by the window.
         self._sizes = [len(self._plan(shard)) if len(self._members[shard]) else 0 for shard in range(len(ends))]
         self._order = ShardOrder(self._sizes, places, seed)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from headway.data.labelled_files import LabelledFiles
     from headway.data.prepared.preparation import Kind
     from headway.data.prepared.sample_shards import SampleEncoder
+    from headway.learn.token_shards import RowReader
 
 EXAMPLE = """
 headway data prepare books/ --out prepared/ --processes 8
@@ -52,6 +53,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--kind", choices=tuple(_KINDS), default="texts", metavar="KIND", help=kinds)
     columns = "columns of tables that have other names than text, text2 and label"
     add("--columns", type=_column, nargs="+", default=[], metavar="USE=NAME", help=columns)
+    prefix = "text before each source of translations, as task.prefix"
+    add("--prefix", default="", metavar="TEXT", help=prefix)
     add("--unique", action="store_true", help="drop exact duplicates, which are otherwise only counted")
     add("--tokenizer", metavar="FILE|MODEL", help="published tokenizer, or that of a run (default: train a new one)")
     kinds = f"kind of the new tokenizer: {', '.join(CODECS)} (default: bpe)"
@@ -75,6 +78,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         raise UserError(f"--unlabelled does not apply to --kind {args.kind}; use images or sounds, or remove it")
     if args.columns and not args.kind.startswith("labelled"):
         raise UserError(f"--columns does not apply to --kind {args.kind}; use labelled-texts or remove it")
+    if args.prefix and args.kind != "translations":
+        raise UserError(f"--prefix does not apply to --kind {args.kind}; use translations or remove it")
     url = next(filter(None, map(remote_url, args.paths)), None)
     if url is not None and args.kind != "texts":
         raise UserError(f"{url} is remote, and only texts are prepared from an address; download it first")
@@ -162,9 +167,19 @@ def _transcripts(args: argparse.Namespace) -> Kind:
 
 def _labelled_texts(args: argparse.Namespace) -> Kind:
     from headway.domains.understanding.labelled_text_shards import LabelledTextReader
+
+    return _rows(LabelledTextReader(args.kind, args.paths, dict(args.columns), args.codec, args.size), args)
+
+
+def _translations(args: argparse.Namespace) -> Kind:
+    from headway.domains.translation.pair_shards import PairReader
+
+    return _rows(PairReader(args.paths, args.codec, args.size, args.prefix), args)
+
+
+def _rows(reader: RowReader, args: argparse.Namespace) -> Kind:
     from headway.learn.token_shards import RowKind
 
-    reader = LabelledTextReader(args.kind, args.paths, dict(args.columns), args.codec, args.size)
     has_splits = args.validation is not None or args.test is not None
     return RowKind(reader, args.tokenizer, args.seed or 0, has_splits)
 
@@ -185,6 +200,7 @@ _KINDS: dict[str, Callable[[argparse.Namespace], Kind]] = {
     "caption": _captions,
     "labelled-texts": _labelled_texts,
     "labelled-pairs": _labelled_texts,
+    "translations": _translations,
     "files": _files,
 }
 _RECIPES = {
@@ -194,6 +210,7 @@ _RECIPES = {
     "transcripts": "transcription",
     "labelled-texts": "classification",
     "labelled-pairs": "pairs",
+    "translations": "translation",
 }
 _TITLES = {"units": "tokens", "text_bytes": "bytes of text"}  # of counts of texts
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 RECIPES = ("pronounce", "translation", "summarization", "multi30k-en-de", "multi30k-en-de-small", "tatoeba")
 RECIPES += ("transformer-base-wmt",)
-TASKS = {"pronounce": "task", "translation": "task"}
+TASKS = {"pronounce": "task", "translation": "translation"}
 VERBS = {
     "attention": "is_translator",
     "lens": "is_translator",

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import cast
 
 from headway.data import SplitConfig, iter_pairs
-from headway.domains.translation.task import ParallelText, PronounceConfig, TranslationConfig
+from headway.data.prepared.shard_reader import PreparedData, is_prepared
+from headway.domains.translation.task import ParallelText, PronounceConfig
+from headway.domains.translation.translation import TranslationConfig
 from headway.learn import AdamWConfig, InverseSqrtConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig, noam_peak
-from headway.learn.plan.scale import DataSettings, Descent, Scale, ScalingLaw, vocabulary_settings
+from headway.learn.plan.scale import DataSettings, Descent, Scale, ScalingLaw, prepared_settings, vocabulary_settings
 from headway.learn.recipe import generic
 from headway.nn.mixers import AttentionConfig, CrossAttentionConfig
 from headway.nn.models import BlockConfig, EncoderDecoderConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
@@ -180,6 +182,8 @@ _VOCABULARIES = ((5e5, 1000), (2e6, 2000), (2e7, 4000), (2e8, 8000), (math.inf, 
 
 
 def _data_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
+    if is_prepared(paths[0]):
+        return prepared_settings(PreparedData(paths[0]).index)
     count = num_characters = 0
     for source, target in islice(iter_pairs(paths), _MAX_PAIRS):
         count, num_characters = count + 1, num_characters + len(source) + len(target)

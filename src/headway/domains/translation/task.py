@@ -4,17 +4,17 @@ inference.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.codecs import Codec, Kind, TokenizerCodec, load_codec, sentence_codec, train_codec
+from headway.codecs import Codec, TokenizerCodec, load_codec, train_codec
 from headway.codecs.languages import language_tokens
 from headway.codecs.tokenizer import FILE, sequence_template
 from headway.config import override
@@ -22,10 +22,10 @@ from headway.config_kinds import register
 from headway.data import IGNORE_INDEX, Pair, PairBatches, SplitConfig, group_references, open_pairs, split_pairs
 from headway.data import iter_pairs as read_all
 from headway.data.array_store import column_digest
-from headway.data.token_store import Encoder
+from headway.data.token_store import Encoder, PairCache
 from headway.errors import ConfigError, UserError, logger
 from headway.formats.out_of_distribution import TrainingStatistics
-from headway.formats.usage import Usage, read_usage
+from headway.formats.usage import Usage
 from headway.generate import SearchConfig, translate_ids
 from headway.generate.search import check_beam
 from headway.layout import Layout
@@ -169,49 +169,6 @@ class PreparedEncoder:
 
     def fingerprint(self) -> str:
         return f"{self._description} of {self._codec.fingerprint()}"
-
-
-@register("translation")
-@dataclass(frozen=True)
-class TranslationConfig(PairsConfig):
-    """Translate sentences.
-
-    `codec` and `size` set the tokenizer and its maximum vocabulary size (none: no limit), and `shared` whether both
-    languages share one vocabulary. `reverse` translates from the second language to the first. `grouped` scores each
-    source once, against all its translations. `lowercase_bleu` adds BLEU on lower-cased text (as `bleu_lowercase`),
-    which many papers report. `goal` picks the best model; with rougeL, texts are scored as summaries.
-    """
-
-    codec: Kind = "bpe"  # kind of the tokenizer to train
-    size: int | None = 8000  # maximum vocabulary size; none: no limit
-    shared: bool = True  # one vocabulary for both languages
-    lowercase: bool = False  # whether to lower-case the text
-    reverse: bool = False
-    grouped: bool = False
-    lowercase_bleu: bool = False
-    goal: Literal["bleu", "chrf", "rougeL", "loss"] = "bleu"
-
-    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
-        """Raises UserError for data that cannot be read, are too small, or do not fit the settings."""
-        check_recipe(recipe, self.shared)
-        paths = recipe.files(data)
-        codecs = self.saved_or_trained(paths, workspace)
-        usage = read_usage(workspace)
-        examples = ParallelText(self, recipe, paths, codecs, usage, reverse=self.reverse, grouped=self.grouped)
-        return Task(examples, TargetText(self.goal, self, self.lowercase_bleu))
-
-    def train_codecs(self, paths: Sequence[Path]) -> Codecs:
-        if self.shared:
-            codec = self._train(text for pair in split_pairs(paths, "train", self.split) for text in pair)
-            return Codecs(codec, codec)
-        codecs = [
-            self._train(pair[column] for pair in split_pairs(paths, "train", self.split))
-            for column in ((1, 0) if self.reverse else (0, 1))
-        ]
-        return Codecs(*codecs)
-
-    def _train(self, strings: Iterator[str]) -> Codec:
-        return sentence_codec(self.codec, strings, self.size, (BOS, EOS), self.lowercase)
 
 
 def check_recipe(recipe: Recipe, shared: bool) -> None:
@@ -358,11 +315,15 @@ class ParallelText(SourceTargetExamples):
         model = cast(EncoderDecoderConfig, recipe.model)
         contexts = model.encoder.context, model.decoder.context
         self._model_limit = min((context for context in contexts if context is not None), default=_NO_LIMIT)
-        first, second = config.source_encoder(codecs.source), codecs.target
-        self.cache = open_pairs(paths, second, first) if reverse else open_pairs(paths, first, second)
+        self.cache = self.open_cache()
         self.splits = self.cache.splits(config.split)
         self._pairs: dict[str, SentencePairs] = {}
         self._sources: dict[str, tuple[list[str], list[list[str]]]] = {}
+
+    def open_cache(self) -> PairCache:
+        """The tokens of all pairs, in the direction of the files."""
+        first, second = self.config.source_encoder(self.codecs.source), self.codecs.target
+        return open_pairs(self.paths, second, first) if self.reverse else open_pairs(self.paths, first, second)
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
         """`model` with the codecs' vocabulary sizes. Raises UserError if there are no pairs to train or evaluate on, or
@@ -427,16 +388,24 @@ class ParallelText(SourceTargetExamples):
             source = source._replace(lengths=np.minimum(source.lengths, cut))
         longest = (int(column.lengths.max()) + n for column, n in zip((source, target), self.special_tokens.extra))
         eval_tokens = max(_EVAL_BATCH_TOKENS, *longest)
-        reverse_source = self.config.reverse_source
-        self._pairs[split] = SentencePairs(
-            source, target, self.special_tokens, reverse_source, self.batch_tokens, eval_tokens, self.seed
-        )
+        self._pairs[split] = self.select_pairs(rows_kept, source, target, eval_tokens)
         return self._pairs[split]
+
+    def select_pairs(
+        self, rows: np.ndarray, source: TokenSequences, target: TokenSequences, eval_tokens: int
+    ) -> SentencePairs:
+        """The pairs of these rows, whose sequences may be cut."""
+        reverse_source, seed = self.config.reverse_source, self.seed
+        return SentencePairs(source, target, self.special_tokens, reverse_source, self.batch_tokens, eval_tokens, seed)
+
+    def read_pairs(self, split: str) -> Iterable[Pair]:
+        """The texts of a split, as in the files."""
+        return read_all(self.paths) if split == "all" else split_pairs(self.paths, split, self.config.split)
 
     def sources(self, split: str, limit: int | None = None) -> Sources:
         """At most `limit` raw texts from a split, spread evenly over it."""
         if split not in self._sources:
-            pairs = read_all(self.paths) if split == "all" else split_pairs(self.paths, split, self.config.split)
+            pairs = self.read_pairs(split)
             directed = [Pair(*pair[::-1]) if self.reverse else pair for pair in pairs]
             if self.grouped:
                 groups = group_references(directed)

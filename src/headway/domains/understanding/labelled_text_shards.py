@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +92,7 @@ class PreparedTextDataset(TextDataset):
     def training_order(self, rows: np.ndarray) -> TrainingOrder:
         if not self.samples.is_windowed:
             return super().training_order(rows)
-        plan = partial(self.rows.plan, batch_tokens=self.batch_size, seed=self.seed)
+        plan = lambda indices: self.rows.plan(rows[indices], self.batch_size, self.seed)  # noqa: E731
         return PlacedLengthBatches(self.samples, rows, plan, self.places, self.seed)
 
     def input_statistics(self) -> TrainingStatistics:
@@ -110,5 +109,5 @@ class PreparedTextDataset(TextDataset):
         return {**TargetSamples.contents(self), "texts": (self.samples.keys,)}
 
     def describe_row(self, row: int) -> str:
-        (parts,) = self.rows.tokens.parts(np.array([row]))
+        ((parts, _),) = self.rows.tokens.contents(np.array([row]))
         return " | ".join(self.codec.decode(ids.tolist()) for ids in parts)

@@ -26,7 +26,15 @@ from headway.domains.understanding.task import (
 )
 from headway.domains.understanding.unlabelled import read_unlabelled
 from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, Task, TaskConfig, TrainConfig
-from headway.learn.plan.scale import DataSettings, Scale, ScalingLaw, Settings, held_out_shares, vocabulary_settings
+from headway.learn.plan.scale import (
+    DataSettings,
+    Scale,
+    ScalingLaw,
+    Settings,
+    held_out_shares,
+    prepared_settings,
+    vocabulary_settings,
+)
 from headway.learn.pretraining import Pretraining
 from headway.learn.recipe import batch_size_of, generic
 from headway.nn.mixers import AttentionConfig
@@ -140,10 +148,7 @@ need tokens, and with dropout repeated epochs help longer.
 
 def _labelled_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
     if is_prepared(paths[0]):
-        index = PreparedData(paths[0]).index
-        samples, vocab_size = index.counts["samples"], int(index.details["vocab_size"])
-        settings = {"task.size": vocab_size, **held_out_shares(samples)}
-        return DataSettings(settings, f"the vocabulary of {vocab_size:,} tokens of the prepared data")
+        return prepared_settings(PreparedData(paths[0]).index)
     counts = _count_table(paths, cast(ClassificationConfig, recipe.task).columns, answer="label")
     return vocabulary_settings(_VOCABULARIES, *counts, "samples")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from headway.config import applicable, override
+from headway.data.prepared.shard_index import ShardIndex
 from headway.learn.optim import MuonConfig
 from headway.learn.recipe import Recipe
 from headway.learn.task import Task
@@ -231,6 +232,13 @@ def vocabulary_settings(
     mean_length = f"{characters / max(1, samples):.0f} characters on average"
     reason = f"a vocabulary of {vocab_size:,} for {samples:,} {noun} of {mean_length}"
     return DataSettings({"task.size": vocab_size, **held_out_shares(samples)}, reason)
+
+
+def prepared_settings(index: ShardIndex) -> DataSettings:
+    """The vocabulary of prepared data, and held-out shares."""
+    vocab_size = int(index.details["vocab_size"])
+    settings = {"task.size": vocab_size, **held_out_shares(index.counts["samples"])}
+    return DataSettings(settings, f"the vocabulary of {vocab_size:,} tokens of the prepared data")
 
 
 def lookup(table: Sequence[tuple[float, T]], number: float) -> T:

@@ -1,0 +1,187 @@
+"""Translations in shards: the splits, batches, scores and weights of the files, started from the index."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from prepared_data import PLAIN, contents, draw
+
+from headway.app.cli.main import main
+from headway.config import override
+from headway.data.prepared import preparation, prepared_samples
+from headway.data.prepared.preparation import Preparation, PrepareConfig
+from headway.data.prepared.shard_reader import MappedShards
+from headway.domains import recipe
+from headway.domains.translation.pair_shards import PairReader, PreparedPairs
+from headway.domains.translation.task import ParallelText
+from headway.errors import ConfigError, UserError
+from headway.learn import Shard, Task, token_shards
+from headway.learn.recipe import open_task
+from headway.learn.shard_batches import PlacedLengthBatches
+from headway.learn.token_shards import RowKind
+
+SMALL = {
+    "model.encoder.width": 16,
+    "model.decoder.width": 16,
+    "model.depth": 1,
+    "model.heads": 2,
+    "train.batch_tokens": 128,
+    "train.steps": 3,
+    "task.beam": 1,
+    "task.max_ratio": 0.1,
+    "task.goal": "loss",
+}
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """200 pairs of lines, among them an empty and a long one and a source with two targets, in blocks of 4 KB."""
+    monkeypatch.setattr(token_shards, "_MIN_BLOCK", 4096)
+    for name in ("_MAX_SHARD_BYTES", "_MIN_SHARD_BYTES"):
+        monkeypatch.setattr(preparation, name, 4096)
+    monkeypatch.setenv("HEADWAY_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "data").mkdir()
+    lines = [draw(seed, 4 + seed % 7).replace("\n", " ") for seed in range(200)]
+    lines[7], lines[9] = lines[8], draw(9, 90).replace("\n", " ")
+    rows = [{"source": line, "target": line.upper() if line != lines[8] else f"{n} É"} for n, line in enumerate(lines)]
+    rows[20]["target"] = ""
+    (tmp_path / "data" / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return tmp_path / "data"
+
+
+def prepare(path: Path, out: Path, config: PrepareConfig = PLAIN, prefix: str = "") -> Path:
+    Preparation(RowKind(PairReader([path], "bpe", 300, prefix), None), config, out, lambda _: None).run()
+    return out
+
+
+def opened(data: Path, workspace: Path, settings: Mapping[str, Any] = {}, name: str = "translation") -> Task:
+    workspace.mkdir(exist_ok=True)
+    return open_task(override(recipe(name), {**SMALL, **settings}), workspace, data)
+
+
+def both(files: Path, out: Path, folder: Path, settings: Mapping[str, Any], name: str = "translation") -> list[Task]:
+    """The tasks on the files and on the prepared pairs, with one tokenizer."""
+    for workspace in ("local", "prepared"):
+        (folder / workspace).mkdir(parents=True)
+    (folder / "local" / "tokenizer.json").write_bytes((out / "tokenizer.json").read_bytes())
+    return [opened(data, folder / run, settings, name) for run, data in (("local", files), ("prepared", out))]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "prefix"),
+    [
+        ("translation", {"task.max_length": 30}, ""),
+        ("summarization", {"task.prefix": "sum up: ", "task.max_length": 12, "task.truncate": True}, "sum up: "),
+        ("translation", {"task.grouped": True, "task.reverse_source": True, "task.split.validation": 0.3}, ""),
+    ],
+)
+def test_pairs_have_the_splits_and_batches_of_the_files(
+    files: Path, tmp_path: Path, name: str, settings: dict[str, Any], prefix: str
+) -> None:
+    out = prepare(files, tmp_path / "out", prefix=prefix)
+    assert len(json.loads((out / "index.json").read_text())["splits"]["train"]) > 3
+    settings = {"train.batch_tokens": 200, **settings}
+    local, prepared = both(files, out, tmp_path / "runs", settings, name)
+    for split, rows in cast(ParallelText, local.examples).splits.indices.items():
+        assert (cast(ParallelText, prepared.examples).splits.indices[split] == rows).all()
+    for split in ("train", "validation"):
+        for expected, batch, _ in zip(local.batches(split), prepared.batches(split), range(6)):
+            assert (expected.inputs[0] == batch.inputs[0]).all()
+            assert (expected.inputs[2] == batch.inputs[2]).all()
+            assert (expected.targets == batch.targets).all()
+            assert (expected.tokens, expected.computed) == (batch.tokens, batch.computed)
+    for split in ("validation", "test", "all"):
+        for limit in (None, 5):
+            sources = [cast(ParallelText, task.examples).sources(split, limit) for task in (local, prepared)]
+            assert sources[0] == sources[1]
+    assert local.examples.preview(4) == prepared.examples.preview(4)
+    limited = prepared.examples.of("validation").limited_to(3)
+    expected = local.examples.of("validation").limited_to(3)
+    assert (limited.take(np.arange(3)).targets == expected.take(np.arange(3)).targets).all()
+
+
+def test_a_training_from_the_index_has_the_weights_of_the_files(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    out, local, prepared = tmp_path / "out", tmp_path / "local", tmp_path / "prepared"
+    settings = [part for name, value in SMALL.items() for part in ("--set", f"{name}={value}")]
+    settings += ["--set", "task.max_length=30", "--set", "task.size=300"]
+    assert main(["train", "translation", "--data", str(files), "--run", str(local), *settings]) == 0
+    command = ["data", "prepare", str(files), "--kind", "translations", "--tokenizer", str(local)]
+    assert main([*command, "--out", str(out)]) == 0
+    (files / "pairs.jsonl").unlink()
+    reads, read = [], MappedShards.read
+    monkeypatch.setattr(MappedShards, "read", lambda self, *span: (reads.append(span), read(self, *span))[1])
+    task = opened(out, tmp_path / "task", {"task.max_length": 30})
+    assert not reads  # a start reads no sample
+    next(task.batches("train"))
+    assert 0 < len(reads) < 40
+    assert main(["train", "translation", "--data", str(out), "--run", str(prepared), *settings]) == 0
+    losses = [
+        [row["loss"] for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "loss" in row]
+        for run in (local, prepared)
+    ]
+    assert losses[0] == losses[1] != []
+    assert (local / "model.safetensors").read_bytes() == (prepared / "model.safetensors").read_bytes()
+    scores = [json.loads((run / "run.json").read_text())["scores"] for run in (local, prepared)]
+    assert scores[0] == scores[1]
+    assert scores[0]["bleu"] >= 0
+    assert "use it: headway train translation --data" in capsys.readouterr().out
+
+
+def test_stopped_preparations_have_the_same_bytes(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, write_part = contents(prepare(files, tmp_path / "one")), RowKind.write_part
+    for count in (0, 2):
+        calls = iter(range(count))
+
+        def stop(self: RowKind, *arguments: Any, calls: Any = calls) -> None:
+            if next(calls, None) is None:
+                raise KeyboardInterrupt
+            write_part(self, *arguments)
+
+        monkeypatch.setattr(RowKind, "write_part", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(files, tmp_path / "stopped")
+    monkeypatch.setattr(RowKind, "write_part", write_part)
+    assert contents(prepare(files, tmp_path / "stopped")) == expected
+
+
+def test_large_data_are_shuffled_in_windows(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepared_samples, "_MAX_SHUFFLED", 0)
+    out = prepare(files, tmp_path / "out")
+    pairs = opened(out, tmp_path / "run", {"task.max_length": 30}).examples.of("train")
+    assert isinstance(pairs, PreparedPairs)
+    order = pairs.training_order()
+    assert isinstance(order, PlacedLengthBatches)
+    batches = [indices for (_, indices), _ in zip(order.endless(Shard(), 0), range(round(order.epoch)))]
+    assert len(set(np.concatenate(batches).tolist())) > 0.8 * len(pairs)
+    for indices in batches:
+        assert max(pairs.source.lengths[indices] + 1) * len(indices) <= 128
+        assert len(set(pairs.tokens.samples.shards_of(pairs.rows[indices]).tolist())) == 1
+
+
+def test_other_settings_and_damage_are_reported(files: Path, tmp_path: Path) -> None:
+    out = prepare(files, tmp_path / "out")
+    for settings, message in (
+        ({"task.reverse": True}, "task.reverse does not apply to .*; prepare the files in the other order"),
+        (
+            {"task.prefix": "x "},
+            "task.prefix is 'x ', but .* was prepared with ''; set it to this",
+        ),
+        ({"task.shared": False, "model.tie": "none"}, "has one vocabulary for both languages, but the model has two"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            opened(out, tmp_path / "run", settings)
+    with pytest.raises(UserError, match="contains prepared translations, but this recipe reads prepared files"):
+        recipe("pronounce").files([out])
+    with pytest.raises(UserError, match=r"pairs are too long: pair \d+ has \d+ source"):
+        opened(out, tmp_path / "run", {"task.max_length": None, "train.batch_tokens": 8}).examples.of("train")
+    (files / "pairs.jsonl").write_text('{"source": "a"}\n')
+    with pytest.raises(UserError, match=r"pairs.jsonl, line 1"):
+        prepare(files, tmp_path / "bad")
+    assert not (tmp_path / "bad" / "index.json").exists()
