@@ -134,6 +134,11 @@ def test_held_out_images_are_left_out_by_their_pixels(tmp_path: Path, monkeypatc
         drawn = [n for (_, rows), _ in zip(order.endless(Shard(), 0), range(count // 8)) for n in rows.tolist()]
         assert len(set(drawn)) > 0.8 * count
         assert stage.take(np.arange(60 + train), RngKey(0, np.arange(60 + train))).inputs[0].shape[1:] == (3, 16, 16)
+    (folder / "bad.png").write_bytes(b"no image")  # reported or skipped by the stage
+    Image.fromarray(np.zeros((20, 24, 3), np.uint8)).save(folder / "black.png")
+    read = read_unlabelled(tiny(), tiny().task.open(tiny(), [both], tmp_path / "1"), [folder])
+    assert read.unlabelled == 62
+    (folder / "bad.png").unlink()
     other = prepare(folder, tmp_path / "other", *image_options(24))
     with pytest.raises(UserError, match="contains images of 16 x 16 pixels with 3 channels, but the model takes 24"):
         read_unlabelled(tiny(), tiny().task.open(tiny(), [both], tmp_path / "1"), [other])
@@ -142,6 +147,33 @@ def test_held_out_images_are_left_out_by_their_pixels(tmp_path: Path, monkeypatc
         read_images([table])
     with pytest.raises(UserError, match="contains images without labels; pass it with --pretrain, or train"):
         tiny().task.open(tiny(), [out], tmp_path / "1")
+
+
+def test_pretraining_reads_packed_files_and_refuses_other_kinds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pets").mkdir()
+    labelled, folder, packed = colours(tmp_path / "pets"), pictures(tmp_path / "more", 12), tmp_path / "packed"
+    assert main(["data", "prepare", str(folder), "--kind", "files", "--out", str(packed)]) == 0
+    sound_files.write(tmp_path / "tones" / "0.wav", sound_files.tone(200, 0.25))
+    sounds = prepare(tmp_path / "tones", tmp_path / "sounds", "--kind", "sounds")
+    trained: list[list[dict[str, Any]]] = []
+
+    def record(stage: str, rows: Any, *_: Any, **options: Any) -> None:
+        trained.append(list(rows))
+
+    def first_stage(path: Path) -> None:
+        options = {"progress": False, "resume": False}
+        with RunDirectory(tmp_path / "run").locked():
+            train_first_stage(record, path, "vision", labelled, {}, 3, 10, tmp_path / "run", Clock(), options)
+
+    first_stage(packed)
+    assert sum(Path(row["path"]).parent.name == "more" for row in trained[0]) == 12
+    with pytest.raises(UserError, match="contains prepared sounds, but this recipe reads prepared images or files"):
+        first_stage(sounds)
+    capsys.readouterr()
+    assert main(["data", "prepare", str(sounds), "--unlabelled", "--kind", "sounds", "--out", str(tmp_path / "o")]) == 2
+    assert "sounds contains prepared data; use them as they are, or pass the original" in capsys.readouterr().err
 
 
 def test_held_out_sounds_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,20 +197,23 @@ def test_held_out_sounds_are_left_out(tmp_path: Path, monkeypatch: pytest.Monkey
         assert len(stage.take(rows, RngKey(0, np.arange(len(rows)))).inputs[0]) == 2 * len(rows)
 
 
-def test_vision_is_pretrained_on_prepared_images(tmp_path: Path, brief_samples: None) -> None:
+def test_vision_is_pretrained_on_prepared_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headway.app.api.available", lambda: False)  # reports take longer than both trainings
     (tmp_path / "pets").mkdir()
     labelled, both = colours(tmp_path / "pets"), tmp_path / "labelled"
-    out = prepare(pictures(tmp_path / "more"), tmp_path / "out", *image_options())
+    out = prepare(pictures(tmp_path / "more", 20), tmp_path / "out", *image_options())
     assert main(["data", "prepare", str(labelled), "--out", str(both), *image_options()]) == 0
 
     def brief(stage: str, rows: Any, set: dict[str, Any], minutes: float, run: Path, **arguments: Any) -> Any:
-        return hw.train(stage, rows, set={**set, **IMAGES, "train.steps": 2}, run=run, **arguments)
+        return hw.train(stage, rows, set={**set, **IMAGES, "train.steps": 2}, run=run, samples=0, **arguments)
 
     with RunDirectory(tmp_path / "run").locked():
         options = {"progress": False, "resume": False}
         settings = {"model.width": 16}
         pretrained = train_first_stage(brief, out, "vision", both, settings, 3, 10, tmp_path / "run", Clock(), options)
     settings = {**pretrained.settings, "train.steps": 2, "train.batch_size": 8, "train.precision": "fp32"}
-    run = hw.train("vision", both, set=settings, start=pretrained.start, run=tmp_path / "run", progress=False)
+    run = hw.train(
+        "vision", both, set=settings, start=pretrained.start, run=tmp_path / "run", progress=False, samples=0
+    )
     assert run.summary["fresh"] == ["heads.classes.project.weight", "heads.classes.project.bias"]
     assert cast(Any, run.recipe.model).embed.size == (16, 16)

@@ -83,8 +83,9 @@ def train_first_stage(
     pretraining, run = pretraining_of(configured.name), RunDirectory(directory / PRETRAINING)
     assert pretraining is not None  # checked by check_pretrain
     tuning = without_user_settings(pretraining.tuning(configured), settings)
-    stage, samples = pretraining.stage(configured), _read(pretraining, override(configured, tuning), unlabelled)
-    reasons = describe_stages(stage, samples, minutes)
+    stage = load_recipe(pretraining.stage(configured))
+    samples = _read(pretraining, override(configured, tuning), stage, unlabelled)
+    reasons = describe_stages(stage.name, samples, minutes)
     if options["progress"]:
         print(reasons[0] if samples.doubt else "\n".join(reasons), file=sys.stderr, flush=True)
     if samples.doubt:
@@ -92,13 +93,13 @@ def train_first_stage(
     status = run.read_status() if run.claim(options["resume"]) else {}
     earlier_seconds = sum(status.get(key) or 0.0 for key in ("elapsed", "judging_seconds"))
     # A model that is named as the stage's recipe is that recipe's own, whose size depends on the data.
-    own = {key: value for key, value in settings.items() if _sets_model(key) and value != stage}
-    known = {f"task.{name}" for name in vars(load_recipe(stage).task)}
+    own = {key: value for key, value in settings.items() if _sets_model(key) and value != stage.name}
+    known = {f"task.{name}" for name in vars(stage.task)}
     tokenizer = {name: settings[name] for name in _TOKENIZER if name in settings and name in known}
     first_minutes = None if status.get("status") == "finished" else status.get("minutes") or samples.share * minutes
     chosen, spent = {**pretraining.settings(configured), **tokenizer, **own}, clock.elapsed()
     try:
-        train(stage, samples.rows, chosen, first_minutes, run.path, seed=seed, spent=spent, **options)
+        train(stage.name, samples.rows, chosen, first_minutes, run.path, seed=seed, spent=spent, **options)
     except UserInterrupt as stop:
         remedy = f"resume {directory} with --resume and --pretrain"
         raise UserInterrupt(f"pre-training {stop.where}", remedy, stop.number, stop.is_agreed) from None
@@ -108,13 +109,16 @@ def train_first_stage(
     return Pretrained(run.path, {**tuning, **second}, Clock(seconds), reasons)
 
 
-def _read(pretraining: Pretraining, recipe: Recipe, unlabelled: Paths) -> UnlabelledData:
-    """The unlabelled data next to the recipe's. Raises UserError if the recipe cannot be trained on its data."""
+def _read(pretraining: Pretraining, recipe: Recipe, stage: Recipe, unlabelled: Paths) -> UnlabelledData:
+    """The unlabelled data next to the recipe's. UserError for prepared data that the stage does not read, and if the
+    recipe cannot be trained on its data.
+    """
+    paths = stage.files([Path(path) for path in path_list(unlabelled)])
     with TemporaryDirectory() as workspace:
         task = open_task(recipe, Path(workspace))
         try:
             task.adapt(recipe.model)
-            return pretraining.read(recipe, task, [Path(path) for path in path_list(unlabelled)])
+            return pretraining.read(recipe, task, paths)
         finally:
             task.close()
 

@@ -349,8 +349,7 @@ class TableRow(NamedTuple):
 
 
 def read_table_rows(paths: Sequence[Path | str]) -> Iterator[TableRow]:
-    """The rows of all files, with any columns. UserError for a row of another length, invalid UTF-8, or no rows at "
-    "all."""
+    """The rows of all files, with any columns. UserError for a row of another length, invalid UTF-8, or no rows."""
     has_rows = False
     for file in (file for path in paths for file in find_files(user_path(path), TABLE_KINDS)):
         for line, values in _read_rows(file, {}):

@@ -102,6 +102,12 @@ class UnlabelledFiles:
             yield {"path": str(file), column: str(index or 0)}
 
 
-def label_free(files: Sequence[Path]) -> LabelledFiles:
-    """Files whose labels are empty."""
+def label_free(samples: UnlabelledFiles) -> LabelledFiles:
+    """Files whose labels are empty. UserError for samples that share a file."""
+    for file, index in zip(samples.files, samples.indices):
+        if file in samples.prepared:
+            raise UserError(f"{file.parent} contains prepared data; use them as they are, or pass the original files")
+        if index is not None:
+            raise UserError(f"{file} has several samples; prepare files of one, or pack all with --kind files")
+    files = samples.files
     return LabelledFiles(list(files), [""] * len(files), np.zeros(len(files), np.uint8), list(map(str, files)))

@@ -148,7 +148,7 @@ def _sounds(args: argparse.Namespace) -> Kind:
     from headway.domains.audio.unlabelled_sounds import read_files
 
     if args.unlabelled:
-        return _samples(SoundEncoder(), label_free(read_files(args.paths).files), args)
+        return _samples(SoundEncoder(), label_free(read_files(args.paths)), args)
     return _samples(SoundEncoder(), read_labelled_files(args.paths, AUDIO_EXTENSIONS, "sound"), args)
 
 

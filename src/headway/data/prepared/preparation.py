@@ -367,7 +367,7 @@ class Deal:
             training += int((samples.named_splits <= split_code("train")).sum())
             text_bytes += kind.text_bytes(folder)
         if not starts[-1]:
-            raise UserError(f"the data for {owner.name} have no samples: all documents are empty; add some")
+            raise UserError(f"the data for {owner.name} have no samples; add files that are not empty and can be read")
         duplicates = self._duplicates(starts)
         shares = 0.0, 0.0
         if kind.has_splits:

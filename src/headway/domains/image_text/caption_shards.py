@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from headway.codecs.image_processor import ImageProcessor, pillow, read_image
 from headway.data.image_cache import encode_pixels
 from headway.data.labelled_files import LabelledFiles
 from headway.data.prepared.sample_shards import EncodedSample
 from headway.domains.image_text.captioned_images import KEY_BYTES, prepared_processor, read_captions
-from headway.domains.image_text.recipes import SAMPLED_SIDES, resolution
+from headway.domains.image_text.recipes import longer_side, resolution
 from headway.errors import UserError
-from headway.learn.examples import spread_evenly
 
 _MINUTES = 60  # of a training for which the size is chosen
 
@@ -49,13 +45,10 @@ class CaptionEncoder:
         return {"size": self.size}
 
     def choose(self, labelled: LabelledFiles) -> dict[str, Any]:
-        sides = []
-        for row in spread_evenly(np.arange(len(labelled)), SAMPLED_SIDES).tolist():
-            with suppress(UserError):
-                sides.append(max(read_image(labelled.files[row]).shape[:2]))
-        if not sides:
+        longer = longer_side(labelled.files)
+        if longer is None:
             raise UserError(f"{labelled.locations[0]} and all other images cannot be read; check the files")
-        side, _ = resolution(int(np.median(sides)), _MINUTES)
+        side, _ = resolution(longer, _MINUTES)
         return {"shape": [*(self.size or (side, side)), 3]}
 
     def start(self, settings: Mapping[str, Any]) -> None:

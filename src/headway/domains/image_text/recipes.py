@@ -220,7 +220,7 @@ _SHAPES = ((64, 2, 2), (96, 2, 3), (128, 3, 4), (192, 4, 6), (256, 4, 8), (384, 
 _VOCABULARIES = ((3e4, 400), (1e5, 600), (5e5, 1000), (2e6, 2000), (2e7, 4000), (math.inf, 8000))  # characters, tokens
 _RESOLUTIONS = ((10, 48, 8), (60, 64, 8), (240, 96, 16), (math.inf, 128, 16))  # (minutes, image side, patch side)
 _MIN_PATCHES, _MIN_PATCH = 6, 2  # minimum patches per side, unless patches would be smaller than this
-SAMPLED_SIDES = 32  # images whose size is sampled
+_MAX_SAMPLED = 32  # images whose size is sampled
 
 
 class _CaptionSurvey(NamedTuple):
@@ -241,11 +241,7 @@ def _survey(columns: CaptionColumns, paths: Sequence[Path], minutes: float) -> _
         _, patch = resolution(max(height, width), minutes)
         patch = next(side for side in (patch, 4, 2, 1) if not height % side and not width % side)
     else:
-        sides = []  # the images' longer sides, over a sample of readable ones; the task reports errors in others
-        for row in examples.spread_evenly(np.arange(len(captions.images)), SAMPLED_SIDES).tolist():
-            with suppress(UserError):
-                sides.append(max(read_image(captions.images[row].path).shape[:2]))
-        side, patch = resolution(int(np.median(sides)) if sides else 1 << 12, minutes)
+        side, patch = resolution(longer_side([image.path for image in captions.images]) or 1 << 12, minutes)
         height = width = side
     num_characters = sum(map(len, captions.texts))
     vocab_size = lookup(_VOCABULARIES, num_characters)
@@ -279,6 +275,15 @@ def _caption_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> 
 def _caption_tokens(task: Task) -> int:
     captions = cast("CaptionDataset", task.examples)
     return sum(len(captions.ids[row]) + 1 for row in captions.splits.rows("train").tolist())
+
+
+def longer_side(files: Sequence[Path]) -> int | None:
+    """The median longer side of a sample of images; None if none can be read. The task reports unreadable ones."""
+    sides = []
+    for row in examples.spread_evenly(np.arange(len(files)), _MAX_SAMPLED).tolist():
+        with suppress(UserError):
+            sides.append(max(read_image(files[row]).shape[:2]))
+    return int(np.median(sides)) if sides else None
 
 
 def resolution(max_side: int, minutes: float) -> tuple[int, int]:

@@ -46,11 +46,7 @@ class ImageEncoder:
         """The images in folders and tables. UserError for unlabelled ones that share a file."""
         if not self.unlabelled:
             return read_labelled_files(paths, IMAGE_EXTENSIONS, "image")
-        images = read_images(paths)
-        for file, index in zip(images.files, images.indices):
-            if index is not None:
-                raise UserError(f"{file} has several images; prepare files of one, or pack all with --kind files")
-        return label_free(images.files)
+        return label_free(read_images(paths))
 
     def plan(self) -> dict[str, Any]:
         return {"size": self.size, "channels": self.channels, "unlabelled": self.unlabelled}

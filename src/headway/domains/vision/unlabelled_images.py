@@ -180,7 +180,8 @@ def _comparable_keys(*groups: UnlabelledImages) -> list[list[str]]:
         return [images.keys() for images in groups]
     half = (0.5,) * shape[2]
     processor = ImageProcessor(shape[:2], resample=RESAMPLE, mean=half, std=half)
-    return [images.decode(processor, skip=True).keys for images in groups]
+    decoded = [images.decode(processor, skip=True) for images in groups]
+    return [["" if row in images.errors else key for row, key in enumerate(images.keys)] for images in decoded]
 
 
 def read_unlabelled(recipe: Recipe, task: Task, paths: Sequence[Path]) -> UnlabelledData:
