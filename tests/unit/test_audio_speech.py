@@ -296,8 +296,8 @@ def test_a_share_of_a_whispers_training_samples_has_timestamps(whisper: Path, da
 def test_a_tuned_whisper_still_times_its_subtitles(
     whisper: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A few steps with the real tiny.en, whose window of 30 s takes the time. After as many steps without timestamps in
-    the training samples, its times are whole seconds.
+    """A few steps with the real tiny.en, in a window of 10.5 s, because steps of 30 s take three times as long. After
+    as many steps without timestamps in the training samples, its times are whole seconds.
     """
     pytest.importorskip("soundfile")
     monkeypatch.setattr("headway.app.api.available", lambda: False)  # the report's attention takes as long as steps
@@ -308,7 +308,7 @@ def test_a_tuned_whisper_still_times_its_subtitles(
     table = tmp_path / "table.tsv"
     table.write_text("path\ttext\n" + "".join(f"{folder}/{name}.wav\t{' '.join(t.split())}.\n" for t, name in lines))
     settings = {"train.steps": 8, "train.batch_size": 1, "train.precision": "fp32", **SPLIT}
-    settings |= {"train.evaluate_limit": 1, "train.evaluate_every": 8}  # an evaluation takes as long as a step
+    settings |= {"train.evaluate_limit": 1, "train.evaluate_every": 8, "task.seconds": 10.5}
     settings |= {"optim": {"kind": "adamw", "lr": 1e-4}, "schedule": {"kind": "cosine", "warmup": 0.1, "floor": 0.1}}
     hw.train("transcription", table, settings, run=tmp_path / "run", start=whisper, progress=False, samples=0)
     pause, edges, samples = np.zeros(14400, np.float32), list[float](), list[np.ndarray]()
