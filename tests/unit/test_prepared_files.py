@@ -10,6 +10,7 @@ import pytest
 from prepared_data import contents, draw_texts
 from prepared_data import prepare as prepare_texts
 
+from headway.app.cli.main import main
 from headway.data.prepared import packed_files, preparation
 from headway.data.prepared.packed_files import PackedFiles, unpacked_paths
 from headway.data.prepared.preparation import Preparation, PrepareConfig
@@ -92,3 +93,24 @@ def test_other_kinds_and_addresses_are_refused(folder: Path, tmp_path: Path, mon
         recipe("vision").files([texts])
     with pytest.raises(UserError, match=r"s3://bucket/pets is remote, and only texts are prepared from an address"):
         PackedFiles([Path("s3://bucket/pets")])
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "message"),
+    [
+        ("sounds", "--pixels 8 8", "--pixels does not apply to --kind sounds; use images or image-text or caption, or"),
+        ("caption", "--channels 1", "--channels does not apply to --kind caption; use images, or remove it"),
+        ("texts", "--skip-bad", "--skip-bad does not apply to --kind texts; use images or"),
+        ("images", "--tokenizer m", "--tokenizer does not apply to --kind images; use texts or"),
+        ("transcripts", "--columns text=said", "--columns does not apply to --kind transcripts; use labelled-texts or"),
+        ("image-text", "--unlabelled", "--unlabelled does not apply to --kind image-text; use images or sounds, or"),
+        ("files", "--test 0.1", "files are split when you train; remove --validation and --test"),
+    ],
+)
+def test_options_that_do_not_apply_are_refused(
+    kind: str, option: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        main(["data", "prepare", str(tmp_path), "--kind", kind, "--out", str(tmp_path / "out"), *option.split()]) == 2
+    )
+    assert message in capsys.readouterr().err

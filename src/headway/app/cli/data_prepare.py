@@ -74,12 +74,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    if args.unlabelled and args.kind not in ("images", "sounds"):
-        raise UserError(f"--unlabelled does not apply to --kind {args.kind}; use images or sounds, or remove it")
-    if args.columns and not args.kind.startswith("labelled"):
-        raise UserError(f"--columns does not apply to --kind {args.kind}; use labelled-texts or remove it")
-    if args.prefix and args.kind != "translations":
-        raise UserError(f"--prefix does not apply to --kind {args.kind}; use translations or remove it")
+    for name, kinds in _KINDS_OF_OPTIONS.items():
+        if getattr(args, name) and args.kind not in kinds:
+            option = name.replace("_", "-")
+            raise UserError(f"--{option} does not apply to --kind {args.kind}; use {' or '.join(kinds)}, or remove it")
     url = next(filter(None, map(remote_url, args.paths)), None)
     if url is not None and args.kind != "texts":
         raise UserError(f"{url} is remote, and only texts are prepared from an address; download it first")
@@ -122,6 +120,8 @@ def _texts(args: argparse.Namespace) -> Kind:
 def _files(args: argparse.Namespace) -> Kind:
     from headway.data.prepared.packed_files import PackedFiles
 
+    if args.validation is not None or args.test is not None:
+        raise UserError("files are split when you train; remove --validation and --test")
     return PackedFiles(args.paths)
 
 
@@ -202,6 +202,16 @@ _KINDS: dict[str, Callable[[argparse.Namespace], Kind]] = {
     "labelled-pairs": _labelled_texts,
     "translations": _translations,
     "files": _files,
+}
+_LABELLED, _IMAGES = ("labelled-texts", "labelled-pairs"), ("images", "image-text", "caption")
+_KINDS_OF_OPTIONS = {
+    "tokenizer": ("texts", *_LABELLED, "translations"),
+    "columns": _LABELLED,
+    "prefix": ("translations",),
+    "unlabelled": ("images", "sounds"),
+    "pixels": _IMAGES,
+    "channels": ("images",),
+    "skip_bad": (*_IMAGES, "sounds", "transcripts"),
 }
 _RECIPES = {
     "texts": "text",
