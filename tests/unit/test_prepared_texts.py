@@ -91,6 +91,10 @@ def test_hosts_without_a_shared_folder_write_parts(texts: Path, tmp_path: Path, 
     assert "--part writes to a local folder" in capsys.readouterr().err
 
 
+def test_a_tokenizer_of_bytes_needs_no_size(texts: Path, tmp_path: Path) -> None:
+    assert main(["data", "prepare", str(texts), "--codec", "byte", "--out", str(tmp_path / "out")]) == 0
+
+
 def test_splits_are_those_of_a_local_folder(texts: Path, tmp_path: Path) -> None:
     out = prepare(texts, tmp_path / "out", PrepareConfig(validation=0.1, test=0.1))
     index = PreparedData(out).index

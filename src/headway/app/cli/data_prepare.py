@@ -59,8 +59,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--tokenizer", metavar="FILE|MODEL", help="published tokenizer, or that of a run (default: train a new one)")
     kinds = f"kind of the new tokenizer: {', '.join(CODECS)} (default: bpe)"
     add("--codec", choices=CODECS, default="bpe", metavar="KIND", help=kinds)
-    size = "maximum vocabulary size of the new tokenizer (default: 8192)"
-    add("--size", type=integer(1), default=8192, metavar="N", help=size)
+    size = "maximum vocabulary size of the new tokenizer (default: 8192; of bytes, what they need)"
+    add("--size", type=integer(1), metavar="N", help=size)
     for split in ("validation", "test"):
         share = f"share to hold out for {split} (default: 5 %%, at most 16 MB of text; other data: when you train)"
         add(f"--{split}", type=number(0, 1), metavar="SHARE", help=share)
@@ -81,6 +81,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     url = next(filter(None, map(remote_url, args.paths)), None)
     if url is not None and args.kind != "texts":
         raise UserError(f"{url} is remote, and only texts are prepared from an address; download it first")
+    if args.size is None and args.codec != "byte":
+        args.size = 8192
     cores = os.cpu_count() or 1
     if args.processes > cores:
         raise UserError(f"{args.processes} processes are too many for {cores} cores; use at most --processes {cores}")

@@ -35,7 +35,7 @@ class TextKind:
     is_divisible = has_splits = True
 
     def __init__(
-        self, sources: Sequence[Source], codec: Kind, size: int, tokenizer: str | None = None, seed: int = 0
+        self, sources: Sequence[Source], codec: Kind, size: int | None, tokenizer: str | None = None, seed: int = 0
     ) -> None:
         self.sources, self.size, self.tokenizer, self.seed = sources, size, tokenizer, seed
         self.codec_kind: Kind = codec

@@ -49,7 +49,7 @@ class PairReader:
     name = "translations"
     parts = PARTS
 
-    def __init__(self, paths: Sequence[Path], codec: Kind = "bpe", size: int = 8192, prefix: str = "") -> None:
+    def __init__(self, paths: Sequence[Path], codec: Kind = "bpe", size: int | None = 8192, prefix: str = "") -> None:
         self._sources, self._size, self._prefix = pair_sources(paths), size, prefix
         self.codec: Kind = codec
 

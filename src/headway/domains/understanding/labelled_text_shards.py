@@ -33,7 +33,7 @@ class LabelledTextReader:
     """
 
     def __init__(
-        self, name: str, paths: Sequence[Path], columns: Mapping[str, str], codec: Kind = "bpe", size: int = 8192
+        self, name: str, paths: Sequence[Path], columns: Mapping[str, str], codec: Kind = "bpe", size: int | None = 8192
     ) -> None:
         uses = ("text", "label") if name == "labelled-texts" else ("text", "text2", "label")
         if unknown := next((use for use in columns if use not in uses), None):
