@@ -32,7 +32,7 @@ def test_recipes_are_plain_data(name: str) -> None:
     one = recipe(name)
     assert from_dict(Recipe, to_dict(one)) == one
     assert all(known_set(data) for data in one.data)
-    heads = {} if name in ("ppo", "emoji-clip") else {"model.heads": 2}  # these have no attention
+    heads = {} if name in ("ppo", "emoji-clip", "pronounce-lstm") else {"model.heads": 2}  # no self-attention
     wider = override(one, {"model.width": 96, "model.depth": 1, **heads, "model.dropout": 0.0})
     assert describe(wider.model)["parameters"] > 0
 

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-RECIPES = ("pronounce", "translation", "summarization", "multi30k-en-de", "multi30k-en-de-small", "tatoeba")
+RECIPES = (
+    "pronounce",
+    "pronounce-lstm",
+    "translation",
+    "summarization",
+    "multi30k-en-de",
+    "multi30k-en-de-small",
+    "tatoeba",
+)
 RECIPES += ("transformer-base-wmt",)
 TASKS = {"pronounce": "task", "translation": "translation"}
 VERBS = {

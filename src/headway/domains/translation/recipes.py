@@ -16,7 +16,7 @@ from headway.domains.translation.translation import TranslationConfig
 from headway.learn import AdamWConfig, InverseSqrtConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig, noam_peak
 from headway.learn.plan.scale import DataSettings, Descent, Scale, ScalingLaw, prepared_settings, vocabulary_settings
 from headway.learn.recipe import generic
-from headway.nn.mixers import AttentionConfig, CrossAttentionConfig
+from headway.nn.mixers import AttentionConfig, BidirectionalConfig, CrossAttentionConfig, LSTMConfig
 from headway.nn.models import BlockConfig, EncoderDecoderConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
 from headway.nn.models.presets import preset
 from headway.nn.parts.feedforward import MLPConfig
@@ -26,13 +26,16 @@ from headway.visibility import Full
 
 
 def encoder_decoder(
-    width: int, depth: int, heads: int, hidden: int | None, vocab_size: int, dropout: float
+    width: int, depth: int, heads: int, hidden: int | None, vocab_size: int, dropout: float, recurrent: bool = False
 ) -> EncoderDecoderConfig:
-    """The 2017 transformer with pre-norm, which trains without a long warm-up."""
+    """The 2017 transformer with pre-norm, which trains without a long warm-up; or one with LSTMs for self-attention."""
     feed_forward = MLPConfig(hidden=hidden, activation="relu")
-    embed = TokenEmbedConfig(positions=SinusoidalConfig(), scaled=True, dropout=dropout)
-    encoder_block = BlockConfig(AttentionConfig(heads, pattern=Full()), None, feed_forward, dropout=dropout)
-    decoder_block = BlockConfig(AttentionConfig(heads), CrossAttentionConfig(heads), feed_forward, dropout=dropout)
+    encoder_mixer, decoder_mixer = AttentionConfig(heads, pattern=Full()), AttentionConfig(heads)
+    if recurrent:
+        encoder_mixer, decoder_mixer = BidirectionalConfig(), LSTMConfig()
+    embed = TokenEmbedConfig(positions=None if recurrent else SinusoidalConfig(), scaled=True, dropout=dropout)
+    encoder_block = BlockConfig(encoder_mixer, None, feed_forward, dropout=dropout)
+    decoder_block = BlockConfig(decoder_mixer, CrossAttentionConfig(heads), feed_forward, dropout=dropout)
     return EncoderDecoderConfig(
         encoder=TransformerConfig(
             width, vocab_size, None, StackConfig(cycle((encoder_block,), depth)), embed, heads={}
@@ -55,6 +58,24 @@ def pronounce() -> Recipe:
         schedule=WSDConfig(warmup=100, decay=0.7),
         train=TrainConfig(steps=6000, batch_tokens=1024, evaluate_limit=500),
         expected="WER 34 %, PER 9 % in 5 minutes on 2 cores",
+    )
+
+
+def pronounce_lstm() -> Recipe:
+    """For more than ten minutes. LSTMs learn to spell faster than attention: after the same 1,500 steps, the word error
+    rate of `pronounce` on validation words is 30 % with them instead of 37 %.
+    """
+    return Recipe(
+        name="pronounce-lstm",
+        domain="translation",
+        description="English words to phonemes by LSTMs, from the CMU dictionary",
+        data=("cmudict",),
+        model=encoder_decoder(width=192, depth=2, heads=4, hidden=512, vocab_size=69, dropout=0.15, recurrent=True),
+        task=PronounceConfig(smoothing=0.1, split=SplitConfig(validation=0.05, test=0.05)),
+        optim=MuonConfig(lr=0.01, adam_lr=2e-3, adam_betas=(0.9, 0.98)),
+        schedule=WSDConfig(warmup=100, decay=0.9),
+        train=TrainConfig(steps=12000, batch_tokens=2048, evaluate_limit=500),
+        expected="WER 24.5 %, PER 5.6 % in 52 minutes on one core",
     )
 
 
@@ -163,7 +184,16 @@ def transformer_base_wmt() -> Recipe:
     )
 
 
-RECIPES = (pronounce, translation, summarization, multi30k_en_de, multi30k_en_de_small, tatoeba, transformer_base_wmt)
+RECIPES = (
+    pronounce,
+    pronounce_lstm,
+    translation,
+    summarization,
+    multi30k_en_de,
+    multi30k_en_de_small,
+    tatoeba,
+    transformer_base_wmt,
+)
 
 
 _SHAPES = (
