@@ -255,9 +255,7 @@ def test_other_settings_and_damage_are_reported(table: Path, tmp_path: Path, cap
     with pytest.raises(UserError, match=r"no column 'stars'.*; name the columns, such as --columns text=NAME label"):
         prepare(table, tmp_path / "none", columns={"label": "stars"})
     assert main(["train", "pairs", "--data", str(out), "--minutes", "0.1", "--run", str(tmp_path / "pairs")]) == 2
-    assert (
-        main(["data", "prepare", "s3://bucket/x.csv", "--kind", "labelled-texts", "--out", str(out)]) == 2
-    )
+    assert main(["data", "prepare", "s3://bucket/x.csv", "--kind", "labelled-texts", "--out", str(out)]) == 2
     messages = capsys.readouterr().err.splitlines()
     assert "choose a recipe for labelled-texts" in messages[-2]
     assert "s3://bucket/x.csv is remote, and only texts are prepared from an address" in messages[-1]
