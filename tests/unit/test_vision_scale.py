@@ -100,6 +100,12 @@ def test_sizes_are_whole_patches(size: tuple, grey: bool, flips: bool, minutes: 
     assert input_sizes(Survey(1000, 10, 50, size, grey, grey and not flips, flips), minutes) == wanted
 
 
+@pytest.mark.parametrize(("size", "patch"), [((70, 70), 7), ((96, 64), 8), ((100, 75), 5)])
+def test_patches_divide_prepared_images(size: tuple[int, int], patch: int) -> None:
+    """The largest patches do, because smaller ones are many more tokens."""
+    assert input_sizes(Survey(1000, 10, 50, size, False, False, True), 60, keeps_size=True) == (size, patch)
+
+
 def test_changes_grow_with_the_epochs_and_all_sizes_are_models(tmp_path: Path) -> None:
     images, labels = spots(0, 200, sided=True)
     for number, (image, label) in enumerate(zip(images, labels)):

@@ -239,7 +239,7 @@ def _survey(columns: CaptionColumns, paths: Sequence[Path], minutes: float) -> _
     if captions.prepared is not None:
         height, width, _ = captions.prepared.details["shape"]
         _, patch = resolution(max(height, width), minutes)
-        patch = next(side for side in (patch, 4, 2, 1) if not height % side and not width % side)
+        patch = next(side for side in range(patch, 0, -1) if not height % side and not width % side)
     else:
         side, patch = resolution(longer_side([image.path for image in captions.images]) or 1 << 12, minutes)
         height = width = side

@@ -227,7 +227,7 @@ def input_sizes(statistics: Survey, minutes: float, keeps_size: bool = False) ->
     """Height and width of the model's images, which prepared ones keep, and the patch size."""
     if keeps_size:
         (height, width), (_, patch) = statistics.size, input_sizes(statistics, minutes)
-        return (height, width), next(side for side in (patch, 4, 2, 1) if not height % side and not width % side)
+        return (height, width), next(side for side in range(patch, 0, -1) if not height % side and not width % side)
     max_side = max(statistics.size)
     if max_side <= _SMALL_SIDE:
         patch = 2 if max_side <= _TINY_SIDE else 4
