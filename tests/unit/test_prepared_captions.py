@@ -17,6 +17,7 @@ from headway.app.cli.main import main
 from headway.config import override
 from headway.data.prepared import preparation, prepared_samples, sample_shards
 from headway.domains import recipe as find_recipe
+from headway.domains.image_text.caption_shards import CaptionEncoder
 from headway.domains.image_text.recipes import SCALES, captioner
 from headway.errors import ConfigError, UserError
 from headway.learn import Recipe, Shard, Task
@@ -113,6 +114,9 @@ def test_the_model_takes_the_size_of_the_prepared_images(kind: str, table: Path,
 def test_packed_tables_are_read(table: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert main(["data", "prepare", str(table.parent), "--kind", "files", "--out", str(out)]) == 0
+    (tmp_path / "unnamed.csv").write_text("file,text\na.png,one\n")
+    with pytest.raises(UserError, match=r"; name the columns path and caption$"):
+        CaptionEncoder("caption").read([tmp_path / "unnamed.csv"])
     task = open_task(recipe_of("caption"), tmp_path / "a", out)
     assert isinstance(task, Task)
     assert len(cast(Any, task.examples).captions) == 60

@@ -254,6 +254,24 @@ def test_other_settings_and_damage_are_reported(table: Path, tmp_path: Path, cap
         LabelledTextReader("labelled-texts", [table], {"path": "x"})
     with pytest.raises(UserError, match=r"no column 'stars'.*; name the columns, such as --columns text=NAME label"):
         prepare(table, tmp_path / "none", columns={"label": "stars"})
+    prepare(table, tmp_path / "none")  # the corrected command may have the same output
+    with pytest.raises(UserError, match="nothing does not exist"):
+        prepare(table, tmp_path / "some", tokenizer=str(tmp_path / "nothing"))
+    assert contents(prepare(table, tmp_path / "some")) == contents(out)
+    with pytest.raises(UserError, match=r"take 1\.1 of the data"):
+        PrepareConfig(validation=0.9, test=0.2)
+    options = [
+        "--kind",
+        "labelled-texts",
+        "--size",
+        "300",
+        "--columns",
+        "label=text2",
+        "--out",
+        str(tmp_path / "printed"),
+    ]
+    assert main(["data", "prepare", str(table / "train.csv"), *options]) == 0
+    assert f"--data {tmp_path / 'printed'} --set task.label=text2\n" in capsys.readouterr().out
     assert main(["train", "pairs", "--data", str(out), "--minutes", "0.1", "--run", str(tmp_path / "pairs")]) == 2
     assert main(["data", "prepare", "s3://bucket/x.csv", "--kind", "labelled-texts", "--out", str(out)]) == 2
     messages = capsys.readouterr().err.splitlines()

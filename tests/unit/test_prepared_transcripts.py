@@ -98,6 +98,9 @@ def test_what_does_not_fit_is_one_line(folder: Path, tmp_path: Path, capsys: pyt
     out = tmp_path / "out"
     assert prepare(folder, out, "--validation", "0.1") == 2
     assert "transcripts are split by their words when you train; remove" in capsys.readouterr().err
+    (tmp_path / "unnamed.csv").write_text("file,text\na.wav,one\n")
+    assert prepare(tmp_path / "unnamed.csv", out) == 2
+    assert capsys.readouterr().err.endswith("; name the columns path and text\n")
     assert prepare(folder, out) == 0
     with pytest.raises(ConfigError, match=r"task.text was decided when .*out was prepared; remove the setting"):
         opened(out, tmp_path / "a", **{"task.text": "said"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -161,7 +162,12 @@ def _transcripts(args: argparse.Namespace) -> Kind:
 
     if args.validation is not None or args.test is not None:
         raise UserError("transcripts are split by their words when you train; remove --validation and --test")
-    found = read_transcripts(args.paths, skip=args.skip_bad, skip_remedy="leave such samples out with --skip-bad")
+    found = read_transcripts(
+        args.paths,
+        skip=args.skip_bad,
+        skip_remedy="leave such samples out with --skip-bad",
+        column_remedy="name the columns path and text",
+    )
     names = list(map(str, found.files))
     labelled = LabelledFiles(found.files, found.texts, found.named_splits, names, from_folders=False)
     return _samples(TranscriptEncoder(), labelled, args)
@@ -268,5 +274,7 @@ def _report(args: argparse.Namespace, terminal: Terminal) -> None:
     if args.unlabelled:
         terminal.print(f"use it: headway train {recipe} --data LABELLED --pretrain {data.name} --minutes M")
     else:
-        terminal.print(f"use it: headway train {recipe} --data {data.name}")
+        columns = [shlex.quote(f"task.{use}={name}") for use, name in args.columns]
+        settings = f" --set {' '.join(columns)}" if columns else ""
+        terminal.print(f"use it: headway train {recipe} --data {data.name}{settings}")
     terminal.print_result({"path": data.name, "kind": index.kind, "counts": counts, "digest": index.digest})

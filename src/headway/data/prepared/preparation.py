@@ -57,6 +57,9 @@ class PrepareConfig:
     test: float | None = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        SplitConfig(self.validation or 0.0, self.test or 0.0)  # refuses shares that are too large
+
 
 class PartSamples(NamedTuple):
     """The samples of a part: uint64 [N] `keys`, of which equal ones are in the same split; the split in the name of
@@ -167,14 +170,20 @@ class Preparation:
         joined = {} if self.joined is None else self._joined_entries(plan, self.joined)
         with output_errors(self.out):
             self.work.mkdir(parents=True, exist_ok=True)
-            with file_lock(self.work / "plan.lock"):
-                self._check_plan(plan)
+            self._check_plan(plan)
+            with file_lock(self.work / "begin.lock"):
+                self._check_plan(plan)  # a process that failed may have left the folder to other options
                 for name, source in joined.items():
                     if not (self.work / name).exists():
                         with atomic_write(self.work / name) as draft:
                             (shutil.copytree if source.is_dir() else shutil.copyfile)(source, draft)
-            with file_lock(self.work / "begin.lock"):
-                self.kind.begin(self.work)
+                try:
+                    self.kind.begin(self.work)
+                except UserError:
+                    if not (self.work / "parts").exists():  # so the corrected command may have other options
+                        for entry in [e for e in self.work.iterdir() if e.suffix != ".lock"]:
+                            remove(entry)
+                    raise
 
     def _joined_entries(self, plan: Mapping[str, Any], folder: Path) -> dict[str, Path]:
         """The blocks of all parts in a folder, and what the parts have in common: a tokenizer, or settings. UserError
@@ -241,13 +250,14 @@ class Preparation:
     def _check_plan(self, plan: Mapping[str, Any]) -> None:
         path = self.work / _PLAN
         in_work = self.work.name == WORK_FOLDER
-        others = [entry for entry in self.out.iterdir() if in_work and not entry.name.startswith(".")]
-        if not path.exists():
-            if others:
-                raise UserError(f"{self.name} is not empty; choose another --out, or remove its files")
-            write_text(path, json.dumps({"plan": plan, "times": self.kind.times()}))
-            return
-        recorded = read_json(path)
+        with file_lock(self.work / "plan.lock"):
+            others = [entry for entry in self.out.iterdir() if in_work and not entry.name.startswith(".")]
+            if not path.exists():
+                if others:
+                    raise UserError(f"{self.name} is not empty; choose another --out, or remove its files")
+                write_text(path, json.dumps({"plan": plan, "times": self.kind.times()}))
+                return
+            recorded = read_json(path)
         if plan_digest(recorded["plan"]) != plan_digest(plan) or recorded["times"] != self.kind.times():
             raise UserError(
                 f"{self.name} contains an unfinished preparation of other or older files, or settings; use the same "

@@ -312,13 +312,14 @@ def read_transcripts(
     skip: bool = False,
     group: str | None = None,
     skip_remedy: str = "skip such samples with task.skip_bad=true",
+    column_remedy: str | None = None,
 ) -> Transcripts:
     """Read .tsv, .csv and .jsonl files with the columns `path`, relative to the table's folder, and `text`. A folder
     stands for all its tables, and each audio file in it must have a transcript. `group` is a column or, with
     parentheses, a regular expression for file names (`file_groups`).
 
     Transcripts without a file and files without a transcript are UserErrors, which end with the `skip_remedy`; with
-    `skip`, they are logged instead.
+    `skip`, they are logged instead. The `column_remedy` is that of `read_table`.
     """
     if not paths:
         raise UserError(
@@ -335,7 +336,7 @@ def read_transcripts(
         if source.is_dir() and not any(file.suffix.lower() in TABLE_KINDS for file in source.rglob("*")):
             raise UserError(f"{source} has no transcripts; add a .tsv with the columns path and text")
     column = {} if group is None or "(" in group else {"group": group}
-    table = read_table(folders, {"path": path, "text": text, **column})
+    table = read_table(folders, {"path": path, "text": text, **column}, remedy=column_remedy)
     names = table.columns["path"]
     files = [file_of_row(table.locations[row][0].path, name, table.location(row)) for row, name in enumerate(names)]
     missing = [row for row, file in enumerate(files) if not file.is_file()]

@@ -32,7 +32,7 @@ class CaptionEncoder:
 
     def read(self, paths: Sequence[Path]) -> LabelledFiles:
         """The images in tables. A label lists the table row, text and language of each caption."""
-        captions = read_captions(paths)
+        captions = read_captions(paths, remedy="name the columns path and caption")
         rows: list[list[tuple[int, str, str | None]]] = [[] for _ in captions.images]
         languages = captions.languages or [None] * len(captions.texts)
         for row, (image, text, language) in enumerate(zip(captions.image_of.tolist(), captions.texts, languages)):

@@ -62,12 +62,15 @@ class Captions:
     prepared: PreparedSamples | None = None
 
 
-def read_captions(paths: Sequence[Path | str], columns: CaptionColumns = COLUMNS) -> Captions:
+def read_captions(
+    paths: Sequence[Path | str], columns: CaptionColumns = COLUMNS, remedy: str | None = None
+) -> Captions:
     """Read .csv, .tsv and .jsonl tables. Image paths are relative to the table's folder.
 
-    Several rows may name the same image. UserErrors as in `read_table`, and for rows whose image is not a file.
+    Several rows may name the same image. UserErrors as in `read_table`, with this `remedy`, and for rows
+    whose image is not a file.
     """
-    table = read_table(paths, columns._asdict(), optional=("language",))
+    table = read_table(paths, columns._asdict(), optional=("language",), remedy=remedy)
 
     rows: dict[tuple[Path, str], int] = {}  # the first row of each image
     for row, ((file, _), name) in enumerate(zip(table.locations, table.columns["image"])):
