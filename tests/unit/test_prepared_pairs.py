@@ -185,3 +185,9 @@ def test_other_settings_and_damage_are_reported(files: Path, tmp_path: Path) -> 
     with pytest.raises(UserError, match=r"pairs.jsonl, line 1"):
         prepare(files, tmp_path / "bad")
     assert not (tmp_path / "bad" / "index.json").exists()
+
+
+def test_the_command_to_train_has_the_prefix(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--kind", "translations", "--prefix", "sum up: ", "--size", "300", "--out", str(tmp_path / "out")]
+    assert main(["data", "prepare", str(files), *options]) == 0
+    assert f"--data {tmp_path / 'out'} --set 'task.prefix=sum up: '\n" in capsys.readouterr().out

@@ -274,7 +274,8 @@ def _report(args: argparse.Namespace, terminal: Terminal) -> None:
     if args.unlabelled:
         terminal.print(f"use it: headway train {recipe} --data LABELLED --pretrain {data.name} --minutes M")
     else:
-        columns = [shlex.quote(f"task.{use}={name}") for use, name in args.columns]
-        settings = f" --set {' '.join(columns)}" if columns else ""
+        changed = [f"task.{use}={name}" for use, name in args.columns]
+        changed += [f"task.prefix={args.prefix}"] if args.prefix else []
+        settings = f" --set {shlex.join(changed)}" if changed else ""
         terminal.print(f"use it: headway train {recipe} --data {data.name}{settings}")
     terminal.print_result({"path": data.name, "kind": index.kind, "counts": counts, "digest": index.digest})

@@ -251,7 +251,7 @@ class SampleKind(SampleShards):
                 yield number, self.encoder.encode(self.labelled.files[number])
             except UserError as error:
                 if not self.skip_bad:
-                    raise UserError(f"{error}; or leave such files out with --skip-bad") from None
+                    raise UserError(f"{error}; or leave such files out with --skip-bad and a new --out") from None
                 errors.append(str(error))
 
     def named_splits(self, folder: Path, numbers: np.ndarray) -> np.ndarray:
