@@ -99,6 +99,7 @@ OWN = {
     "learn/parallel/group.py",
     "learn/parallel/heartbeat.py",
     "learn/parallel/processes.py",
+    "learn/token_shards.py",
     "serve/play.py",
     "serve/tool_call_syntax.py",
     "serve/tool_calls.py",
