@@ -161,7 +161,7 @@ SUBJECTS: dict[str, dict[str, Callable[[Result], Iterator[Row]]]] = {
         "understanding-embed": texts.embedding,
         "understanding-start": texts.start,
     },
-    "Chat": {"dialogues": texts.dialogues, "rewards": texts.rewards},
+    "Chat": {"dialogues": texts.dialogues, "rewards": texts.rewards, "rewards-mates": texts.mates},
     "Images and captions": {
         "fashion-mnist": senses.fashion,
         "digits": senses.digits,

@@ -79,6 +79,15 @@ def rewards(result: Result) -> Iterator[Row]:
         )
 
 
+def mates(result: Result) -> Iterator[Row]:
+    for method, part in result["methods"].items():
+        yield (
+            f"mate in one in random positions of seven pieces by reward alone ({method}): right moves",
+            f"{percent(part['test']['pass_at_1'])}; {part['processor_seconds'] / 60:.0f} core-minutes",
+            f"before: {percent(part['validation'][0]['pass_at_1'])}",
+        )
+
+
 def few(result: Result) -> Iterator[Row]:
     for row in result["rows"]:
         ours, regression = (percent(row[part]["accuracy"]) for part in ("ours", "regression"))
