@@ -58,6 +58,7 @@ TRAIN = {
     "model.depth": 2,
     "model.heads": 4,
 }
+VOCABULARY = 4096  # of the recipe text, so that trainings on prepared and local texts have the same model
 FILE_BYTES = 20_000_000  # of text per file
 KILLS = 4
 FEW = 2000  # files of the training to compare with
@@ -179,7 +180,8 @@ def processes(work: Path, megabytes: int) -> dict[str, Any]:
     result: dict[str, Any] = {"megabytes": megabytes, "files": len(list((work / "texts").glob("*.jsonl")))}
     for name, count in (("one", 1), ("two", 2)):
         shutil.rmtree(work / name, ignore_errors=True)
-        result[name] = children(*[command(work / "texts", "--out", work / name)] * count)
+        size = ("--size", VOCABULARY)
+        result[name] = children(*[command(work / "texts", *size, "--out", work / name)] * count)
     result["speedup_wall"] = round(result["one"]["wall_seconds"] / result["two"]["wall_seconds"], 2)
     result["extra_processor_share"] = round(
         result["two"]["processor_seconds"] / result["one"]["processor_seconds"] - 1, 3
@@ -192,7 +194,8 @@ def texts(work: Path, megabytes: int, rounds: int) -> dict[str, Any]:
     index = json.loads((work / "one" / "index.json").read_text())
     result["shards"] = {split: len(shards) for split, shards in index["splits"].items()}
     shutil.rmtree(work / "killed", ignore_errors=True)
-    result["kills"] = killed(work / "texts", work / "killed", sum(result["shards"].values()) + 1)
+    items = sum(result["shards"].values()) + 1
+    result["kills"] = killed(work / "texts", work / "killed", items, "--size", VOCABULARY)
     result["same_bytes"] = digests(work / "one") == digests(work / "two") == digests(work / "killed")
     result["index"] = {"bytes": (work / "one" / "index.json").stat().st_size, **index["counts"]}
     draw_texts(work / "little", 5)
