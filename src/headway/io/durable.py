@@ -161,15 +161,18 @@ def write_json(path: Path, data: Any, private: bool = False) -> None:
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n", private)
 
 
-def read_json(path: Path) -> Any:
-    """Parse a JSON file; UserError if it is missing or broken."""
+_REMEDY = "restore it from a copy"
+
+
+def read_json(path: Path, source: str | None = None, remedy: str = _REMEDY) -> Any:
+    """Parse a JSON file; UserError, naming the source (none: the path), if it is missing or broken."""
     if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would block
         raise UserError(f"{path} is not a regular file; restore it from a copy")
     with open_file(path) as file:
-        return decode_json(file.read(), str(path))
+        return decode_json(file.read(), source or str(path), remedy)
 
 
-def decode_json(text: bytes, source: str, remedy: str = "restore it from a copy") -> Any:
+def decode_json(text: bytes, source: str, remedy: str = _REMEDY) -> Any:
     """Parse JSON text in UTF-8; UserError, naming the source, for anything else."""
     try:
         return parse_json(text.decode("utf-8"))

@@ -35,7 +35,6 @@ from headway.data.token_store import FEW_DOCUMENTS
 from headway.errors import UserError
 from headway.io.cache import cache_root, file_lock
 from headway.io.durable import atomic_write, decode_json, digest_entry, read_json, remove, write_json, write_text
-from headway.io.files import open_file
 from headway.io.remote import RemoteFolder, remote_url
 
 WORK_FOLDER = ".work"
@@ -233,13 +232,8 @@ class Preparation:
         path, remote = self.out / INDEX_FILE, self.remote
         if not (path.exists() if remote is None else remote.exists(INDEX_FILE)):
             return False
-        if remote is None:
-            with open_file(path) as file:
-                content = file.read()
-        else:
-            content = remote.read(INDEX_FILE)
-        remedy = f"choose another --out, or remove the files in {self.name}"
-        index = decode_json(content, f"{self.name}/{INDEX_FILE}", remedy)
+        about = f"{self.name}/{INDEX_FILE}", f"choose another --out, or remove the files in {self.name}"
+        index = read_json(path, *about) if remote is None else decode_json(remote.read(INDEX_FILE), *about)
         if not isinstance(index, dict) or index.get("details", {}).get("plan") != digest:
             raise UserError(
                 f"{self.name} already has data prepared from other files or with other settings; choose another --out"

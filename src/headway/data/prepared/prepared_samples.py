@@ -173,6 +173,11 @@ class PreparedSamples:
         """The number of the shard of each row, int64 [M]."""
         return np.searchsorted(self._first, self.positions[rows], side="right") - 1
 
+    def in_one_shard(self, rows: np.ndarray) -> np.ndarray:
+        """Those of the rows that are in the first shard with any."""
+        shards = self.shards_of(rows)
+        return rows[shards == shards.min()]
+
     def contents(self, rows: np.ndarray) -> Iterator[memoryview]:
         """The bytes of samples. UserError for one that has changed since it was prepared."""
         positions = self.positions[rows]

@@ -141,9 +141,8 @@ class PreparedParallelText(ParallelText):
 
     def input_statistics(self) -> TrainingStatistics:
         """In-distribution statistics of the training sources in the first shard."""
-        rows, codec = self.of("train").rows, self.codecs.source
-        shards = self.tokens.samples.shards_of(rows)
-        sources = [source for (source, _), _ in self.tokens.contents(rows[shards == shards.min()])]
+        rows, codec = self.tokens.samples.in_one_shard(self.of("train").rows), self.codecs.source
+        sources = [source for (source, _), _ in self.tokens.contents(rows)]
         longest = int(self.of("train").source.lengths.max()) + 1
         return TrainingStatistics.from_ids(
             np.concatenate(sources), codec.vocab_size, longest, (codec.bos_id, codec.eos_id)

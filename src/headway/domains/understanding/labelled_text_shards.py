@@ -97,9 +97,7 @@ class PreparedTextDataset(TextDataset):
 
     def input_statistics(self) -> TrainingStatistics:
         """Token statistics of the training texts in the first shard."""
-        rows = self.splits.indices["train"]
-        shards = self.samples.shards_of(rows)
-        ids = self.rows.framed(rows[shards == shards.min()]).ids
+        ids = self.rows.framed(self.samples.in_one_shard(self.splits.indices["train"])).ids
         return TrainingStatistics.from_ids(ids, self.codec.vocab_size)
 
     def texts_of(self, split: str) -> list[str]:
