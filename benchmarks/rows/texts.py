@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from rows.cells import Result, Row, core_minutes, duration, millions, percent
 
@@ -71,20 +71,21 @@ def dialogues(result: Result) -> Iterator[Row]:
 
 
 def rewards(result: Result) -> Iterator[Row]:
-    for method, part in result["methods"].items():
-        yield (
-            f"sums of two- and three-digit numbers by reward alone ({method}): correct answers",
-            f"{percent(part['test']['pass_at_1'])}; {part['processor_seconds'] / 60:.0f} core-minutes",
-            f"before: {percent(result['supervised']['pass_at_1'][-1])}",
-        )
+    what = "sums of two- and three-digit numbers by reward alone"
+    return _by_reward(result, what, "correct answers", lambda part: result["supervised"]["pass_at_1"][-1])
 
 
 def mates(result: Result) -> Iterator[Row]:
+    what = "mate in one in random positions of seven pieces by reward alone"
+    return _by_reward(result, what, "right moves", lambda part: part["validation"][0]["pass_at_1"])
+
+
+def _by_reward(result: Result, what: str, unit: str, before: Callable[[Result], float]) -> Iterator[Row]:
     for method, part in result["methods"].items():
         yield (
-            f"mate in one in random positions of seven pieces by reward alone ({method}): right moves",
+            f"{what} ({method}): {unit}",
             f"{percent(part['test']['pass_at_1'])}; {part['processor_seconds'] / 60:.0f} core-minutes",
-            f"before: {percent(part['validation'][0]['pass_at_1'])}",
+            f"before: {percent(before(part))}",
         )
 
 
