@@ -9,12 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from headway.data.prepared import preparation, text_blocks
 from headway.data.prepared.preparation import Preparation, PrepareConfig
 from headway.data.prepared.shard_reader import PreparedData, ShardReader
 from headway.data.prepared.text_blocks import text_files
 from headway.domains.text.text_shards import TextKind
+from headway.learn import Recipe, Task
+from headway.nn.models import build
 
 WORDS = "the of a storm ship sea sails under white moon and harbour light far away".split()  # noqa: SIM905
 
@@ -47,6 +50,17 @@ def prepare(folder: Path | str, out: Path | str, config: PrepareConfig = PLAIN, 
 
 def contents(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def check_equal(local: Task, prepared: Task, recipe: Recipe) -> None:
+    """The same contents, batches and losses."""
+    assert local.examples.contents() == prepared.examples.contents()
+    for split in ("train", "validation"):
+        for expected, batch, _ in zip(local.batches(split), prepared.batches(split), range(4)):
+            assert torch.equal(expected.inputs[0], batch.inputs[0])
+            assert torch.equal(expected.targets, batch.targets)
+    model = build(local.adapt(recipe.model), 0)
+    assert local.evaluate(model) == prepared.evaluate(model)
 
 
 def documents(folder: Path, split: str) -> list[list[int]]:

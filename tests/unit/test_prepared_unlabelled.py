@@ -8,8 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import sound_files
-import torch
-from prepared_data import contents
+from prepared_data import check_equal, contents
 from vision_data import Image, colours, opened, tiny
 
 import headway as hw
@@ -24,12 +23,11 @@ from headway.domains.audio.unlabelled_sounds import read_unlabelled as read_unla
 from headway.domains.vision.masked_images import MaskedImages
 from headway.domains.vision.unlabelled_images import read_images, read_unlabelled
 from headway.errors import UserError
-from headway.learn import Recipe, Shard, Task
+from headway.learn import Recipe, Shard
 from headway.learn.examples import RngKey
 from headway.learn.plan.budget import Clock
 from headway.learn.recipe import open_task
 from headway.learn.run import RunDirectory
-from headway.nn.models import build
 
 SIZE = {"model.width": 16, "model.depth": 1, "model.heads": 2, "train.batch_size": 8, "train.precision": "fp32"}
 IMAGES = {**SIZE, "model.embed.size": [16, 16], "model.embed.patch": [4, 4]}
@@ -63,17 +61,6 @@ def image_options(side: int = 16) -> list[str]:
 
 def masked(name: str, **settings: Any) -> Recipe:
     return override(find_recipe(name), {**(IMAGES if name == "masked-images" else SIZE), **settings})
-
-
-def check_equal(local: Task, prepared: Task, recipe: Recipe) -> None:
-    """The same splits, batches and losses."""
-    assert local.examples.contents() == prepared.examples.contents()
-    for split in ("train", "validation"):
-        for expected, batch, _ in zip(local.batches(split), prepared.batches(split), range(3)):
-            assert torch.equal(expected.inputs[0], batch.inputs[0])
-            assert torch.equal(expected.targets, batch.targets)
-    model = build(local.adapt(recipe.model), 0)
-    assert local.evaluate(model) == prepared.evaluate(model)
 
 
 def test_unlabelled_images_have_the_splits_and_losses_of_the_folder(tmp_path: Path) -> None:
