@@ -55,12 +55,29 @@ def contents(folder: Path) -> dict[str, str]:
 def check_equal(local: Task, prepared: Task, recipe: Recipe) -> None:
     """The same contents, batches and losses."""
     assert local.examples.contents() == prepared.examples.contents()
+    check_equal_batches(local, prepared, recipe)
+
+
+def check_equal_batches(local: Task, prepared: Task, recipe: Recipe) -> None:
+    """The same batches and losses."""
     for split in ("train", "validation"):
         for expected, batch, _ in zip(local.batches(split), prepared.batches(split), range(4)):
             assert torch.equal(expected.inputs[0], batch.inputs[0])
             assert torch.equal(expected.targets, batch.targets)
     model = build(local.adapt(recipe.model), 0)
     assert local.evaluate(model) == prepared.evaluate(model)
+
+
+def check_equal_runs(local: Path, prepared: Path) -> None:
+    """The same losses, scores and weights."""
+    losses, scores = [], []
+    for run in (local, prepared):
+        rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+        losses.append([row["loss"] for row in rows if "loss" in row])
+        scores.append(json.loads((run / "run.json").read_text())["scores"])
+    assert losses[0] == losses[1] != []
+    assert scores[0] == scores[1]
+    assert (local / "model.safetensors").read_bytes() == (prepared / "model.safetensors").read_bytes()
 
 
 def documents(folder: Path, split: str) -> list[list[int]]:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from prepared_data import PLAIN, contents, draw
+from prepared_data import PLAIN, check_equal_runs, contents, draw
 
 from headway.app.cli.main import main
 from headway.config import override
@@ -119,12 +119,7 @@ def test_a_training_from_the_index_has_the_weights_of_the_table(
     next(task.batches("train"))
     assert 0 < len(reads) < 20
     assert main(["train", "classification", "--data", str(out), "--run", str(prepared), *settings]) == 0
-    losses = [
-        [row["loss"] for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "loss" in row]
-        for run in (local, prepared)
-    ]
-    assert losses[0] == losses[1] != []
-    assert (local / "model.safetensors").read_bytes() == (prepared / "model.safetensors").read_bytes()
+    check_equal_runs(local, prepared)
     capsys.readouterr()
     assert main(["evaluate", str(local), "--data", str(out), "--split", "test", "--json"]) == 0
     scores = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -17,6 +17,7 @@ from headway.data.array_store import (
     ColumnWriter,
     cache_key,
     cache_root,
+    column_digest,
     open_or_build,
     read_column,
     read_info,
@@ -33,7 +34,7 @@ from headway.data.corpus import (
     text_sources,
 )
 from headway.data.input_files import File, HubSplit
-from headway.data.packing import IGNORE_INDEX, Spans, TokenWindows, best_fit_rows, expand_ranges, gather_windows
+from headway.data.packing import Spans
 from headway.data.splits import SPLITS, SplitConfig, Splits, assign_splits, held_out_shares, split_code, text_key
 from headway.errors import UserError
 from headway.io.files import open_file
@@ -484,6 +485,25 @@ class ChatCache:
         span = slice(int(self.offsets[position]), int(self.offsets[position + 1]))
         return self.ids[span], self.loss_mask[span]
 
+    def tokens(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Ids, their loss mask, and where the first conversation of each sample starts in them, int64 [N]."""
+        return self.ids, self.loss_mask, np.asarray(self.offsets[:-1])[samples * self.chats_per_sample]
+
+    @property
+    def reply_lengths(self) -> np.ndarray:
+        """Tokens to train on per conversation, int64 [samples, chats_per_sample]."""
+        counts = np.add.reduceat(self.loss_mask, self.offsets[:-1], dtype=np.int64)
+        return counts.reshape(len(self), self.chats_per_sample)
+
+    def digests(self) -> tuple[Sequence[str] | np.ndarray, Sequence[str] | np.ndarray]:
+        """What identifies all conversations, and their replies."""
+        texts, replies = (column_digest(self.directory, *names) for names in (("ids", "offsets"), ("marks",)))
+        return [texts], [replies]
+
+    def location(self, sample: int) -> str:
+        """Where a sample is, for messages."""
+        return f"line {self.lines[sample]}"
+
     def within_limit(self, samples: np.ndarray, limit: int, drop_long: bool, noun: str) -> tuple[np.ndarray, int]:
         """The `samples` with at most `limit` tokens per conversation, and how many were dropped.
 
@@ -494,9 +514,9 @@ class ChatCache:
         if too_long.any() and not drop_long:
             worst = int(max_lengths.argmax())
             raise UserError(
-                f"{int(too_long.sum()):,} of {len(samples):,} {noun} are longer than the limit of {limit} tokens: line "
-                f"{self.lines[samples[worst]]} has {max_lengths[worst]}; raise task.context, or drop long ones with "
-                "task.drop_long=true"
+                f"{int(too_long.sum()):,} of {len(samples):,} {noun} are longer than the limit of {limit} tokens: "
+                f"{self.location(int(samples[worst]))} has {max_lengths[worst]}; raise task.context, or drop long "
+                "ones with task.drop_long=true"
             )
         if too_long.all():
             raise UserError(
@@ -563,32 +583,3 @@ def _build_chats(
     if count == 0:
         raise UserError(f"{', '.join(map(str, sources))}: there are no samples; pass files with some")
     write_info(part, {"samples": count, "tokens": writer.tokens, "type": ids_dtype.name})
-
-
-class ChatPacking:
-    """Pack uncut conversations into rows of up to `context` tokens (best fit).
-
-    The first token of a conversation is not predicted, so n tokens take n - 1 positions. Conversations are assigned to
-    rows once, by length only.
-    """
-
-    def __init__(self, cache: ChatCache, samples: np.ndarray, context: int) -> None:
-        steps = cache.lengths[samples, 0] - 1
-        rows = best_fit_rows(steps, context)
-        order = np.argsort(rows, kind="stable")
-        self.cache = cache
-        self._starts, self._sizes = np.asarray(cache.offsets[:-1])[samples][order], steps[order]
-        self._row_ends = np.concatenate([[0], np.cumsum(np.bincount(rows))])
-
-    def __len__(self) -> int:
-        return len(self._row_ends) - 1
-
-    def windows(self, rows: np.ndarray) -> TokenWindows:
-        """The rows with these indices, int64 [B], as wide as the longest; `labels` only for the assistant's tokens."""
-        first = self._row_ends[rows]
-        chunks, owner = expand_ranges(first, self._row_ends[rows + 1] - first)
-        starts, sizes = self._starts[chunks], self._sizes[chunks]
-        shape = len(rows), int(np.bincount(owner, sizes).max())
-        windows = gather_windows(self.cache.ids, owner, starts, sizes, shape)
-        loss_mask = gather_windows(self.cache.loss_mask, owner, starts, sizes, shape).labels
-        return windows._replace(labels=np.where(loss_mask == 1, windows.labels, IGNORE_INDEX))

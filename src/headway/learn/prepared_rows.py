@@ -28,8 +28,9 @@ class PreparedTokens:
         sizes, has_keys = samples.sizes, samples.keys.shape[1] == KEY_BYTES
         # Each length is compared first, because huge ones overflow in the sum.
         fits = (self.lengths <= sizes[:, None]).all() and (self.lengths.sum(1) * self._dtype.itemsize <= sizes).all()
+        self.inconsistent = f"the table of {samples.data.name} is inconsistent with its shards; prepare the data again"
         if not fits or not has_keys:
-            raise UserError(f"the table of {samples.data.name} is inconsistent with its shards; prepare the data again")
+            raise UserError(self.inconsistent)
 
     @property
     def keys(self) -> np.ndarray:

@@ -11,6 +11,7 @@ from jaxtyping import Int
 
 from headway.data.prepared.prepared_samples import PreparedSamples
 from headway.data.prepared.shard_order import ShardOrder
+from headway.data.prepared.shard_reader import MappedShards
 from headway.data.shuffling import PairBatches
 from headway.data.unlabelled_files import UnlabelledPart
 from headway.learn.examples import IndexedExamples, RngKey, Shard, TrainingOrder
@@ -39,6 +40,22 @@ class PlacedBatches:
             number, place = divmod(batch_index, self.places)
             rows = self.rows_at(place, np.arange(number * self.size, (number + 1) * self.size))
             yield RngKey(batch_index, np.arange(batch_index * self.size, (batch_index + 1) * self.size)), rows
+
+
+def placed_rows(shards: MappedShards, counts: Sequence[int], places: int, seed: int) -> RowsAt:
+    """Rows that are numbered by shard, of which shard n has `counts[n]`, in the order of the shards. There may be a
+    count for rows that are in no shard after the others.
+    """
+    first, order = np.cumsum([0, *counts]), ShardOrder(counts, places, seed)
+
+    def rows_at(place: int, positions: Int[np.ndarray, "P"]) -> Int[np.ndarray, "P"]:
+        ordered = order.rows(place, positions)
+        upcoming = order.upcoming(place, int(positions[0]))
+        if upcoming < len(shards.shards):
+            shards.announce(upcoming)
+        return first[ordered.shards] + ordered.rows
+
+    return rows_at
 
 
 class PreparedExamples(IndexedExamples):
@@ -79,16 +96,10 @@ class PreparedExamples(IndexedExamples):
         shards = np.where(samples < 0, elsewhere, self.prepared.shards_of(samples))
         by_shard = np.argsort(shards, kind="stable")
         counts = np.bincount(shards, minlength=elsewhere).tolist()
-        first, order = np.cumsum([0, *counts]), ShardOrder(counts, self.places, self.seed)
-
-        def rows_at(place: int, positions: Int[np.ndarray, "P"]) -> Int[np.ndarray, "P"]:
-            ordered = order.rows(place, positions)
-            upcoming = order.upcoming(place, int(positions[0]))
-            if upcoming != elsewhere:
-                all_shards.announce(upcoming)
-            return by_shard[first[ordered.shards] + ordered.rows]
-
-        return PlacedBatches(rows_at, len(rows), self.batch_size, self.places)
+        rows_at = placed_rows(all_shards, counts, self.places, self.seed)
+        return PlacedBatches(
+            lambda place, positions: by_shard[rows_at(place, positions)], len(rows), self.batch_size, self.places
+        )
 
 
 class PlacedLengthBatches:
@@ -106,13 +117,10 @@ class PlacedLengthBatches:
     ) -> None:
         """`rows` are the samples of a split, which batches index, and `plan` returns the batches of some indices."""
         self._samples, self._places, self._count = samples, places, len(rows)
-        shards = samples.shards_of(rows)
-        by_shard = np.argsort(shards, kind="stable")
-        ends = np.cumsum(np.bincount(shards, minlength=len(samples.shards.shards)))
-        self._members = np.split(by_shard, ends[:-1])  # of each shard, indices into `rows`
+        self._members = samples.by_shard(rows)
         self._plan = lambda shard: plan(self._members[shard])
         # Only the numbers of batches are kept, so that memory is bounded by the window.
-        self._sizes = [len(self._plan(shard)) if len(self._members[shard]) else 0 for shard in range(len(ends))]
+        self._sizes = [len(self._plan(shard)) if len(rows) else 0 for shard, rows in enumerate(self._members)]
         self._order = ShardOrder(self._sizes, places, seed)
         self._batches = lru_cache(self._order.window * places + 1)(lambda shard, epoch: self._plan(shard).epoch(epoch))
 

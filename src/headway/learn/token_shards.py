@@ -81,17 +81,18 @@ class SourceRow(NamedTuple):
 
 
 class RowReader(Protocol):
-    """How a kind of rows is read and tokenised. A sample has `parts`, whose numbers of tokens the table states."""
+    """How a kind of rows is read and tokenised. A sample has `parts`, whose numbers of tokens the table states, and
+    `num_sums`. `settings` are everything that samples depend on in addition to files and tokenizer, as JSON; the index
+    states them.
+    """
 
     name: str
     parts: int
+    num_sums: int
     codec: Kind  # kind of the tokenizer to train
 
-    @property
-    def files(self) -> Sequence[File]: ...
-    def plan(self) -> dict[str, Any]:
-        """Everything that samples depend on in addition to files and tokenizer, as JSON; the index states it."""
-        ...
+    files: Sequence[File]
+    settings: Mapping[str, Any]
 
     def rows(self) -> Iterator[SourceRow]:
         """All rows, in the order of the sources. UserError for one that cannot be read."""
@@ -102,7 +103,7 @@ class RowReader(Protocol):
         ...
 
     def train(self, texts: Iterable[str]) -> Codec: ...
-    def encode(self, contents: Sequence[Any], codec: Codec) -> Iterable[EncodedSample]: ...
+    def encode(self, rows: Sequence[SourceRow], codec: Codec) -> Iterable[EncodedSample]: ...
 
 
 class RowKind(SampleShards):
@@ -114,7 +115,7 @@ class RowKind(SampleShards):
 
     def __init__(self, reader: RowReader, tokenizer: str | None, seed: int = 0, has_splits: bool = False) -> None:
         self.reader, self.tokenizer, self.seed, self.has_splits = reader, tokenizer, seed, has_splits
-        self.name, self.parts = reader.name, reader.parts
+        self.name, self.parts, self.num_sums = reader.name, reader.parts, reader.num_sums
         total = sum(map(source_size, reader.files))
         self._count = max(1, -(-total // int(np.clip(total // _MIN_BLOCKS, _MIN_BLOCK, _MAX_BLOCK))))
         self._shared: SharedCodec | None = None
@@ -126,7 +127,7 @@ class RowKind(SampleShards):
     def plan(self) -> dict[str, Any]:
         sources = [[file.name, file.member, file.named_split, source_size(file)] for file in self.reader.files]
         settings = {"tokenizer": self.tokenizer, "seed": self.seed, "has_splits": self.has_splits}
-        return {**self.reader.plan(), **settings, "sources": sources}
+        return {**self.reader.settings, **settings, "sources": sources}
 
     def times(self) -> list[int]:
         return [file.path.stat().st_mtime_ns for file in self.reader.files]
@@ -190,7 +191,7 @@ class RowKind(SampleShards):
         encoded = (
             sample
             for first in range(0, len(rows), _ROWS_AT_ONCE)
-            for sample in self.reader.encode([row.content for _, row in rows[first : first + _ROWS_AT_ONCE]], codec)
+            for sample in self.reader.encode([row for _, row in rows[first : first + _ROWS_AT_ONCE]], codec)
         )
         numbered = (
             (number, sample._replace(identity=json.dumps([row.content, row.label])))
@@ -222,14 +223,14 @@ class RowKind(SampleShards):
         assert self._shared is not None  # loaded by begin
         table = self.write_table(work, out, spans)
         files, details = self._shared.publish(out)
-        return {TABLE_FILE: table, **files}, {**self.reader.plan(), **details, "has_splits": self.has_splits}
+        return {TABLE_FILE: table, **files}, {**self.reader.settings, **details, "has_splits": self.has_splits}
 
 
 def _block_name(block: int) -> str:
     return f"{block:07d}.jsonl"
 
 
-def encode_columns(contents: Sequence[Sequence[str]], codec: Codec) -> Iterator[EncodedSample]:
+def encode_columns(contents: Iterable[Sequence[str]], codec: Codec) -> Iterator[EncodedSample]:
     """Rows of one or more texts as token ids, one text after the other. Equal first texts are in the same split."""
     dtype = ids_dtype(codec.vocab_size)
     columns = [codec.encode_batch(texts) for texts in map(list, zip(*contents))]

@@ -185,6 +185,13 @@ def _translations(args: argparse.Namespace) -> Kind:
     return _rows(PairReader(args.paths, args.codec, args.size, args.prefix), args)
 
 
+def _chats(args: argparse.Namespace) -> Kind:
+    from headway.domains.chat.chat_samples import CONVERSATIONS
+    from headway.domains.chat.chat_shards import ChatReader
+
+    return _rows(ChatReader(CONVERSATIONS, args.paths, args.codec, args.size, args.tokenizer), args)
+
+
 def _rows(reader: RowReader, args: argparse.Namespace) -> Kind:
     from headway.learn.token_shards import RowKind
 
@@ -209,11 +216,12 @@ _KINDS: dict[str, Callable[[argparse.Namespace], Kind]] = {
     "labelled-texts": _labelled_texts,
     "labelled-pairs": _labelled_texts,
     "translations": _translations,
+    "conversations": _chats,
     "files": _files,
 }
 _LABELLED, _IMAGES = ("labelled-texts", "labelled-pairs"), ("images", "image-text", "caption")
 _KINDS_OF_OPTIONS = {
-    "tokenizer": ("texts", *_LABELLED, "translations"),
+    "tokenizer": ("texts", *_LABELLED, "translations", "conversations"),
     "columns": _LABELLED,
     "prefix": ("translations",),
     "unlabelled": ("images", "sounds"),
@@ -229,6 +237,7 @@ _RECIPES = {
     "labelled-texts": "classification",
     "labelled-pairs": "pairs",
     "translations": "translation",
+    "conversations": "instruct",
 }
 _TITLES = {"units": "tokens", "text_bytes": "bytes of text"}  # of counts of texts
 

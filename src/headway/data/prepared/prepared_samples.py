@@ -173,6 +173,12 @@ class PreparedSamples:
         """The number of the shard of each row, int64 [M]."""
         return np.searchsorted(self._first, self.positions[rows], side="right") - 1
 
+    def by_shard(self, rows: np.ndarray) -> list[np.ndarray]:
+        """For each shard, the indices of those of the rows that are in it."""
+        shards = self.shards_of(rows)
+        ends = np.cumsum(np.bincount(shards, minlength=len(self.shards.shards)))
+        return np.split(np.argsort(shards, kind="stable"), ends[:-1])
+
     def in_one_shard(self, rows: np.ndarray) -> np.ndarray:
         """Those of the rows that are in the first shard with any."""
         shards = self.shards_of(rows)

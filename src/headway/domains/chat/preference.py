@@ -9,7 +9,7 @@ import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import cached_property
@@ -23,24 +23,19 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from headway.codecs import TokenizerCodec
-from headway.codecs.chat_template import ChatTemplate
 from headway.config import to_dict
 from headway.config_kinds import register
 from headway.data import IGNORE_INDEX, PairBatches
 from headway.data.array_store import ColumnWriter, cache_key, cache_root, open_or_build, read_column
-from headway.data.dialogues import find_chat_files, read_preferences
-from headway.data.input_files import File
-from headway.data.token_store import ChatCache, ChatSample, TokenizedChat, open_chats
+from headway.data.token_store import ChatCache
+from headway.domains.chat.chat_samples import PREFERENCES, ChatData
 from headway.domains.chat.preference_losses import PAIR_LOSSES, PairLoss, PairLossName
 from headway.domains.chat.task import (
     EVAL_BATCH_TOKENS,
     ChatConfig,
     Conversations,
     completions,
-    encode_chat,
     replies,
-    split_key,
 )
 from headway.errors import ConfigError, logger
 from headway.formats.native import named_tensors
@@ -167,31 +162,12 @@ class PreferenceConfig(ChatConfig):
         """Raises UserError for data that cannot be read, are too small, or do not fit the settings."""
         self.check_model(recipe.model)
         batch_tokens_of(recipe, "preference")
-        sources = find_chat_files(recipe.files(data))
-        choices = (choice for file in sources for choice in read_preferences(file))
-        conversations = (messages for choice in choices for messages in (choice.prompt, choice.chosen, choice.rejected))
         if recipe.start is not None and read_usage(workspace).template is None:
             _LOG.warning(
                 f"{recipe.start} has no chat template, so it cannot answer yet, and preferences do not teach it how; "
                 "train it on conversations first, with the instruct recipe"
             )
-        codec, template = self.codec_and_template(conversations, workspace)
-
-        def samples(file: File) -> Iterator[ChatSample]:
-            for line, prompt, *endings in read_preferences(file):
-                location = f"{file}, line {line}"
-                chosen, rejected = (encode_chat(template, codec, [*prompt, *ending], location) for ending in endings)
-                # Excludes the prompt's assistant turns, which both endings share.
-                id_pairs = enumerate(zip(chosen.ids, rejected.ids))
-                shared = next((i for i, (a, b) in id_pairs if a != b), min(len(chosen.ids), len(rejected.ids)))
-                tokenized = [
-                    TokenizedChat(chat.ids, [span for span in chat.spans if span[1] > shared or span is chat.spans[-1]])
-                    for chat in (chosen, rejected)
-                ]
-                yield ChatSample(split_key(prompt), line, tokenized)
-
-        cache = open_chats(sources, 2, codec, samples, template.text)
-        preferences = Preferences(self, recipe, codec, template, cache, workspace)
+        preferences = Preferences(self, recipe, self.read(PREFERENCES, recipe.files(data), workspace), workspace)
         return Task(preferences, PreferredEndings(self.pair_loss, self.anchor, self.enough))
 
 
@@ -204,12 +180,10 @@ class Preferences(Conversations):
         self,
         config: PreferenceConfig,
         recipe: Recipe,
-        codec: TokenizerCodec,
-        template: ChatTemplate,
-        cache: ChatCache,
+        data: ChatData,
         workspace: Path,
     ) -> None:
-        super().__init__(config, recipe, codec, template, cache)
+        super().__init__(config, recipe, data)
         self._model, self._workspace = recipe.model, workspace
         self._reads_reference = config.pair_loss.reads_reference
 

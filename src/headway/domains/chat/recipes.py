@@ -8,14 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-import numpy as np
-
 from headway.data.dialogues import find_chat_files, read_chats
+from headway.data.prepared.prepared_samples import PreparedSamples
+from headway.data.prepared.shard_reader import is_prepared
+from headway.domains.chat.chat_samples import CONVERSATIONS
 from headway.domains.chat.preference import PreferenceConfig
 from headway.domains.chat.task import Chats, Conversations, InstructConfig
 from headway.errors import UserError
 from headway.learn import AdamWConfig, MuonConfig, Recipe, Task, TrainConfig
-from headway.learn.plan.scale import DataSettings, Scale, Settings, held_out_shares, lookup
+from headway.learn.plan.scale import DataSettings, Scale, Settings, held_out_shares, lookup, prepared_settings
 from headway.learn.recipe import generic
 from headway.nn.models import TransformerConfig
 from headway.nn.models.presets import decoder
@@ -80,6 +81,12 @@ def _row_settings(recipe: Recipe, task: Task) -> Settings:
 
 def _instruct_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
     """Rows that are long enough for the longest conversation, and vocabularies that grow with the text."""
+    if is_prepared(paths[0]):
+        samples = PreparedSamples.open(paths, CONVERSATIONS.name, CONVERSATIONS.parts)
+        chosen = prepared_settings(samples.data.index)
+        context = next((size for size in _CONTEXTS if samples.lengths.max() <= size + 1), _CONTEXTS[-1])
+        contexts = {"task.context": context, "model.context": context}
+        return DataSettings({**chosen.settings, **contexts}, f"{chosen.reason}, and rows of {context:,} tokens")
     count = num_characters = max_tokens = 0
     for file in find_chat_files(paths):
         for chat in read_chats(file):
@@ -97,8 +104,7 @@ def _instruct_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) ->
 
 def _reply_tokens(task: Task) -> int:
     chats = cast(Chats, task.examples)
-    reply_tokens = np.add.reduceat(chats.cache.loss_mask, chats.cache.offsets[:-1], dtype=np.int64)
-    return int(reply_tokens[chats.rows_of("train")].sum())
+    return int(chats.cache.reply_lengths[chats.rows_of("train")].sum())
 
 
 def _refuse_scratch(recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:

@@ -8,31 +8,36 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import takewhile
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from torch import nn
 
-from headway.codecs import Kind, TokenizerCodec, load_codec, train_codec
-from headway.codecs.chat_template import ROLES, Chat, ChatTemplate, StopSequences, default_template
-from headway.codecs.tokenizer import END_OF_TEXT, FILE
+from headway.codecs import FILE, Kind, load_codec
+from headway.codecs.chat_template import StopSequences
 from headway.config import override
 from headway.config_kinds import register
 from headway.data import IGNORE_INDEX, SplitConfig, Splits
-from headway.data.array_store import column_digest
-from headway.data.dialogues import ASSISTANT, Message, Messages, find_chat_files, read_chats
+from headway.data.dialogues import find_chat_files
 from headway.data.input_files import File
+from headway.data.packing import TokenWindows, best_fit_rows, expand_ranges, gather_windows
 from headway.data.splits import split_by_key
-from headway.data.token_store import ChatCache, ChatPacking, ChatSample, TokenizedChat, open_chats
-from headway.errors import ConfigError, UserError, logger
+from headway.data.token_store import ChatCache, ChatSample, open_chats
+from headway.domains.chat.chat_samples import (
+    CONVERSATIONS,
+    ChatData,
+    ChatKind,
+    chat_template,
+    train_chat_codec,
+)
+from headway.errors import ConfigError, logger
 from headway.formats.usage import read_usage
 from headway.generate import Completion, Limits, Sampling, Session
 from headway.layout import Layout
 from headway.learn import Recipe, Task, TaskConfig
-from headway.learn.examples import Batch, Contents, FixedSizeBatches, IndexedExamples, RngKey, RowSubset
+from headway.learn.examples import Batch, Contents, FixedSizeBatches, IndexedExamples, RngKey, RowSubset, TrainingOrder
 from headway.learn.objectives.sequences import Likelihood
 from headway.metrics import language_scores
 from headway.nn.models import ModelConfig, Transformer, TransformerConfig
@@ -73,19 +78,30 @@ class ChatConfig(TaskConfig):
                 f"task.context {self.context} exceeds the model's context of {model.context}; lower task.context"
             )
 
-    def codec_and_template(self, chats: Iterable[Messages], workspace: Path) -> tuple[TokenizerCodec, ChatTemplate]:
-        """The codec and chat template of the run or its start model, from the workspace; otherwise a codec trained on
-        the messages and the default template.
+    def read(self, kind: ChatKind, paths: Sequence[Path], workspace: Path) -> ChatData:
+        """The samples at some paths, with the codec and chat template of the run or its start model, from the
+        workspace; otherwise a codec trained on the messages, or that of prepared data, and the default template.
         """
-        if (workspace / FILE).exists():
-            codec = load_codec(workspace)
-        else:
-            contents = (message["content"] for chat in chats for message in chat)
-            codec = train_codec(self.codec, contents, self.size, special=(*ROLES, END_OF_TEXT), fewer=True)
-        template_text = read_usage(workspace).template
-        if template_text is None:
-            return codec, default_template(codec.special_tokens)
-        return codec, ChatTemplate(template_text, codec.special_tokens, "the model's chat template")
+        from headway.data.prepared.shard_reader import is_prepared  # not needed for inference
+
+        codec = load_codec(workspace) if (workspace / FILE).exists() else None
+        if any(map(is_prepared, paths)):
+            from headway.domains.chat.chat_shards import open_prepared
+
+            return open_prepared(paths, kind, codec, read_usage(workspace).template)
+        sources = find_chat_files(paths)
+        if codec is None:
+            all_messages = (messages for file in sources for _, *sample in kind.read(file) for messages in sample)
+            texts = (message["content"] for messages in all_messages for message in messages)
+            codec = train_chat_codec(self.codec, texts, self.size)
+        template = chat_template(read_usage(workspace).template, codec)
+
+        def samples(file: File) -> Iterator[ChatSample]:
+            for line, *messages in kind.read(file):
+                key, chats = kind.encode(template, codec, f"{file}, line {line}", *messages)
+                yield ChatSample(key, line, chats)
+
+        return ChatData(codec, template, open_chats(sources, kind.parts, codec, samples, template.text))
 
 
 class Conversations(IndexedExamples):
@@ -93,13 +109,11 @@ class Conversations(IndexedExamples):
 
     noun = "conversations"
 
-    def __init__(
-        self, config: ChatConfig, recipe: Recipe, codec: TokenizerCodec, template: ChatTemplate, cache: ChatCache
-    ) -> None:
-        self.config, self.codec, self.template, self.cache = config, codec, template, cache
-        self.recipe, self.seed = recipe, recipe.train.seed
-        splits = split_by_key(np.asarray(cache.keys), np.asarray(cache.named_splits), config.split)
-        self.splits = Splits(splits, np.arange(len(cache)), self.noun)
+    def __init__(self, config: ChatConfig, recipe: Recipe, data: ChatData) -> None:
+        self.config, self.recipe, self.seed = config, recipe, recipe.train.seed
+        self.codec, self.template, self.cache, self.windowed = data
+        keys, named_splits = np.asarray(self.cache.keys), np.asarray(self.cache.named_splits)
+        self.splits = Splits(split_by_key(keys, named_splits, config.split), np.arange(len(keys)), self.noun)
         self._rows: dict[str, np.ndarray] = {}
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
@@ -124,8 +138,8 @@ class Conversations(IndexedExamples):
         return rows[:limit]
 
     def contents(self) -> Contents:
-        texts, replies = (column_digest(self.cache.directory, *names) for names in (("ids", "offsets"), ("marks",)))
-        return {self.noun: ([texts],), "replies": ([replies],)}
+        texts, replies = self.cache.digests()
+        return {self.noun: (texts,), "replies": (replies,)}
 
     def save(self, directory: Path) -> None:
         """Save the codec and the template with the end tokens that chat needs."""
@@ -174,27 +188,6 @@ def completions(
     return session.generate([chats.prompt_ids(row) for row in rows], Sampling(temperature=0.0), limits)
 
 
-def encode_chat(template: ChatTemplate, codec: TokenizerCodec, messages: Sequence[Message], location: str) -> Chat:
-    """A conversation as ids. UserError with its location if the template rejects it or does not mark any assistant
-    tokens.
-    """
-    try:
-        chat = template.encode(codec, messages)
-    except UserError as error:
-        raise UserError(f"{location}: {error}") from None
-    if not any(stop > 1 for _, stop in chat.spans):  # a first token is only an input
-        raise UserError(
-            f"{location}: {template.source} does not mark any of it as the assistant's; correct the template's "
-            "{% generation %} blocks, or the roles of the messages"
-        )
-    return chat
-
-
-def split_key(messages: Iterable[Message]) -> str:
-    """The key that determines the split: the messages as text."""
-    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
-
-
 @register("instruct")
 @dataclass(frozen=True)
 class InstructConfig(ChatConfig):
@@ -202,25 +195,13 @@ class InstructConfig(ChatConfig):
     to each other.
     """
 
+    prepared_kinds: ClassVar[tuple[str, ...]] = (CONVERSATIONS.name,)
+
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that cannot be read, are too small, or do not fit the settings."""
         self.check_model(recipe.model)
         recipe.train.rows(self.context)  # a ConfigError if a batch is smaller than a row
-        sources = find_chat_files(recipe.files(data))
-        chats = (chat.messages for file in sources for chat in read_chats(file))
-        codec, template = self.codec_and_template(chats, workspace)
-
-        def samples(file: File) -> Iterator[ChatSample]:
-            for line, chat in read_chats(file):
-                prompt = takewhile(lambda message: message["role"] != ASSISTANT, chat)
-                yield ChatSample(
-                    split_key(prompt),
-                    line,
-                    [TokenizedChat(*encode_chat(template, codec, chat, f"{file}, line {line}"))],
-                )
-
-        cache = open_chats(sources, 1, codec, samples, template.text)
-        return Task(Chats(self, recipe, codec, template, cache), Replies())
+        return Task(Chats(self, recipe, self.read(CONVERSATIONS, recipe.files(data), workspace)), Replies())
 
 
 class Chats(Conversations):
@@ -228,6 +209,41 @@ class Chats(Conversations):
 
     def of(self, split: str) -> RowSubset:
         return ChatRows(self, self.rows_of(split))
+
+
+class ChatPacking:
+    """Pack uncut conversations into rows of up to `context` tokens (best fit), each of one of the `groups` of samples.
+    Group n has `counts[n]` rows.
+
+    The first token of a conversation is not predicted, so n tokens take n - 1 positions. Conversations are assigned to
+    rows once, by length only.
+    """
+
+    def __init__(self, cache: ChatCache, groups: Sequence[np.ndarray], context: int) -> None:
+        self.cache, self.counts = cache, [0] * len(groups)
+        steps = cache.lengths[:, 0] - 1
+        samples, row_sizes = [], [np.zeros(1, np.int64)]
+        for number, group in enumerate(groups):
+            rows = best_fit_rows(steps[group], context)
+            samples.append(group[np.argsort(rows, kind="stable")])
+            row_sizes.append(np.bincount(rows))
+            self.counts[number] = len(row_sizes[-1])
+        self._samples, self._row_ends = np.concatenate(samples), np.cumsum(np.concatenate(row_sizes))
+        self._sizes = steps[self._samples]
+
+    def __len__(self) -> int:
+        return len(self._row_ends) - 1
+
+    def windows(self, rows: np.ndarray) -> TokenWindows:
+        """The rows with these indices, int64 [B], as wide as the longest; `labels` only for the assistant's tokens."""
+        first = self._row_ends[rows]
+        chunks, owner = expand_ranges(first, self._row_ends[rows + 1] - first)
+        sizes = self._sizes[chunks]
+        shape = len(rows), int(np.bincount(owner, sizes).max())
+        ids, loss_mask, starts = self.cache.tokens(self._samples[chunks])
+        windows = gather_windows(ids, owner, starts, sizes, shape)
+        is_reply = gather_windows(loss_mask, owner, starts, sizes, shape).labels == 1
+        return windows._replace(labels=np.where(is_reply, windows.labels, IGNORE_INDEX))
 
 
 @dataclass(frozen=True)
@@ -238,7 +254,9 @@ class ChatRows(RowSubset):
 
     @cached_property
     def packed(self) -> ChatPacking:
-        return ChatPacking(self.examples.cache, self.rows, self.examples.config.context)
+        samples = self.examples.windowed
+        groups = [self.rows] if samples is None else [self.rows[group] for group in samples.by_shard(self.rows)]
+        return ChatPacking(self.examples.cache, groups, self.examples.config.context)
 
     def take(self, indices: np.ndarray, rng_key: RngKey | None = None) -> Batch:
         """Tokens, int [B, T], with their layout, and as labels the next tokens if they are the assistant's, otherwise
@@ -247,9 +265,15 @@ class ChatRows(RowSubset):
         inputs, labels, positions = map(torch.from_numpy, self.packed.windows(indices))
         return Batch((inputs, Layout(positions)), labels, int((labels != IGNORE_INDEX).sum()), inputs.numel())
 
-    def training_order(self) -> FixedSizeBatches:
-        examples = self.examples
-        return FixedSizeBatches(len(self.packed), examples.recipe.train.rows(examples.config.context), examples.seed)
+    def training_order(self) -> TrainingOrder:
+        examples, train = self.examples, self.examples.recipe.train
+        size = train.rows(examples.config.context)
+        if examples.windowed is None:
+            return FixedSizeBatches(len(self.packed), size, examples.seed)
+        from headway.learn.shard_batches import PlacedBatches, placed_rows  # rarely needed
+
+        rows_at = placed_rows(examples.windowed.shards, self.packed.counts, train.accumulate, examples.seed)
+        return PlacedBatches(rows_at, len(self.packed), size, train.accumulate)
 
     def evaluation_order(self) -> FixedSizeBatches:
         return FixedSizeBatches(len(self.packed), max(1, EVAL_BATCH_TOKENS // self.examples.config.context))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -47,19 +47,14 @@ class PairReader:
     """
 
     name = "translations"
-    parts = PARTS
+    parts, num_sums = PARTS, 0
 
     def __init__(self, paths: Sequence[Path], codec: Kind = "bpe", size: int | None = 8192, prefix: str = "") -> None:
         self._sources, self._size, self._prefix = pair_sources(paths), size, prefix
         self.codec: Kind = codec
-
-    @property
-    def files(self) -> Sequence[File]:
         files = ((s.source, s.target) if isinstance(s, AlignedFiles) else (s,) for s in self._sources)
-        return [file for pair in files for file in pair]
-
-    def plan(self) -> dict[str, Any]:
-        return {"codec": self.codec, "size": self._size, "prefix": self._prefix}
+        self.files: Sequence[File] = [file for pair in files for file in pair]
+        self.settings: Mapping[str, Any] = {"codec": codec, "size": size, "prefix": prefix}
 
     def rows(self) -> Iterator[SourceRow]:
         for source in self._sources:
@@ -74,7 +69,8 @@ class PairReader:
     def train(self, texts: Iterable[str]) -> Codec:
         return sentence_codec(self.codec, texts, self._size, (BOS, EOS))
 
-    def encode(self, contents: Sequence[Any], codec: Codec) -> Iterable[EncodedSample]:
+    def encode(self, rows: Sequence[SourceRow], codec: Codec) -> Iterable[EncodedSample]:
+        contents = [row.content for row in rows]
         prefixed = [[self._prefix + source, target] for source, target in contents]
         for pair, sample in zip(contents, encode_columns(prefixed, codec)):
             # Scores need the texts: tokens of a tokenizer that normalises cannot be turned back into them.

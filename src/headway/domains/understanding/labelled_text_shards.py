@@ -32,6 +32,8 @@ class LabelledTextReader:
     texts as that of a training does.
     """
 
+    num_sums = 0
+
     def __init__(
         self, name: str, paths: Sequence[Path], columns: Mapping[str, str], codec: Kind = "bpe", size: int | None = 8192
     ) -> None:
@@ -41,13 +43,13 @@ class LabelledTextReader:
         self.name, self.parts, self._size = name, len(uses) - 1, size
         self.codec: Kind = codec
         self._paths, self._columns = paths, {use: columns.get(use, use) for use in uses}
-
-    @property
-    def files(self) -> Sequence[File]:
-        return table_files(self._paths)
-
-    def plan(self) -> dict[str, Any]:
-        return {"columns": self._columns, "codec": self.codec, "size": self._size, "lowercase": True}
+        self.files: Sequence[File] = table_files(paths)
+        self.settings: Mapping[str, Any] = {
+            "columns": self._columns,
+            "codec": codec,
+            "size": size,
+            "lowercase": True,
+        }
 
     def rows(self) -> Iterator[SourceRow]:
         remedy = f"name the columns, such as --columns {' '.join(f'{use}=NAME' for use in self._columns)}"
@@ -61,8 +63,8 @@ class LabelledTextReader:
     def train(self, texts: Iterable[str]) -> Codec:
         return sentence_codec(self.codec, texts, self._size, SPECIAL, lowercase=True)
 
-    def encode(self, contents: Sequence[Any], codec: Codec) -> Iterable[EncodedSample]:
-        return encode_columns(contents, codec)
+    def encode(self, rows: Sequence[SourceRow], codec: Codec) -> Iterable[EncodedSample]:
+        return encode_columns([row.content for row in rows], codec)
 
 
 class PreparedTextDataset(TextDataset):
