@@ -16,11 +16,11 @@ from torch import nn
 
 from headway.config import override
 from headway.data import SplitConfig
+from headway.domains.translation.pronunciation import PronounceConfig
 from headway.domains.translation.recipes import encoder_decoder, multi30k_en_de, pronounce, translation
 from headway.domains.translation.task import (
     PairSpecialTokens,
     ParallelText,
-    PronounceConfig,
     SentencePairs,
     TargetText,
     TokenSequences,

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chat_data import chats, opened, small, train, write
-from prepared_data import PLAIN, check_equal_batches, check_equal_runs, contents
+from chat_data import chats, opened, say, small, train, write
+from prepared_data import PLAIN, check_equal_batches, check_equal_runs, contents, draw
 
 from headway.app.cli.main import main
 from headway.data.prepared import preparation, prepared_samples
@@ -129,10 +129,11 @@ def test_stopped_and_divided_preparations_have_the_same_bytes(
     assert contents(tmp_path / "joined") == expected
 
 
-def test_processes_share_the_work(data_dir: Path, tmp_path: Path) -> None:
+def test_processes_share_the_work(tmp_path: Path) -> None:
     """Two processes import the package, which takes most of the time."""
-    path = write(tmp_path / "chats.jsonl", chats(data_dir, 60))
-    command = ["data", "prepare", str(path), "--kind", "conversations", "--size", "300", "--out"]
+    rows = [{"messages": say(draw(seed, 200), f"{seed} ships")} for seed in range(300)]  # two blocks
+    path = write(tmp_path / "chats.jsonl", rows)
+    command = ["data", "prepare", str(path), "--kind", "conversations", "--codec", "byte", "--out"]
     assert main([*command, str(tmp_path / "one")]) == 0
     assert main([*command, str(tmp_path / "two"), "--processes", "2"]) == 0
     assert contents(tmp_path / "one") == contents(tmp_path / "two")

@@ -222,6 +222,8 @@ def patterns_and_maps(parts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 TranslationSide = Literal["source", "target"]
+SOURCE_FOLDER = "source"  # has the codec of sources next to a model, if targets have another one
+SOURCE_FILE = "source.json"  # the codec of sources in prepared data, whose files are in one folder
 MODELS = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "sentencepiece.model", "spm.model")
 _MAX_TOKENS = 1 << 24  # maximum tokens in a vocabulary
 
@@ -233,6 +235,17 @@ def load_codec(path: Path | str, side: TranslationSide = "source") -> TokenizerC
         file = Path(path) / FILE if Path(path).is_dir() else Path(path)
         raise UserError(f"{file} does not exist; pass a tokenizer.json or a folder with one")
     return codec
+
+
+def load_codecs(path: Path | str) -> tuple[TokenizerCodec, ...]:
+    """The codec in a file or folder, or the two of a translator with one for sources and one for targets: those of a
+    run, of prepared data, or of a published Marian model. Raises UserError as `load_codec` does.
+    """
+    folder = Path(path)
+    if (folder / MARIAN_FILES["target"][0]).is_file():
+        return load_codec(folder, "source"), load_codec(folder, "target")
+    sources = [file for file in (folder / SOURCE_FILE, folder / SOURCE_FOLDER / FILE) if file.is_file()]
+    return (*map(load_codec, sources), load_codec(folder))
 
 
 def published_codec(path: Path | str, side: TranslationSide = "source") -> TokenizerCodec | None:

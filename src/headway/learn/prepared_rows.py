@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import cycle
 
 import numpy as np
 
@@ -10,20 +11,20 @@ from headway.codecs import Codec
 from headway.codecs.tokenizer import SequenceTemplate
 from headway.data import PairBatches
 from headway.data.prepared.prepared_samples import PreparedSamples
-from headway.data.token_store import ids_dtype
 from headway.errors import UserError
 from headway.learn.token_rows import Inputs, LengthLimit, TokenRows, frame_rows, plan_batches
-from headway.learn.token_shards import KEY_BYTES
+from headway.learn.token_shards import KEY_BYTES, shared_dtype, shared_fingerprint
 
 
 class PreparedTokens:
-    """The token ids of prepared samples, one array per part. UserError if another tokenizer made them, and if the table
-    contradicts itself.
+    """The token ids of prepared samples, one array per part, by one codec, or by one codec per part. UserError if other
+    tokenizers made them, and if the table contradicts itself.
     """
 
-    def __init__(self, samples: PreparedSamples, codec: Codec) -> None:
-        samples.data.check_tokenizer(codec.fingerprint())
-        self.samples, self._vocab_size, self._dtype = samples, codec.vocab_size, ids_dtype(codec.vocab_size)
+    def __init__(self, samples: PreparedSamples, *codecs: Codec) -> None:
+        samples.data.check_tokenizer(shared_fingerprint(codecs))
+        self.samples, self._dtype = samples, shared_dtype(codecs)
+        self._vocab_sizes = [codec.vocab_size for codec in codecs]
         self.lengths = samples.lengths.reshape(len(samples), -1)  # int64 [N, P]
         sizes, has_keys = samples.sizes, samples.keys.shape[1] == KEY_BYTES
         # Each length is compared first, because huge ones overflow in the sum.
@@ -42,11 +43,12 @@ class PreparedTokens:
         for content, lengths in zip(self.samples.contents(rows), self.lengths[rows]):
             stop = int(lengths.sum()) * self._dtype.itemsize
             ids = np.frombuffer(content[:stop], self._dtype)
-            if ids.max(initial=0) >= self._vocab_size:
+            parts = np.split(ids, np.cumsum(lengths[:-1]))
+            if any(part.max(initial=0) >= size for part, size in zip(parts, cycle(self._vocab_sizes))):
                 raise UserError(
                     f"{self.samples.data.name} contains token ids that its tokenizer does not have; prepare it again"
                 )
-            yield np.split(ids, np.cumsum(lengths[:-1])), content[stop:]
+            yield parts, content[stop:]
 
 
 class PreparedRows:

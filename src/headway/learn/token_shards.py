@@ -7,13 +7,16 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from headway.codecs import FILE, Codec, Kind, load_codec
+from headway.codecs import FILE, Codec, Kind, load_codecs
+from headway.codecs.published_tokenizers import SOURCE_FILE
 from headway.data.array_store import ColumnWriter, read_column, write_info
 from headway.data.input_files import File
 from headway.data.packing import Spans
@@ -34,39 +37,58 @@ _STRINGS = "strings.json"
 _FACTS = "facts.json"
 
 
-class SharedCodec:
-    """The tokenizer of the data to prepare, in a `folder` that the processes share: a published `tokenizer`, or one of
-    a `kind` that `train` returns with facts for the index.
+class SharedCodecs:
+    """The tokenizers of the data to prepare, in a `folder` that the processes share: at most `count` of a published
+    `tokenizer`, or those of a `kind` that `train` returns with facts for the index. Of two, one is for the first part
+    of samples and one for the second.
     """
 
     def __init__(
-        self, folder: Path, tokenizer: str | None, kind: Kind, train: Callable[[], tuple[Codec, Mapping[str, Any]]]
+        self,
+        folder: Path,
+        tokenizer: str | None,
+        kind: Kind,
+        train: Callable[[], tuple[Sequence[Codec], Mapping[str, Any]]],
+        count: int = 1,
     ) -> None:
         self._folder, self._kind = folder, kind if tokenizer is None else FILE
         if not folder.exists():
             with atomic_write(folder) as draft:
                 facts: Mapping[str, Any] = {"tokenizer": tokenizer}
                 if tokenizer is not None:
-                    codec = load_codec(named_folder(tokenizer))
+                    self.codecs = load_codecs(named_folder(tokenizer))[-count:]
                 else:
-                    codec, facts = train()
-                codec.save(draft)
+                    self.codecs, facts = train()
+                self.codecs[-1].save(draft)
+                for codec in self.codecs[:-1]:
+                    codec.save(draft / SOURCE_FILE)
                 write_json(draft / _FACTS, facts)
-        self.codec: Codec = load_codec(folder)
-        self.dtype = ids_dtype(self.codec.vocab_size)
+        self.codecs: Sequence[Codec] = load_codecs(folder)
+        self.dtype = shared_dtype(self.codecs)
 
     def publish(self, out: Path) -> tuple[dict[str, tuple[int, str]], dict[str, Any]]:
-        """Write the tokenizer next to the shards: the digests of its files, and what the index states about it."""
-        self.codec.save(out)
+        """Write the tokenizers next to the shards: the digests of their files, and what the index states about them."""
         names = sorted(path.name for path in self._folder.iterdir() if path.name != _FACTS)
+        for name in names:
+            shutil.copyfile(self._folder / name, out / name)
         details = {
             "dtype": self.dtype.name,
-            "vocab_size": self.codec.vocab_size,
-            "fingerprint": self.codec.fingerprint(),
+            "vocab_size": self.codecs[-1].vocab_size,
+            "fingerprint": shared_fingerprint(self.codecs),
             "codec": self._kind,
             **read_json(self._folder / _FACTS),
         }
         return {name: file_digest_of(out / name) for name in names}, details
+
+
+def shared_dtype(codecs: Sequence[Codec]) -> np.dtype:
+    """The type of the token ids of samples."""
+    return ids_dtype(max(codec.vocab_size for codec in codecs))
+
+
+def shared_fingerprint(codecs: Sequence[Codec]) -> str:
+    """The fingerprint in the index."""
+    return " ".join(codec.fingerprint() for codec in codecs)
 
 
 class SourceRow(NamedTuple):
@@ -82,13 +104,14 @@ class SourceRow(NamedTuple):
 
 class RowReader(Protocol):
     """How a kind of rows is read and tokenised. A sample has `parts`, whose numbers of tokens the table states, and
-    `num_sums`. `settings` are everything that samples depend on in addition to files and tokenizer, as JSON; the index
-    states them.
+    `num_sums`. There are at most as many tokenizers as `vocabularies`. `settings` are everything that samples depend on
+    in addition to files and tokenizers, as JSON; the index states them.
     """
 
     name: str
     parts: int
     num_sums: int
+    vocabularies: int
     codec: Kind  # kind of the tokenizer to train
 
     files: Sequence[File]
@@ -98,12 +121,12 @@ class RowReader(Protocol):
         """All rows, in the order of the sources. UserError for one that cannot be read."""
         ...
 
-    def texts(self, content: Any) -> Iterable[str]:
-        """The texts of a row that a tokenizer is trained on."""
+    def texts(self, content: Any) -> Sequence[str]:
+        """The texts of a row that tokenizers are trained on; of several tokenizers, one text for each."""
         ...
 
     def train(self, texts: Iterable[str]) -> Codec: ...
-    def encode(self, rows: Sequence[SourceRow], codec: Codec) -> Iterable[EncodedSample]: ...
+    def encode(self, rows: Sequence[SourceRow], codecs: Sequence[Codec]) -> Iterable[EncodedSample]: ...
 
 
 class RowKind(SampleShards):
@@ -118,7 +141,7 @@ class RowKind(SampleShards):
         self.name, self.parts, self.num_sums = reader.name, reader.parts, reader.num_sums
         total = sum(map(source_size, reader.files))
         self._count = max(1, -(-total // int(np.clip(total // _MIN_BLOCKS, _MIN_BLOCK, _MAX_BLOCK))))
-        self._shared: SharedCodec | None = None
+        self._shared: SharedCodecs | None = None
 
     @property
     def blocks(self) -> int:
@@ -133,13 +156,19 @@ class RowKind(SampleShards):
         return [file.path.stat().st_mtime_ns for file in self.reader.files]
 
     def begin(self, work: Path) -> None:
-        """Deal the rows to blocks, and load the tokenizer or train it on the first rows of the random order."""
+        """Deal the rows to blocks, and load the tokenizers or train them on the first rows of the random order."""
         folder = work / "rows"
         if not folder.exists():
             with atomic_write(folder) as draft:
                 draft.mkdir()
                 self._deal(draft)
-        self._shared = SharedCodec(work / "codec", self.tokenizer, self.reader.codec, lambda: self._train(folder))
+        self._shared = SharedCodecs(
+            work / "codec",
+            self.tokenizer,
+            self.reader.codec,
+            lambda: self._train(folder),
+            self.reader.vocabularies,
+        )
 
     def _deal(self, folder: Path) -> None:
         rng, size = random.Random(self.seed), 0
@@ -167,31 +196,32 @@ class RowKind(SampleShards):
         order = permute(np.arange(len(lines)), len(lines), self.seed).tolist()
         return [(number, SourceRow(*row)) for number, *row in (json.loads(lines[index]) for index in order)]
 
-    def _train(self, folder: Path) -> tuple[Codec, dict[str, Any]]:
-        digest, counts = hashlib.sha256(), {"rows": 0, "characters": 0}
+    def _train(self, folder: Path) -> tuple[list[Codec], dict[str, Any]]:
+        digest, counts, count = hashlib.sha256(), {"rows": 0, "characters": 0}, self.reader.vocabularies
 
-        def texts() -> Iterator[str]:
+        def texts(number: int) -> Iterator[str]:
+            limit = counts["characters"] + _SAMPLE_CHARACTERS
             rows = (row for block in range(self._count) for _, row in self._rows(folder, block))
             for row in (row for row in rows if row.named_split <= split_code("train")):
-                if counts["characters"] >= _SAMPLE_CHARACTERS:
+                if counts["characters"] >= limit:
                     return
-                counts["rows"] += 1
-                for text in self.reader.texts(row.content):
+                counts["rows"] += number == 0
+                for text in self.reader.texts(row.content)[number::count]:
                     counts["characters"] += len(text)
                     digest.update(text.encode())
                     yield text
 
-        codec = self.reader.train(texts())
+        codecs = [self.reader.train(texts(number)) for number in range(count)]
         order = f"rows in a random order, without those of held-out files, by the seed {self.seed}"
-        return codec, {"sample": {"order": order, **counts, "sha256": digest.hexdigest()}}
+        return codecs, {"sample": {"order": order, **counts, "sha256": digest.hexdigest()}}
 
     def write_part(self, folder: Path, block: int) -> None:
         assert self._shared is not None  # loaded by begin
-        rows, codec = self._rows(folder.parent.parent / "rows", block), self._shared.codec
+        rows, codecs = self._rows(folder.parent.parent / "rows", block), self._shared.codecs
         encoded = (
             sample
             for first in range(0, len(rows), _ROWS_AT_ONCE)
-            for sample in self.reader.encode([row for _, row in rows[first : first + _ROWS_AT_ONCE]], codec)
+            for sample in self.reader.encode([row for _, row in rows[first : first + _ROWS_AT_ONCE]], codecs)
         )
         numbered = (
             (number, sample._replace(identity=json.dumps([row.content, row.label])))
@@ -205,10 +235,8 @@ class RowKind(SampleShards):
         write_info(folder, {"samples": count})
 
     def samples(self, folder: Path) -> PartSamples:
-        columns = self.columns(folder, "keys", "hashes", "sizes")
-        spans = Spans(np.arange(len(columns["sizes"])), columns["sizes"])
-        keys = columns["keys"].view("<u8")[:, 0]
-        return PartSamples(keys, self.named_splits(folder, keys), spans, columns["hashes"])
+        samples, keys = super().samples(folder), self.columns(folder, "keys")["keys"]
+        return samples._replace(keys=keys.view("<u8")[:, 0], hashes=samples.keys)
 
     def named_splits(self, folder: Path, numbers: np.ndarray) -> np.ndarray:
         return np.asarray(read_column(folder, "named", np.uint8, len(numbers)))
@@ -230,10 +258,10 @@ def _block_name(block: int) -> str:
     return f"{block:07d}.jsonl"
 
 
-def encode_columns(contents: Iterable[Sequence[str]], codec: Codec) -> Iterator[EncodedSample]:
+def encode_columns(contents: Iterable[Sequence[str]], codecs: Sequence[Codec]) -> Iterator[EncodedSample]:
     """Rows of one or more texts as token ids, one text after the other. Equal first texts are in the same split."""
-    dtype = ids_dtype(codec.vocab_size)
-    columns = [codec.encode_batch(texts) for texts in map(list, zip(*contents))]
+    dtype = shared_dtype(codecs)
+    columns = [codec.encode_batch(list(texts)) for codec, texts in zip(cycle(codecs), zip(*contents))]
     for texts, rows in zip(contents, zip(*columns)):
         content = np.array([token for ids in rows for token in ids], dtype).tobytes()
         key = text_key(texts[0]).to_bytes(KEY_BYTES, "little")

@@ -54,12 +54,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--kind", choices=tuple(_KINDS), default="texts", metavar="KIND", help=kinds)
     columns = "columns of tables that have other names than text, text2 and label"
     add("--columns", type=_column, nargs="+", default=[], metavar="USE=NAME", help=columns)
+    separate = "train a tokenizer per language of translations, as task.shared=false"
+    add("--separate", action="store_true", help=separate)
     prefix = "text before each source of translations, as task.prefix"
     add("--prefix", default="", metavar="TEXT", help=prefix)
     add("--unique", action="store_true", help="drop exact duplicates, which are otherwise only counted")
     add("--tokenizer", metavar="FILE|MODEL", help="published tokenizer, or that of a run (default: train a new one)")
     kinds = f"kind of the new tokenizer: {', '.join(CODECS)} (default: bpe)"
-    add("--codec", choices=CODECS, default="bpe", metavar="KIND", help=kinds)
+    add("--codec", choices=CODECS, metavar="KIND", help=kinds)
     size = "maximum vocabulary size of the new tokenizer (default: 8192; of bytes, what they need)"
     add("--size", type=integer(1), metavar="N", help=size)
     for split in ("validation", "test"):
@@ -82,6 +84,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     url = next(filter(None, map(remote_url, args.paths)), None)
     if url is not None and args.kind != "texts":
         raise UserError(f"{url} is remote, and only texts are prepared from an address; download it first")
+    args.codec = args.codec or "bpe"
     if args.size is None and args.codec != "byte":
         args.size = 8192
     cores = os.cpu_count() or 1
@@ -179,10 +182,18 @@ def _labelled_texts(args: argparse.Namespace) -> Kind:
     return _rows(LabelledTextReader(args.kind, args.paths, dict(args.columns), args.codec, args.size), args)
 
 
-def _translations(args: argparse.Namespace) -> Kind:
+def _pairs(args: argparse.Namespace) -> Kind:
     from headway.domains.translation.pair_shards import PairReader
+    from headway.domains.translation.pronunciation import PronounceConfig
+    from headway.domains.translation.translation import TranslationConfig
 
-    return _rows(PairReader(args.paths, args.codec, args.size, args.prefix), args)
+    if args.kind == "pronunciations":
+        return _rows(PairReader(PronounceConfig(), args.paths, "word", None), args)
+    if args.separate and args.tokenizer is not None:
+        raise UserError("--separate trains a tokenizer per language, but --tokenizer names theirs; remove one of them")
+    config = TranslationConfig(codec=args.codec, size=args.size, prefix=args.prefix)
+    vocabularies = 2 if args.separate or args.tokenizer is not None else 1
+    return _rows(PairReader(config, args.paths, args.codec, args.size, vocabularies), args)
 
 
 def _chats(args: argparse.Namespace) -> Kind:
@@ -215,14 +226,19 @@ _KINDS: dict[str, Callable[[argparse.Namespace], Kind]] = {
     "caption": _captions,
     "labelled-texts": _labelled_texts,
     "labelled-pairs": _labelled_texts,
-    "translations": _translations,
+    "translations": _pairs,
+    "pronunciations": _pairs,
     "conversations": _chats,
     "files": _files,
 }
 _LABELLED, _IMAGES = ("labelled-texts", "labelled-pairs"), ("images", "image-text", "caption")
+_TRAINED = ("texts", *_LABELLED, "translations", "conversations")  # kinds whose tokenizer is of any kind and size
 _KINDS_OF_OPTIONS = {
-    "tokenizer": ("texts", *_LABELLED, "translations", "conversations"),
+    "tokenizer": (*_TRAINED, "pronunciations"),
+    "codec": _TRAINED,
+    "size": _TRAINED,
     "columns": _LABELLED,
+    "separate": ("translations",),
     "prefix": ("translations",),
     "unlabelled": ("images", "sounds"),
     "pixels": _IMAGES,
@@ -237,6 +253,7 @@ _RECIPES = {
     "labelled-texts": "classification",
     "labelled-pairs": "pairs",
     "translations": "translation",
+    "pronunciations": "pronounce",
     "conversations": "instruct",
 }
 _TITLES = {"units": "tokens", "text_bytes": "bytes of text"}  # of counts of texts
@@ -285,6 +302,7 @@ def _report(args: argparse.Namespace, terminal: Terminal) -> None:
     else:
         changed = [f"task.{use}={name}" for use, name in args.columns]
         changed += [f"task.prefix={args.prefix}"] if args.prefix else []
+        changed += ["task.shared=false", "model.tie=head"] if args.separate else []
         settings = f" --set {shlex.join(changed)}" if changed else ""
         terminal.print(f"use it: headway train {recipe} --data {data.name}{settings}")
     terminal.print_result({"path": data.name, "kind": index.kind, "counts": counts, "digest": index.digest})

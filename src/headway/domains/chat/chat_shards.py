@@ -18,13 +18,13 @@ from headway.data.input_files import File
 from headway.data.prepared.prepared_samples import PreparedSamples
 from headway.data.prepared.sample_shards import EncodedSample
 from headway.data.splits import split_code, text_key
-from headway.data.token_store import ChatCache, ids_dtype
+from headway.data.token_store import ChatCache
 from headway.domains.chat.chat_samples import ChatData, ChatKind, chat_template, train_chat_codec
 from headway.errors import UserError
 from headway.formats.usage import read_usage
 from headway.io.hub import named_folder
 from headway.learn.prepared_rows import PreparedTokens
-from headway.learn.token_shards import KEY_BYTES, SourceRow
+from headway.learn.token_shards import KEY_BYTES, SourceRow, shared_dtype
 
 
 class ChatReader:
@@ -41,7 +41,7 @@ class ChatReader:
         tokenizer: str | None = None,
     ) -> None:
         self._kind, self._size = kind, size
-        self.name, self.parts, self.num_sums = kind.name, kind.parts, kind.parts
+        self.name, self.parts, self.num_sums, self.vocabularies = kind.name, kind.parts, kind.parts, 1
         self.codec: Kind = codec
         self.files: Sequence[File] = find_chat_files(paths)
         folder = None if tokenizer is None else named_folder(tokenizer)
@@ -56,15 +56,15 @@ class ChatReader:
             for line, *messages in self._kind.read(file):
                 yield SourceRow(messages, "", code, f"{file.name}, line {line}")
 
-    def texts(self, content: Any) -> Iterable[str]:
+    def texts(self, content: Any) -> Sequence[str]:
         return [message["content"] for messages in content for message in messages]
 
     def train(self, texts: Iterable[str]) -> Codec:
         return train_chat_codec(self.codec, texts, self._size)
 
-    def encode(self, rows: Sequence[SourceRow], codec: Codec) -> Iterator[EncodedSample]:
+    def encode(self, rows: Sequence[SourceRow], codecs: Sequence[Codec]) -> Iterator[EncodedSample]:
         """The ids of each conversation, and then a bit per token, 1 for those to train on; sums count them."""
-        codec, dtype = cast(TokenizerCodec, codec), ids_dtype(codec.vocab_size)
+        codec, dtype = cast(TokenizerCodec, codecs[0]), shared_dtype(codecs)
         self._bound = self._bound or chat_template(self._template, codec)
         for row in rows:
             text, chats = self._kind.encode(self._bound, codec, row.location, *row.content)

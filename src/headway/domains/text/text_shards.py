@@ -21,7 +21,7 @@ from headway.data.shuffling import permute
 from headway.data.splits import SPLITS
 from headway.data.token_store import load_tokens, write_tokens
 from headway.io.durable import remove
-from headway.learn.token_shards import SharedCodec
+from headway.learn.token_shards import SharedCodecs
 
 _SAMPLE_CHARACTERS = 1 << 26  # characters that the tokenizer is trained on
 _BYTES_PER_CHARACTER = 4  # at most, in UTF-8
@@ -40,7 +40,7 @@ class TextKind:
         self.sources, self.size, self.tokenizer, self.seed = sources, size, tokenizer, seed
         self.codec_kind: Kind = codec
         self._blocks = cut_blocks(sources)
-        self._shared: SharedCodec | None = None
+        self._shared: SharedCodecs | None = None
 
     @property
     def blocks(self) -> int:
@@ -65,17 +65,17 @@ class TextKind:
     def begin(self, work: Path) -> None:
         """Load the tokenizer, or train it on the first characters of each file in an order that the seed determines."""
 
-        def train() -> tuple[Codec, dict[str, Any]]:
+        def train() -> tuple[list[Codec], dict[str, Any]]:
             sample = _Sample(self.sources, self.seed, work / "sample")
             codec = train_codec(self.codec_kind, sample.chunks(), self.size, fewer=True)
-            return codec, {"sample": sample.facts()}
+            return [codec], {"sample": sample.facts()}
 
-        self._shared = SharedCodec(work / "codec", self.tokenizer, self.codec_kind, train)
+        self._shared = SharedCodecs(work / "codec", self.tokenizer, self.codec_kind, train)
 
     def write_part(self, folder: Path, block: int) -> None:
         assert self._shared is not None  # loaded by begin
         downloads = folder / "downloads"
-        write_tokens(folder, exact_sources(self._blocks[block], downloads), self._shared.codec)
+        write_tokens(folder, exact_sources(self._blocks[block], downloads), self._shared.codecs[0])
         remove(downloads)
 
     def samples(self, folder: Path) -> PartSamples:

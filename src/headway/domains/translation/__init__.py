@@ -12,7 +12,7 @@ RECIPES = (
     "tatoeba",
 )
 RECIPES += ("transformer-base-wmt",)
-TASKS = {"pronounce": "task", "translation": "translation"}
+TASKS = {"pronounce": "pronunciation", "translation": "translation"}
 VERBS = {
     "attention": "is_translator",
     "lens": "is_translator",

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from headway.codecs import Codec, Kind, sentence_codec
+from headway.codecs import FILE, Codec, Kind
 from headway.data import Pair
 from headway.data.corpus import AlignedFiles, pair_sources, read_pairs
 from headway.data.input_files import File
@@ -19,17 +19,15 @@ from headway.data.prepared.sample_shards import EncodedSample
 from headway.data.splits import split_code, text_key
 from headway.data.token_store import PairCache, TokenColumn
 from headway.domains.translation.task import (
-    BOS,
-    EOS,
     Codecs,
     PairsConfig,
     ParallelText,
     SentencePairs,
     TokenSequences,
 )
-from headway.errors import UserError
+from headway.errors import ConfigError, UserError
 from headway.formats.out_of_distribution import TrainingStatistics
-from headway.formats.usage import Usage
+from headway.formats.usage import Usage, read_usage
 from headway.io.json_files import parse_json
 from headway.learn import Recipe
 from headway.learn.examples import Batch, Contents, RngKey, TrainingOrder, spread_evenly
@@ -42,19 +40,26 @@ PARTS = 2  # source and target
 
 
 class PairReader:
-    """The pairs of files, with a `prefix` before each source. A new tokenizer, of this kind and size (codec, size),
-    belongs to both languages.
+    """The pairs of files, whose sources a task `config` prepares. A new tokenizer has this kind and size (codec, size).
+    With two `vocabularies`, sources and targets each have a tokenizer, if a published one has two.
     """
 
-    name = "translations"
     parts, num_sums = PARTS, 0
 
-    def __init__(self, paths: Sequence[Path], codec: Kind = "bpe", size: int | None = 8192, prefix: str = "") -> None:
-        self._sources, self._size, self._prefix = pair_sources(paths), size, prefix
+    def __init__(
+        self, config: PairsConfig, paths: Sequence[Path], codec: Kind, size: int | None, vocabularies: int = 1
+    ) -> None:
+        self._sources, self._config, self.vocabularies = pair_sources(paths), config, vocabularies
+        (self.name,) = config.prepared_kinds
         self.codec: Kind = codec
         files = ((s.source, s.target) if isinstance(s, AlignedFiles) else (s,) for s in self._sources)
         self.files: Sequence[File] = [file for pair in files for file in pair]
-        self.settings: Mapping[str, Any] = {"codec": codec, "size": size, "prefix": prefix}
+        self.settings: Mapping[str, Any] = {
+            "codec": codec,
+            "size": size,
+            "prefix": config.prefix,
+            "vocabularies": vocabularies,
+        }
 
     def rows(self) -> Iterator[SourceRow]:
         for source in self._sources:
@@ -63,16 +68,16 @@ class PairReader:
             for number, pair in enumerate(read_pairs(source), 1):
                 yield SourceRow(list(pair), "", code, f"{file.name}, pair {number}")
 
-    def texts(self, content: Any) -> Iterable[str]:
-        return content
+    def texts(self, content: Any) -> Sequence[str]:
+        return self._config.training_texts(content)
 
     def train(self, texts: Iterable[str]) -> Codec:
-        return sentence_codec(self.codec, texts, self._size, (BOS, EOS))
+        return self._config.train_codec(texts)
 
-    def encode(self, rows: Sequence[SourceRow], codec: Codec) -> Iterable[EncodedSample]:
+    def encode(self, rows: Sequence[SourceRow], codecs: Sequence[Codec]) -> Iterable[EncodedSample]:
         contents = [row.content for row in rows]
-        prefixed = [[self._prefix + source, target] for source, target in contents]
-        for pair, sample in zip(contents, encode_columns(prefixed, codec)):
+        prepared = [[self._config.prepare(source), target] for source, target in contents]
+        for pair, sample in zip(contents, encode_columns(prepared, codecs)):
             # Scores need the texts: tokens of a tokenizer that normalises cannot be turned back into them.
             content = sample.content + json.dumps(pair, ensure_ascii=False).encode()
             yield sample._replace(content=content, key=text_key(pair[0]).to_bytes(KEY_BYTES, "little"))
@@ -123,7 +128,7 @@ class PreparedParallelText(ParallelText):
         usage: Usage,
         grouped: bool = False,
     ) -> None:
-        self.tokens, self.places = PreparedTokens(samples, codecs.target), recipe.train.accumulate
+        self.tokens, self.places = PreparedTokens(samples, *dict.fromkeys(codecs)), recipe.train.accumulate
         super().__init__(config, recipe, (), codecs, usage, grouped=grouped)
 
     def open_cache(self) -> PairCache:
@@ -172,3 +177,26 @@ class PreparedParallelText(ParallelText):
                     f"a pair of {self.tokens.samples.data.name} has no texts; prepare the data again"
                 ) from None
             yield Pair(source, target)
+
+
+def open_prepared(
+    config: PairsConfig, recipe: Recipe, paths: Sequence[Path], workspace: Path, shared: bool, grouped: bool
+) -> PreparedParallelText:
+    """The examples of prepared pairs. ConfigError for settings that other tokens would need."""
+    samples = PreparedSamples.open(paths, config.prepared_kinds[0], PARTS)
+    name, prefix = samples.data.name, str(samples.details.get("prefix"))
+    if config.prefix != prefix:
+        raise ConfigError(
+            f"task.prefix is {config.prefix!r}, but {name} was prepared with {prefix[:60]!r}; set it to this, or "
+            "prepare the data again with --prefix"
+        )
+    is_new = not (workspace / FILE).exists()
+    codecs = config.codecs(samples.data.companion_folder() if is_new else workspace)
+    if is_new and shared and codecs.source is not codecs.target:
+        raise ConfigError(f"{name} has a vocabulary per language, but task.shared is true; set it to false")
+    if is_new and not shared and codecs.source is codecs.target:
+        raise ConfigError(
+            f"{name} has one vocabulary for both languages, but task.shared is false; set it to true, or prepare the "
+            "data again with --separate"
+        )
+    return PreparedParallelText(config, recipe, samples, codecs, read_usage(workspace), grouped)

@@ -11,7 +11,8 @@ from typing import cast
 
 from headway.data import SplitConfig, iter_pairs
 from headway.data.prepared.shard_reader import PreparedData, is_prepared
-from headway.domains.translation.task import ParallelText, PronounceConfig
+from headway.domains.translation.pronunciation import PronounceConfig
+from headway.domains.translation.task import ParallelText
 from headway.domains.translation.translation import TranslationConfig
 from headway.learn import AdamWConfig, InverseSqrtConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig, noam_peak
 from headway.learn.plan.scale import DataSettings, Descent, Scale, ScalingLaw, prepared_settings, vocabulary_settings

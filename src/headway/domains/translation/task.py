@@ -1,6 +1,4 @@
-"""Tasks on sequence pairs: translation, and the pronunciation of words. Settings, tokenizers, pairs, objectives and
-inference.
-"""
+"""Tasks on sequence pairs: settings, tokenizers, pairs, objectives and inference."""
 
 from __future__ import annotations
 
@@ -14,11 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.codecs import Codec, TokenizerCodec, load_codec, train_codec
+from headway.codecs import Codec, TokenizerCodec, load_codecs
 from headway.codecs.languages import language_tokens
+from headway.codecs.published_tokenizers import SOURCE_FOLDER
 from headway.codecs.tokenizer import FILE, sequence_template
 from headway.config import override
-from headway.config_kinds import register
 from headway.data import IGNORE_INDEX, Pair, PairBatches, SplitConfig, group_references, open_pairs, split_pairs
 from headway.data import iter_pairs as read_all
 from headway.data.array_store import column_digest
@@ -29,18 +27,17 @@ from headway.formats.usage import Usage
 from headway.generate import SearchConfig, translate_ids
 from headway.generate.search import check_beam
 from headway.layout import Layout
-from headway.learn import Recipe, Task, TaskConfig
+from headway.learn import Recipe, TaskConfig
 from headway.learn.examples import Batch, Contents, LengthBatches, RngKey, spread_evenly
 from headway.learn.objectives.sequences import Ids, SequenceGeneration, Sources, SourceTargetExamples
 from headway.learn.recipe import batch_tokens_of
 from headway.learn.report import Picture, heatmap
-from headway.metrics import bleu, pronunciation_error_rates, rouge, translation_scores
+from headway.metrics import bleu, rouge, translation_scores
 from headway.nn.mixers import ConditionalGRU, CrossAttention
 from headway.nn.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, attention_maps, evaluation_mode
 
 BOS, EOS = "<s>", "</s>"
 NO_USAGE = Usage()
-_SOURCE = "source"  # folder of the source's codec, if separate
 
 
 class Codecs(NamedTuple):
@@ -52,7 +49,7 @@ class Codecs(NamedTuple):
     def save(self, directory: Path) -> None:
         self.target.save(directory)
         if self.source is not self.target:
-            self.source.save(directory / _SOURCE)
+            self.source.save(directory / SOURCE_FOLDER)
 
 
 class PairSpecialTokens(NamedTuple):
@@ -145,13 +142,22 @@ class PairsConfig(TaskConfig):
 
     def codecs(self, directory: Path) -> Codecs:
         """The codecs saved next to a model."""
-        target = load_codec(directory)
-        folder = directory / _SOURCE
-        return Codecs(load_codec(folder) if folder.is_dir() else target, target)
+        codecs = load_codecs(directory)
+        return Codecs(codecs[0], codecs[-1])
+
+    def training_texts(self, pair: Sequence[str]) -> Sequence[str]:
+        """The texts of a pair that codecs are trained on."""
+        return pair
+
+    def train_codec(self, texts: Iterable[str]) -> Codec:
+        """A codec trained on texts."""
+        raise NotImplementedError
 
     def train_codecs(self, paths: Sequence[Path]) -> Codecs:
-        """Codecs trained on the training split."""
-        raise NotImplementedError
+        """Codecs trained on the training split: one for both languages."""
+        pairs = map(self.training_texts, split_pairs(paths, "train", self.split))
+        codec = self.train_codec(text for pair in pairs for text in pair)
+        return Codecs(codec, codec)
 
     def saved_or_trained(self, paths: Sequence[Path], workspace: Path) -> Codecs:
         return self.codecs(workspace) if (workspace / FILE).exists() else self.train_codecs(paths)
@@ -514,40 +520,3 @@ def alignment(
     columns = [len(special_tokens.before) + index for index in order]
     names = [[codec.decode([token]).strip() for token in ids] for codec, ids in zip(codecs, (source, target))]
     return Alignment([*names[0], _EOS_LABEL], [*names[1], _EOS_LABEL], mean[:, columns].cpu().numpy())
-
-
-@register("pronounce")
-@dataclass(frozen=True)
-class PronounceConfig(PairsConfig):
-    """Pronounce words. The data are pronouncing dictionaries (.dict) or pairs of a word and its phonemes.
-
-    Letters and phonemes share one vocabulary. All pronunciations of a word are used in training and count as correct;
-    words, not pronunciations, are held out.
-    """
-
-    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
-        """Raises UserError for data that cannot be read or do not fit the settings."""
-        check_recipe(recipe, shared=True)
-        paths = recipe.files(data)
-        examples = ParallelText(self, recipe, paths, self.saved_or_trained(paths, workspace), grouped=True)
-        return Task(examples, Pronunciation("per", self))
-
-    def prepare(self, source: str) -> str:
-        """A word as lower-case letters separated by spaces."""
-        return " ".join(source.strip().lower())
-
-    def source_encoder(self, codec: Codec) -> Encoder:
-        return PreparedEncoder(codec, self.prepare, "letters")
-
-    def train_codecs(self, paths: Sequence[Path]) -> Codecs:
-        pairs = split_pairs(paths, "train", self.split)
-        strings = (text for word, sounds in pairs for text in (self.prepare(word), sounds))
-        codec = train_codec("word", strings, split="space", special=(BOS, EOS))
-        return Codecs(codec, codec)
-
-
-class Pronunciation(TargetText):
-    """Phonemes of words, scored by word and phoneme error rates against the nearest pronunciation."""
-
-    def scores(self, examples: ParallelText, sources: Sources, generated: Sequence[Ids]) -> dict[str, Any]:
-        return pronunciation_error_rates(examples.decode_all(generated), sources.references)

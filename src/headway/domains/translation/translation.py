@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from headway.codecs import FILE, Codec, Kind, sentence_codec
+from headway.codecs import Codec, Kind, sentence_codec
 from headway.config_kinds import register
 from headway.data import split_pairs
-from headway.data.prepared.prepared_samples import PreparedSamples
 from headway.data.prepared.shard_reader import is_prepared
-from headway.domains.translation.pair_shards import PARTS, PreparedParallelText
+from headway.domains.translation.pair_shards import open_prepared
 from headway.domains.translation.task import BOS, EOS, Codecs, PairsConfig, ParallelText, TargetText, check_recipe
 from headway.errors import ConfigError
 from headway.formats.usage import read_usage
@@ -46,43 +45,25 @@ class TranslationConfig(PairsConfig):
         check_recipe(recipe, self.shared)
         paths, usage = recipe.files(data), read_usage(workspace)
         if any(map(is_prepared, paths)):
-            examples = self._open_prepared(recipe, paths, workspace)
+            if self.reverse:
+                raise ConfigError(
+                    f"task.reverse does not apply to {paths[0]}, whose splits are those of the first texts; prepare "
+                    "the files in the other order"
+                )
+            examples = open_prepared(self, recipe, paths, workspace, self.shared, self.grouped)
         else:
             codecs = self.saved_or_trained(paths, workspace)
             examples = ParallelText(self, recipe, paths, codecs, usage, reverse=self.reverse, grouped=self.grouped)
         return Task(examples, TargetText(self.goal, self, self.lowercase_bleu))
 
-    def _open_prepared(self, recipe: Recipe, paths: Sequence[Path], workspace: Path) -> PreparedParallelText:
-        """The examples of prepared pairs. ConfigError for settings that other tokens would need."""
-        samples = PreparedSamples.open(paths, self.prepared_kinds[0], PARTS)
-        name, prefix = samples.data.name, str(samples.details.get("prefix"))
-        if self.reverse:
-            raise ConfigError(
-                f"task.reverse does not apply to {name}, whose splits are those of the first texts; prepare the files "
-                "in the other order"
-            )
-        if self.prefix != prefix:
-            raise ConfigError(
-                f"task.prefix is {self.prefix!r}, but {name} was prepared with {prefix[:60]!r}; set it to this, or "
-                "prepare the data again with --prefix"
-            )
-        codecs = self.codecs(workspace if (workspace / FILE).exists() else samples.data.companion_folder())
-        if not self.shared or codecs.source is not codecs.target:
-            raise ConfigError(
-                f"{name} has one vocabulary for both languages, but the model has two; set task.shared to true, or "
-                "train on the original files"
-            )
-        return PreparedParallelText(self, recipe, samples, codecs, read_usage(workspace), self.grouped)
-
     def train_codecs(self, paths: Sequence[Path]) -> Codecs:
         if self.shared:
-            codec = self._train(text for pair in split_pairs(paths, "train", self.split) for text in pair)
-            return Codecs(codec, codec)
+            return super().train_codecs(paths)
         codecs = [
-            self._train(pair[column] for pair in split_pairs(paths, "train", self.split))
+            self.train_codec(pair[column] for pair in split_pairs(paths, "train", self.split))
             for column in ((1, 0) if self.reverse else (0, 1))
         ]
         return Codecs(*codecs)
 
-    def _train(self, strings: Iterator[str]) -> Codec:
-        return sentence_codec(self.codec, strings, self.size, (BOS, EOS), self.lowercase)
+    def train_codec(self, texts: Iterable[str]) -> Codec:
+        return sentence_codec(self.codec, texts, self.size, (BOS, EOS), self.lowercase)

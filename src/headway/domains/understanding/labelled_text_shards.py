@@ -32,7 +32,7 @@ class LabelledTextReader:
     texts as that of a training does.
     """
 
-    num_sums = 0
+    num_sums, vocabularies = 0, 1
 
     def __init__(
         self, name: str, paths: Sequence[Path], columns: Mapping[str, str], codec: Kind = "bpe", size: int | None = 8192
@@ -57,14 +57,14 @@ class LabelledTextReader:
             label = values.pop("label")
             yield SourceRow(list(values.values()), label, code, f"{file.name}, line {line}")
 
-    def texts(self, content: Any) -> Iterable[str]:
+    def texts(self, content: Any) -> Sequence[str]:
         return content
 
     def train(self, texts: Iterable[str]) -> Codec:
         return sentence_codec(self.codec, texts, self._size, SPECIAL, lowercase=True)
 
-    def encode(self, rows: Sequence[SourceRow], codec: Codec) -> Iterable[EncodedSample]:
-        return encode_columns([row.content for row in rows], codec)
+    def encode(self, rows: Sequence[SourceRow], codecs: Sequence[Codec]) -> Iterable[EncodedSample]:
+        return encode_columns([row.content for row in rows], codecs)
 
 
 class PreparedTextDataset(TextDataset):
