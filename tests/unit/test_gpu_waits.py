@@ -64,7 +64,7 @@ STEPS: dict[str, tuple[str, str | None, Mapping[str, Any]]] = {
     "classes of sounds": ("audio", "audio", SMALL),
     "transcription": ("transcription", "transcription", {**SMALL, "task.beam": 1}),
     "images and texts": ("image-text", "image-text", {"train.batch_size": 8}),
-    "captions": ("caption", "caption", FEW),
+    "captions": ("caption", "caption", {**FEW, **SMALL}),
     "trajectories": ("trajectories", "trajectories", OFFLINE),
     "robot policies": ("robotics", "robotics", {**OFFLINE, "task.split.validation": 0.2}),
     "forecasts": ("forecast", "forecast", {}),
