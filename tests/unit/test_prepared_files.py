@@ -14,6 +14,7 @@ from headway.app.cli.main import main
 from headway.data.prepared import packed_files, preparation
 from headway.data.prepared.packed_files import PackedFiles, unpacked_paths
 from headway.data.prepared.preparation import Preparation, PrepareConfig
+from headway.data.prepared.remote_sources import SourceFiles
 from headway.data.prepared.shard_reader import PreparedData
 from headway.domains import recipe
 from headway.errors import UserError
@@ -37,7 +38,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def prepare(paths: list[Path], out: Path, unique: bool = False) -> Path:
-    Preparation(PackedFiles(paths), PrepareConfig(unique), out, lambda _: None).run()
+    Preparation(PackedFiles(SourceFiles(paths)), PrepareConfig(unique), out, lambda _: None).run()
     return out
 
 
@@ -68,9 +69,9 @@ def test_several_paths_keep_their_order(folder: Path, tmp_path: Path) -> None:
     paths = [folder / "zebra.png", folder / "cat"]
     assert [path.name for path in unpacked_paths(prepare(paths, tmp_path / "out"))] == ["zebra.png", "cat"]
     with pytest.raises(UserError, match="two of the paths are named cat; rename one"):
-        PackedFiles([folder / "cat", folder / "cat"])
+        PackedFiles(SourceFiles([folder / "cat", folder / "cat"]))
     with pytest.raises(UserError, match="there is no file or folder"):
-        PackedFiles([folder / "none"])
+        PackedFiles(SourceFiles([folder / "none"]))
 
 
 def test_names_stay_in_their_folder(folder: Path, tmp_path: Path) -> None:
@@ -86,13 +87,11 @@ def test_names_stay_in_their_folder(folder: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.png"))
 
 
-def test_other_kinds_and_addresses_are_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_kinds_are_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = prepare_texts(draw_texts(tmp_path / "texts", monkeypatch), tmp_path / "shards")
     assert recipe("text").files([texts]) == [texts]
     with pytest.raises(UserError, match="prepared texts, but this recipe reads prepared images or files; pass such"):
         recipe("vision").files([texts])
-    with pytest.raises(UserError, match=r"s3://bucket/pets is remote, and only texts are prepared from an address"):
-        PackedFiles([Path("s3://bucket/pets")])
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
 
-import fsspec
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
+from object_storage import Storage, connect, upload
 from prepared_data import contents, documents, draw_texts, prepare
 
 from headway.codecs import load_codec
@@ -20,7 +18,6 @@ from headway.domains import recipe
 from headway.domains.text.recipes import text
 from headway.domains.text.text_shards import TextKind
 from headway.errors import ConfigError, UserError
-from headway.io import remote
 from headway.io.remote import remote_url
 from headway.learn import Shard, Task
 from headway.learn.batches_ahead import ahead
@@ -97,40 +94,10 @@ def test_sources_are_mixed_by_shares(texts: Path, tmp_path: Path) -> None:
     assert 0.5 < share([]) < 0.8  # by their sizes
 
 
-class Storage(MemoryFileSystem):
-    """Object storage in memory that fails on request."""
-
-    cachable = False
-    store: ClassVar[dict[str, Any]] = {}
-    pseudo_dirs: ClassVar[list[str]] = [""]
-    faults: ClassVar[
-        list[Exception | int]
-    ] = []  # of the next requests: an error, or the bytes after which an answer ends
-    fetched: ClassVar[list[str]] = []
-
-    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
-        fault = self.faults.pop(0) if self.faults else None
-        if isinstance(fault, Exception):
-            raise fault
-        self.fetched.append(path)
-        return super().cat_file(path, start, end)[:fault]
-
-
 @pytest.fixture
 def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
-    """s3:// is memory, and repeats do not wait."""
-    files = Storage()
-    for name in ("store", "pseudo_dirs", "faults", "fetched"):
-        monkeypatch.setattr(Storage, name, {"store": {}, "pseudo_dirs": [""]}.get(name, []))
-    monkeypatch.setattr(fsspec.core, "url_to_fs", lambda url: (files, url.removeprefix("s3:/")))
-    monkeypatch.setattr(remote, "_FIRST_WAIT", 0)
     monkeypatch.setenv("HEADWAY_CACHE", str(tmp_path / "cache"))
-    return files
-
-
-def upload(storage: Storage, folder: Path, path: str) -> None:
-    for file in folder.iterdir():
-        storage.pipe_file(f"{path}/{file.name}", file.read_bytes())
+    return connect(monkeypatch)
 
 
 def test_paths_of_urls() -> None:

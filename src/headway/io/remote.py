@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from headway.errors import UserError
 from headway.io.files import open_file
@@ -16,6 +16,8 @@ T = TypeVar("T")
 # A path of a URL has lost one of its two slashes.
 _URL = re.compile(r"(s3|gs|https?|hf):/{1,2}([^/].*)", re.DOTALL)
 _ATTEMPTS, _FIRST_WAIT = 6, 0.5  # of one request; seconds, doubled after each
+_MAX_ANSWER = 1 << 26  # bytes of one request for a file; shards have no more
+_VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "LastModified", "mtime")
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "http": "aiohttp", "https": "aiohttp", "hf": "huggingface_hub"}
 
 
@@ -27,6 +29,13 @@ def remote_url(path: Path | str) -> str | None:
 
 class MissingRemoteFileError(UserError):
     """There is no file at an address."""
+
+
+class RemoteEntry(NamedTuple):
+    """The bytes of a file, and a string that changes with its content, or is empty if the server states none."""
+
+    size: int
+    version: str
 
 
 class RemoteFolder:
@@ -62,16 +71,25 @@ class RemoteFolder:
 
         return self._request(name, load)
 
-    def fetch(self, name: str, size: int, path: Path) -> None:
-        """Write a file of `size` bytes to a local path."""
+    def read_span(self, name: str, start: int, stop: int, size: int) -> bytes:
+        """The bytes from `start` to `stop` of a file of `size` bytes."""
 
-        def load(remote: str) -> bytes:
-            content = self._files.cat_file(remote)
-            if len(content) != size:
-                raise OSError(f"{len(content):,} of {size:,} bytes arrived")
+        def load(path: str) -> bytes:
+            is_part = stop - start < size
+            content = self._files.cat_file(path, start, stop) if is_part else self._files.cat_file(path)
+            if is_part and len(content) == size:
+                raise UserError(f"{self.address(name)} is on a server that sends whole files only; download it first")
+            if len(content) != stop - start:
+                raise OSError(f"{len(content):,} of {stop - start:,} bytes arrived")
             return content
 
-        path.write_bytes(self._request(name, load))
+        return self._request(name, load)
+
+    def fetch(self, name: str, size: int, path: Path) -> None:
+        """Write a file of `size` bytes to a local path."""
+        with open(path, "wb") as file:
+            for start in range(0, max(1, size), _MAX_ANSWER):
+                file.write(self.read_span(name, start, min(size, start + _MAX_ANSWER), size))
 
     def write(self, name: str, path: Path) -> None:
         """Write a local file, which appears under its name only when it is complete."""
@@ -88,18 +106,21 @@ class RemoteFolder:
 
         return self._request(name, look)
 
-    def sizes(self) -> dict[str, int]:
-        """The bytes of each file below this folder, by its path, sorted; of a single file under an empty path."""
+    def entries(self) -> dict[str, RemoteEntry]:
+        """Each file below this folder by its path, sorted; a single file has an empty path."""
 
-        def find(path: str) -> dict[str, int]:
+        def find(path: str) -> dict[str, dict[str, Any]]:
             self._files.invalidate_cache()
-            found = self._files.find(path, detail=True)
-            return {name: int(entry["size"] or 0) for name, entry in found.items()}
+            return self._files.find(path, detail=True)
 
         found = self._request("", find)
         if not found:
             raise UserError(f"there is no file or folder {self.url}; check the address")
-        return {name[len(self._root) :].lstrip("/"): size for name, size in sorted(found.items())}
+        entries = {}
+        for path, entry in sorted(found.items()):
+            version = next((str(entry[key]) for key in _VERSIONS if entry.get(key)), "")
+            entries[path[len(self._root) :].lstrip("/")] = RemoteEntry(int(entry["size"] or 0), version)
+        return entries
 
     def _request(self, name: str, request: Callable[[str], T]) -> T:
         path, address = f"{self._root}/{name}" if name else self._root, self.address(name)
@@ -109,6 +130,8 @@ class RemoteFolder:
                 time.sleep(_FIRST_WAIT * 2 ** (attempt - 1))
             try:
                 return request(path)
+            except UserError:
+                raise
             except FileNotFoundError as error:
                 raise MissingRemoteFileError(f"there is no file {address}; check the address") from error
             except Exception as error:

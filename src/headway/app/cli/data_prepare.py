@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +16,13 @@ from headway.app.cli.main import run_job
 from headway.app.cli.options import integer, number
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
+from headway.io.durable import remove
 from headway.io.remote import remote_url
 
 if TYPE_CHECKING:
     from headway.data.labelled_files import LabelledFiles
-    from headway.data.prepared.preparation import Kind
+    from headway.data.prepared.preparation import Kind, Preparation
+    from headway.data.prepared.remote_sources import SourceFiles
     from headway.data.prepared.sample_shards import SampleEncoder
     from headway.learn.token_shards import RowReader
 
@@ -81,9 +84,6 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         if getattr(args, name) and args.kind not in kinds:
             option = name.replace("_", "-")
             raise UserError(f"--{option} does not apply to --kind {args.kind}; use {' or '.join(kinds)}, or remove it")
-    url = next(filter(None, map(remote_url, args.paths)), None)
-    if url is not None and args.kind != "texts":
-        raise UserError(f"{url} is remote, and only texts are prepared from an address; download it first")
     args.codec = args.codec or "bpe"
     if args.size is None and args.codec != "byte":
         args.size = 8192
@@ -102,6 +102,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             raise SystemExit(code)
     else:
         _work(args, terminal)
+    remove(_sources_folder(args))
     _report(args, terminal)
 
 
@@ -116,37 +117,37 @@ def _column(text: str) -> tuple[str, str]:
     return use, name
 
 
-def _texts(args: argparse.Namespace) -> Kind:
+def _texts(args: argparse.Namespace, sources: SourceFiles) -> Kind:
     from headway.data.prepared.text_blocks import text_files
     from headway.domains.text.text_shards import TextKind
 
     return TextKind(text_files(args.paths), args.codec, args.size, args.tokenizer, args.seed or 0)
 
 
-def _files(args: argparse.Namespace) -> Kind:
+def _files(args: argparse.Namespace, sources: SourceFiles) -> Kind:
     from headway.data.prepared.packed_files import PackedFiles
 
     if args.validation is not None or args.test is not None:
         raise UserError("files are split when you train; remove --validation and --test")
-    return PackedFiles(args.paths)
+    return PackedFiles(sources)
 
 
-def _images(args: argparse.Namespace) -> Kind:
+def _images(args: argparse.Namespace, sources: SourceFiles) -> Kind:
     from headway.domains.vision.image_shards import ImageEncoder
 
     size = None if args.pixels is None else tuple(args.pixels)
     encoder = ImageEncoder(size, args.channels, args.unlabelled)
-    return _samples(encoder, encoder.read(args.paths), args)
+    return _samples(encoder, encoder.read(sources.paths), args, sources)
 
 
-def _captions(args: argparse.Namespace) -> Kind:
+def _captions(args: argparse.Namespace, sources: SourceFiles) -> Kind:
     from headway.domains.image_text.caption_shards import CaptionEncoder
 
     encoder = CaptionEncoder(args.kind, None if args.pixels is None else tuple(args.pixels))
-    return _samples(encoder, encoder.read(args.paths), args)
+    return _samples(encoder, encoder.read(sources.paths), args, sources)
 
 
-def _sounds(args: argparse.Namespace) -> Kind:
+def _sounds(args: argparse.Namespace, sources: SourceFiles) -> Kind:
     from headway.data.labelled_files import read_labelled_files
     from headway.data.unlabelled_files import label_free
     from headway.domains.audio.sound_files import AUDIO_EXTENSIONS
@@ -154,11 +155,11 @@ def _sounds(args: argparse.Namespace) -> Kind:
     from headway.domains.audio.unlabelled_sounds import read_files
 
     if args.unlabelled:
-        return _samples(SoundEncoder(), label_free(read_files(args.paths)), args)
-    return _samples(SoundEncoder(), read_labelled_files(args.paths, AUDIO_EXTENSIONS, "sound"), args)
+        return _samples(SoundEncoder(), label_free(read_files(sources.paths)), args, sources)
+    return _samples(SoundEncoder(), read_labelled_files(sources.paths, AUDIO_EXTENSIONS, "sound"), args, sources)
 
 
-def _transcripts(args: argparse.Namespace) -> Kind:
+def _transcripts(args: argparse.Namespace, sources: SourceFiles) -> Kind:
     from headway.data.labelled_files import LabelledFiles
     from headway.domains.audio.sound_files import read_transcripts
     from headway.domains.audio.sound_shards import TranscriptEncoder
@@ -166,41 +167,41 @@ def _transcripts(args: argparse.Namespace) -> Kind:
     if args.validation is not None or args.test is not None:
         raise UserError("transcripts are split by their words when you train; remove --validation and --test")
     found = read_transcripts(
-        args.paths,
+        sources.paths,
         skip=args.skip_bad,
         skip_remedy="leave such samples out with --skip-bad",
         column_remedy="name the columns path and text",
     )
     names = list(map(str, found.files))
     labelled = LabelledFiles(found.files, found.texts, found.named_splits, names, from_folders=False)
-    return _samples(TranscriptEncoder(), labelled, args)
+    return _samples(TranscriptEncoder(), labelled, args, sources)
 
 
-def _labelled_texts(args: argparse.Namespace) -> Kind:
+def _labelled_texts(args: argparse.Namespace, sources: SourceFiles) -> Kind:
     from headway.domains.understanding.labelled_text_shards import LabelledTextReader
 
-    return _rows(LabelledTextReader(args.kind, args.paths, dict(args.columns), args.codec, args.size), args)
+    return _rows(LabelledTextReader(args.kind, sources.paths, dict(args.columns), args.codec, args.size), args)
 
 
-def _pairs(args: argparse.Namespace) -> Kind:
+def _pairs(args: argparse.Namespace, sources: SourceFiles) -> Kind:
     from headway.domains.translation.pair_shards import PairReader
     from headway.domains.translation.pronunciation import PronounceConfig
     from headway.domains.translation.translation import TranslationConfig
 
     if args.kind == "pronunciations":
-        return _rows(PairReader(PronounceConfig(), args.paths, "word", None), args)
+        return _rows(PairReader(PronounceConfig(), sources.paths, "word", None), args)
     if args.separate and args.tokenizer is not None:
         raise UserError("--separate trains a tokenizer per language, but --tokenizer names theirs; remove one of them")
     config = TranslationConfig(codec=args.codec, size=args.size, prefix=args.prefix)
     vocabularies = 2 if args.separate or args.tokenizer is not None else 1
-    return _rows(PairReader(config, args.paths, args.codec, args.size, vocabularies), args)
+    return _rows(PairReader(config, sources.paths, args.codec, args.size, vocabularies), args)
 
 
-def _chats(args: argparse.Namespace) -> Kind:
+def _chats(args: argparse.Namespace, sources: SourceFiles) -> Kind:
     from headway.domains.chat.chat_samples import CONVERSATIONS
     from headway.domains.chat.chat_shards import ChatReader
 
-    return _rows(ChatReader(CONVERSATIONS, args.paths, args.codec, args.size, args.tokenizer), args)
+    return _rows(ChatReader(CONVERSATIONS, sources.paths, args.codec, args.size, args.tokenizer), args)
 
 
 def _rows(reader: RowReader, args: argparse.Namespace) -> Kind:
@@ -210,14 +211,14 @@ def _rows(reader: RowReader, args: argparse.Namespace) -> Kind:
     return RowKind(reader, args.tokenizer, args.seed or 0, has_splits)
 
 
-def _samples(encoder: SampleEncoder, labelled: LabelledFiles, args: argparse.Namespace) -> Kind:
+def _samples(encoder: SampleEncoder, labelled: LabelledFiles, args: argparse.Namespace, sources: SourceFiles) -> Kind:
     from headway.data.prepared.sample_shards import SampleKind
 
     has_splits = args.validation is not None or args.test is not None
-    return SampleKind(encoder, labelled, args.seed or 0, args.skip_bad, has_splits)
+    return SampleKind(encoder, labelled, args.seed or 0, args.skip_bad, has_splits, sources)
 
 
-_KINDS: dict[str, Callable[[argparse.Namespace], Kind]] = {
+_KINDS: dict[str, Callable[[argparse.Namespace, SourceFiles], Kind]] = {
     "texts": _texts,
     "images": _images,
     "sounds": _sounds,
@@ -232,6 +233,7 @@ _KINDS: dict[str, Callable[[argparse.Namespace], Kind]] = {
     "files": _files,
 }
 _LABELLED, _IMAGES = ("labelled-texts", "labelled-pairs"), ("images", "image-text", "caption")
+_ROWS = (*_LABELLED, "translations", "conversations", "pronunciations")
 _TRAINED = ("texts", *_LABELLED, "translations", "conversations")  # kinds whose tokenizer is of any kind and size
 _KINDS_OF_OPTIONS = {
     "tokenizer": (*_TRAINED, "pronunciations"),
@@ -260,24 +262,50 @@ _TITLES = {"units": "tokens", "text_bytes": "bytes of text"}  # of counts of tex
 
 
 def _work(args: argparse.Namespace, terminal: Terminal) -> None:
+    with _preparation(args, terminal) as preparation:
+        if not preparation.run():
+            terminal.note(f"{args.out} was prepared before from the same files")
+
+
+@contextmanager
+def _preparation(args: argparse.Namespace, terminal: Terminal) -> Iterator[Preparation]:
+    from headway.data.corpus import PAIR_KINDS
     from headway.data.prepared.preparation import Preparation, PrepareConfig
+    from headway.data.prepared.remote_sources import LOCAL, SourceFiles
+    from headway.data.table_files import TABLE_KINDS
 
     config = PrepareConfig(args.unique, args.validation, args.test, args.seed or 0)
-    if not Preparation(_KINDS[args.kind](args), config, args.out, terminal.note, args.joined).run():
-        terminal.note(f"{args.out} was prepared before from the same files")
+    if args.kind == "texts":  # read by blocks of their own
+        sources = LOCAL
+    elif args.kind == "files":
+        sources = SourceFiles(args.paths, _sources_folder(args))
+    elif args.kind in _ROWS:
+        sources = SourceFiles(args.paths, _sources_folder(args), (*TABLE_KINDS, *PAIR_KINDS))
+    else:
+        sources = SourceFiles(args.paths, _sources_folder(args), TABLE_KINDS, siblings=True)
+    with sources.named_errors():
+        yield Preparation(_KINDS[args.kind](args, sources), config, args.out, terminal.note, args.joined)
+
+
+def _sources_folder(args: argparse.Namespace) -> Path:
+    """A folder for this command's copies of what is behind addresses."""
+    from headway.data.array_store import cache_key
+    from headway.io.cache import cache_root
+
+    return cache_root() / cache_key("sources", args.kind, list(map(str, args.paths)), str(args.out), args.share)
 
 
 def _write_part(args: argparse.Namespace, terminal: Terminal) -> None:
     from headway.app.shares import parse_part
-    from headway.data.prepared.preparation import Preparation, PrepareConfig
 
     if args.joined is not None or args.processes > 1:
         raise UserError("--part writes one part with one process; remove --join and --processes")
     if (url := remote_url(args.out)) is not None:
         raise UserError(f"--part writes to a local folder, not to {url}; pass another --out, and {url} with --join")
     part = parse_part(args.share)
-    config = PrepareConfig(args.unique, args.validation, args.test, args.seed or 0)
-    folder = Preparation(_KINDS[args.kind](args), config, args.out, terminal.note).write_part(*part)
+    with _preparation(args, terminal) as preparation:
+        folder = preparation.write_part(*part)
+    remove(_sources_folder(args))
     terminal.print(f"part {part} is complete: {folder}")
     terminal.print(f"when all parts are in one folder: the same command with --join {args.out} and another --out")
     terminal.print_result({"path": folder, "part": part.number, "parts": part.count})

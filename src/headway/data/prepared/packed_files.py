@@ -18,16 +18,15 @@ from headway.data.array_store import ColumnWriter, open_or_build, read_column, r
 from headway.data.input_files import is_run_folder
 from headway.data.packing import Spans
 from headway.data.prepared.preparation import PartSamples
+from headway.data.prepared.remote_sources import SourceFiles
 from headway.data.prepared.shard_files import write_shard
 from headway.data.prepared.shard_reader import PreparedData, is_prepared
 from headway.data.splits import split_code
 from headway.errors import UserError
 from headway.io.cache import cache_root
-from headway.io.files import open_file, user_path
-from headway.io.remote import remote_url
+from headway.io.files import user_path
 
 _BLOCK_BYTES = 1 << 25
-_READ = 1 << 20
 _MAX_NAME = 4096  # bytes
 
 
@@ -38,12 +37,11 @@ class PackedFiles:
     unit_bytes = 1
     is_divisible = has_splits = False
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, sources: SourceFiles) -> None:
+        self._sources = sources
         self._files: list[tuple[str, Path, int]] = []  # name in the data, path, bytes
         self._roots: list[str] = []
-        for path in map(user_path, paths):
-            if (url := remote_url(path)) is not None:
-                raise UserError(f"{url} is remote, and only texts are prepared from an address; download it first")
+        for path in map(user_path, sources.paths):
             if not path.exists():
                 raise UserError(f"there is no file or folder {path}; check the name")
             root = path.resolve().name
@@ -59,7 +57,7 @@ class PackedFiles:
                 (str(PurePosixPath(root, f.relative_to(path).as_posix())), f, f.stat().st_size) for f in inner
             ]
         if not self._files:
-            raise UserError(f"{paths[0]} contains no files; pass another folder")
+            raise UserError(f"{sources.paths[0]} contains no files; pass another folder")
         self._pieces = [
             (file, start, min(start + _BLOCK_BYTES, size))
             for file, (_, _, size) in enumerate(self._files)
@@ -90,12 +88,10 @@ class PackedFiles:
             for file, start, stop in (self._pieces[piece] for piece in self._blocks[block].tolist()):
                 name, path, _ = self._files[file]
                 digest = hashlib.blake2b(digest_size=8)
-                with open_file(path) as stream:
-                    stream.seek(start)
-                    while content := stream.read(min(_READ, stop - stream.tell())):
-                        digest.update(content)
-                        columns.append("data", np.frombuffer(content, np.uint8))
-                        size += len(content)
+                for content in self._sources.read(path, start, stop):
+                    digest.update(content)
+                    columns.append("data", np.frombuffer(content, np.uint8))
+                    size += len(content)
                 encoded = name.encode("utf-8", "surrogateescape")
                 columns.append("names", np.frombuffer(encoded, np.uint8))
                 name_size += len(encoded)

@@ -17,6 +17,7 @@ from headway.data.array_store import ColumnWriter, read_column, read_info, write
 from headway.data.labelled_files import LabelledFiles
 from headway.data.packing import Spans
 from headway.data.prepared.preparation import PartSamples, file_digest_of
+from headway.data.prepared.remote_sources import LOCAL, SourceFiles
 from headway.data.prepared.shard_files import write_shard
 from headway.data.shuffling import permute
 from headway.data.splits import SPLITS, split_code, text_key
@@ -74,8 +75,10 @@ class SampleEncoder(Protocol):
         """Everything that samples depend on in addition to their files, as JSON."""
         ...
 
-    def choose(self, labelled: LabelledFiles) -> dict[str, Any]:
-        """Settings for all samples that depend on the files, as JSON; one process chooses them."""
+    def choose(self, labelled: LabelledFiles, local: Callable[[Path], Path]) -> dict[str, Any]:
+        """Settings for all samples that depend on the files, as JSON; one process chooses them. `local` returns a file
+        with the contents of one of them, which is valid until the next call.
+        """
         ...
 
     def start(self, settings: Mapping[str, Any]) -> None:
@@ -208,8 +211,9 @@ class SampleKind(SampleShards):
         seed: int,
         skip_bad: bool = False,
         has_splits: bool = False,
+        sources: SourceFiles = LOCAL,
     ) -> None:
-        self.encoder, self.labelled, self.skip_bad = encoder, labelled, skip_bad
+        self.encoder, self.labelled, self.skip_bad, self.sources = encoder, labelled, skip_bad, sources
         self.name, self.key_bytes, self.has_splits = encoder.name, encoder.key_bytes, has_splits
         states = [path.stat() for path in labelled.files]
         self._sizes = np.array([state.st_size for state in states], np.int64)
@@ -225,7 +229,7 @@ class SampleKind(SampleShards):
 
     def plan(self) -> dict[str, Any]:
         digest = hashlib.blake2b(self._sizes.tobytes() + self.labelled.named_splits.tobytes(), digest_size=16)
-        for column in (self.labelled.locations, self.labelled.labels):
+        for column in (map(self.sources.name, self.labelled.locations), self.labelled.labels):
             digest.update("\0".join(column).encode("utf-8", "surrogateescape"))
         return {"encoder": self.encoder.plan(), "skip_bad": self.skip_bad, "sources": digest.hexdigest()}
 
@@ -236,7 +240,8 @@ class SampleKind(SampleShards):
         """Choose the settings of the encoder."""
         path = work / _SETTINGS
         if not path.exists():
-            write_json(path, self.encoder.choose(self.labelled))
+            with self.sources.fetched_singly() as local:
+                write_json(path, self.encoder.choose(self.labelled, local))
         self.encoder.start(read_json(path))
         self.num_sums = self.encoder.num_sums
 
@@ -246,20 +251,24 @@ class SampleKind(SampleShards):
         write_info(folder, {"samples": count, "errors": errors})
 
     def _encoded(self, block: int, errors: list[str]) -> Iterator[tuple[int, EncodedSample]]:
-        for number in self._blocks[block].tolist():
-            try:
-                yield number, self.encoder.encode(self.labelled.files[number])
-            except UserError as error:
-                if not self.skip_bad:
-                    raise UserError(f"{error}; or leave such files out with --skip-bad and a new --out") from None
-                errors.append(str(error))
+        numbers = self._blocks[block].tolist()
+        with self.sources.fetched([self.labelled.files[number] for number in numbers]) as files:
+            for number, file in zip(numbers, files):
+                try:
+                    yield number, self.encoder.encode(file)
+                except UserError as error:
+                    reason = str(error).replace(str(file), self.sources.name(str(self.labelled.files[number])))
+                    if not self.skip_bad:
+                        raise UserError(f"{reason}; or leave such files out with --skip-bad and a new --out") from None
+                    errors.append(reason)
 
     def named_splits(self, folder: Path, numbers: np.ndarray) -> np.ndarray:
         return self.labelled.named_splits[numbers]
 
     def strings(self, folder: Path, numbers: np.ndarray) -> SampleStrings:
-        columns = self.labelled.labels, self.labelled.files  # task.group is a regular expression for names of files
-        return SampleStrings(*(np.array([str(column[n]) for n in numbers.tolist()], object) for column in columns))
+        rows, labelled = numbers.tolist(), self.labelled
+        names = [self.sources.name(str(labelled.files[row])) for row in rows]  # to which task.group applies
+        return SampleStrings(np.array([labelled.labels[row] for row in rows], object), np.array(names, object))
 
     def finish(
         self, work: Path, out: Path, spans: Callable[[int], Mapping[str, Spans]]

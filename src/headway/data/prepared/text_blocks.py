@@ -69,7 +69,7 @@ def text_files(paths: Sequence[Path]) -> list[Source]:
         if url is None:
             raise UserError(f"{path} is a local path next to a URL; prepare them one after the other")
         folder = RemoteFolder(url)
-        for name, size in folder.sizes().items():
+        for name, (size, _) in folder.entries().items():
             parts = PurePosixPath(name or url).parts
             if file_kind(parts[-1]) in TEXT_KINDS and size and not any(part.startswith(".") for part in parts):
                 named = [split_from_filename(parts[-1]), *map(split_from_name, reversed(parts[:-1]))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ class SoundEncoder:
     def plan(self) -> dict[str, Any]:
         return {}
 
-    def choose(self, labelled: LabelledFiles) -> dict[str, Any]:
+    def choose(self, labelled: LabelledFiles, local: Callable[[Path], Path]) -> dict[str, Any]:
         return {}
 
     def start(self, settings: Mapping[str, Any]) -> None:

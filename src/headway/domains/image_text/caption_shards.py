@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,8 @@ class CaptionEncoder:
     def plan(self) -> dict[str, Any]:
         return {"size": self.size}
 
-    def choose(self, labelled: LabelledFiles) -> dict[str, Any]:
-        longer = longer_side(labelled.files)
+    def choose(self, labelled: LabelledFiles, local: Callable[[Path], Path]) -> dict[str, Any]:
+        longer = longer_side(labelled.files, local)
         if longer is None:
             raise UserError(f"{labelled.locations[0]} and all other images cannot be read; check the files")
         side, _ = resolution(longer, _MINUTES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -277,12 +277,14 @@ def _caption_tokens(task: Task) -> int:
     return sum(len(captions.ids[row]) + 1 for row in captions.splits.rows("train").tolist())
 
 
-def longer_side(files: Sequence[Path]) -> int | None:
-    """The median longer side of a sample of images; None if none can be read. The task reports unreadable ones."""
+def longer_side(files: Sequence[Path], local: Callable[[Path], Path] = Path) -> int | None:
+    """The median longer side of a sample of images; None if none can be read. The task reports unreadable ones. `local`
+    returns a path at which an image can be read.
+    """
     sides = []
     for row in examples.spread_evenly(np.arange(len(files)), _MAX_SAMPLED).tolist():
         with suppress(UserError):
-            sides.append(max(read_image(files[row]).shape[:2]))
+            sides.append(max(read_image(local(files[row])).shape[:2]))
     return int(np.median(sides)) if sides else None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class ImageEncoder:
     def plan(self) -> dict[str, Any]:
         return {"size": self.size, "channels": self.channels, "unlabelled": self.unlabelled}
 
-    def choose(self, labelled: LabelledFiles) -> dict[str, Any]:
+    def choose(self, labelled: LabelledFiles, local: Callable[[Path], Path]) -> dict[str, Any]:
         survey = survey_images(
             LabelledImages(
                 labelled.labels,
@@ -59,7 +59,8 @@ class ImageEncoder:
                 labelled.locations,
                 labelled.files,
                 classes=labelled.from_folders,
-            )
+            ),
+            read=lambda row: read_image(local(labelled.files[row])),
         )
         if survey is None:
             raise UserError(f"{labelled.locations[0]} and all other images cannot be read; check the files")

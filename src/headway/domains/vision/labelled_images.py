@@ -266,14 +266,17 @@ class Survey:
     flips: bool
 
 
-def survey_images(samples: LabelledImages, target: str = "auto") -> Survey | None:
-    """Survey a sample of images outside the test split; None if none can be read.
+def survey_images(
+    samples: LabelledImages, target: str = "auto", read: Callable[[int], np.ndarray] | None = None
+) -> Survey | None:
+    """Survey a sample of images outside the test split, with `read` instead of their own `pixels`; None if none can be
+    read.
 
     The survey is deterministic and reads a limited number of bytes.
     """
     rows = np.flatnonzero(samples.named_splits <= split_code("train"))
     labels = [samples.labels[row] for row in rows.tolist()]
-    measured = survey_pixels(samples.pixels, rows, samples.files)
+    measured = survey_pixels(read or samples.pixels, rows, samples.files)
     if measured is None:
         return None
     counts = Counter(labels)
