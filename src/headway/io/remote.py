@@ -6,8 +6,10 @@ import importlib
 import re
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+from urllib.parse import quote, unquote
 
 from headway.errors import UserError
 from headway.io.files import open_file
@@ -17,7 +19,9 @@ T = TypeVar("T")
 _URL = re.compile(r"(s3|gs|https?|hf):/{1,2}([^/].*)", re.DOTALL)
 _ATTEMPTS, _FIRST_WAIT = 6, 0.5  # of one request; seconds, doubled after each
 _MAX_ANSWER = 1 << 26  # bytes of one request for a file; shards have no more
-_VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "LastModified", "mtime")
+_REQUESTS = 8  # at once, for sizes
+_VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "LastModified", "Last-Modified", "mtime")
+WRITABLE = ("s3", "gs")
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "http": "aiohttp", "https": "aiohttp", "hf": "huggingface_hub"}
 
 
@@ -45,7 +49,7 @@ class RemoteFolder:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        protocol = url.partition(":")[0]
+        self.protocol = protocol = url.partition(":")[0]
         try:
             fsspec = importlib.import_module("fsspec")
             self._files, self._root = fsspec.core.url_to_fs(self.url)
@@ -99,31 +103,56 @@ class RemoteFolder:
 
     def exists(self, name: str) -> bool:
         """Whether there is a file of this name."""
-
-        def look(path: str) -> bool:
-            self._files.invalidate_cache()
-            return self._files.isfile(path)
-
-        return self._request(name, look)
+        try:
+            return self._info(name).get("type") == "file"
+        except MissingRemoteFileError:
+            return False
 
     def entries(self) -> dict[str, RemoteEntry]:
-        """Each file below this folder by its path, sorted; a single file has an empty path."""
+        """Each file below this folder by its path, sorted; a single file has an empty path. UserError if there are
+        none, and if a server does not state their sizes.
+        """
+        is_web = self.protocol in ("http", "https")
 
         def find(path: str) -> dict[str, dict[str, Any]]:
             self._files.invalidate_cache()
-            return self._files.find(path, detail=True)
+            # On the web, a folder that cannot be listed would otherwise be left out.
+            return self._files.find(path, detail=True, **({"on_error": "raise"} if is_web else {}))
 
         found = self._request("", find)
         if not found:
-            raise UserError(f"there is no file or folder {self.url}; check the address")
+            try:
+                info = self._info("")  # raises the error that led to an empty list
+            except MissingRemoteFileError:
+                info = {}
+            if info.get("type") != "file":
+                raise UserError(f"there is no file or folder {self.url}; check the address")
+            found = {self._root: info}
+        names = {path: path[len(self._root) :].lstrip("/") for path in sorted(found)}
+        if is_web:
+            names = {path: unquote(name) for path, name in names.items()}
+        missing = [path for path in names if found[path].get("size") is None]
+        with ThreadPoolExecutor(_REQUESTS) as pool:
+            found |= zip(missing, pool.map(lambda path: self._info(names[path]), missing))
         entries = {}
-        for path, entry in sorted(found.items()):
-            version = next((str(entry[key]) for key in _VERSIONS if entry.get(key)), "")
-            entries[path[len(self._root) :].lstrip("/")] = RemoteEntry(int(entry["size"] or 0), version)
-        return entries
+        for path, name in names.items():
+            size = found[path].get("size")
+            if size is None:
+                raise UserError(f"the server does not state the size of {self.address(name)}; download it first")
+            version = next((str(found[path][key]) for key in _VERSIONS if found[path].get(key)), "")
+            entries[name] = RemoteEntry(int(size), version)
+        return dict(sorted(entries.items()))
+
+    def _info(self, name: str) -> dict[str, Any]:
+        def look(path: str) -> dict[str, Any]:
+            self._files.invalidate_cache()
+            return self._files.info(path)
+
+        return self._request(name, look)
 
     def _request(self, name: str, request: Callable[[str], T]) -> T:
-        path, address = f"{self._root}/{name}" if name else self._root, self.address(name)
+        remote_name = quote(name) if self.protocol in ("http", "https") else name
+        path, address = f"{self._root}/{remote_name}" if name else self._root, self.address(name)
         reason = ""
         for attempt in range(_ATTEMPTS):
             if attempt:
@@ -132,12 +161,15 @@ class RemoteFolder:
                 return request(path)
             except UserError:
                 raise
-            except FileNotFoundError as error:
-                raise MissingRemoteFileError(f"there is no file {address}; check the address") from error
             except Exception as error:
-                reason = " ".join(str(error).split())[:200] or type(error).__name__
-                status: Any = getattr(error, "status", None) or getattr(error, "code", None)
-                if isinstance(error, PermissionError) or status in (401, 403) or "redentials" in reason:
+                cause = error
+                if isinstance(error, FileNotFoundError):
+                    cause = error.__cause__  # clients of the web report any failure as a missing file
+                    is_fault = isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)
+                    if _status(cause) == 404 or not (is_fault or _status(cause)):
+                        raise MissingRemoteFileError(f"there is no file {address}; check the address") from error
+                reason = " ".join(str(cause).split())[:200] or type(cause).__name__
+                if isinstance(cause, PermissionError) or _status(cause) in (401, 403) or "redentials" in reason:
                     raise UserError(
                         f"{address} cannot be accessed ({reason}); check the credentials and their rights"
                     ) from error
@@ -145,3 +177,10 @@ class RemoteFolder:
             f"{address} could not be transferred in {_ATTEMPTS} attempts ({reason}); check the connection and run the "
             "same command again"
         )
+
+
+def _status(error: Any) -> int | None:
+    """The HTTP status that an error of a client states."""
+    response = getattr(error, "response", None)
+    statuses = getattr(error, "status", None), getattr(error, "code", None), getattr(response, "status_code", None)
+    return next((status for status in statuses if isinstance(status, int)), None)

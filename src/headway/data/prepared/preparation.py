@@ -35,7 +35,7 @@ from headway.data.token_store import FEW_DOCUMENTS
 from headway.errors import UserError
 from headway.io.cache import cache_root, file_lock
 from headway.io.durable import atomic_write, decode_json, digest_entry, read_json, remove, write_json, write_text
-from headway.io.remote import RemoteFolder, remote_url
+from headway.io.remote import WRITABLE, RemoteFolder, remote_url
 
 WORK_FOLDER = ".work"
 _PLAN = "plan.json"
@@ -133,6 +133,8 @@ class Preparation:
         self.kind, self.config, self.notify, self.joined = kind, config, notify, joined
         url = remote_url(out)
         self.remote = None if url is None else RemoteFolder(url)
+        if self.remote is not None and self.remote.protocol not in WRITABLE:
+            raise UserError(f"{url} cannot be written; pass a folder, or an address with s3:// or gs://, as --out")
         self.name = str(out) if url is None else url
         self.out = Path(out) if url is None else cache_root() / cache_key("prepare", url)
         self.work = self.out / WORK_FOLDER
