@@ -137,6 +137,9 @@ def test_preparations_from_an_address_continue_and_join(
     for part in ("1/2", "2/2"):
         assert prepare(command, tmp_path / "parts", *options, "--part", part) == 0
     assert prepare(command, tmp_path / "joined", *options, "--join", str(tmp_path / "parts")) == 0
+    storage.faults = [*[None] * 14, PermissionError("Access Denied")]
+    assert prepare(command, tmp_path / "one", *options) == 2
+    assert "Access Denied" in capsys.readouterr().err
     assert prepare(command, tmp_path / "one", *options) == 0
     assert contents(tmp_path / "joined") == contents(tmp_path / "one")
     assert {name for name in contents(tmp_path / "one") if "-0" in name} == {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import re
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ _MAX_ANSWER = 1 << 26  # bytes of one request for a file; shards have no more
 _REQUESTS = 8  # at once, for sizes
 _VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "LastModified", "Last-Modified", "mtime")
 WRITABLE = ("s3", "gs")
+_NO_ACCESS = re.compile("redentials|^Forbidden")  # in errors without a type or status
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "http": "aiohttp", "https": "aiohttp", "hf": "huggingface_hub"}
 
 
@@ -51,6 +53,7 @@ class RemoteFolder:
         self.url = url.rstrip("/")
         self.protocol = protocol = url.partition(":")[0]
         try:
+            logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs tracebacks of the errors that it raises
             fsspec = importlib.import_module("fsspec")
             self._files, self._root = fsspec.core.url_to_fs(self.url)
         except (ImportError, ValueError) as error:
@@ -169,7 +172,7 @@ class RemoteFolder:
                     if _status(cause) == 404 or not (is_fault or _status(cause)):
                         raise MissingRemoteFileError(f"there is no file {address}; check the address") from error
                 reason = " ".join(str(cause).split())[:200] or type(cause).__name__
-                if isinstance(cause, PermissionError) or _status(cause) in (401, 403) or "redentials" in reason:
+                if isinstance(cause, PermissionError) or _status(cause) in (401, 403) or _NO_ACCESS.search(reason):
                     raise UserError(
                         f"{address} cannot be accessed ({reason}); check the credentials and their rights"
                     ) from error

@@ -40,7 +40,7 @@ CODECS = ("bpe", "wordpiece", "unigram", "word", "char", "byte")
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("paths", nargs="+", type=Path, metavar="PATH|URL", help="text files, folders, archives, URLs")
+    add("paths", nargs="+", type=Path, metavar="PATH|URL", help="files, folders, archives, URLs")
     add("--out", type=Path, required=True, metavar="DIR|URL", help="output; the same command continues there")
     add(
         "--processes",
@@ -264,7 +264,7 @@ _TITLES = {"units": "tokens", "text_bytes": "bytes of text"}  # of counts of tex
 def _work(args: argparse.Namespace, terminal: Terminal) -> None:
     with _preparation(args, terminal) as preparation:
         if not preparation.run():
-            terminal.note(f"{args.out} was prepared before from the same files")
+            terminal.note(f"{preparation.name} was prepared before from the same files")
 
 
 @contextmanager
