@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,13 @@ def test_recordings(options: list[str], tmp_path: Path, storage: Storage) -> Non
 
 
 @pytest.mark.parametrize(
-    ("names", "kind"), [(["train.en", "train.de"], "translations"), (["rows.csv"], "labelled-texts"), ([""], "files")]
+    ("names", "kind"),
+    [
+        (["train.en", "train.de"], "translations"),
+        (["rows.csv"], "labelled-texts"),
+        ([""], "conversations"),
+        ([""], "files"),
+    ],
 )
 def test_rows_and_files(names: list[str], kind: str, tmp_path: Path, storage: Storage) -> None:
     folder = tmp_path / "rows"
@@ -114,6 +121,9 @@ def test_rows_and_files(names: list[str], kind: str, tmp_path: Path, storage: St
     (folder / "train.en").write_text("\n".join(lines) + "\n")
     (folder / "train.de").write_text("\n".join(lines).upper() + "\n")
     (folder / "rows.csv").write_text("text,label\n" + "".join(f"{line},{line[:1]}\n" for line in lines))
+    chats = [[{"role": role, "content": line} for role in ("user", "assistant")] for line in lines]
+    with zipfile.ZipFile(folder / "chats.zip", "w") as archive:
+        archive.writestr("chats.jsonl", "".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
     check_address(storage, folder, names, ["--kind", kind, *([] if kind == "files" else ["--size", "300"])])
     assert contents(tmp_path / "out") == contents(tmp_path / "local")
 

@@ -270,6 +270,7 @@ def _work(args: argparse.Namespace, terminal: Terminal) -> None:
 @contextmanager
 def _preparation(args: argparse.Namespace, terminal: Terminal) -> Iterator[Preparation]:
     from headway.data.corpus import PAIR_KINDS
+    from headway.data.input_files import ARCHIVES
     from headway.data.prepared.preparation import Preparation, PrepareConfig
     from headway.data.prepared.remote_sources import LOCAL, SourceFiles
     from headway.data.table_files import TABLE_KINDS
@@ -280,7 +281,7 @@ def _preparation(args: argparse.Namespace, terminal: Terminal) -> Iterator[Prepa
     elif args.kind == "files":
         sources = SourceFiles(args.paths, _sources_folder(args))
     elif args.kind in _ROWS:
-        sources = SourceFiles(args.paths, _sources_folder(args), (*TABLE_KINDS, *PAIR_KINDS))
+        sources = SourceFiles(args.paths, _sources_folder(args), (*TABLE_KINDS, *PAIR_KINDS, *ARCHIVES))
     else:
         sources = SourceFiles(args.paths, _sources_folder(args), TABLE_KINDS, siblings=True)
     with sources.named_errors():
