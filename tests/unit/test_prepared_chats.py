@@ -1,4 +1,4 @@
-"""Conversations in shards: the splits, batches, scores and weights of the files, started from the index."""
+"""Conversations and preferences in shards: splits, batches, scores and weights of the files, started from the index."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chat_data import chats, opened, say, small, train, write
+import torch
+from chat_data import chats, choices, opened, say, small, train, write
 from prepared_data import PLAIN, check_equal_batches, check_equal_runs, contents, draw
 
 from headway.app.cli.main import main
@@ -18,14 +19,14 @@ from headway.data.prepared import preparation, prepared_samples
 from headway.data.prepared.preparation import Preparation, PrepareConfig
 from headway.data.prepared.prepared_samples import PreparedSamples
 from headway.data.prepared.shard_reader import MappedShards
-from headway.domains.chat.chat_samples import CONVERSATIONS
+from headway.domains.chat.chat_samples import CONVERSATIONS, PREFERENCES, ChatKind
 from headway.domains.chat.chat_shards import ChatReader
-from headway.domains.chat.recipes import SCALES, instruct
+from headway.domains.chat.recipes import SCALES, instruct, preference
 from headway.errors import UserError
 from headway.formats.usage import Usage
 from headway.learn import Shard, token_shards
 from headway.learn.prepared_rows import PreparedTokens
-from headway.learn.shard_batches import PlacedBatches
+from headway.learn.shard_batches import PlacedBatches, PlacedLengthBatches
 from headway.learn.token_shards import RowKind
 
 
@@ -37,7 +38,9 @@ def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def files(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """90 conversations, ten of them in a file for tests, in blocks of 4 KB and shards of 1 KB."""
+    """90 conversations, ten of them in a file for tests, and 80 preferences next to their folder, in blocks of 4 KB and
+    shards of 1 KB.
+    """
     monkeypatch.setattr(token_shards, "_MIN_BLOCK", 4096)
     monkeypatch.setattr(token_shards, "_ROWS_AT_ONCE", 7)
     for name in ("_MAX_SHARD_BYTES", "_MIN_SHARD_BYTES"):
@@ -47,12 +50,19 @@ def files(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     rows = chats(data_dir, 90)
     write(tmp_path / "data" / "train.jsonl", rows[:80])
     write(tmp_path / "data" / "test.jsonl", rows[80:])
+    write(tmp_path / "choices.jsonl", choices(data_dir))
     return tmp_path / "data"
 
 
-def prepare(path: Path, out: Path, config: PrepareConfig = PLAIN, tokenizer: Path | None = None) -> Path:
+def prepare(
+    path: Path,
+    out: Path,
+    config: PrepareConfig = PLAIN,
+    tokenizer: Path | None = None,
+    kind: ChatKind = CONVERSATIONS,
+) -> Path:
     name = None if tokenizer is None else str(tokenizer)
-    reader = ChatReader(CONVERSATIONS, [path], "bpe", 300, name)
+    reader = ChatReader(kind, [path], "bpe", 300, name)
     Preparation(RowKind(reader, name, config.seed, config.validation is not None), config, out, lambda _: None).run()
     return out
 
@@ -257,3 +267,72 @@ def test_bad_rows_and_damage_are_reported(
         monkeypatch.setattr(PreparedSamples, "open", lambda *_, sums=sums: replace(samples, sums=sums))
         with pytest.raises(UserError, match="is inconsistent with its shards; prepare the data again"):
             opened(recipe, out)
+
+
+@pytest.mark.parametrize("loss", ["dpo", "orpo"])
+def test_preferences_have_the_splits_batches_and_references_of_the_file(
+    loss: str, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, start = tmp_path / "choices.jsonl", train(tmp_path / "start", files, small(instruct())).directory
+    recipe = replace(small(preference(), **{"task.loss": loss}), start=str(start))
+    out = prepare(path, tmp_path / "out", tokenizer=start, kind=PREFERENCES)
+    local, prepared = opened(recipe, path, start), opened(recipe, out, start)
+    for split, rows in local.examples.splits.indices.items():
+        assert (prepared.examples.splits.indices[split] == rows).all()
+    for task in (local, prepared):
+        task.adapt(recipe.model)
+    for split in ("train", "validation"):
+        for expected, batch, _ in zip(local.batches(split), prepared.batches(split), range(4)):
+            assert torch.equal(expected.inputs[0], batch.inputs[0])
+            for target, other in zip(expected.targets, batch.targets):
+                assert torch.equal(target, other)
+            assert bool(batch.targets[1].any()) == (loss == "dpo")
+    monkeypatch.setattr(prepared_samples, "_MAX_SHUFFLED", 0)
+    examples = opened(recipe, out, start).examples
+    rows, order = examples.rows_of("train"), examples.of("train").training_order()
+    assert isinstance(order, PlacedLengthBatches)
+    batches = [indices for (_, indices), _ in zip(order.endless(Shard(), 0), range(round(order.epoch)))]
+    assert len(set(np.concatenate(batches).tolist())) > 0.8 * len(rows)
+    for indices in batches:
+        assert len(set(examples.windowed.shards_of(rows[indices]).tolist())) == 1
+
+
+def test_a_training_on_preferences_from_the_index_has_the_weights_of_the_file(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("headway.domains.chat.task._MAX_REPLY_TOKENS", 30)
+    path, out, start = tmp_path / "choices.jsonl", tmp_path / "out", tmp_path / "start"
+    train(start, files, small(instruct()))
+    command = ["data", "prepare", str(path), "--kind", "preferences", "--out", str(out)]
+    assert main(command) == 2
+    assert "preferences are for a model that can already answer; name it with --tokenizer" in capsys.readouterr().err
+    assert main([*command, "--tokenizer", str(start)]) == 0
+    assert f"use it: headway train preference --data {out} --from {start}\n" in capsys.readouterr().out
+    local = train(tmp_path / "local", path, small(preference()), start=start)
+    path.unlink()
+    prepared = train(tmp_path / "prepared", out, small(preference()), start=start)
+    check_equal_runs(local.directory, prepared.directory)
+    with pytest.raises(UserError, match="contains prepared preferences, but this recipe reads prepared conversations"):
+        instruct().files([out])
+
+
+def test_stopped_preparations_of_preferences_have_the_same_bytes(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, expected = tmp_path / "choices.jsonl", prepare(files, tmp_path / "model")
+    one = prepare(path, tmp_path / "one", tokenizer=expected, kind=PREFERENCES)
+    write_part, calls = RowKind.write_part, iter(range(2))
+
+    def stop(self: RowKind, *arguments: Any) -> None:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        write_part(self, *arguments)
+
+    monkeypatch.setattr(RowKind, "write_part", stop)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(path, tmp_path / "two", tokenizer=expected, kind=PREFERENCES)
+    monkeypatch.setattr(RowKind, "write_part", write_part)
+    assert contents(prepare(path, tmp_path / "two", tokenizer=expected, kind=PREFERENCES)) == contents(one)
+    damaged = write(tmp_path / "bad.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "b"}])
+    with pytest.raises(UserError, match="line 1: chosen and rejected are the same; remove the line"):
+        prepare(damaged, tmp_path / "bad", tokenizer=expected, kind=PREFERENCES)

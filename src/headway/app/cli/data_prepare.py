@@ -198,10 +198,13 @@ def _pairs(args: argparse.Namespace, sources: SourceFiles) -> Kind:
 
 
 def _chats(args: argparse.Namespace, sources: SourceFiles) -> Kind:
-    from headway.domains.chat.chat_samples import CONVERSATIONS
+    from headway.domains.chat.chat_samples import CONVERSATIONS, PREFERENCES
     from headway.domains.chat.chat_shards import ChatReader
 
-    return _rows(ChatReader(CONVERSATIONS, sources.paths, args.codec, args.size, args.tokenizer), args)
+    kind = PREFERENCES if args.kind == PREFERENCES.name else CONVERSATIONS
+    if kind is PREFERENCES and args.tokenizer is None:
+        raise UserError("preferences are for a model that can already answer; name it with --tokenizer")
+    return _rows(ChatReader(kind, sources.paths, args.codec, args.size, args.tokenizer), args)
 
 
 def _rows(reader: RowReader, args: argparse.Namespace) -> Kind:
@@ -230,13 +233,14 @@ _KINDS: dict[str, Callable[[argparse.Namespace, SourceFiles], Kind]] = {
     "translations": _pairs,
     "pronunciations": _pairs,
     "conversations": _chats,
+    "preferences": _chats,
     "files": _files,
 }
 _LABELLED, _IMAGES = ("labelled-texts", "labelled-pairs"), ("images", "image-text", "caption")
-_ROWS = (*_LABELLED, "translations", "conversations", "pronunciations")
+_ROWS = (*_LABELLED, "translations", "conversations", "pronunciations", "preferences")
 _TRAINED = ("texts", *_LABELLED, "translations", "conversations")  # kinds whose tokenizer is of any kind and size
 _KINDS_OF_OPTIONS = {
-    "tokenizer": (*_TRAINED, "pronunciations"),
+    "tokenizer": ("texts", *_ROWS),
     "codec": _TRAINED,
     "size": _TRAINED,
     "columns": _LABELLED,
@@ -257,6 +261,7 @@ _RECIPES = {
     "translations": "translation",
     "pronunciations": "pronounce",
     "conversations": "instruct",
+    "preferences": "preference",
 }
 _TITLES = {"units": "tokens", "text_bytes": "bytes of text"}  # of counts of texts
 
@@ -333,5 +338,6 @@ def _report(args: argparse.Namespace, terminal: Terminal) -> None:
         changed += [f"task.prefix={args.prefix}"] if args.prefix else []
         changed += ["task.shared=false", "model.tie=head"] if args.separate else []
         settings = f" --set {shlex.join(changed)}" if changed else ""
-        terminal.print(f"use it: headway train {recipe} --data {data.name}{settings}")
+        start = f" --from {shlex.quote(args.tokenizer)}" if args.kind == "preferences" else ""
+        terminal.print(f"use it: headway train {recipe} --data {data.name}{start}{settings}")
     terminal.print_result({"path": data.name, "kind": index.kind, "counts": counts, "digest": index.digest})

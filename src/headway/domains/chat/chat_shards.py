@@ -137,7 +137,7 @@ def open_prepared(
     if sums.shape != tokens.lengths.shape or (sums > tokens.lengths.astype(np.uint64)).any():
         raise UserError(tokens.inconsistent)
     chats = PreparedChats(
-        directory=samples.data.folder,
+        directory=samples.data.folder / samples.data.index.digest,  # whose name identifies the contents
         chats_per_sample=kind.parts,
         ids=np.zeros(0, np.uint16),
         loss_mask=np.zeros(0, np.uint8),

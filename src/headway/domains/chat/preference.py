@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ from headway.formats.tensorfile import read_tensors, write_tensors
 from headway.formats.usage import read_usage
 from headway.layout import Layout, to_device
 from headway.learn import Recipe, Task
-from headway.learn.examples import Batch, LengthBatches, RngKey, spread_evenly
+from headway.learn.examples import Batch, LengthBatches, RngKey, TrainingOrder, spread_evenly
 from headway.learn.fine_tuning import reference_model
 from headway.learn.objective import Objective, evaluate_batches
 from headway.learn.parallel.evaluation import on_main_process
@@ -127,6 +127,8 @@ class PreferenceConfig(ChatConfig):
     unlikely; ORPO has it by definition. Training ends once the mean margin on the validation split is at least `enough`
     and the answers are better too. A batch has train.batch_tokens tokens, counting both endings.
     """
+
+    prepared_kinds: ClassVar[tuple[str, ...]] = (PREFERENCES.name,)
 
     loss: PairLossName = "dpo"  # loss of a pair of endings
     beta: float | None = None  # strength of the preference loss; none: 2 for simpo, otherwise 0.1
@@ -220,8 +222,14 @@ class Preferences(Conversations):
         reference = self.reference[torch.from_numpy(rows)].T
         return Batch(inputs, (labels, reference), len(rows), labels.numel())
 
-    def training_order(self, rows: np.ndarray) -> LengthBatches:
-        return LengthBatches(_plan(self.cache, rows, self.recipe.train.batch_tokens or 0, self.seed), len(rows))
+    def training_order(self, rows: np.ndarray) -> TrainingOrder:
+        train = self.recipe.train
+        plan = lambda indices: _plan(self.cache, rows[indices], train.batch_tokens or 0, self.seed)  # noqa: E731
+        if self.windowed is None:
+            return LengthBatches(plan(np.arange(len(rows))), len(rows))
+        from headway.learn.shard_batches import PlacedLengthBatches  # rarely needed
+
+        return PlacedLengthBatches(self.windowed, rows, plan, train.accumulate, self.seed)
 
     def evaluation_order(self, rows: np.ndarray) -> LengthBatches:
         return LengthBatches(_plan(self.cache, rows, max(EVAL_BATCH_TOKENS, 2 * self.config.context)), len(rows))
