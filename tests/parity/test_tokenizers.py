@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from headway.codecs.published_tokenizers import published_codec
+from headway.codecs.published_tokenizers import load_codecs, published_codec
 from headway.codecs.tokenizer import TokenizerCodec
 from headway.errors import UserError
 
@@ -316,6 +316,7 @@ def test_marian(spm: Spm, lines: list[str], tmp_path: Path) -> None:
         warnings.simplefilter("ignore")  # it would like sacremoses, which changes punctuation
         theirs = T.MarianTokenizer.from_pretrained(tmp_path)
     ours, other = read(tmp_path), read(tmp_path, side="target")
+    assert [codec.fingerprint() for codec in load_codecs(tmp_path)] == [ours.fingerprint(), other.fingerprint()]
     texts = [PLAIN, OTHER, ">>deu<< " + OTHER, ">>fra<<" + PLAIN, "a § of the other's", "東京", *lines[::5]]
     for text in texts:
         assert ours.tokenizer.encode(text).ids == theirs(text)["input_ids"], text
