@@ -107,7 +107,10 @@ def test_the_model_takes_the_size_of_the_prepared_images(kind: str, table: Path,
     with pytest.raises(ConfigError, match=r"the columns were decided when .*out was prepared; remove their settings"):
         open_task(recipe_of(kind, **{column: "file"}), tmp_path / "b", out)
     other = "caption" if kind == "image-text" else "image-text"
-    with pytest.raises(UserError, match=f"contains prepared {kind}, but this recipe reads prepared {other} or files"):
+    with pytest.raises(
+        UserError,
+        match=rf"prepared images with captions \({kind}\), but this recipe reads .*\({other}\) or files",
+    ):
         open_task(recipe_of(other), tmp_path / "c", out)
 
 

@@ -92,6 +92,9 @@ def test_other_kinds_are_refused(folder: Path, tmp_path: Path, monkeypatch: pyte
     assert recipe("text").files([texts]) == [texts]
     with pytest.raises(UserError, match="prepared texts, but this recipe reads prepared images or files; pass such"):
         recipe("vision").files([texts])
+    texts.rename(folder / "shards")
+    with pytest.raises(UserError, match="pets/shards contains prepared data; use them as they are, or"):
+        PackedFiles(SourceFiles([folder]))
 
 
 @pytest.mark.parametrize(

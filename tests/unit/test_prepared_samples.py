@@ -75,7 +75,9 @@ def test_stopped_and_divided_preparations_have_the_same_bytes(
     for count in (0, 15, 15):
         paths: list[Path] = []
 
-        def stop(self: ImageEncoder, path: Path, paths: list[Path] = paths, count: int = count) -> EncodedSample:
+        def stop(
+            self: ImageEncoder, path: Path, _: int | None, paths: list[Path] = paths, count: int = count
+        ) -> EncodedSample:
             paths.append(path)
             if len(paths) > count:
                 raise KeyboardInterrupt

@@ -13,7 +13,7 @@ import pytest
 import sound_files
 from object_storage import Storage, connect, upload
 from prepared_data import contents, draw
-from vision_data import Image
+from vision_data import Image, tiny
 
 from headway.app.cli.main import main
 from headway.data.prepared import packed_files, preparation, sample_shards
@@ -21,6 +21,10 @@ from headway.data.prepared.prepared_samples import StringColumn
 from headway.data.prepared.sample_shards import TABLE_FILE
 from headway.data.prepared.shard_files import map_shard
 from headway.data.prepared.shard_index import ShardFile
+from headway.data.prepared.shard_reader import is_index
+from headway.data.prepared.text_blocks import text_files
+from headway.domains.vision.unlabelled_images import read_images, read_unlabelled
+from headway.errors import UserError
 from headway.io import remote
 from headway.learn import token_shards
 
@@ -55,9 +59,9 @@ def described(out: Path) -> tuple[dict[str, Any], list[str]]:
     return {"index": index, **files}, names
 
 
-def photos(folder: Path) -> Path:
+def photos(folder: Path, seed: int = 0) -> Path:
     """Ten images in folders of two classes, and a table of captions and labels that names them."""
-    rng, lines = np.random.default_rng(0), ["path,caption,label"]
+    rng, lines = np.random.default_rng(seed), ["path,caption,label"]
     for number in range(10):
         name = f"more/{'ab'[number % 2]}/{number}.png"
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -126,6 +130,34 @@ def test_rows_and_files(names: list[str], kind: str, tmp_path: Path, storage: St
         archive.writestr("chats.jsonl", "".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
     check_address(storage, folder, names, ["--kind", kind, *([] if kind == "files" else ["--size", "300"])])
     assert contents(tmp_path / "out") == contents(tmp_path / "local")
+
+
+def test_files_that_are_not_texts_are_counted(
+    tmp_path: Path, storage: Storage, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "books"
+    folder.mkdir()
+    for name in ("a.txt", "b.md", "c.md", "d.rst", ".e.md"):
+        (folder / name).write_text(draw(1, 50))
+    upload(storage, folder, "/bucket/books")
+    for path in (str(folder), "s3://bucket/books"):
+        caplog.clear()
+        assert [source.name for source in text_files([Path(path)])] == ["a.txt"]
+        assert caplog.messages == [f"{path}: skipped 3 files that are not texts (2 .md, 1 .rst)"]
+
+
+def test_images_are_pretrained_on_an_address(tmp_path: Path, storage: Storage) -> None:
+    folder, out = photos(tmp_path / "photos"), tmp_path / "out"
+    assert prepare([str(folder / "more" / "a")], out, *pixels("images"), "--unlabelled", "--channels", "3") == 0
+    upload(storage, out, "/bucket/out")
+    task = tiny().task.open(tiny(), [photos(tmp_path / "labelled", seed=1) / "more"], tmp_path)
+    rows = read_unlabelled(tiny(), task, [Path("s3://bucket/out")]).rows
+    table = tmp_path / "rows.csv"
+    table.write_text("path,image\n" + "".join(f"{row['path']},{row['image']}\n" for row in rows))
+    assert sum(is_index(file) for file in read_images([table]).files) == 5
+    table.write_text("path,image\ns3://bucket/photos/0.png,0\n")
+    with pytest.raises(UserError, match=r"line 2: there is no file s3://bucket/photos/0.png; correct or remove"):
+        read_images([table])
 
 
 def test_preparations_from_an_address_continue_and_join(

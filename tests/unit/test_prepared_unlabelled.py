@@ -16,6 +16,7 @@ from headway.app.cli.main import main
 from headway.app.pretraining import train_first_stage
 from headway.config import override
 from headway.data.prepared import preparation, prepared_samples, sample_shards
+from headway.data.prepared.shard_reader import PreparedData
 from headway.domains import recipe as find_recipe
 from headway.domains import scale_of
 from headway.domains.audio.masked_sounds import MaskedSounds
@@ -93,6 +94,21 @@ def test_unlabelled_sounds_have_the_splits_and_losses_of_the_folder(tmp_path: Pa
     assert settings[0] == settings[1]
 
 
+def test_idx_files_have_the_splits_and_losses_of_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = pictures(tmp_path / "more", 5)
+    digits = np.random.default_rng(0).integers(0, 255, (40, 18, 18)).astype(np.uint8)
+    header = bytes([0, 0, 8, 3]) + b"".join(size.to_bytes(4, "big") for size in digits.shape)
+    (folder / "train-images-idx3-ubyte").write_bytes(header + digits.tobytes())
+    (folder / "train-labels-idx1-ubyte").write_bytes(b"not read")
+    out = prepare(folder, tmp_path / "out", *image_options())
+    assert len(list(out.glob("train-*"))) > 2
+    assert f"headway train masked-images --data {out} --minutes M" in capsys.readouterr().out
+    recipe = masked("masked-images")
+    check_equal(open_task(recipe, tmp_path / "a", folder), open_task(recipe, tmp_path / "b", out), recipe)
+    alone = prepare(folder / "train-images-idx3-ubyte", tmp_path / "alone", "--kind", "images")
+    assert PreparedData(alone).index.details["shape"] == [20, 20, 1]
+
+
 def test_held_out_images_are_left_out_by_their_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "pets").mkdir()
     labelled, folder = colours(tmp_path / "pets"), pictures(tmp_path / "more")
@@ -158,6 +174,10 @@ def test_pretraining_reads_packed_files_and_refuses_other_kinds(
     assert sum(Path(row["path"]).parent.name == "more" for row in trained[0]) == 12
     with pytest.raises(UserError, match="contains prepared sounds, but this recipe reads prepared images or files"):
         first_stage(sounds)
+    table = tmp_path / "rows.csv"
+    table.write_text(f"path,image\n{sounds / 'index.json'},0\n")
+    with pytest.raises(UserError, match="sounds contains prepared sounds, not images; pass prepared images, or"):
+        read_images([table])
     capsys.readouterr()
     assert main(["data", "prepare", str(sounds), "--unlabelled", "--kind", "sounds", "--out", str(tmp_path / "o")]) == 2
     assert "sounds contains prepared data; use them as they are, or pass the original" in capsys.readouterr().err

@@ -5,19 +5,22 @@ from __future__ import annotations
 import codecs
 import importlib
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from headway.data.splits import SPLITS, split_from_name
-from headway.errors import UserError, nearest
+from headway.errors import UserError, logger, nearest
 from headway.io.archives import open_archive
 from headway.io.files import DAMAGE, expand, file_size, limit_error, open_file, read_limits
 from headway.io.hub import HUB_PREFIX, hub_confirmed, hub_name_error
 
 COMPRESSIONS = (".gz", ".xz", ".zst")
 ARCHIVES = (".zip", ".tar")
+_LOG = logger(__name__)
+_MAX_LISTED = 3  # file kinds listed in a message
 _BLOCK = 1 << 20  # bytes read at once
 _SPREADSHEET_KINDS = (".xlsx", ".xls", ".xlsm", ".ods")
 
@@ -86,6 +89,14 @@ def find_files(path: Path, kinds: Collection[str], excluded: Collection[Path] = 
             raise UserError(f"{path} is a spreadsheet; save it as .csv (UTF-8), or {supported_formats(kinds)}")
         raise UserError(f"{path} has the unknown extension {file_kind(path.name)!r}; {supported_formats(kinds)}")
     return [File(path, named_split=split_from_filename(path.name))]
+
+
+def warn_of_skipped(source: object, names: Sequence[str], noun: str) -> None:
+    """Count files in the log that are not read, by extension."""
+    counts = Counter(PurePath(name).suffix.lower() or name for name in names)
+    listing = ", ".join(f"{count} {kind}" for kind, count in counts.most_common(_MAX_LISTED))
+    if names:
+        _LOG.warning("%s: skipped %d files that are not %s (%s)", source, len(names), noun, listing)
 
 
 def check_file(path: Path) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from headway.data.input_files import COMPRESSIONS, File, is_run_folder, read_blocks
+from headway.data.input_files import COMPRESSIONS, File, is_run_folder, read_blocks, warn_of_skipped
 from headway.data.splits import split_code, split_from_name
 from headway.data.table_files import TABLE_KINDS, read_table
-from headway.errors import ConfigError, UserError, logger
+from headway.errors import ConfigError, UserError
 from headway.io.files import check_in_memory, file_of_row, user_path
 
 _UNSIGNED_BYTE = 0x08  # the header's code for unsigned bytes
@@ -104,16 +103,13 @@ def _without_compression(name: str) -> str:
     return path.stem if path.suffix.lower() in COMPRESSIONS else name
 
 
-_LOG = logger(__name__)
-_MAX_LISTED = 3  # file kinds listed in a message
-
-
 @dataclass(frozen=True)
 class LabelledFiles:
     """Files with their labels and named splits, uint8 [N] (`split_code`; 0 for none).
 
     `locations` names the source of each sample, for messages. Labels from a table may be missing (empty) or lists.
     `from_folders` is true if all labels are folder names. Samples of one of the `groups`, if set, stay in one split.
+    `indices`, if set, are those of samples in files of several, or None.
     """
 
     files: list[Path]
@@ -122,9 +118,14 @@ class LabelledFiles:
     locations: list[str]
     from_folders: bool = True
     groups: list[str] | None = None
+    indices: Sequence[int | None] | None = None
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def index(self, row: int) -> int | None:
+        """The index of a sample in its file; None for a file of one."""
+        return None if self.indices is None else self.indices[row]
 
     def select(self, rows: np.ndarray) -> LabelledFiles:
         """The files of these rows, in this order."""
@@ -262,10 +263,7 @@ def _rows_of_class(folder: Path, code: int, kinds: Collection[str], noun: str) -
         raise UserError(
             f"the class folder {folder} has no {noun}; add some ({', '.join(sorted(kinds))}), or remove the folder"
         )
-    if len(matching) < len(files):
-        skipped = Counter(path.suffix.lower() or path.name for path in files if path not in set(matching))
-        listing = ", ".join(f"{count} {name}" for name, count in skipped.most_common(_MAX_LISTED))
-        _LOG.warning("%s: skipped %d files that are not %ss (%s)", folder, len(files) - len(matching), noun, listing)
+    warn_of_skipped(folder, [path.name for path in files if path.suffix.lower() not in kinds], f"{noun}s")
     for path in matching:
         yield path, folder.name, code, str(path), ""
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from jaxtyping import Int
 
 from headway.data.labelled_files import LabelledFiles
 from headway.data.prepared.prepared_samples import PreparedSamples
-from headway.data.prepared.shard_index import INDEX_FILE
+from headway.data.prepared.shard_index import INDEX_FILE, kind_title
+from headway.data.prepared.shard_reader import PreparedData, is_index
 from headway.errors import UserError
+from headway.io.files import DATA_ROOT_VARIABLE, file_of_row
 from headway.io.remote import remote_url
 
 
@@ -29,9 +32,11 @@ _MAX_DIGITS = 15  # of an index in a table
 
 @dataclass(frozen=True)
 class UnlabelledFiles:
-    """The file of each sample, and its index in this file; None for a file of one. The file of prepared samples is
-    their index.json.
+    """The file of each sample, and its index in this file; None for a file of one. The file of prepared samples, which
+    must be of one `kind`, is their index.json.
     """
+
+    kind: ClassVar[str]
 
     files: list[Path] = field(default_factory=list)
     indices: list[int | None] = field(default_factory=list)
@@ -61,12 +66,30 @@ class UnlabelledFiles:
     def samples_of(self, file: Path) -> PreparedSamples:
         """The prepared samples of an index.json, opened once."""
         if file not in self.prepared:
+            data = PreparedData(file.parent)
+            if data.index.kind != self.kind:
+                raise UserError(
+                    f"{data.name} contains prepared {kind_title(data.index.kind)}, not {self.kind}; pass prepared "
+                    f"{self.kind}, or the original files"
+                )
             self.prepared[file] = self.open_prepared(file.parent)
         return self.prepared[file]
 
     def open_prepared(self, folder: Path) -> PreparedSamples:
         """The prepared samples of this kind at a path. UserError for others."""
         raise NotImplementedError
+
+    def file_of_row(self, table: Path, name: str, location: str) -> Path:
+        """The file that a row of a table names: one relative to the table's folder, or the index of prepared samples at
+        an address. UserError if there is no such file, and for an address where a table may not name all files.
+        """
+        url = remote_url(name)
+        if url is not None and not os.environ.get(DATA_ROOT_VARIABLE) and is_index(Path(url)):
+            return Path(url)
+        file = file_of_row(table, name, location)
+        if not file.is_file():
+            raise UserError(f"{location}: there is no file {name}; correct or remove the line")
+        return file
 
     def select(self, rows: Sequence[int]) -> Self:
         """The samples of `rows`, in this order."""
@@ -93,21 +116,16 @@ class UnlabelledFiles:
         return codes
 
     def rows(self, column: str) -> Iterator[dict[str, Any]]:
-        """The rows of a table of these samples: the file as `path`, and the index in this column. UserError for
-        prepared samples at an address, which a table may not name.
-        """
+        """The rows of a table of these samples: the file as `path`, and the index in this column."""
         for file, index in zip(self.files, self.indices):
-            if index is not None and (url := remote_url(file)) is not None:
-                raise UserError(f"--pretrain reads prepared data in a folder, not at {url}; download them first")
             yield {"path": str(file), column: str(index or 0)}
 
 
 def label_free(samples: UnlabelledFiles) -> LabelledFiles:
-    """Files whose labels are empty. UserError for samples that share a file."""
-    for file, index in zip(samples.files, samples.indices):
-        if file in samples.prepared:
-            raise UserError(f"{file.parent} contains prepared data; use them as they are, or pass the original files")
-        if index is not None:
-            raise UserError(f"{file} has several samples; prepare files of one, or pack all with --kind files")
-    files = samples.files
-    return LabelledFiles(list(files), [""] * len(files), np.zeros(len(files), np.uint8), list(map(str, files)))
+    """Files whose labels are empty, with the index of a sample in a file of several. UserError for prepared samples."""
+    if file := next(iter(samples.prepared), None):
+        raise UserError(f"{file.parent} contains prepared data; use them as they are, or pass the original files")
+    rows = list(zip(samples.files, samples.indices))
+    locations = [str(file) if index is None else f"{file}, sample {index}" for file, index in rows]
+    codes = np.zeros(len(rows), np.uint8)
+    return LabelledFiles(list(samples.files), [""] * len(rows), codes, locations, indices=samples.indices)

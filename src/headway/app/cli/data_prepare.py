@@ -333,6 +333,7 @@ def _report(args: argparse.Namespace, terminal: Terminal) -> None:
     recipe = _RECIPES.get(index.kind, "RECIPE" if index.kind == "files" else index.kind)
     if args.unlabelled:
         terminal.print(f"use it: headway train {recipe} --data LABELLED --pretrain {data.name} --minutes M")
+        terminal.print(f"or, without labels: headway train masked-{index.kind} --data {data.name} --minutes M")
     else:
         changed = [f"task.{use}={name}" for use, name in args.columns]
         changed += [f"task.prefix={args.prefix}"] if args.prefix else []

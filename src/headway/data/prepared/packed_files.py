@@ -20,7 +20,8 @@ from headway.data.packing import Spans
 from headway.data.prepared.preparation import PartSamples
 from headway.data.prepared.remote_sources import SourceFiles
 from headway.data.prepared.shard_files import write_shard
-from headway.data.prepared.shard_reader import PreparedData, is_prepared
+from headway.data.prepared.shard_index import kind_title
+from headway.data.prepared.shard_reader import PreparedData, is_index, is_prepared
 from headway.data.splits import split_code
 from headway.errors import UserError
 from headway.io.cache import cache_root
@@ -53,6 +54,10 @@ class PackedFiles:
                 names = [(file.relative_to(path).parts, file) for file in sorted(path.rglob("*")) if file.is_file()]
                 visible = [file for parts, file in names if not any(part.startswith(".") for part in parts)]
                 inner = [file for file in visible if not is_run_folder(file.parent)]
+            if index := next(filter(is_index, inner), None):
+                raise UserError(
+                    f"{index.parent} contains prepared data; use them as they are, or pass the original files"
+                )
             self._files += [
                 (str(PurePosixPath(root, f.relative_to(path).as_posix())), f, f.stat().st_size) for f in inner
             ]
@@ -158,8 +163,9 @@ def unpacked_paths(path: Path, kinds: Collection[str] = ()) -> list[Path]:
         return [path]
     if data.index.kind != PackedFiles.name:
         raise UserError(
-            f"{data.name} contains prepared {data.index.kind[:20]}, but this recipe reads prepared "
-            f"{' or '.join((*kinds, PackedFiles.name))}; pass such data, or choose a recipe for {data.index.kind[:20]}"
+            f"{data.name} contains prepared {kind_title(data.index.kind)}, but this recipe reads prepared "
+            f"{' or '.join(map(kind_title, (*kinds, PackedFiles.name)))}; pass such data, or choose a recipe for "
+            f"{kind_title(data.index.kind)}"
         )
     folder = open_or_build(cache_root() / f"unpacked-{data.index.digest[:32]}", partial(_write_files, data))
     return [folder / _safe_name(name, data.name) for name in data.index.details["paths"]]

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import math
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -85,8 +86,8 @@ class SampleEncoder(Protocol):
         """Use these settings from now on."""
         ...
 
-    def encode(self, path: Path) -> EncodedSample:
-        """Decode a file. UserError for one that cannot be read."""
+    def encode(self, path: Path, index: int | None = None) -> EncodedSample:
+        """Decode a file, or the sample at an index in a file of several. UserError for one that cannot be read."""
         ...
 
 
@@ -215,9 +216,10 @@ class SampleKind(SampleShards):
     ) -> None:
         self.encoder, self.labelled, self.skip_bad, self.sources = encoder, labelled, skip_bad, sources
         self.name, self.key_bytes, self.has_splits = encoder.name, encoder.key_bytes, has_splits
-        states = [path.stat() for path in labelled.files]
-        self._sizes = np.array([state.st_size for state in states], np.int64)
-        self._times = np.array([state.st_mtime_ns for state in states], np.int64)
+        counts = Counter(labelled.files)
+        states = {path: path.stat() for path in counts}
+        self._sizes = np.array([states[path].st_size // counts[path] for path in labelled.files], np.int64)
+        self._times = np.array([state.st_mtime_ns for state in states.values()], np.int64)
         order = permute(np.arange(len(labelled)), len(labelled), seed)
         ends = np.cumsum(self._sizes[order])
         size = int(np.clip(ends[-1] // _MIN_BLOCKS, _MIN_BLOCK, _MAX_BLOCK))
@@ -255,7 +257,7 @@ class SampleKind(SampleShards):
         with self.sources.fetched([self.labelled.files[number] for number in numbers]) as files:
             for number, file in zip(numbers, files):
                 try:
-                    yield number, self.encoder.encode(file)
+                    yield number, self.encoder.encode(file, self.labelled.index(number))
                 except UserError as error:
                     reason = str(error).replace(str(file), self.sources.name(str(self.labelled.files[number])))
                     if not self.skip_bad:

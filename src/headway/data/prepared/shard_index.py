@@ -16,11 +16,17 @@ INDEX_FILE = "index.json"
 FORMAT = "headway-shards"
 VERSION = 1
 MAX_INDEX_BYTES = 1 << 28  # about 1.5 million shards
+_MAX_KIND = 20  # characters in messages
 _MAX_COUNT = 1 << 53
 _NAME = re.compile(r"(?:train|validation|test)-\d{5,7}\.safetensors")
 _CODEC_FILE = re.compile(r"[A-Za-z0-9][\w-]{0,60}\.(?:json|txt|model|safetensors)", re.ASCII)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _DTYPES = ("uint16", "uint32")
+
+
+def kind_title(kind: str) -> str:
+    """What data of a kind are, for messages."""
+    return f"images with captions ({kind})" if kind in ("image-text", "caption") else kind[:_MAX_KIND]
 
 
 class ShardFile(NamedTuple):

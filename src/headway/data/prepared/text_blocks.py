@@ -17,8 +17,10 @@ from headway.data.input_files import (
     HubSplit,
     expand_archives,
     file_kind,
+    is_run_folder,
     split_from_filename,
     supported_formats,
+    warn_of_skipped,
 )
 from headway.data.splits import split_from_name
 from headway.errors import UserError
@@ -60,16 +62,24 @@ Block = tuple[Source, ...]
 
 
 def text_files(paths: Sequence[Path]) -> list[Source]:
-    """The sources of texts at paths and URLs. UserError if there are none, or for a mixture of paths and URLs."""
+    """The sources of texts at paths and URLs; other files are counted in the log. UserError if there are none, or for a
+    mixture of paths and URLs.
+    """
     urls = [remote_url(path) for path in paths]
     if not any(urls):
-        return list(text_sources(paths))
+        sources: list[Source] = [*text_sources(paths)]
+        for path in filter(Path.is_dir, paths):
+            inner = (file for file in sorted(path.rglob("*")) if file.is_file() and not is_run_folder(file.parent))
+            _warn_of_others(path, [file.relative_to(path).as_posix() for file in inner])
+        return sources
     files: list[RemoteFile] = []
     for path, url in zip(paths, urls):
         if url is None:
             raise UserError(f"{path} is a local path next to a URL; prepare them one after the other")
         folder = RemoteFolder(url)
-        for name, (size, _) in folder.entries().items():
+        entries = folder.entries()
+        _warn_of_others(url, [name for name in entries if name])
+        for name, (size, _) in entries.items():
             parts = PurePosixPath(name or url).parts
             if file_kind(parts[-1]) in TEXT_KINDS and size and not any(part.startswith(".") for part in parts):
                 named = [split_from_filename(parts[-1]), *map(split_from_name, reversed(parts[:-1]))]
@@ -79,6 +89,11 @@ def text_files(paths: Sequence[Path]) -> list[Source]:
     if any(file.named_split in ("train", None) for file in files):
         return list(files)
     return [file._replace(named_split=None) for file in files]
+
+
+def _warn_of_others(source: object, names: Sequence[str]) -> None:
+    visible = [name for name in names if not any(part.startswith(".") for part in PurePosixPath(name).parts)]
+    warn_of_skipped(source, [name for name in visible if file_kind(name) not in TEXT_KINDS], "texts")
 
 
 def source_size(source: Source) -> int:

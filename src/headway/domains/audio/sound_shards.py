@@ -35,7 +35,7 @@ class SoundEncoder:
     def start(self, settings: Mapping[str, Any]) -> None:
         """There are no settings."""
 
-    def encode(self, path: Path) -> EncodedSample:
+    def encode(self, path: Path, index: int | None = None) -> EncodedSample:
         sound = FileSound(path, warn=False)
         samples = torch.cat(list(sound.blocks())).numpy()
         whole = (samples * _SCALE).clip(-_SCALE, _SCALE - 1).astype(np.int16)

@@ -27,7 +27,8 @@ from headway.domains.audio.sound_files import (
 )
 from headway.domains.audio.sound_shards import JoinedSounds, PreparedSounds
 from headway.errors import UserError
-from headway.io.files import file_of_row, user_path
+from headway.io.files import user_path
+from headway.io.remote import remote_url
 from headway.learn import Recipe, Task
 from headway.learn.objectives.masked_patches import distinct
 from headway.learn.pretraining import UnlabelledData, similar_share
@@ -37,6 +38,8 @@ _MAX_COMPARED = 500  # recordings of each kind that are compared
 
 class UnlabelledSounds(UnlabelledFiles):
     """Recordings in files of their own, or prepared."""
+
+    kind = "sounds"
 
     def open_prepared(self, folder: Path) -> PreparedSamples:
         return PreparedSamples.open([folder], "sounds")
@@ -98,9 +101,7 @@ def read_files(paths: Sequence[Path]) -> UnlabelledSounds:
             table = read_table([path], {"path": "path", "sound": "sound"}, ("sound",), "name the column path")
             indices = table.columns.get("sound", [None] * len(table))
             for row, (name, index) in enumerate(zip(table.columns["path"], indices)):
-                file = file_of_row(path, name, table.location(row))
-                if not file.is_file():
-                    raise UserError(f"{table.location(row)}: there is no file {name}; correct or remove the line")
+                file = found.file_of_row(path, name, table.location(row))
                 if is_index(file):
                     found.add_numbered(file, len(found.samples_of(file)), index, table.location(row))
                 else:
@@ -123,7 +124,7 @@ def read_unlabelled(recipe: Recipe, task: Task, paths: Sequence[Path]) -> Unlabe
     train = [int(row) for row in dataset.splits.rows("train")]
     unlabelled = found.select(distinct(found.keys(), frozenset(labelled_keys)))
     if not len(unlabelled):
-        names = ", ".join(map(str, paths[:3]))
+        names = ", ".join(str(remote_url(path) or path) for path in paths[:3])
         raise UserError(f"{names}: all {len(found):,} recordings are also in the labelled data; pass other recordings")
     labelled = UnlabelledSounds()
     rows = [train[row] for row in distinct([labelled_keys[row] for row in train])]

@@ -54,5 +54,5 @@ class CaptionEncoder:
     def start(self, settings: Mapping[str, Any]) -> None:
         self.processor = prepared_processor(self.name, settings["shape"])
 
-    def encode(self, path: Path) -> EncodedSample:
+    def encode(self, path: Path, index: int | None = None) -> EncodedSample:
         return encode_pixels(self.processor.pixels(read_image(path)), self.key_bytes)

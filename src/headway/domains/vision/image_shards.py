@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import UInt8
+
 from headway.codecs.image_processor import ImageProcessor, pillow, read_image
 from headway.config import to_dict
 from headway.data.image_cache import encode_pixels
@@ -20,7 +23,7 @@ from headway.domains.vision.labelled_images import (
     survey_images,
 )
 from headway.domains.vision.recipes import input_sizes
-from headway.domains.vision.unlabelled_images import UNLABELLED_KEY_BYTES, read_images
+from headway.domains.vision.unlabelled_images import UNLABELLED_KEY_BYTES, UnlabelledImages, read_images
 from headway.errors import UserError
 
 _MINUTES = 60  # of a training for which the size is chosen
@@ -34,6 +37,7 @@ class ImageEncoder:
     name = "images"
     num_sums: int  # of the values of each channel, and of their squares
     processor: ImageProcessor
+    _several: UnlabelledImages  # whose files of several images are read once
 
     def __init__(
         self, size: tuple[int, int] | None = None, channels: int | None = None, unlabelled: bool = False
@@ -43,10 +47,11 @@ class ImageEncoder:
         self.key_bytes = UNLABELLED_KEY_BYTES if unlabelled else KEY_BYTES
 
     def read(self, paths: Sequence[Path]) -> LabelledFiles:
-        """The images in folders and tables. UserError for unlabelled ones that share a file."""
+        """The images in folders and tables; unlabelled ones also in IDX files and tables of numbers."""
         if not self.unlabelled:
             return read_labelled_files(paths, IMAGE_EXTENSIONS, "image")
-        return label_free(read_images(paths))
+        self._several = read_images(paths)
+        return label_free(self._several)
 
     def plan(self) -> dict[str, Any]:
         return {"size": self.size, "channels": self.channels, "unlabelled": self.unlabelled}
@@ -60,7 +65,7 @@ class ImageEncoder:
                 labelled.files,
                 classes=labelled.from_folders,
             ),
-            read=lambda row: read_image(local(labelled.files[row])),
+            read=lambda row: self._pixels(local(labelled.files[row]), labelled.index(row)),
         )
         if survey is None:
             raise UserError(f"{labelled.locations[0]} and all other images cannot be read; check the files")
@@ -73,5 +78,12 @@ class ImageEncoder:
         self.num_sums = 2 * channels
         self.processor = ImageProcessor((height, width), resample=RESAMPLE, mean=half, std=half)
 
-    def encode(self, path: Path) -> EncodedSample:
-        return encode_pixels(self.processor.pixels(read_image(path)), self.key_bytes)
+    def encode(self, path: Path, index: int | None = None) -> EncodedSample:
+        pixels = self._pixels(path, index)
+        if pixels.ndim == 2:
+            pixels = np.repeat(pixels[..., None], 3, axis=2)
+        return encode_pixels(self.processor.pixels(pixels), self.key_bytes)
+
+    def _pixels(self, path: Path, index: int | None) -> UInt8[np.ndarray, "..."]:
+        """An image at its own size, [H, W, 3], or [H, W] from a file of several."""
+        return read_image(path) if index is None else self._several.array(path)[index]

@@ -31,7 +31,8 @@ from headway.domains.vision.labelled_images import (
 from headway.domains.vision.task import ImageDataset
 from headway.errors import UserError
 from headway.formats.out_of_distribution import image_statistics
-from headway.io.files import file_of_row, open_file, user_path
+from headway.io.files import open_file, user_path
+from headway.io.remote import remote_url
 from headway.learn import Recipe, Task
 from headway.learn.objectives.masked_patches import distinct
 from headway.learn.pretraining import UnlabelledData, similar_share
@@ -45,6 +46,7 @@ _LABELS = "labels"  # in the name of an IDX file without images
 class UnlabelledImages(UnlabelledFiles):
     """Images in files of their own, in IDX files and tables of numbers, or prepared."""
 
+    kind = "images"
     _arrays: dict[Path, np.ndarray | SampleArrays] = field(default_factory=dict)
 
     def array(self, file: Path) -> np.ndarray | SampleArrays:
@@ -165,9 +167,7 @@ def _add_table(found: UnlabelledImages, path: Path) -> None:
     table = read_table([path], {"path": "path", "image": "image"}, ("image",), "name the column path")
     images = table.columns.get("image")
     for row, name in enumerate(table.columns["path"]):
-        file = file_of_row(path, name, table.location(row))
-        if not file.is_file():
-            raise UserError(f"{table.location(row)}: there is no file {name}; correct or remove the line")
+        file = found.file_of_row(path, name, table.location(row))
         _add_file(found, file, None if images is None else images[row], table.location(row))
 
 
@@ -200,7 +200,7 @@ def read_unlabelled(recipe: Recipe, task: Task, paths: Sequence[Path]) -> Unlabe
     found_keys, labelled_keys = _comparable_keys(found, images)
     unlabelled = found.select(distinct(found_keys, frozenset(labelled_keys)))
     if not len(unlabelled):
-        names = ", ".join(map(str, paths[:3]))
+        names = ", ".join(str(remote_url(path) or path) for path in paths[:3])
         raise UserError(f"{names}: all {len(found):,} images are also in the labelled data; pass other images")
     labelled = images.select([train[row] for row in distinct([labelled_keys[row] for row in train])])
     processor = ImageProcessor(size=(_COMPARED_SIDE, _COMPARED_SIDE))
