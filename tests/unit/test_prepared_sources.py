@@ -16,6 +16,7 @@ from prepared_data import contents, draw
 from vision_data import Image, tiny
 
 from headway.app.cli.main import main
+from headway.config import override
 from headway.data.prepared import packed_files, preparation, sample_shards
 from headway.data.prepared.prepared_samples import StringColumn
 from headway.data.prepared.sample_shards import TABLE_FILE
@@ -23,10 +24,12 @@ from headway.data.prepared.shard_files import map_shard
 from headway.data.prepared.shard_index import ShardFile
 from headway.data.prepared.shard_reader import is_index
 from headway.data.prepared.text_blocks import text_files
+from headway.domains import recipe as find_recipe
 from headway.domains.vision.unlabelled_images import read_images, read_unlabelled
 from headway.errors import UserError
 from headway.io import remote
 from headway.learn import token_shards
+from headway.learn.recipe import open_task
 
 
 @pytest.fixture
@@ -155,6 +158,9 @@ def test_images_are_pretrained_on_an_address(tmp_path: Path, storage: Storage) -
     table = tmp_path / "rows.csv"
     table.write_text("path,image\n" + "".join(f"{row['path']},{row['image']}\n" for row in rows))
     assert sum(is_index(file) for file in read_images([table]).files) == 5
+    size = {"model.embed.size": [16, 16], "model.embed.patch": [4, 4], "train.batch_size": 4}
+    stage = open_task(override(find_recipe("masked-images"), size), tmp_path, table)
+    assert next(iter(stage.batches("train"))).inputs[0].shape[1:] == (3, 16, 16)
     table.write_text("path,image\ns3://bucket/photos/0.png,0\n")
     with pytest.raises(UserError, match=r"line 2: there is no file s3://bucket/photos/0.png; correct or remove"):
         read_images([table])
