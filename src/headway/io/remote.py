@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import re
 import time
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote, unquote
 
-from headway.errors import UserError
+from headway.errors import UserError, logger
 from headway.io.files import open_file
 
 T = TypeVar("T")
@@ -53,7 +52,7 @@ class RemoteFolder:
         self.url = url.rstrip("/")
         self.protocol = protocol = url.partition(":")[0]
         try:
-            logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs tracebacks of the errors that it raises
+            logger("gcsfs").setLevel("CRITICAL")  # it logs tracebacks of the errors that it raises
             fsspec = importlib.import_module("fsspec")
             self._files, self._root = fsspec.core.url_to_fs(self.url)
         except (ImportError, ValueError) as error:
