@@ -13,6 +13,7 @@ import pytest
 import torch
 from chat_data import chats, choices, opened, say, small, train, write
 from prepared_data import PLAIN, check_equal_batches, check_equal_runs, contents, draw
+from tiny_runs import cut_back
 
 from headway.app.cli.main import main
 from headway.data.prepared import preparation, prepared_samples
@@ -108,6 +109,9 @@ def test_a_training_from_the_index_has_the_weights_of_the_files(
     prepared = train(tmp_path / "prepared", out, recipe, samples=2)
     check_equal_runs(local.directory, prepared.directory)
     assert prepared.summary["samples"] == local.summary["samples"]
+    copy = cut_back(prepared.directory, tmp_path / "copy", 3)
+    train(copy, out, recipe, resume=True)
+    assert (copy / "model.safetensors").read_bytes() == (local.directory / "model.safetensors").read_bytes()
     capsys.readouterr()
     assert main(["evaluate", str(local.directory), "--data", str(out), "--split", "test", "--json"]) == 0
     scores = json.loads(capsys.readouterr().out.splitlines()[-1])

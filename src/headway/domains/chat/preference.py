@@ -178,13 +178,7 @@ class Preferences(Conversations):
 
     noun = "choices"
 
-    def __init__(
-        self,
-        config: PreferenceConfig,
-        recipe: Recipe,
-        data: ChatData,
-        workspace: Path,
-    ) -> None:
+    def __init__(self, config: PreferenceConfig, recipe: Recipe, data: ChatData, workspace: Path) -> None:
         super().__init__(config, recipe, data)
         self._model, self._workspace = recipe.model, workspace
         self._reads_reference = config.pair_loss.reads_reference
