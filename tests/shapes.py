@@ -120,22 +120,27 @@ def is_by_axes(kind: type[AbstractArray], value: Any) -> bool:
 
 @functools.cache
 def _check(kind: type[AbstractArray]) -> Callable[[Tensor], bool] | None:
-    """None if an axis is computed, optional, or of any size. Types of names alone, as most are, take few steps."""
+    """None if an axis is computed, optional, or of any size. Types of names alone, as most are, or of names that follow
+    any number of axes, take few steps.
+    """
     axes = _axes(kind)
     if axes is None:
         return None
-    if axes.many is None and {str} >= set(map(type, axes.single)) and len(set(axes.single)) == len(axes.single):
-        return _check_of_names(kind, axes.single)
+    names = axes.single
+    if (axes.many is None or axes[1:] == (0, "")) and {str} >= set(map(type, names)) and len(set(names)) == len(names):
+        return _check_of_names(kind, names, axes.many is None)
     return functools.partial(_fits, kind, axes)
 
 
-def _check_of_names(kind: type[AbstractArray], names: Sequence[str]) -> Callable[[Tensor], bool]:
+def _check_of_names(kind: type[AbstractArray], names: Sequence[str], is_all: bool) -> Callable[[Tensor], bool]:
     count, dtypes, is_tensor = len(names), dict[torch.dtype, bool](), kind.array_type is Tensor
 
     def check(value: Tensor) -> bool:
         shape = value.shape
         if len(shape) != count:
-            return False
+            if is_all or len(shape) < count:
+                return False
+            shape = shape[-count:] if count else ()
         fits = dtypes.get(value.dtype)
         if fits is None:
             fits = dtypes[value.dtype] = _is_dtype(kind, value.dtype)
