@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import ndcg_score
 from tiny_models import overfit
 from understanding_data import opened, small
 
@@ -50,6 +49,8 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_scores_are_those_of_the_definitions() -> None:
+    from sklearn.metrics import ndcg_score  # imports scipy and pandas, which few workers need
+
     chance = np.random.default_rng(0)
     queries = np.repeat(np.arange(40), 15)
     scores, relevance = chance.normal(size=600), chance.integers(0, 4, 600) / 3
