@@ -43,7 +43,7 @@ from headway.nn.models import (
 from headway.nn.models.disentangled import DisentangledConfig
 from headway.nn.models.heads import VocabularyHeadConfig
 from headway.nn.models.kinds import predicting_head
-from headway.nn.models.pooled import DistilledHeadConfig, PooledHeadConfig, pool
+from headway.nn.models.pooled import DistilledHeadConfig, PooledHeadConfig, apply_head, pool
 from headway.nn.parts.feedforward import GatedConfig, MLPConfig
 
 SUFFIX = ".onnx"
@@ -59,7 +59,7 @@ _LOGITS = {
 _ROUNDING = 1e-4  # largest difference from onnxruntime's kernels, relative to the largest output
 _HEADS = (VocabularyHeadConfig, PooledHeadConfig, DistilledHeadConfig)
 
-Output = Callable[[ModelFeatures], Tensor]
+Output = Callable[[ModelFeatures, Tensor], Tensor]  # of the model's inputs, too
 
 
 class Graph(NamedTuple):
@@ -188,7 +188,7 @@ class _TextGraph(nn.Module):
         is_token = mask > 0
         layout = _SingleDocumentLayout(torch.where(is_token, is_token.long().cumsum(1) - 1, -1))
         encoded = self.model(TokenInputs(ids, types), layout)
-        return tuple(output(encoded) for output in self.outputs)
+        return tuple(output(encoded, ids) for output in self.outputs)
 
 
 class _ImageGraph(nn.Module):
@@ -201,7 +201,7 @@ class _ImageGraph(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         positions = torch.arange(self.length).expand(pixels.shape[0], self.length)
         encoded = self.model(pixels, Layout(positions, dense=True))
-        return tuple(output(encoded) for output in self.outputs)
+        return tuple(output(encoded, pixels) for output in self.outputs)
 
 
 def _text_graph(model: Transformer) -> Graph:
@@ -209,7 +209,7 @@ def _text_graph(model: Transformer) -> Graph:
     causal, typed = config.stack.causal, cast(TokenEmbedConfig, config.embed).types > 1
     if not causal or "embedding" in config.heads:
         # The unit-length vector that `embed` returns.
-        mean = lambda encoded: F.normalize(pool(encoded.x, encoded.layout, "mean"), dim=-1)  # noqa: E731
+        mean = lambda encoded, _: F.normalize(pool(encoded.x, encoded.layout, "mean"), dim=-1)  # noqa: E731
         outputs["sentence_embedding"] = _apply_head(model.heads["embedding"]) if "embedding" in model.heads else mean
     size = 2, min(config.context or 8, 8)
     ids, mask = torch.zeros(size, dtype=torch.long), torch.ones(size, dtype=torch.long)
@@ -228,7 +228,7 @@ def _image_graph(model: Transformer, usage: Usage, source: str) -> Graph:
     embed, outputs = cast(PatchEmbedConfig, model.config.embed), _logits(model)
     size = ImageProcessor.read(usage.processor, f"{source}: {PROCESSOR}").shape or embed.size
     pooling = "first" if embed.tokens else "mean"
-    outputs["image_embedding"] = lambda x: F.normalize(pool(x.x, x.layout, pooling, embed.registers), dim=-1)
+    outputs["image_embedding"] = lambda x, _: F.normalize(pool(x.x, x.layout, pooling, embed.registers), dim=-1)
     kind = {"classes": "image classifier", "number": "image regressor"}.get(
         predicting_head(model) or "", "image encoder"
     )
@@ -245,7 +245,7 @@ def _logits(model: Transformer) -> dict[str, Output]:
 
 
 def _apply_head(head: nn.Module) -> Output:
-    return lambda encoded: head(encoded.x, encoded.layout)
+    return lambda encoded, inputs: apply_head(head, encoded.x, encoded.layout, inputs)
 
 
 def _export(graph: Graph) -> Any:

@@ -96,6 +96,10 @@ class Objective(Generic[E]):
         """
         return 0
 
+    def extend_head(self, model: nn.Module, examples: E) -> str | None:
+        """After training, fit what the head adds to its trained outputs. Returns a line for people."""
+        return None
+
     def calibrate(self, model: nn.Module, examples: E, directory: Path) -> list[str]:
         """Choose the finished model's decision settings (thresholds, mixtures) on the validation split, and write them
         into its directory or leave that to `save`. Returns lines for people.

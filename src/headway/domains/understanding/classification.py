@@ -18,6 +18,7 @@ from headway.errors import ConfigError
 from headway.learn import Recipe, Task
 from headway.learn.objectives.classes import Classification
 from headway.learn.objectives.language import LanguageClassification
+from headway.learn.objectives.ngram_classes import NgramClassification
 from headway.learn.objectives.targets import ChosenTarget, TargetConfig, choose_target, target_task
 
 
@@ -27,8 +28,8 @@ class ClassificationConfig(PooledTaskConfig, TargetConfig):
     """Predict the class, the number or the labels of each text, depending on the labels or `target`.
 
     `text` and `label` name the columns. `smoothing` is label smoothing (Szegedy et al. 2016). `language_weight` adds
-    the next-token loss of the texts to that of classes, for a causal model (Radford et al. 2018). `skip_bad` skips
-    texts without a label and counts them.
+    the next-token loss of the texts to that of classes, for a causal model (Radford et al. 2018). With `ngrams`, logits
+    of n-grams are fitted after training and added, for classes. `skip_bad` skips texts without a label and counts them.
     """
 
     prepared_kinds: ClassVar[tuple[str, ...]] = ("labelled-texts",)
@@ -36,6 +37,7 @@ class ClassificationConfig(PooledTaskConfig, TargetConfig):
     text: str = "text"  # column with the texts
     smoothing: float = 0.0
     language_weight: float = 0.0  # weight of the next-token loss
+    ngrams: bool = False  # whether to add logits of n-grams
     split: ClassSplitConfig = ClassSplitConfig(validation=0.1, test=0.1)  # held-out shares
     skip_bad: bool = False  # whether to skip and count texts without a label
 
@@ -75,7 +77,7 @@ class ClassificationConfig(PooledTaskConfig, TargetConfig):
     def _class_objective(self, chosen: ChosenTarget) -> Callable[..., Classification[Any]]:
         """The objective for classes. Raises ConfigError for a language loss that cannot be added."""
         if not self.language_weight:
-            return Classification
+            return NgramClassification if self.ngrams and chosen.target.kind == "class" else Classification
         if self.language_weight < 0 or chosen.target.kind != "class":
             raise ConfigError(
                 f"task.language_weight is {self.language_weight:g} with target {chosen.target.kind!r}; use a number "

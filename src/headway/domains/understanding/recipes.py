@@ -188,8 +188,10 @@ def _count_table(
     return len(rows), sum(len(column[row]) for column in texts for row in rows)
 
 
-def _smoothing(recipe: Recipe, epochs: float) -> Settings:
-    return {"task.smoothing": 0.1} if epochs >= 10 and isinstance(recipe.task, ClassificationConfig) else {}
+def _regularisation(recipe: Recipe, epochs: float) -> Settings:
+    """Label smoothing for many epochs, and n-grams for single texts, which few minutes teach no model as well."""
+    smoothing = {"task.smoothing": 0.1} if epochs >= 10 and isinstance(recipe.task, ClassificationConfig) else {}
+    return {**smoothing, **({"task.ngrams": True} if type(recipe.task) is ClassificationConfig else {})}
 
 
 def _tagged_words(task: Task) -> int:
@@ -213,7 +215,7 @@ _TEXTS = Scale(  # small encoders; a target is one text
     shapes=_SHAPES,
     dropout=((3, 0.0), (10, 0.1), (40, 0.2), (math.inf, 0.3)),
     data_settings=_labelled_settings,
-    regularisation=_smoothing,
+    regularisation=_regularisation,
 )
 SCALES = {
     "classification": _TEXTS,

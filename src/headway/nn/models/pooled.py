@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from headway.layout import Layout
 from headway.nn.kernels import View, attend
 from headway.nn.mixers.attention import head_size
 from headway.nn.models.heads import HeadConfig
+from headway.nn.models.ngrams import NgramLogits
 from headway.nn.models.patches import LearnedVectors
 from headway.nn.parts.dropout import Dropout
 from headway.nn.parts.feedforward import ACTIVATIONS, ActivationName, FeedForwardConfig, MLPConfig
@@ -75,7 +76,8 @@ class PooledHeadConfig(HeadConfig):
 
     The following steps are optional: norm(activation(dense(x))) (BERT's pooler: dense, tanh), dropout, a linear layer
     to `outputs` classes or numbers, and unit length (`unit`, sentence embeddings). Outputs are multiplied by `scale`,
-    then `shift` is added: for regression, the standard deviation and mean of the training targets.
+    then `shift` is added: for regression, the standard deviation and mean of the training targets. With `buckets`,
+    `Transformer.output` adds logits of n-grams that were fitted after training (`NgramLogits`).
     """
 
     outputs: int | None = None  # number of classes or predicted numbers; none: no output layer
@@ -92,6 +94,7 @@ class PooledHeadConfig(HeadConfig):
     scale: float = 1.0  # factor on the outputs
     shift: float = 0.0  # number added to the outputs
     late: bool = False  # whether tokens are pooled after the dense layer, activation and norm
+    buckets: int = 0  # buckets of hashed n-grams whose logits are added (0: none)
 
     def build(self, width: int, vocab_size: int, table: nn.Parameter | None) -> PooledHead:
         return PooledHead(self, width)
@@ -108,6 +111,7 @@ class PooledHead(nn.Module):
         self.norm = config.norm.build(inner) if config.norm else nn.Identity()
         self.dropout = Dropout(config.dropout)
         self.project = Projection(inner, config.outputs, config.bias) if config.outputs else nn.Identity()
+        self.ngrams = NgramLogits(config.buckets, self.size) if config.buckets else None
 
     def forward(self, x: Float[Tensor, "B T D"], layout: Layout, skip: int = 0) -> Float[Tensor, "B *T E"]:
         """[B, E], or [B, T, E] without pooling. Means skip at least `skip` tokens, such as those of a prompt."""
@@ -119,6 +123,16 @@ class PooledHead(nn.Module):
             exact = x.to(torch.promote_types(x.dtype, torch.float32))  # bf16 cannot represent 1001
             x = exact * self.config.scale + self.config.shift
         return F.normalize(x, dim=-1) if self.config.unit else x
+
+
+def apply_head(head: nn.Module, x: Float[Tensor, "B T D"], layout: Layout, inputs: Any) -> Tensor:
+    """The output of a head for whole documents. Outside training, the logits of n-grams of the model's `inputs` are
+    added, if the head has some.
+    """
+    output = head(x, layout)
+    if head.training or not isinstance(head, PooledHead) or head.ngrams is None:
+        return output
+    return output + head.ngrams(inputs if isinstance(inputs, Tensor) else inputs.ids, layout)
 
 
 @register("distilled")

@@ -16,6 +16,7 @@ from headway.layout import Layout
 from headway.nn.mixers.base import Memory, State, select, tree_map
 from headway.nn.models.embeds import Embed, EmbedConfig, TokenEmbedConfig
 from headway.nn.models.heads import HeadConfig, VocabularyHeadConfig
+from headway.nn.models.pooled import apply_head
 from headway.nn.models.stack import Stack, StackConfig
 from headway.nn.parts.feedforward import Terms
 from headway.nn.parts.init import InitConfig, initialise
@@ -152,7 +153,7 @@ class Transformer(nn.Module):
     def output(self, head: str, inputs: Any, layout: Layout | None = None) -> Tensor:
         """The output of one head for whole documents."""
         encoded = self(inputs, layout)
-        return self.heads[head](encoded.x, encoded.layout)
+        return apply_head(self.heads[head], encoded.x, encoded.layout, inputs)
 
     def logits(self, ids: Int[Tensor, "B T"], layout: Layout | None = None) -> Float[Tensor, "B T C"]:
         return self.heads["vocabulary"](self(ids, layout).x)
