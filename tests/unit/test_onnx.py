@@ -82,7 +82,8 @@ def told(model: hw.Model, text: str | tuple[str, str], head: str) -> np.ndarray:
 
 
 def test_a_classifier_of_texts(data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = trained(small(classification()), write_questions(data_dir, tmp_path), tmp_path / "run")
+    settings = {"task.ngrams": True}
+    run = trained(small(classification()), write_questions(data_dir, tmp_path), tmp_path / "run", **settings)
     out = tmp_path / "out" / "intents.onnx"
     assert cli.main(["export", str(run), str(out), "--json"]) == cli.DONE
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["format"] == "onnx"

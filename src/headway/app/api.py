@@ -238,6 +238,7 @@ def _report(trainer: Trainer, run: Run, scale: Scale | None, num_samples: int) -
             messages.append(f"refitted the head on all {refitted:,} training and validation samples")
     if run.recipe.adapter is None and (extended := task.objective.extend_head(model, examples)):
         save_model(model, run.recipe.model, run.directory)
+        run.summary["extended"] = extended
         messages.append(extended)
     for line in messages if trainer.shows_progress else ():
         print(line, file=sys.stderr, flush=True)

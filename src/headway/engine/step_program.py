@@ -39,7 +39,8 @@ from headway.nn.mixers.recurrence import Recurrence
 from headway.nn.models import Transformer
 from headway.nn.models.block import Block, Branch, LayerScale
 from headway.nn.models.embeds import TokenEmbed, TypeEmbed
-from headway.nn.models.heads import Maxout, Transform, VocabularyHead
+from headway.nn.models.heads import Transform, VocabularyHead
+from headway.nn.models.maxout import Maxout
 from headway.nn.models.score_biases import Alibi, Relative
 from headway.nn.models.stack import Stack
 from headway.nn.parts.dropout import Dropout

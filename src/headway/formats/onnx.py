@@ -41,9 +41,9 @@ from headway.nn.models import (
     UNetPolicy,
 )
 from headway.nn.models.disentangled import DisentangledConfig
-from headway.nn.models.heads import VocabularyHeadConfig
+from headway.nn.models.heads import VocabularyHeadConfig, apply_head
 from headway.nn.models.kinds import predicting_head
-from headway.nn.models.pooled import DistilledHeadConfig, PooledHeadConfig, apply_head, pool
+from headway.nn.models.pooled import DistilledHeadConfig, PooledHeadConfig, pool
 from headway.nn.parts.feedforward import GatedConfig, MLPConfig
 
 SUFFIX = ".onnx"

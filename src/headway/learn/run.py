@@ -142,6 +142,7 @@ class Status(TypedDict, total=False):
     samples: list[dict[str, str]]
     remark: str
     refitted: Count  # training and validation samples that the head was finally refitted to
+    extended: str  # what was added to the head after training
     judging_seconds: Seconds
     report: str | None
     packages: dict[str, str]

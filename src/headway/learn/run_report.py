@@ -50,6 +50,8 @@ def run_sections(run: Run, pictures: Sequence[Picture] = ()) -> Sections:
         sentences.append(sentence)
     if refitted := summary.get("refitted"):
         sentences.append(f"After training, the head was refitted to all {refitted:,} training and validation samples.")
+    if extended := summary.get("extended"):
+        sentences.append(f"Added after training: {extended}.")
     sentences += () if run.task is None else run.task.examples.remarks
     machine = {**summary.get("machine", {}), "device": summary.get("device"), "threads": summary.get("threads")}
     if summary.get("processes", 1) > 1:

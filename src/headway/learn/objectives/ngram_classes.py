@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from headway.nn.parts.projection import Projection
 
 _BUCKETS = 1 << 16
 _MAX_WEIGHTS = 1 << 22  # 16 MiB
-_MAX_SAMPLES = 100_000  # training samples that n-grams are fitted to
+_MAX_PRODUCTS = 1 << 28  # of n-grams and classes in the training texts that n-grams are fitted to: seconds
 _MIN_TEXTS = 2  # texts that have an n-gram, or it is ignored
 _FACTORS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # on the logits of n-grams
 _SCALES = tuple(2.0 ** (step / 4) for step in range(-16, 9))  # on the sum
@@ -33,6 +33,11 @@ class NgramClassification(Classification[ClassifiedSamples]):
     training texts. The head adds its outputs times the factor with the best validation accuracy, and the sum is scaled
     to the lowest validation loss. From scratch, the two make different errors.
     """
+
+    def __init__(self, mean_length: float, *args: Any) -> None:
+        """`mean_length` is that of texts in tokens."""
+        super().__init__(*args)
+        self.mean_length = mean_length
 
     def adapt(self, model: ModelConfig, examples: ClassifiedSamples) -> ModelConfig:
         """`model` with a head that has one output per class, and n-grams if it is not an encoder-decoder."""
@@ -54,7 +59,8 @@ class NgramClassification(Classification[ClassifiedSamples]):
             buffer.zero_()
         held_out = examples.of("validation")
         own, targets = self.outputs(model, held_out)
-        self._fit(model, added, examples.of("train").limited_to(_MAX_SAMPLES))
+        limit = int(_MAX_PRODUCTS / (2 * self.mean_length * len(examples.labels)))
+        self._fit(model, added, examples.of("train").limited_to(max(1, limit)))
         both = self.outputs(model, held_out)[0]
 
         def quality(factor: float) -> tuple[float, float]:
@@ -76,13 +82,13 @@ class NgramClassification(Classification[ClassifiedSamples]):
 
     def _fit(self, model: nn.Module, added: NgramLogits, samples: RowSubset) -> None:
         """Set the inverse document frequencies, weights and biases."""
-        counts, buckets, targets = np.zeros(len(samples), np.int64), [np.zeros(0, np.int64)] * len(samples), Tensor()
+        counts, buckets, targets = np.zeros(len(samples), np.int64), [np.zeros(0, np.int32)] * len(samples), Tensor()
         for indices, batch in evaluation_batches(model, samples):
             inputs = cast(Inputs, batch.inputs)
             hashed, exist = added.ngrams(inputs.tokens.ids, inputs.layout)
             targets = targets if len(targets) else batch.targets.new_empty(len(samples), device="cpu")
             targets[indices] = batch.targets.cpu()
-            for index, row, mask in zip(indices.tolist(), hashed.cpu().numpy(), exist.cpu().numpy()):
+            for index, row, mask in zip(indices.tolist(), hashed.cpu().int().numpy(), exist.cpu().numpy()):
                 buckets[index] = row[mask]
                 counts[index] = len(buckets[index])
         offsets, columns = np.concatenate([[0], np.cumsum(counts)]), np.concatenate(buckets)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -79,17 +79,6 @@ class Transform(nn.Module):
         return self.norm(self.activation(self.dense(x)))
 
 
-class Maxout(nn.Module):
-    """The larger of each pair of linear units (Goodfellow et al. 2013): the deep output of the GRU models of 2014."""
-
-    def __init__(self, width: int, units: int) -> None:
-        super().__init__()
-        self.dense = Projection(width, 2 * units)
-
-    def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... U"]:
-        return self.dense(x).unflatten(-1, (-1, 2)).amax(-1)
-
-
 class VocabularyHead(nn.Module):
     """A linear layer to the vocabulary; with `table` its weights are shared with the embedding (Press, Wolf 2017)."""
 
@@ -100,6 +89,8 @@ class VocabularyHead(nn.Module):
         if config.transform is not None:
             self.transform, width = Transform(config.transform, width), config.transform.width or width
         if config.maxout is not None:
+            from headway.nn.models.maxout import Maxout  # for the GRU models of 2014 only
+
             self.transform, width = Maxout(width, config.maxout), config.maxout
         if table is not None and table.shape[1] != width:
             raise ConfigError(
@@ -157,3 +148,11 @@ class VocabularyHead(nn.Module):
             scores = self(x[row][labelled]).log_softmax(-1)
             out[row, labelled] = scores.gather(1, labels[row][labelled][:, None])[:, 0]
         return out
+
+
+def apply_head(head: nn.Module, x: Float[Tensor, "B T D"], layout: Layout, inputs: Any) -> Tensor:
+    """The output of a head for whole documents, with those of n-grams of the `inputs` outside training, if any."""
+    output, ngrams = head(x, layout), None if head.training else getattr(head, "ngrams", None)
+    if ngrams is None:
+        return output
+    return output + ngrams(inputs if isinstance(inputs, Tensor) else inputs.ids, layout)

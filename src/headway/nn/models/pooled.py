@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -123,16 +123,6 @@ class PooledHead(nn.Module):
             exact = x.to(torch.promote_types(x.dtype, torch.float32))  # bf16 cannot represent 1001
             x = exact * self.config.scale + self.config.shift
         return F.normalize(x, dim=-1) if self.config.unit else x
-
-
-def apply_head(head: nn.Module, x: Float[Tensor, "B T D"], layout: Layout, inputs: Any) -> Tensor:
-    """The output of a head for whole documents. Outside training, the logits of n-grams of the model's `inputs` are
-    added, if the head has some.
-    """
-    output = head(x, layout)
-    if head.training or not isinstance(head, PooledHead) or head.ngrams is None:
-        return output
-    return output + head.ngrams(inputs if isinstance(inputs, Tensor) else inputs.ids, layout)
 
 
 @register("distilled")

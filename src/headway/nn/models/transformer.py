@@ -15,8 +15,7 @@ from headway.errors import ConfigError, UserError
 from headway.layout import Layout
 from headway.nn.mixers.base import Memory, State, select, tree_map
 from headway.nn.models.embeds import Embed, EmbedConfig, TokenEmbedConfig
-from headway.nn.models.heads import HeadConfig, VocabularyHeadConfig
-from headway.nn.models.pooled import apply_head
+from headway.nn.models.heads import HeadConfig, VocabularyHeadConfig, apply_head
 from headway.nn.models.stack import Stack, StackConfig
 from headway.nn.parts.feedforward import Terms
 from headway.nn.parts.init import InitConfig, initialise
