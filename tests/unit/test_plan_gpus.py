@@ -130,6 +130,7 @@ def test_tasks_are_planned_with_their_own_batches(tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("words", "told"),
     [
+        (["text", "--gpu", "a100"], "--gpu a100 needs the number of GPUs; add --gpus N"),
         (["text", "--gpus", "2", "--gpu", "h1"], "there are no figures for a GPU called 'h1'; did you mean 'h100'?"),
         (["vision", "--gpus", "2"], "planning vision for GPUs needs its data"),
         (["text", "--gpus", "6", "--set", "parallel.shard=4"], "do not use 6 processes"),

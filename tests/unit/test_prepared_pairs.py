@@ -12,6 +12,7 @@ import pytest
 from prepared_data import PLAIN, check_equal_runs, contents, draw
 
 from headway.app.cli.main import main
+from headway.app.recipes import configure_recipe
 from headway.codecs import load_codecs
 from headway.config import override
 from headway.data.prepared import preparation, prepared_samples
@@ -229,6 +230,12 @@ def test_other_settings_and_damage_are_reported(files: Path, tmp_path: Path) -> 
     ):
         with pytest.raises(ConfigError, match=message):
             opened(out, tmp_path / "run", settings)
+    for settings in ({"task.size": 200}, {"task.codec": "char"}):
+        with pytest.raises(
+            ConfigError, match=r"task\.(size|codec) was decided when .* was prepared; remove the setting"
+        ):
+            configure_recipe("translation", out, settings, None)
+    configure_recipe("translation", out, {"task.size": 300, "task.codec": "bpe"}, None)  # as the data were prepared
     with pytest.raises(UserError, match="contains prepared translations, but this recipe reads prepared pron"):
         recipe("pronounce").files([out])
     with pytest.raises(UserError, match=r"pairs are too long: pair \d+ has \d+ source"):

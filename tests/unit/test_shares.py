@@ -120,7 +120,7 @@ def test_a_part_that_runs_again_does_what_is_missing(
     shell(*command, "2/2", lines=LINES)
     assert stored == [0, 1]
     assert shell.fails("embed", "--join", place) == (
-        f"headway: part 1/2 in {place} is not complete (1 blocks are); run --part 1/2 again"
+        f"headway: part 1/2 in {place} is not complete (it has 1 block); run --part 1/2 again"
     )
     monkeypatch.setattr(Share, "write", store)
     shell(*command, "1/2", "--json", lines=LINES)
@@ -189,7 +189,9 @@ def test_wrong_arguments(colours: Path, shell: Shell, tmp_path: Path, monkeypatc
         assert message in shell.fails(*argv), message
     file = tmp_path / "file"
     file.write_text("")
-    assert "file is not a folder" in shell.fails("embed", colours, "--part", "1/2", "--out", file, lines=LINES)
+    assert "file is not a folder; choose another one" in shell.fails(
+        "embed", colours, "--part", "1/2", "--out", file, lines=LINES
+    )
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     refused = shell.fails("embed", colours, lines=LINES)
@@ -197,6 +199,21 @@ def test_wrong_arguments(colours: Path, shell: Shell, tmp_path: Path, monkeypatc
     shell("embed", colours, "--part", "auto", "--out", tmp_path / "s", lines=LINES)
     assert [path.name for path in (tmp_path / "s").iterdir()] == ["part-2-of-2"]
     assert "RANK" not in os.environ
+
+
+def test_a_pipe_that_processes_share_is_refused(
+    colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    reader, writer = os.pipe()
+    os.write(writer, b"red 0\n")
+    os.close(writer)
+    with open(reader, encoding="utf-8") as pipe:
+        monkeypatch.setattr("sys.stdin", pipe)
+        assert main(["embed", str(colours), "--part", "auto", "--out", str(tmp_path / "s")]) == USER_ERROR
+    assert "standard input is a pipe" in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()  # whose parts would refuse the file
 
 
 @pytest.mark.parametrize(
@@ -215,8 +232,9 @@ def test_wrong_arguments(colours: Path, shell: Shell, tmp_path: Path, monkeypatc
         ),
         ({"JOB_COMPLETION_INDEX": "3"}, "auto/4", (4, 4)),
         ({"JOB_COMPLETION_INDEX": "3"}, "auto", "write --part auto/N"),
-        ({"JOB_COMPLETION_INDEX": "4"}, "auto/4", "--part 5/4 is not a part"),
+        ({"JOB_COMPLETION_INDEX": "4"}, "auto/4", "has 4 parts, but this process is number 5; write --part auto/N"),
         ({"RANK": "2", "WORLD_SIZE": "4"}, "auto/3", "has 3 parts, but torchrun started 4; write --part auto"),
+        ({}, "5/4", "--part 5/4 is not a part"),
         ({"RANK": "x", "WORLD_SIZE": "4"}, "auto", "RANK is 'x', not a number"),
         (
             {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "3"},

@@ -34,6 +34,8 @@ from headway.predict.in_memory_data import Paths
 from headway.predict.model_evaluation import check_hub_data
 from headway.rewards import CONFIRMED
 
+_TOKENIZER_SETTINGS = ("task.codec", "task.size", "task.tokenizer")
+
 
 def configure_recipe(
     recipe: str | Path | Recipe,
@@ -75,6 +77,7 @@ def configure_recipe(
         configured = replace(configured, data=tuple(_absolute(path) for path in path_list(data)))
     elif isinstance(recipe, (str, Path)) and _is_recipe_file(recipe):
         check_hub_data(configured.data, str(recipe))
+    _check_vocabulary(configured, settings or {})
     if not configured.data and not configured.task.generates_data and not isinstance(recipe, Recipe):
         raise UserError(f"recipe {configured.name!r} has no data; pass your own with --data (data=...)")
     return configured
@@ -87,6 +90,23 @@ def _apply_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
         return override(recipe, settings)
     other_settings = {key: value for key, value in settings.items() if key != "model"}
     return override(replace(recipe, model=find_model_config(model)), other_settings)
+
+
+def _check_vocabulary(recipe: Recipe, settings: Mapping[str, Any]) -> None:
+    """Raise ConfigError for settings of a tokenizer if the data were prepared with one, which the task takes."""
+    changed = {key.removeprefix("task."): value for key, value in settings.items() if key in _TOKENIZER_SETTINGS}
+    if not changed:
+        return
+    from headway.data.prepared.shard_reader import PreparedData, is_prepared
+
+    for data in map(PreparedData, filter(is_prepared, map(Path, recipe.data))):
+        details = data.index.details
+        for name, value in changed.items():
+            if "fingerprint" in details and value not in (details.get(name), details.get("vocab_size")):
+                raise ConfigError(
+                    f"task.{name} was decided when {data.name} was prepared; remove the setting, or prepare the data "
+                    "again"
+                )
 
 
 def load_recipe(recipe: str | Path | Recipe) -> Recipe:

@@ -68,6 +68,11 @@ def parse_part(text: str) -> Part:
         raise UserError(f"--part {text[:_PICTURE]} is not a part; write I/N, such as 1/3, auto, or auto/N")
     count = None if match[2] is None else int(match[2])
     part = _scheduled_part(count) if match[1] == "auto" else Part(int(match[1]), count or 0)
+    if match[1] == "auto" and count is not None and part.number > count:
+        raise UserError(
+            f"--part auto/{count} has {count} parts, but this process is number {part.number}; write --part auto/N, "
+            "where N is the `completions` of the Job"
+        )
     if not 1 <= part.number <= part.count <= _MAX_PARTS:
         raise UserError(f"--part {part} is not a part; write I/N with I from 1 to N, and N at most {_MAX_PARTS:,}")
     return part
@@ -264,7 +269,7 @@ class JoinedParts:
             if not path.is_file():
                 complete = len(list(_blocks(by_number[number])))
                 raise UserError(
-                    f"part {number}/{count} in {folder} is not complete ({complete} blocks are); run --part "
+                    f"part {number}/{count} in {folder} is not complete (it has {count_blocks(complete)}); run --part "
                     f"{number}/{count} again"
                 )
             completions.append(from_dict(PartSummary, _read(path), str(path)))
@@ -299,6 +304,11 @@ class JoinedParts:
             path = path.with_suffix(".json")
             if path.is_file():
                 yield from from_dict(list[tuple[str, str]], _read(path), str(path))
+
+
+def count_blocks(number: int) -> str:
+    """A number of blocks, for people."""
+    return "1 block" if number == 1 else f"{number:,} blocks"
 
 
 def model_digest(path: Path) -> str:

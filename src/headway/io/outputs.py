@@ -53,7 +53,7 @@ def check_folder(path: Path) -> None:
         return
     check_kind(path, status)
     if not stat.S_ISDIR(status.st_mode):
-        raise UserError(f"{path} is not a folder; remove it, or choose another folder for the run")
+        raise UserError(f"{path} is not a folder; choose another one")
 
 
 def check_kind(path: Path, status: os.stat_result) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from headway.app.cli.options import add_fine_tuning, add_recipe, integer, number, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.config import parse_settings
+from headway.errors import UserError
 
 if TYPE_CHECKING:
     from headway.learn.plan.ranks import RankPlan
@@ -40,7 +41,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="plan a step on N GPUs: memory of each, traffic and time",
     )
-    parser.add_argument("--gpu", default="h100", metavar="NAME", help="GPU to plan for (default: h100)")
+    parser.add_argument("--gpu", metavar="NAME", help="GPU to plan for, with --gpus (default: h100)")
 
 
 def _minutes_list(text: str) -> list[float]:
@@ -54,9 +55,11 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
 
     if args.gpus is not None:
         fine_tuning = {"start": args.start, "lora": args.lora}
-        settings = parse_settings(args.set)
-        _print_ranks(hw.plan_gpus(args.recipe, args.gpus, args.gpu, args.data, settings, **fine_tuning), terminal)
+        settings, gpu = parse_settings(args.set), args.gpu or "h100"
+        _print_ranks(hw.plan_gpus(args.recipe, args.gpus, gpu, args.data, settings, **fine_tuning), terminal)
         return
+    if args.gpu is not None:
+        raise UserError(f"--gpu {args.gpu} needs the number of GPUs; add --gpus N")
     with torch_options(args):
         plans = hw.plan(
             args.recipe,

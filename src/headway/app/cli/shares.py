@@ -16,7 +16,7 @@ import headway
 from headway.app.cli.inputs import Failures, report_outcome
 from headway.app.cli.options import Parser
 from headway.app.cli.terminal import CHUNK, Terminal
-from headway.app.shares import JoinedParts, Part, Share, model_digest, parse_part, scheduler_rank
+from headway.app.shares import JoinedParts, Part, Share, count_blocks, model_digest, parse_part, scheduler_rank
 from headway.errors import UserError
 from headway.io.files import open_file
 
@@ -95,6 +95,11 @@ class PartTerminal(Terminal):
         self, inputs: Iterable[Any], failures: Failures | None = None, size: int = CHUNK
     ) -> Iterator[tuple[int, list[Any]]]:
         part: Part = self._args.part
+        is_pipe = isinstance(inputs, TextIOWrapper) and stat.S_ISFIFO(os.fstat(inputs.fileno()).st_mode)
+        if is_pipe and os.environ.get("LOCAL_WORLD_SIZE", "1") != "1":
+            raise UserError(
+                "standard input is a pipe, of which each process of torchrun would read some lines; pass a file: < FILE"
+            )
         self._share = share = Share(self._args.out, part, self._job())
         lines = inputs if isinstance(inputs, list) else (line.rstrip("\r\n") for line in inputs)
         failed = [] if failures is None else failures
@@ -110,8 +115,8 @@ class PartTerminal(Terminal):
                 self.note(f"part {part}: inputs {first + 1:,} to {first + len(block):,} are done")
         share.complete()
         self.note(
-            f"part {part} is complete: {share.num_blocks:,} blocks of {size} inputs, {share.num_computed:,} of them "
-            f"new; join all parts with headway {self._name} --join {self._args.out}"
+            f"part {part} is complete: {count_blocks(share.num_blocks)} of {size} inputs, {share.num_computed:,} of "
+            f"them new; join all parts with headway {self._name} --join {self._args.out}"
         )
 
     def print_result(self, value: Any) -> None:
