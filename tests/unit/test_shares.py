@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import understanding_data
@@ -21,10 +22,12 @@ from whisper_models import folder
 
 import headway as hw
 from headway.app.cli.main import DONE, USER_ERROR, main
+from headway.app.model import Model
 from headway.app.shares import Part, Share, model_digest, parse_part
 from headway.domains import recipe as find_recipe
 from headway.domains.image_text.recipes import captioner
 from headway.errors import UserError
+from headway.io.remote import UnavailableError
 
 LINES = [f"{('red', 'blue')[number % 2]} {number % 7}" for number in range(1300)]
 SCHEDULERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_ARRAY_TASK_ID", "SLURM_STEP_NUM_TASKS", "JOB_COMPLETION_INDEX")
@@ -276,6 +279,26 @@ def test_a_full_disk_loses_nothing(
     assert shell("embed", "--join", tmp_path / "s") == alone
 
 
+def test_a_block_is_computed_again_after_the_server_has_stopped(
+    colours: Path, shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, embed = shell("embed", colours, lines=LINES[:600]), Model.embed
+    calls = list[int]()
+
+    def stop(model: Any, texts: Sequence[str], **options: Any) -> Any:
+        calls.append(len(texts))
+        if len(calls) > 3:  # in the middle of the first block
+            raise UnavailableError("the server does not answer")
+        return embed(model, texts, **options)
+
+    command = ["embed", colours, "--part", "1/1", "--out", tmp_path / "s"]
+    monkeypatch.setattr(Model, "embed", stop)
+    assert shell.fails(*command, lines=LINES[:600]) == "headway: line 193: the server does not answer"
+    monkeypatch.setattr(Model, "embed", embed)
+    shell(*command, lines=LINES[:600])
+    assert shell("embed", "--join", tmp_path / "s") == alone
+
+
 def test_items_and_parts_without_blocks(colours: Path, shell: Shell, tmp_path: Path) -> None:
     texts = LINES[:5]
     alone = shell("classify", colours, *texts)
@@ -348,6 +371,13 @@ def test_transcripts(recordings: tuple[Path, Path], shell: Shell, tmp_path: Path
         path.relative_to(tmp_path / "joined"): path.read_bytes() for path in (tmp_path / "joined").rglob("*.srt")
     } == files
     assert "already exists" in shell.fails("transcribe", "--join", tmp_path / "srt", "--out", tmp_path / "joined")
+    command = ["transcribe", model, data / "0" / "00.wav", data / "1" / "bad.mp3", *quick]
+    share(shell, tmp_path / "named", 1, *command)
+    shell("transcribe", "--join", tmp_path / "named", code=USER_ERROR)
+    assert "bad.mp3" in shell.err
+    command += [data / "none.wav", "--part", "1/2", "--out", tmp_path / "missing"]
+    assert "none.wav does not exist" in shell.fails(*command)
+    assert not (tmp_path / "missing").exists()
     block = next((tmp_path / "srt" / "part-1-of-2").glob("block-000000-*.txt"))
     text = block.read_text()
     name = json.loads(text.splitlines()[0])["name"]
@@ -363,10 +393,16 @@ def test_captions(shell: Shell, tmp_path: Path) -> None:
     settings = {"train.steps": 1, "train.batch_size": 4, "train.precision": "fp32", "task.max_length": 8}
     hw.train(recipe, table, settings, run=tmp_path / "run", device="cpu", progress=False, samples=0)
     images = sorted(map(str, (tmp_path / "images").glob("*.png"))) * 6
+    (tmp_path / "broken.png").write_text("no image")
+    images[64:] = [str(tmp_path / "broken.png")]  # all that the last block has
     command = ["caption", tmp_path / "run", *images, "--n-best", "2"]
-    alone = shell(*command)
+    alone = shell(*command, code=USER_ERROR)
+    assert len(alone.splitlines()) == 128
+    told = shell.err
     share(shell, tmp_path / "s", 2, *command)
-    assert shell("caption", "--join", tmp_path / "s") == alone
+    assert shell("caption", "--join", tmp_path / "s", code=USER_ERROR) == alone
+    assert shell.err == told
+    assert "broken.png is not" in shell.fails("caption", tmp_path / "run", images[-1])
 
 
 def test_the_digest_of_a_model_does_not_depend_on_where_it_is(colours: Path, tmp_path: Path) -> None:

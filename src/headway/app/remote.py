@@ -20,6 +20,7 @@ from headway.app.verb_table import declaration
 from headway.app.verbs import RemoteVerbs
 from headway.errors import UserError, nearest
 from headway.io.files import format_path, open_file, user_path
+from headway.io.remote import UnavailableError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,6 +43,7 @@ _MAX_RESPONSE = 1 << 29  # bytes per response
 _MAX_EVENT = 1 << 22  # bytes per streamed event
 _MAX_ERROR = 1 << 16  # bytes per error
 _MAX_FILE = 1 << 30  # bytes per image or audio file
+_UNAVAILABLE = (429, 502, 503, 504)  # statuses of a busy server, or of a proxy without one
 
 
 def connect(url: str, api_key: str | None = None, model: str | None = None) -> RemoteModel:
@@ -354,7 +356,7 @@ class _ServerClient:
             message = str(json.loads(raw)["error"]["message"])
         except (ValueError, KeyError, TypeError):
             message = f"{self._url} answered with status {response.status}; pass the URL of a headway server"
-        raise UserError(message)
+        raise UnavailableError(message) if response.status in _UNAVAILABLE else UserError(message)
 
     @contextmanager
     def _user_errors(self) -> Iterator[None]:
@@ -363,7 +365,7 @@ class _ServerClient:
             yield
         except (OSError, HTTPException) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise UserError(
+            raise UnavailableError(
                 f"{self._url} does not answer ({reason}); check the URL, or start the server with headway serve"
             ) from None
         except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -36,6 +36,10 @@ class MissingRemoteFileError(UserError):
     """There is no file at an address."""
 
 
+class UnavailableError(UserError):
+    """A server does not answer, or is too busy to, so the same request may succeed later."""
+
+
 class RemoteEntry(NamedTuple):
     """The bytes of a file, and a string that changes with its content, or is empty if the server states none."""
 

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         files = image_paths(args.images)
         predict = lambda batch: model.caption(batch, **verb_options(args, "caption"))  # noqa: E731
         for _, images in terminal.chunks(files, failures, BATCH_SIZE):
-            for image, batch in predict_each(images, predict, failures):
+            for image, batch in predict_each(images, predict, failures, total=len(files)):
                 if batch is None:
                     continue
                 count += 1

@@ -79,9 +79,10 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         predict = lambda batch: model.classify(  # noqa: E731
             list(map(split_pair, batch)) if args.pairs else batch, **verb_options(args, "classify")
         )
+        total = len(items) if items else None
         for first, lines in terminal.chunks(items or sys.stdin, failures):
-            is_first = first == 1
-            for line, probabilities in predict_each(lines, predict, failures, first=None if items else first):
+            is_first, line_number = first == 1, None if items else first
+            for line, probabilities in predict_each(lines, predict, failures, first=line_number, total=total):
                 if probabilities is not None or not items:  # every line has a row
                     labels, thresholds = probabilities or {}, model.thresholds
                     row: dict[str, Any] = {"item": line, "labels": dict(list(labels.items())[: args.top])}

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from headway.app.cli.terminal import Terminal
 from headway.errors import PartialFailureError, UserError
+from headway.io.remote import UnavailableError
 
 T = TypeVar("T")
 A = TypeVar("A")
@@ -71,12 +72,14 @@ def predict_each(
     failures: Failures,
     rows: Callable[[Any], Sequence[A]] = list,
     first: int | None = None,
+    total: int | None = None,
 ) -> Iterator[tuple[T, A | None]]:
     """Each input with its prediction, or None for an input that fails; its error is appended to `failures`.
 
     Inputs are predicted in batches, and `rows` splits the output of a batch. If a batch fails without identifying which
     input is at fault, its inputs are predicted one by one. With `first`, the inputs are lines of standard input from
-    that line number on: errors name the line, and an empty line is a failure. Raises UserError if all inputs fail.
+    that line number on: errors name the line, and an empty line is a failure. Raises UserError if all inputs fail,
+    except if they are only a block of `total` inputs, whose part could never be complete.
     """
     nonempty = [index for index, item in enumerate(items) if first is None or str(item).strip()]
     errors: dict[int, UserError] = {}
@@ -103,7 +106,7 @@ def predict_each(
                 except UserError as item_error:
                     batch_errors[offset] = item_error
         predictions = dict(zip(indices, outputs))
-        if len(errors) + len(batch_errors) - num_empty == len(nonempty):
+        if len(errors) + len(batch_errors) - num_empty == len(nonempty) and total in (None, len(items)):
             raise batch_errors[0] if first is None else _with_line_number(first + indices[0], batch_errors[0], "")
         for offset, error in batch_errors.items():
             errors[indices[offset]] = error if first is None else _with_line_number(first + indices[offset], error)
@@ -117,7 +120,8 @@ def _with_line_number(line_number: int, error: UserError, prefix: str = "line {}
     """The error with its line number, which replaces the number of a text or goes before the message."""
     message = str(error)
     match = _INPUT_NUMBER.match(message)
-    return UserError(f"line {line_number} {message[match.end() :]}" if match else prefix.format(line_number) + message)
+    message = f"line {line_number} {message[match.end() :]}" if match else prefix.format(line_number) + message
+    return UnavailableError(message) if isinstance(error, UnavailableError) else UserError(message)
 
 
 def report_outcome(result: dict[str, Any], failures: Failures, terminal: Terminal) -> None:

@@ -19,6 +19,7 @@ from headway.app.cli.terminal import CHUNK, Terminal
 from headway.app.shares import JoinedParts, Part, Share, count_blocks, model_digest, parse_part, scheduler_rank
 from headway.errors import UserError
 from headway.io.files import open_file
+from headway.io.remote import UnavailableError
 
 # Options that do not change the output: those of shares and of the terminal, the inputs, which have digests of their
 # own, and where the command runs.
@@ -106,6 +107,9 @@ class PartTerminal(Terminal):
         for number, first, block in share.missing(lines, size):
             self._block = StringIO()
             yield first + 1, block
+            for _, error in failed:
+                if isinstance(error, UnavailableError):  # no fault of the inputs: the part can compute this block later
+                    raise error
             for _, error in failed:  # reported here, because another process may compute the next block
                 self.note(f"headway: {error}")
             share.write(number, self._block.getvalue(), [(str(item), str(error)) for item, error in failed])

@@ -103,6 +103,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         if width is None and words is None:
             raise UserError("--max-line-count needs a line width; add --max-line-width, for example 42")
         lines = SubtitleLines(width, count or (1 if width is None else 2), words)
+    for path in (path for path in args.files if not path.exists()):
+        FileSound(path)  # raises the error before a part computes its other files
     sources = expand_paths(args.files)
     targets: Sequence[Path | None] = [None] * len(sources)
     if args.out is not None and args.part is None:
@@ -120,7 +122,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
                 try:
                     sounds.append((FileSound(path), name, targets[index]))
                 except UserError as error:
-                    if path in args.files or len(failures) + 1 == len(sources):
+                    if (path in args.files and args.part is None) or len(failures) + 1 == len(sources):
                         raise
                     failures.append((path, error))
             transcribe = transcribe or open_transcriber(args, lines)
