@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +70,7 @@ def test_a_job_outlives_its_starter_and_another_program_stops_it(tmp_path: Path)
     job = jobs(tmp_path)["alone"]
     assert job.state == "running"
     assert job.process == int(started.stdout)
+    wait_for(lambda: jobs(tmp_path)["alone"].message == "begun")
     stop_job(tmp_path, "alone")
     assert until(tmp_path, "alone", "ended").message == "begun"
 
@@ -119,6 +121,41 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(module, "open_run_file", full)
     with pytest.raises(UserError, match="No space left on device; "):
         start_job(tmp_path, "x", ("true",))
+
+
+def test_an_exit_code_that_is_recorded_while_a_job_is_read_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = start_job(tmp_path, "x", ("sh", "-c", "exit 3"))
+    until(tmp_path, "x", "failed")
+    state = tmp_path / FOLDER / "x.json"
+    record = json.loads(state.read_text())
+    state.write_text(json.dumps({**record, "exit_code": None}))
+
+    def look(process: int) -> bool:  # the program that started it removes the zombie now
+        state.write_text(json.dumps(record))
+        return False
+
+    monkeypatch.setattr(module, "is_running", look)
+    assert process_start(job.process) is None
+    assert jobs(tmp_path)["x"].state == "failed"
+
+
+def test_a_job_that_ended_before_its_start_was_read_runs_until_its_exit_code_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, write = threading.Event(), module.write_json
+
+    def late(path: Path, content: dict[str, object]) -> None:
+        assert content["exit_code"] is None or record.wait(20)
+        write(path, {**content, "began": None})
+
+    monkeypatch.setattr(module, "write_json", late)
+    job = start_job(tmp_path, "x", ("sh", "-c", "exit 3"))
+    wait_for(lambda: process_start(job.process) is None)
+    assert jobs(tmp_path)["x"].state == "running"
+    record.set()
+    until(tmp_path, "x", "failed")
 
 
 def test_an_exit_code_is_recorded_when_the_disk_has_space_again(

@@ -120,14 +120,16 @@ def read_job(state: Path) -> Job | None:
         return None
     log, code, began = state.with_suffix(".log"), record["exit_code"], record["began"]
     kind = "ended" if code is None else "failed" if code else "finished"
-    is_here = record["machine"] == machine_id() and began is not None
-    if code is None and is_here:
-        # The program that started a job records its exit code a moment after its end; until then it is a zombie.
+    if code is None and record["machine"] == machine_id():
+        # The program that started a job records its exit code a moment after its end; until then it is a zombie, which
+        # has no start. It may have ended before its start was read.
         starter, starter_began = record.get("starter"), record.get("starter_began")
         is_awaited = isinstance(starter, int) and process_start(starter) == starter_began and starter_began is not None
         start = process_start(record["process"])
         is_zombie = start is None and os.name == "posix" and is_running(record["process"])
-        kind = "running" if start == began or (is_awaited and is_zombie) else kind
+        kind = "running" if (start is not None and start == began) or (is_awaited and is_zombie) else kind
+        if kind == "ended" and (_read(state) or record)["exit_code"] is not None:
+            return read_job(state)  # it was recorded since it was read
     lines = []
     with suppress(OSError), log.open("rb") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))

@@ -54,7 +54,7 @@ class NgramClassification(Classification[ClassifiedSamples]):
         head = cast(PooledHead, cast(Transformer, model).heads[HEAD]) if isinstance(model, Transformer) else None
         if head is None or head.ngrams is None:
             return None
-        added = head.ngrams
+        added = cast(NgramLogits, head.ngrams)
         for buffer in added.buffers():  # those of a run that continues
             buffer.zero_()
         held_out = examples.of("validation")

@@ -16,7 +16,6 @@ from headway.layout import Layout
 from headway.nn.kernels import View, attend
 from headway.nn.mixers.attention import head_size
 from headway.nn.models.heads import HeadConfig
-from headway.nn.models.ngrams import NgramLogits
 from headway.nn.models.patches import LearnedVectors
 from headway.nn.parts.dropout import Dropout
 from headway.nn.parts.feedforward import ACTIVATIONS, ActivationName, FeedForwardConfig, MLPConfig
@@ -111,7 +110,11 @@ class PooledHead(nn.Module):
         self.norm = config.norm.build(inner) if config.norm else nn.Identity()
         self.dropout = Dropout(config.dropout)
         self.project = Projection(inner, config.outputs, config.bias) if config.outputs else nn.Identity()
-        self.ngrams = NgramLogits(config.buckets, self.size) if config.buckets else None
+        self.ngrams: nn.Module | None = None
+        if config.buckets:
+            from headway.nn.models.ngrams import NgramLogits  # few models have it
+
+            self.ngrams = NgramLogits(config.buckets, self.size)
 
     def forward(self, x: Float[Tensor, "B T D"], layout: Layout, skip: int = 0) -> Float[Tensor, "B *T E"]:
         """[B, E], or [B, T, E] without pooling. Means skip at least `skip` tokens, such as those of a prompt."""
