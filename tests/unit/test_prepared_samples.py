@@ -171,12 +171,19 @@ def test_damage_is_reported(folder: Path, tmp_path: Path) -> None:
     out = prepare(folder, tmp_path / "out")
     samples = PreparedSamples.open([out], "images")
     shard = out / "train-00000.safetensors"
-    shard.write_bytes(shard.read_bytes()[:-1] + b"\1")
+    content = shard.read_bytes()
+    shard.unlink()
+    with pytest.raises(UserError, match=r"train-00000.safetensors is missing; restore it from a copy, or prepare"):
+        list(samples.contents(np.arange(len(samples))))
+    shard.write_bytes(content[:-1] + b"\1")
     with pytest.raises(UserError, match=r"train-00000.safetensors has changed since it was prepared; restore it"):
         list(samples.contents(np.arange(len(samples))))
     table = out / "samples.safetensors"
     table.write_bytes(table.read_bytes()[:-1] + b"\1")
     with pytest.raises(UserError, match=r"samples.safetensors has changed since the data were prepared; restore it"):
+        PreparedSamples.open([out], "images")
+    table.unlink()
+    with pytest.raises(UserError, match=r"samples.safetensors is missing; restore it from a copy, or prepare"):
         PreparedSamples.open([out], "images")
     other = prepare(folder, tmp_path / "other")
     table = other / "samples.safetensors"

@@ -161,7 +161,7 @@ def test_damage_is_one_line(texts: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=reason):
             documents(out, "train")
     shard.unlink()
-    with pytest.raises(UserError, match="cannot be read: No such file"):
+    with pytest.raises(UserError, match="is missing; restore it from a copy, or prepare the data again"):
         documents(out, "train")
     for text_of, reason in (
         (index[: len(index) // 2], r"is not JSON: .*; restore it from a copy, or prepare the data again"),

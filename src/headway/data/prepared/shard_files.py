@@ -43,7 +43,11 @@ def write_shard(path: Path, arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def map_file(path: Path, shard: ShardFile, remedy: str = REMEDY) -> memoryview:
-    """The bytes of a shard, mapped into memory. UserError, with the remedy, if its size differs from the index."""
+    """The bytes of a shard, mapped into memory. UserError, with the remedy, if it is missing or its size differs from
+    the index.
+    """
+    if not path.exists():
+        raise UserError(f"{path} is missing; {remedy}")
     with open_file(path) as file:
         size = path.stat().st_size
         if size != shard.bytes or size < _MIN_BYTES:

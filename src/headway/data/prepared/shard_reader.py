@@ -96,8 +96,10 @@ class PreparedData:
                         with atomic_write(folder / name) as draft:
                             self.remote.fetch(name, size, draft)
         for name, (size, digest) in self.index.codec.items():
-            if file_digest_of(folder / name) != (size, digest):
-                raise UserError(f"{folder / name} has changed since the data were prepared; {REMEDY}")
+            is_missing = not (folder / name).is_file()
+            if is_missing or file_digest_of(folder / name) != (size, digest):
+                fault = "is missing" if is_missing else "has changed since the data were prepared"
+                raise UserError(f"{folder / name} {fault}; {REMEDY}")
         return folder
 
     def map(self, shard: ShardFile) -> dict[str, np.ndarray]:
