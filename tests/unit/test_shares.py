@@ -199,6 +199,8 @@ def test_wrong_arguments(colours: Path, shell: Shell, tmp_path: Path, monkeypatc
     monkeypatch.setenv("WORLD_SIZE", "2")
     refused = shell.fails("embed", colours, lines=LINES)
     assert "torchrun has started 2 processes, and each would do all of the work; add --part auto --out DIR" in refused
+    compared = shell.fails("compare", "text", "--data", file, "--set", "model.width=8,16", "--run", tmp_path / "c")
+    assert "add --part auto --run DIR to headway compare" in compared
     shell("embed", colours, "--part", "auto", "--out", tmp_path / "s", lines=LINES)
     assert [path.name for path in (tmp_path / "s").iterdir()] == ["part-2-of-2"]
     assert "RANK" not in os.environ

@@ -185,7 +185,7 @@ def _dispatch(arguments: list[str]) -> None:
         if args.part is not None or args.join is not None:
             shares.run(command, name, args, parser)
             return
-        shares.check_alone(name)
+        shares.check_alone(name, "--out" if hasattr(args, "out") else "--run")
     command.run(args, Terminal(args.json))
 
 

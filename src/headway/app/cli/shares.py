@@ -30,13 +30,15 @@ _GROUP = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # t
 _NOTE_SECONDS = 10.0  # between lines of progress
 
 
-def check_alone(name: str) -> None:
-    """Raise UserError if torchrun has started several processes, each of which would do the whole work."""
+def check_alone(name: str, folder: str) -> None:
+    """Raise UserError if torchrun has started several processes, each of which would do the whole work; `folder` is the
+    option for the folder of parts.
+    """
     scheduled = scheduler_rank()
     if scheduled is not None and scheduled[0] == "torchrun" and scheduled[2] > 1:
         raise UserError(
-            f"torchrun has started {scheduled[2]} processes, and each would do all of the work; add --part auto --out "
-            f"DIR to headway {name}, or start one process"
+            f"torchrun has started {scheduled[2]} processes, and each would do all of the work; add --part auto "
+            f"{folder} DIR to headway {name}, or start one process"
         )
 
 
