@@ -222,7 +222,10 @@ class Classification(PredictionObjective[C], Generic[C]):
         """Loss (nats per sample, without smoothing), accuracy, macro F1 and balanced accuracy on a split or on `limit`
         of its samples. If there are rare classes, balanced scores come first.
         """
-        logits, targets = self.evaluate_outputs(model, examples, split, limit)
+        return self.scores(*self.evaluate_outputs(model, examples, split, limit))
+
+    def scores(self, logits: Float[Tensor, "N C"], targets: Int[Tensor, "N"]) -> dict[str, Any]:
+        """The scores of `evaluate` for outputs."""
         nats = float(F.cross_entropy(logits, targets, self.weights))
         scores = balanced_scores(logits.argmax(-1).numpy(), targets.numpy(), self.rare)
         scores.setdefault(self.goal, 0.0)  # if none of these samples belongs to a rare class

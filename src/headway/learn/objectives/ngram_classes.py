@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headway.learn.examples import RowSubset
+from headway.learn.metric_names import format_metric, title
 from headway.learn.objective import evaluation_batches
 from headway.learn.objectives.classes import Classification, ClassifiedSamples
 from headway.learn.objectives.predictions import HEAD
@@ -30,8 +31,8 @@ _SCALES = tuple(2.0 ** (step / 4) for step in range(-16, 9))  # on the sum
 
 class NgramClassification(Classification[ClassifiedSamples]):
     """Cross-entropy of the classes. After training, a linear support-vector machine of n-grams is fitted to the
-    training texts. The head adds its outputs times the factor with the best validation accuracy, and the sum is scaled
-    to the lowest validation loss. From scratch, the two make different errors.
+    training texts. The head adds its outputs times the factor with the best validation score, and the sum is scaled to
+    the lowest validation loss. From scratch, the two make different errors.
     """
 
     def __init__(self, mean_length: float, *args: Any) -> None:
@@ -63,22 +64,18 @@ class NgramClassification(Classification[ClassifiedSamples]):
         self._fit(model, added, examples.of("train").limited_to(max(1, limit)))
         both = self.outputs(model, held_out)[0]
 
-        def quality(factor: float) -> tuple[float, float]:
-            logits = torch.lerp(own, both, factor)
-            return float((logits.argmax(-1) == targets).double().mean()), -F.cross_entropy(logits, targets).item()
-
-        factor = max(_FACTORS, key=quality)
+        scores = {factor: self.scores(torch.lerp(own, both, factor), targets) for factor in _FACTORS}
+        sign = 1 if self.goal_better == "max" else -1
+        factor = max(_FACTORS, key=lambda factor: (sign * scores[factor][self.goal], -scores[factor]["loss"]))
         logits = torch.lerp(own, both, factor)
         scale = min(_SCALES, key=lambda scale: F.cross_entropy(scale * logits, targets).item()) if factor else 1.0
-        for tensor, multiple in ((added.weight, factor * scale), (added.bias, factor * scale)):
-            tensor.mul_(multiple)
+        for buffer in (added.weight, added.bias):
+            buffer.mul_(factor * scale)
         with torch.no_grad():
             for parameter in cast(Projection, head.project).parameters():
                 parameter.mul_(scale)
-        without, with_them = quality(0.0)[0], quality(factor)[0]
-        return (
-            f"n-grams of tokens: validation accuracy {100 * without:.1f} % without, {100 * with_them:.1f} % with them"
-        )
+        without, with_them = (format_metric(self.goal, scores[each][self.goal]) for each in (0.0, factor))
+        return f"n-grams of tokens: validation {title(self.goal)} {without} without, {with_them} with them"
 
     def _fit(self, model: nn.Module, added: NgramLogits, samples: RowSubset) -> None:
         """Set the inverse document frequencies, weights and biases."""
