@@ -279,7 +279,7 @@ class SampleKind(SampleShards):
         folders = (work / "parts" / f"{block:07d}" for block in range(self.blocks))
         errors = [error for folder in folders for error in read_info(folder)["errors"]]
         if errors:
-            _LOG.warning("left out %d files that cannot be read: %s", len(errors), "; ".join(errors[:3]))
+            _LOG.warning("left out files that cannot be read (%d): %s", len(errors), "; ".join(errors[:3]))
         details = {
             **read_json(work / _SETTINGS),
             "from_folders": self.labelled.from_folders,
