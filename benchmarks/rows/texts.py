@@ -224,6 +224,12 @@ def prepared(result: Result) -> Iterator[Row]:
             f"{same}; processor time of 2 against 1: {1 + part['extra_processor_share']:.2f}",
             "",
         )
+    if part := result.get("processes"):
+        yield (
+            f"{part['megabytes']:,} MB of text: speed of 2 processes of one thread against 1, by the clock",
+            f"{part['speedup_wall']:.2f} times ({part['two']['wall_seconds']:.0f} s)",
+            f"{part['one']['wall_seconds']:.0f} s",
+        )
     if part := result.get("storage"):
         same = "the same batches" if part["same_batches"] else "other batches"
         yield (
