@@ -4,6 +4,7 @@
     python benchmarks/budget.py chosen NAME ...     # what `headway train RECIPE --data ... --minutes M` gives
     python benchmarks/budget.py chosen NAME --beside   # the same beside a program that takes half of one core
     python benchmarks/budget.py tried RECIPE ...    # one minute on 100, 10,000 and a million samples that are drawn
+    python benchmarks/budget.py fit NAME ...        # a scaling law fitted to the cells of sets of one recipe
 
 A cell of the grid is what a user gets who sets width, depth, heads and rate and leaves the rest to the plan. It has one
 thread on a core of its own, and as many run at a time as there are cores. The results are kept cell by cell, and what
@@ -18,6 +19,7 @@ import csv
 import gzip
 import importlib.util
 import json
+import math
 import os
 import random
 import subprocess
@@ -29,7 +31,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -52,7 +54,7 @@ class Set:
 
     recipe: str
     data: tuple[str, ...]
-    sizes: tuple[tuple[int, int, int], ...]  # width, depth, heads
+    sizes: tuple[tuple[int, int | list[int], int], ...]  # width, depth, heads
     rates: tuple[float, ...] = (0.01, 0.02)
     score: str = "loss"
     start: tuple[str, ...] = ()  # options of a run that begins from all-MiniLM-L6-v2
@@ -61,6 +63,8 @@ class Set:
 
 TEXT = ((64, 2, 2), (128, 4, 4), (256, 6, 8))
 IMAGES = ((64, 2, 4), (96, 4, 4), (128, 6, 4))
+LABELS = ((64, 1, 2), (128, 2, 4), (256, 3, 8))
+ROBOTS = ((64, [2, 1, 1], 2), (128, [3, 1, 1], 4), (256, [4, 1, 1], 8))
 PAIRS = ((64, 2, 2), (128, 3, 4), (256, 4, 8))
 SETS = {
     "shakespeare": Set("text", ("lm/tinyshakespeare.txt",), TEXT),
@@ -74,6 +78,8 @@ SETS = {
     "drawn": Set("vision", ("drawn",), IMAGES, score="accuracy"),
     "novel": Set("text", ("novel",), TEXT),
     "digits": Set("vision", ("digits",), IMAGES, score="accuracy"),
+    "banking77": Set("classification", ("intents",), LABELS, score="accuracy"),
+    "robots": Set("robotics", ("robots",), ROBOTS),
     "scenes": Set("caption", ("scenes",), IMAGES),
     "trajectories": Set(
         "trajectories",
@@ -99,7 +105,7 @@ def prepared(name: str) -> list[str]:
         return [str(next(FOLDER.rglob("*valid*"))), str(next(FOLDER.rglob("*test*")))]
     if name == "fashion-mnist":
         return [str(Path(os.environ.get("FASHION_MNIST", "/usr/share/datasets/fashion-mnist")))]  # Debian's package
-    if name in ("mnist", "novel"):  # an IDX folder, and a text of 3 MB, that are not shared
+    if name in ("mnist", "novel", "robots"):  # an IDX folder, a text of 3 MB, and demonstrations, that are not shared
         return [os.environ[name.upper()]]
     if name == "drawn":
         if not (FOLDER / name).is_dir():
@@ -296,17 +302,37 @@ def cell(
         if settings:
             command += ["--set", *(f"{key}={json.dumps(value)}" for key, value in settings.items())]
         done = subprocess.run([*command, "--json"], capture_output=True, text=True)
+        facts = {} if done.returncode else facts_of(Path(folder) / "run")
     point = {"set": name, "minutes": minutes, "size": size, "rate": rate, "processor": machine()["processor"]}
     if done.returncode:
         return {**point, "refused": done.stderr.strip().splitlines()[-1]}
     summary = json.loads(done.stdout.strip().splitlines()[-1])
     scores = {key: value for key, value in summary["scores"].items() if isinstance(value, float)}
-    return {**point, "parameters": summary["parameters"], "steps": summary["steps"], "scores": scores}
+    return {**point, "parameters": summary["parameters"], "steps": summary["steps"], **facts, "scores": scores}
+
+
+def facts_of(run: Path) -> dict[str, Any]:
+    """What a scaling law is fitted to: active parameters, targets seen and distinct, and the last validation loss."""
+    from headway.domains import scale_of
+    from headway.learn.plan.choose import active_parameters
+    from headway.learn.recipe import open_task, read_recipe
+
+    recipe = read_recipe(run / "recipe.json")
+    scale = scale_of(recipe.name)
+    assert scale is not None
+    summary = json.loads((run / "run.json").read_text())
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if line.get("split") == "validation"]
+    return {
+        "active": active_parameters(recipe.model),
+        "targets": summary["tokens"],
+        "unique": scale.unique_targets(open_task(recipe, run)),
+        "validation_loss": losses[-1],
+    }
 
 
 def key_of(one: dict[str, Any]) -> tuple[Any, ...]:
-    size = one["size"] and tuple(one["size"])
-    return one["set"], one["minutes"], size, one["rate"], one["processor"]
+    return one["set"], one["minutes"], json.dumps(one["size"]), one["rate"], one["processor"]
 
 
 def grid(names: Sequence[str], budgets: Sequence[float]) -> None:
@@ -320,11 +346,12 @@ def grid(names: Sequence[str], budgets: Sequence[float]) -> None:
     free, lock = sorted(os.sched_getaffinity(0)), Lock()
 
     def work(job: tuple[Any, ...]) -> None:
-        if (*job, machine()["processor"]) in done:
+        name, minutes, size, rate = job
+        if (name, minutes, json.dumps(size), rate, machine()["processor"]) in done:
             return
         with lock:
             core = free.pop()
-        one = cell(*job, data[job[0]], core)
+        one = cell(name, minutes, size, rate, data[name], core)
         with lock:
             free.append(core)
             result = read()
@@ -344,8 +371,10 @@ def regret(name: str, minutes: float, cells: Sequence[dict[str, Any]]) -> dict[s
     rows = [one for one in cells if one["set"] == name and one["minutes"] == minutes and "scores" in one]
     rows = [one for one in rows if "beside" not in one]  # what other programs were beside of compares nothing
     chosen = [one for one in rows if one["size"] is None]
-    others = [one for one in rows if one["size"] is not None]
-    if not chosen or not others:
+    if not chosen:
+        return None
+    others = [one for one in rows if one["size"] is not None and one["processor"] == chosen[-1]["processor"]]
+    if not others:
         return None
     sign = -1 if score == "loss" else 1
     best = max(others, key=lambda one: sign * one["scores"][score])
@@ -355,9 +384,50 @@ def regret(name: str, minutes: float, cells: Sequence[dict[str, Any]]) -> dict[s
     return {**found, "best_size": best["size"], "best_rate": best["rate"]}
 
 
+def fit(names: Sequence[str]) -> dict[str, Any]:
+    """The law with the least squared errors of logarithms of validation losses, at the better rate of each size. The
+    coefficients start from those of the first set's recipe, and stay near them where the cells say nothing.
+    """
+    import numpy as np
+    from scipy.optimize import least_squares
+
+    from headway.domains import scale_of
+
+    scale = scale_of(SETS[names[0]].recipe)
+    assert scale is not None
+    law, free = scale.law, ("size", "data", "repeats", "excess")
+    cells: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for one in read()["grid"]:
+        if one["set"] in names and "targets" in one and "beside" not in one:
+            key = one["set"], one["minutes"], one["active"]
+            if key not in cells or one["validation_loss"] < cells[key]["validation_loss"]:
+                cells[key] = one
+
+    def errors(factors: Any, prior: float = 0.02) -> Any:
+        tried = replace(law, **{name: getattr(law, name) * math.exp(value) for name, value in zip(free, factors)})
+        found = []
+        for one in cells.values():
+            critical = scale.noise_scale * math.sqrt(one["targets"])
+            worth = one["targets"] / (1 + one["targets"] / one["steps"] / critical)
+            predicted = tried.loss(one["active"], worth, one["unique"])
+            found.append(math.log(predicted / one["validation_loss"]))
+        return np.array([*found, *(prior * factors)])
+
+    done = least_squares(errors, np.zeros(len(free)))
+    count = len(cells)
+    return {
+        "sets": list(names),
+        "cells": count,
+        "law": {name: float(f"{getattr(law, name) * math.exp(value):.3g}") for name, value in zip(free, done.x)},
+        "error_before": float(np.sqrt(np.mean(errors(np.zeros(len(free)))[:count] ** 2))),
+        "error": float(np.sqrt(np.mean(errors(done.x)[:count] ** 2))),
+        "processor": machine()["processor"],
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("grid", "chosen", "tried"))
+    parser.add_argument("part", choices=("grid", "chosen", "tried", "fit"))
     parser.add_argument("--beside", action="store_true")
     parser.add_argument("names", nargs="*")
     parser.add_argument("--budgets", type=float, nargs="+", default=list(BUDGETS))
@@ -377,6 +447,11 @@ def main() -> None:
                 result = read()
                 result.setdefault("tried", []).append(one)
                 keep(result)
+    elif args.part == "fit":
+        result = read()
+        result.setdefault("laws", []).append(fit(args.names))
+        keep(result)
+        print(result["laws"][-1])
     else:
         grid(args.names or [name for name, one in SETS.items() if one.sizes], args.budgets)
 
