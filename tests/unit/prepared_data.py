@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,6 +53,22 @@ def prepare(folder: Path | str, out: Path | str, config: PrepareConfig = PLAIN, 
 
 def contents(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+@contextmanager
+def stopped(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, count: int) -> Iterator[None]:
+    """Stop the preparation in the context, as Ctrl-C does, when it calls a method after `count` other calls."""
+    original, calls = getattr(owner, name), iter(range(count))
+
+    def stop(self: Any, *arguments: Any) -> Any:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return original(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, stop)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def check_equal(local: Task, prepared: Task, recipe: Recipe) -> None:

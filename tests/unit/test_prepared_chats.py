@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from chat_data import chats, choices, opened, say, small, train, write
-from prepared_data import PLAIN, check_equal_batches, check_equal_runs, contents, draw
+from prepared_data import PLAIN, check_equal_batches, check_equal_runs, contents, draw, stopped
 from tiny_runs import cut_back
 
 from headway.app.cli.main import main
@@ -123,17 +123,8 @@ def test_stopped_and_divided_preparations_have_the_same_bytes(
 ) -> None:
     expected = contents(prepare(files, tmp_path / "one"))
     for owner, name, count in ((ChatReader, "encode", 3), (RowKind, "write_part", 2), (RowKind, "write_shard", 2)):
-        original, calls = getattr(owner, name), iter(range(count))
-
-        def stop(self: Any, *arguments: Any, original: Any = original, calls: Any = calls) -> Any:
-            if next(calls, None) is None:
-                raise KeyboardInterrupt
-            return original(self, *arguments)
-
-        monkeypatch.setattr(owner, name, stop)
-        with pytest.raises(KeyboardInterrupt):
+        with stopped(monkeypatch, owner, name, count):
             prepare(files, tmp_path / "stopped")
-        monkeypatch.setattr(owner, name, original)
         assert not (tmp_path / "stopped" / "index.json").exists()
     assert contents(prepare(files, tmp_path / "stopped")) == expected
     command = ["data", "prepare", str(files), "--kind", "conversations", "--size", "300", "--out"]

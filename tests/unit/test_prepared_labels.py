@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from prepared_data import PLAIN, check_equal_runs, contents, draw
+from prepared_data import PLAIN, check_equal_runs, contents, draw, stopped
 
 from headway.app.cli.main import main
 from headway.config import override
@@ -137,17 +137,8 @@ def test_stopped_and_divided_preparations_have_the_same_bytes(
         (RowKind, "write_shard", 2),
         (RowKind, "write_table", 0),
     ):
-        original, calls = getattr(owner, name), iter(range(count))
-
-        def stop(self: Any, *arguments: Any, original: Any = original, calls: Any = calls) -> Any:
-            if next(calls, None) is None:
-                raise KeyboardInterrupt
-            return original(self, *arguments)
-
-        monkeypatch.setattr(owner, name, stop)
-        with pytest.raises(KeyboardInterrupt):
+        with stopped(monkeypatch, owner, name, count):
             prepare(table, tmp_path / "stopped")
-        monkeypatch.setattr(owner, name, original)
         assert not (tmp_path / "stopped" / "index.json").exists()
     assert contents(prepare(table, tmp_path / "stopped")) == expected
 

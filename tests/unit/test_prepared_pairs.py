@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from prepared_data import PLAIN, check_equal_runs, contents, draw
+from prepared_data import PLAIN, check_equal_runs, contents, draw, stopped
 
 from headway.app.cli.main import main
 from headway.app.recipes import configure_recipe
@@ -169,19 +169,10 @@ def test_stopped_and_divided_preparations_have_the_same_bytes(
         return Preparation(RowKind(reader, None), PLAIN, out, lambda _: None, joined)
 
     preparation_of(tmp_path / "one").run()
-    expected, write_part = contents(tmp_path / "one"), RowKind.write_part
+    expected = contents(tmp_path / "one")
     for count in (0, 2):
-        calls = iter(range(count))
-
-        def stop(self: RowKind, *arguments: Any, calls: Any = calls) -> None:
-            if next(calls, None) is None:
-                raise KeyboardInterrupt
-            write_part(self, *arguments)
-
-        monkeypatch.setattr(RowKind, "write_part", stop)
-        with pytest.raises(KeyboardInterrupt):
+        with stopped(monkeypatch, RowKind, "write_part", count):
             preparation_of(tmp_path / "stopped").run()
-    monkeypatch.setattr(RowKind, "write_part", write_part)
     preparation_of(tmp_path / "stopped").run()
     assert contents(tmp_path / "stopped") == expected
     for part in (1, 2):
