@@ -33,7 +33,7 @@ from headway.claims.claim import (
 )
 from headway.claims.experiments import claims, select_claims
 from headway.claims.experiments.sigma_pi import SigmaPiUnits
-from headway.claims.networks import config_of_size, num_parameters
+from headway.claims.networks import START, config_of_size, num_parameters
 from headway.claims.page import plot_lines, render_svg
 from headway.claims.runner import _code_digest, load_evidence, record, run_claim
 from headway.claims.sequences import (
@@ -49,6 +49,7 @@ from headway.config import override
 from headway.data import iter_pairs
 from headway.errors import UserError
 from headway.nn.models.seq2seq_presets import rnnenc, rnnsearch
+from headway.nn.parts.init import initialise
 
 
 @pytest.mark.parametrize(
@@ -371,6 +372,7 @@ def test_operations_are_counted_in_the_plain_form_of_attention() -> None:
 
 def test_sigma_pi_units_sum_the_products_of_all_shifts() -> None:
     units = SigmaPiUnits(3, pixels=7, classes=2)
+    initialise(units, START, 1, seed=0)
     a = torch.rand(3, 7, generator=torch.Generator().manual_seed(0))
     net = units(a)
     triples = [sum(a[:, i] * a[:, (i + d) % 7] * a[:, (i + e) % 7] for i in range(7)) for d, e in units.offsets]
