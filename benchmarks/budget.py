@@ -4,7 +4,6 @@
     python benchmarks/budget.py chosen NAME ...     # what `headway train RECIPE --data ... --minutes M` gives
     python benchmarks/budget.py chosen NAME --beside   # the same beside a program that takes half of one core
     python benchmarks/budget.py tried RECIPE ...    # one minute on 100, 10,000 and a million samples that are drawn
-    python benchmarks/budget.py fit NAME ...        # a scaling law fitted to the cells of sets of one recipe
 
 A cell of the grid is what a user gets who sets width, depth, heads and rate and leaves the rest to the plan. It has one
 thread on a core of its own, and as many run at a time as there are cores. The results are kept cell by cell, and what
@@ -19,7 +18,6 @@ import csv
 import gzip
 import importlib.util
 import json
-import math
 import os
 import random
 import subprocess
@@ -31,7 +29,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -292,27 +290,38 @@ def cell(
     name: str, minutes: float, size: Sequence[int] | None, rate: float | None, data: Sequence[str], core: int
 ) -> dict[str, Any]:
     """What one thread on a core of its own learns in so many minutes, with a size and a rate or with nothing set."""
-    found = SETS[name]
-    settings = dict(found.more)
+    settings = dict(SETS[name].more)
     if size is not None:
-        settings |= {**dict(zip(("model.width", "model.depth", "model.heads"), size)), "optim.lr": rate}
+        settings |= {**sized(size), "optim.lr": rate}
+    done = trained(SETS[name].recipe, data, minutes, settings, core)
+    return {"set": name, "minutes": minutes, "size": size, "rate": rate, **done}
+
+
+def sized(size: Sequence[Any]) -> dict[str, Any]:
+    return dict(zip(("model.width", "model.depth", "model.heads"), size))
+
+
+def trained(recipe: str, data: Sequence[str], minutes: float, settings: dict[str, Any], core: int) -> dict[str, Any]:
+    """A run of one thread on a core: its processor, size, steps, facts and scores, or the line that refuses it."""
     with TemporaryDirectory() as folder:
-        command = ["taskset", "-c", str(core), sys.executable, "-m", "headway", "train", found.recipe]
+        command = ["taskset", "-c", str(core), sys.executable, "-m", "headway", "train", recipe]
         command += ["--data", *data, "--minutes", str(minutes), "--threads", "1", "--run", f"{folder}/run"]
         if settings:
             command += ["--set", *(f"{key}={json.dumps(value)}" for key, value in settings.items())]
         done = subprocess.run([*command, "--json"], capture_output=True, text=True)
         facts = {} if done.returncode else facts_of(Path(folder) / "run")
-    point = {"set": name, "minutes": minutes, "size": size, "rate": rate, "processor": machine()["processor"]}
     if done.returncode:
-        return {**point, "refused": done.stderr.strip().splitlines()[-1]}
+        return {"processor": machine()["processor"], "refused": done.stderr.strip().splitlines()[-1]}
     summary = json.loads(done.stdout.strip().splitlines()[-1])
     scores = {key: value for key, value in summary["scores"].items() if isinstance(value, float)}
-    return {**point, "parameters": summary["parameters"], "steps": summary["steps"], **facts, "scores": scores}
+    sizes = {"parameters": summary["parameters"], "steps": summary["steps"]}
+    return {"processor": machine()["processor"], **sizes, **facts, "scores": scores}
 
 
 def facts_of(run: Path) -> dict[str, Any]:
-    """What a scaling law is fitted to: active parameters, targets seen and distinct, and the last validation loss."""
+    """What a scaling law is fitted to: active parameters, targets seen and distinct, and the loss of 2,000 validation
+    samples, of which a short run itself may have evaluated fewer.
+    """
     from headway.domains import scale_of
     from headway.learn.plan.choose import active_parameters
     from headway.learn.recipe import open_task, read_recipe
@@ -320,14 +329,13 @@ def facts_of(run: Path) -> dict[str, Any]:
     recipe = read_recipe(run / "recipe.json")
     scale = scale_of(recipe.name)
     assert scale is not None
-    summary = json.loads((run / "run.json").read_text())
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    losses = [line["loss"] for line in lines if line.get("split") == "validation"]
+    command = [sys.executable, "-m", "headway", "evaluate", str(run), "--split", "validation", "--limit", "2000"]
+    judged = subprocess.run([*command, "--threads", "1", "--json"], stdout=subprocess.PIPE, text=True, check=True)
     return {
         "active": active_parameters(recipe.model),
-        "targets": summary["tokens"],
+        "targets": json.loads((run / "run.json").read_text())["tokens"],
         "unique": scale.unique_targets(open_task(recipe, run)),
-        "validation_loss": losses[-1],
+        "validation_loss": json.loads(judged.stdout.splitlines()[-1])["loss"],
     }
 
 
@@ -339,8 +347,8 @@ def grid(names: Sequence[str], budgets: Sequence[float]) -> None:
     """Every cell that is not there yet, one a core at a time; then the regret of each choice."""
     jobs: list[tuple[Any, ...]] = []
     for name, minutes in product(names, budgets):
-        sized = [(size, rate) for size in SETS[name].sizes for rate in SETS[name].rates]
-        jobs += [(name, minutes, *choice) for choice in [(None, None), *sized]]
+        cells = [(size, rate) for size in SETS[name].sizes for rate in SETS[name].rates]
+        jobs += [(name, minutes, *choice) for choice in [(None, None), *cells]]
     data = {name: files(SETS[name]) for name in names}
     done = {key_of(one) for one in read()["grid"] if "beside" not in one}
     free, lock = sorted(os.sched_getaffinity(0)), Lock()
@@ -384,50 +392,9 @@ def regret(name: str, minutes: float, cells: Sequence[dict[str, Any]]) -> dict[s
     return {**found, "best_size": best["size"], "best_rate": best["rate"]}
 
 
-def fit(names: Sequence[str]) -> dict[str, Any]:
-    """The law with the least squared errors of logarithms of validation losses, at the better rate of each size. The
-    coefficients start from those of the first set's recipe, and stay near them where the cells say nothing.
-    """
-    import numpy as np
-    from scipy.optimize import least_squares
-
-    from headway.domains import scale_of
-
-    scale = scale_of(SETS[names[0]].recipe)
-    assert scale is not None
-    law, free = scale.law, ("size", "data", "repeats", "excess")
-    cells: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for one in read()["grid"]:
-        if one["set"] in names and "targets" in one and "beside" not in one:
-            key = one["set"], one["minutes"], one["active"]
-            if key not in cells or one["validation_loss"] < cells[key]["validation_loss"]:
-                cells[key] = one
-
-    def errors(factors: Any, prior: float = 0.02) -> Any:
-        tried = replace(law, **{name: getattr(law, name) * math.exp(value) for name, value in zip(free, factors)})
-        found = []
-        for one in cells.values():
-            critical = scale.noise_scale * math.sqrt(one["targets"])
-            worth = one["targets"] / (1 + one["targets"] / one["steps"] / critical)
-            predicted = tried.loss(one["active"], worth, one["unique"])
-            found.append(math.log(predicted / one["validation_loss"]))
-        return np.array([*found, *(prior * factors)])
-
-    done = least_squares(errors, np.zeros(len(free)))
-    count = len(cells)
-    return {
-        "sets": list(names),
-        "cells": count,
-        "law": {name: float(f"{getattr(law, name) * math.exp(value):.3g}") for name, value in zip(free, done.x)},
-        "error_before": float(np.sqrt(np.mean(errors(np.zeros(len(free)))[:count] ** 2))),
-        "error": float(np.sqrt(np.mean(errors(done.x)[:count] ** 2))),
-        "processor": machine()["processor"],
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("grid", "chosen", "tried", "fit"))
+    parser.add_argument("part", choices=("grid", "chosen", "tried"))
     parser.add_argument("--beside", action="store_true")
     parser.add_argument("names", nargs="*")
     parser.add_argument("--budgets", type=float, nargs="+", default=list(BUDGETS))
@@ -447,11 +414,6 @@ def main() -> None:
                 result = read()
                 result.setdefault("tried", []).append(one)
                 keep(result)
-    elif args.part == "fit":
-        result = read()
-        result.setdefault("laws", []).append(fit(args.names))
-        keep(result)
-        print(result["laws"][-1])
     else:
         grid(args.names or [name for name, one in SETS.items() if one.sizes], args.budgets)
 

@@ -231,6 +231,10 @@ def test_parts_train_the_runs_of_one_comparison(
         trained = compare(recipe, grid, data, part=part, **several)
         assert [path.name for path in _places(trained)] == names
     assert not (tmp_path / "c" / ".planning").exists()
+    monkeypatch.setattr(hw, "compare", lambda *arguments, **options: trained)
+    asked = ["compare", "classification", "--set", "train.batch_tokens=128,256", "--run", "c", "--part", "1/3"]
+    assert cli.main(asked) == cli.DONE
+    assert "part 1/3 is complete; join all parts with headway compare --join c" in capsys.readouterr().out
     joined = module.join_comparison(tmp_path / "c")
     alone = compare(recipe, grid, data, seeds=2, device="cpu", run=tmp_path / "alone")
     for one, other in zip(_places(joined), _places(alone), strict=True):

@@ -15,7 +15,7 @@ from headway.app.cli.main import main
 from headway.data import open_tokens
 from headway.data.corpus import text_sources
 from headway.data.prepared.preparation import PrepareConfig
-from headway.data.prepared.shard_reader import PreparedData
+from headway.data.prepared.shard_reader import PreparedData, is_prepared
 from headway.data.prepared.text_blocks import cut_blocks, exact_sources
 from headway.data.splits import SplitConfig
 from headway.domains.text.text_shards import TextKind
@@ -55,6 +55,8 @@ def test_a_stopped_preparation_continues_with_the_same_bytes(
         monkeypatch.setattr(TextKind, stopped, fail)
         with pytest.raises(error):
             prepare(texts, out)
+        with pytest.raises(UserError, match="is prepared only in part; run the same headway data prepare again"):
+            is_prepared(out)
         monkeypatch.setattr(TextKind, stopped, original)
         assert not (out / "index.json").exists()
         assert contents(prepare(texts, out)) == expected
@@ -83,8 +85,11 @@ def test_hosts_without_a_shared_folder_write_parts(texts: Path, tmp_path: Path, 
     assert "other files or with other settings" in capsys.readouterr().err
     assert main(join) == 0
     assert contents(tmp_path / "out") == expected
-    assert main([*command, str(tmp_path / "parts"), "--part", "1/2"]) == 0
-    capsys.readouterr()
+    assert main([*command, str(tmp_path / "parts"), "--part", "1/2"]) == 2
+    assert "has parts of 3; remove them, or choose another --out" in capsys.readouterr().err
+    with pytest.raises(UserError, match="has parts of prepared data; join them with headway data prepare --join"):
+        is_prepared(tmp_path / "parts")
+    (tmp_path / "parts/part-1-of-3").rename(tmp_path / "parts/part-1-of-2")
     assert main([*command, str(tmp_path / "other"), "--join", str(tmp_path / "parts")]) == 2
     assert "has parts of 2 and parts of 3; remove those of one" in capsys.readouterr().err
     assert main([*command, "s3://bucket/parts", "--part", "1/2"]) == 2

@@ -98,6 +98,9 @@ def test_fine_tuning_is_planned_as_it_is_trained(tmp_path: Path, capsys: pytest.
     assert adapter.width == 32
     with pytest.raises(hw.UserError, match="has no key 'label'"):
         hw.plan("classification", [{"text": "a"}], 1, start=start, device="cpu")
+    with pytest.raises(hw.UserError, match=r"is trained further with its own tokenizer; remove task\.codec"):
+        hw.train("classification", data, start=start, set={"task.codec": "byte"}, run=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_too_few_validation_samples_limit_the_epochs() -> None:

@@ -60,8 +60,11 @@ def configure_recipe(
     if start is not None:
         find_folder(start)
         with deferred_weights():  # only its configuration is needed
-            model = open_start(_absolute(start), part=configured.task.start_part).model.config
-        configured = replace(configured, start=_absolute(start), model=model)
+            opened = open_start(_absolute(start), part=configured.task.start_part)
+        ignored = [name for name in _TOKENIZER_SETTINGS if name in (settings or {})]
+        if ignored and opened.codec is not None:
+            raise ConfigError(f"{start} is trained further with its own tokenizer; remove {ignored[0]}")
+        configured = replace(configured, start=_absolute(start), model=opened.model.config)
     if lora is not None:
         lora_config = configured.adapter if isinstance(configured.adapter, LoRAConfig) else LoRAConfig()
         configured = replace(configured, adapter=replace(lora_config, rank=lora))

@@ -52,6 +52,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         terminal.print(note)
     if comparison.report is not None:
         terminal.print(f"report: {comparison.report}")
+    if args.part is not None:
+        terminal.print(f"part {args.part} is complete; join all parts with headway compare --join {args.run}")
     terminal.print_result(
         {
             "goal": comparison.goal,

@@ -37,8 +37,7 @@ from headway.io.cache import cache_root, file_lock
 from headway.io.durable import atomic_write, decode_json, digest_entry, read_json, remove, write_json, write_text
 from headway.io.remote import WRITABLE, RemoteFolder, remote_url
 
-WORK_FOLDER = ".work"
-_PLAN = "plan.json"
+WORK_FOLDER, PLAN_FILE = ".work", "plan.json"
 _POLL_SECONDS = 0.2
 _MAX_SHARD_BYTES, _MIN_SHARD_BYTES, _MIN_SHARDS = 1 << 26, 1 << 20, 64
 _MAX_HELD_OUT = 16_000_000  # bytes of text per held-out split, unless its share is set
@@ -157,8 +156,10 @@ class Preparation:
 
     def write_part(self, number: int, count: int) -> Path:
         """Write every `count`-th block, from block `number` - 1 on, to a folder of its own in the output, for a host
-        that shares no folder with the others. Return that folder.
+        that shares no folder with the others. Return that folder. UserError if the output has parts of another number.
         """
+        if others := {path.name.rpartition("-")[2] for path in self.out.glob("part-*-of-*")} - {str(count)}:
+            raise UserError(f"{self.out} has parts of {min(others)}; remove them, or choose another --out")
         self.work = self.out / f"part-{number}-of-{count}"
         self._begin(self._plan())
         blocks = range(number - 1, self.kind.blocks, count)
@@ -191,16 +192,16 @@ class Preparation:
         """The blocks of all parts in a folder, and what the parts have in common: a tokenizer, or settings. UserError
         for a part of another plan, and for a missing block.
         """
-        parts = sorted(path.parent for path in folder.glob(f"part-*-of-*/{_PLAN}"))
+        parts = sorted(path.parent for path in folder.glob(f"part-*-of-*/{PLAN_FILE}"))
         if not parts:
             raise UserError(f"{folder} has no parts; pass the folder that contains those written with --part")
         counts = {int(path.name.rpartition("-")[2]) for path in parts}
         if len(counts) > 1:
             raise UserError(f"{folder} has parts of {min(counts)} and parts of {max(counts)}; remove those of one")
         for part in parts:
-            if plan_digest(read_json(part / _PLAN)["plan"]) != plan_digest(plan):
+            if plan_digest(read_json(part / PLAN_FILE)["plan"]) != plan_digest(plan):
                 raise UserError(f"{part} was prepared from other files or with other settings; use those of this part")
-        own = ("parts", _PLAN)
+        own = ("parts", PLAN_FILE)
         entries = {e.name: e for e in parts[0].iterdir() if e.name not in own and e.suffix != ".lock"}
         for block in range(self.kind.blocks):
             name = f"parts/{block:07d}"
@@ -249,7 +250,7 @@ class Preparation:
             remove(self.out / name)
 
     def _check_plan(self, plan: Mapping[str, Any]) -> None:
-        path = self.work / _PLAN
+        path = self.work / PLAN_FILE
         in_work = self.work.name == WORK_FOLDER
         with file_lock(self.work / "plan.lock"):
             others = [entry for entry in self.out.iterdir() if in_work and not entry.name.startswith(".")]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from headway.data.prepared.preparation import file_digest_of
+from headway.data.prepared.preparation import PLAN_FILE, WORK_FOLDER, file_digest_of
 from headway.data.prepared.shard_files import REMEDY, map_file, map_shard
 from headway.data.prepared.shard_index import INDEX_FILE, MAX_INDEX_BYTES, ShardFile, parse_index
 from headway.errors import UserError
@@ -33,12 +33,18 @@ _MAP_ATTEMPTS = 3  # of a cached shard, which another process may remove before 
 
 
 def is_prepared(path: Path) -> bool:
-    """Whether a path is a folder of prepared data, or a URL, which can only be one."""
+    """Whether a path is a folder of prepared data, or a URL, which can only be one. UserError if it was prepared only
+    in part.
+    """
     if remote_url(path) is not None:
         return True
     try:
         index = Path(path).expanduser() / INDEX_FILE
         if not index.is_file():
+            if (index.parent / WORK_FOLDER / PLAN_FILE).is_file():
+                raise UserError(f"{path} is prepared only in part; run the same headway data prepare again")
+            if next(index.parent.glob(f"part-*-of-*/{PLAN_FILE}"), None) is not None:
+                raise UserError(f"{path} has parts of prepared data; join them with headway data prepare --join {path}")
             return False
     except (OSError, RuntimeError, ValueError):  # the reader of the path reports it
         return False
