@@ -93,6 +93,17 @@ def test_more_references_narrow_the_interval() -> None:
     assert all(wide > narrow for wide, narrow in pairwise(widths)), widths
 
 
+def test_a_recipe_whose_references_disagree_has_the_wider_interval() -> None:
+    calm, wild = drawn(6, deviation=0.1), drawn(6, deviation=1.5, seed=1)
+    wild = [row._replace(source=f"wild-{row.source}", facts=row.facts._replace(recipe="vision")) for row in wild]
+    of_calm, of_wild = (expected_score(rows[0].facts, [*calm, *wild]) for rows in (calm, wild))
+    assert of_calm is not None
+    assert of_wild is not None
+    ends = [[math.log(end / (1 - end)) for end in (found.low, found.high)] for found in (of_calm, of_wild)]
+    widths = [high - low for low, high in ends]
+    assert 1.5 * widths[0] < widths[1], widths
+
+
 def test_sets_of_one_source_do_not_narrow_it() -> None:
     """Copies of one reference are no more evidence about new data."""
     facts, [single] = reference(0, 0.6, 0.7).facts, drawn(1)
@@ -229,7 +240,7 @@ def test_plans_runs_and_reports_state_the_expected_score(tmp_path: Path, monkeyp
     [plan] = hw.plan("classification", rows_of_texts(), minutes=0.5, threads=1)
     lines = [reason for reason in plan.reasons if reason.startswith("expected accuracy on the test split")]
     assert len(lines) == 1
-    assert "a linear model of token counts has 100.0 % on the validation split" in lines[0]
+    assert "a linear model of n-grams has 100.0 % on the validation split" in lines[0]
     assert plan.expected is not None
     assert plan.expected.low <= plan.expected.score <= plan.expected.high
     [few] = hw.plan("classification", rows_of_texts(40), minutes=0.5, threads=1)  # 8 in validation, all correct

@@ -18,7 +18,7 @@ from headway.errors import ConfigError
 from headway.learn import Recipe, Task
 from headway.learn.objectives.classes import Classification
 from headway.learn.objectives.language import LanguageClassification
-from headway.learn.objectives.ngram_classes import NgramClassification
+from headway.learn.objectives.ngram_classes import NgramClassification, TextClassification
 from headway.learn.objectives.targets import ChosenTarget, TargetConfig, choose_target, target_task
 
 
@@ -57,7 +57,7 @@ class ClassificationConfig(PooledTaskConfig, TargetConfig):
             table = read_table(paths, self.columns, target="label")
             chosen = choose_target(table.columns["label"], table.location, self, noun, self.skip_bad)
             dataset = TextDataset(self, recipe, table.select(chosen.rows), workspace, chosen)
-        return target_task(dataset, self, noun, self.smoothing, workspace, self._class_objective(chosen, dataset))
+        return target_task(dataset, self, noun, self.smoothing, workspace, self._class_objective(chosen))
 
     def _prepared(self, paths: Sequence[Path], workspace: Path) -> PreparedSamples:
         """The samples of prepared data. ConfigError for a new run that sets other columns than those that were read."""
@@ -74,12 +74,10 @@ class ClassificationConfig(PooledTaskConfig, TargetConfig):
             )
         return samples
 
-    def _class_objective(self, chosen: ChosenTarget, dataset: TextDataset) -> Callable[..., Classification[Any]]:
+    def _class_objective(self, chosen: ChosenTarget) -> Callable[..., Classification[Any]]:
         """The objective for classes. Raises ConfigError for a language loss that cannot be added."""
         if not self.language_weight:
-            if not self.ngrams or chosen.target.kind != "class":
-                return Classification
-            return partial(NgramClassification, float(dataset.rows.lengths.mean()))
+            return NgramClassification if self.ngrams and chosen.target.kind == "class" else TextClassification
         if self.language_weight < 0 or chosen.target.kind != "class":
             raise ConfigError(
                 f"task.language_weight is {self.language_weight:g} with target {chosen.target.kind!r}; use a number "

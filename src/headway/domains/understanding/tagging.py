@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from headway.codecs.tokenizer import SequenceTemplate, TokenizerCodec, WordTokens, tokenize_words
 from headway.config_kinds import register
-from headway.data import IGNORE_INDEX, Splits, TaggedCorpus, read_conll, split_by_text
+from headway.data import IGNORE_INDEX, Splits, TaggedCorpus, TaggedSentence, read_conll, split_by_text
 from headway.domains.understanding.task import EncodedTextDataset, EncoderTaskConfig, check_encoder
 from headway.learn import Recipe, Task
 from headway.learn.examples import Batch, Contents, RngKey, RowSubset
@@ -24,6 +24,7 @@ from headway.learn.objective import Baseline, Objective, evaluate_batches, evalu
 from headway.learn.objectives.classes import ClassifiedExamples
 from headway.learn.objectives.linear import LinearHead, fit_linear
 from headway.learn.objectives.predictions import copy_head
+from headway.learn.objectives.support_vectors import SparseRows, fit_support_vectors, margins
 from headway.learn.recipe import batch_tokens_of
 from headway.learn.report import Picture
 from headway.learn.report.pictures import tag_confusions
@@ -39,7 +40,8 @@ HEAD = "tags"
 _FIT_SPLITS = ("train", "validation")  # splits for fitting a linear head and for choosing its regularisation
 _STRENGTHS, _ITERATIONS = (3.0, 10.0, 30.0), 60  # regularisation strengths and iterations of the logistic regression
 _MAX_VALUES = 1 << 26  # maximum number of values in the feature vectors
-_TAGS_PER_LIMIT = 10  # sentences per sample that other baselines take, because counts are fast
+_WORDS_PER_LIMIT = 40  # words per sample that slower baselines take
+_FEATURE_BUCKETS, _FEATURES = 1 << 17, 17  # hashed features of words, and those of each word
 _LOSS_TOLERANCE = 1.03  # times the lowest validation loss of a linear head
 
 
@@ -190,24 +192,23 @@ class Tags(Objective[TaggedSentences]):
         return fit_linear(*parts, classes=len(examples.labels), strengths=strengths, iterations=_ITERATIONS)
 
     def baseline(self, examples: TaggedSentences, limit: int) -> Baseline:
-        """The most frequent tag of a word with its neighbours, or of fewer of them if they are unknown."""
-        counts: dict[tuple[Any, ...], Counter[str]] = defaultdict(Counter)
-        for row in examples.of("train").limited_to(_TAGS_PER_LIMIT * limit).rows.tolist():
-            words, tags = examples.sentences[row]
-            for index, tag in enumerate(tags):
-                for key in _word_keys(words, index):
-                    counts[key][tag] += 1
-        rows = examples.of("validation").limited_to(limit).rows.tolist()
-        predicted = [
-            [
-                next(counts[key].most_common(1)[0][0] for key in _word_keys(words, index) if key in counts)
-                for index in range(len(words))
-            ]
-            for words, _ in (examples.sentences[row] for row in rows)
-        ]
-        scores = tag_scores(predicted, [examples.sentences[row].tags for row in rows])
+        """A linear support-vector machine of words, endings and shapes in a window around each word."""
+        length = float(np.mean([len(sentence.words) for sentence in examples.sentences]))
+        sentences = max(1, int(_WORDS_PER_LIMIT * limit / length))
+        train, held_out = (
+            [examples.sentences[row] for row in examples.of(split).limited_to(sentences).rows]
+            for split in ("train", "validation")
+        )
+        numbers = {tag: number for number, tag in enumerate(examples.labels)}
+        actual = np.array([numbers[tag] for sentence in train for tag in sentence.tags])
+        signs, costs = actual[:, None] == np.arange(len(numbers)), np.ones(len(actual), np.float32)
+        rows = _window_features(train)
+        weight, bias = fit_support_vectors(rows, signs, _FEATURE_BUCKETS, costs, np.random.default_rng(0))
+        best = iter(margins(_window_features(held_out), weight, bias).argmax(1).tolist())
+        predicted = [[examples.labels[next(best)] for _ in sentence.words] for sentence in held_out]
+        scores = tag_scores(predicted, [sentence.tags for sentence in held_out])
         metric = self.goal if self.goal in scores else "accuracy"
-        return Baseline("the most frequent tag of each word", metric, cast(float, scores[metric]))
+        return Baseline("a linear model of words and their neighbours", metric, cast(float, scores[metric]))
 
     def predict_tags(self, model: nn.Module, samples: RowSubset) -> tuple[list[list[str]], float]:
         """Each sample's predicted word tags, and the loss in nats per word."""
@@ -313,8 +314,21 @@ def _inline_tags(words: Sequence[str], tags: Sequence[str]) -> str:
     return " ".join(word if tag == OUTSIDE else f"{word}/{tag}" for word, tag in zip(words, tags))
 
 
-def _word_keys(words: Sequence[str], index: int) -> list[tuple[Any, ...]]:
-    """What a tag can be looked up by, from the most specific to the least."""
-    word, before, after = words[index], *(words[index - 1 : index] or [""]), *(words[index + 1 : index + 2] or [""])
-    ending = ("ending", word[-3:], word[:1].isupper(), before)
-    return [("both", before, word, after), ("after", word, after), ("before", before, word), ("word", word), ending, ()]
+def _window_features(sentences: Sequence[TaggedSentence]) -> SparseRows:
+    """Hashed features of each word: it, its ending and its shape, those of its neighbours, and both pairs with them."""
+    keys: list[str] = []
+    for words, _ in sentences:
+        padded = ["", "", *words, "", ""]
+        own = [(word, word[-3:], "".join(map(_shape, word[:6]))) for word in padded]
+        for middle in range(2, len(padded) - 2):
+            for offset in range(-2, 3):
+                keys += [f"{offset}{kind}{part}" for kind, part in zip("w$^", own[middle + offset])]
+            keys += [f"{padded[middle - 1]} {padded[middle]}", f"{padded[middle]} {padded[middle + 1]} >"]
+    columns = np.array([crc32(key.encode()) % _FEATURE_BUCKETS for key in keys], np.int32)
+    offsets = np.arange(0, len(keys) + 1, _FEATURES)
+    return SparseRows(offsets, columns, np.full(len(keys), _FEATURES**-0.5, np.float32))
+
+
+def _shape(character: str) -> str:
+    kinds = {"X": str.isupper, "x": str.islower, "0": str.isdigit}
+    return next((kind for kind, holds in kinds.items() if holds(character)), character)

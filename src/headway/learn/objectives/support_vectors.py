@@ -39,6 +39,23 @@ def fit_support_vectors(
     return weight, bias
 
 
+def margins(
+    rows: SparseRows, weight: Float[np.ndarray, "H C"], bias: Float[np.ndarray, "C"]
+) -> Float[np.ndarray, "N C"]:
+    """The outputs of the machines."""
+    out = np.tile(bias, (len(rows.offsets) - 1, 1))
+    _add_products(*rows, weight, out)
+    return out
+
+
+@numba.njit
+def _add_products(offsets, columns, values, weight, out):  # type: ignore[no-untyped-def]
+    for row in range(len(out)):
+        for k in range(offsets[row], offsets[row + 1]):
+            for c in range(out.shape[1]):
+                out[row, c] += values[k] * weight[columns[k], c]
+
+
 @numba.njit
 def _epoch(order, offsets, columns, values, signs, diagonal, dual, weight, bias):  # type: ignore[no-untyped-def]
     """Optimise each dual variable once, and return the largest change."""

@@ -34,7 +34,8 @@ _DEVIATIONS = {
 }
 _GAIN = {"rate": 0.2, "error": -0.04, "return": 0.0}  # of a score per e-fold of the minutes, before any reference
 _NOISE = {"rate": 0.4, "error": 0.1, "return": 0.2}  # standard deviation of a score, before any reference
-_NOISE_WEIGHT = 2.0  # references that the noise before any reference counts as
+_NOISE_WEIGHT = 2.0  # sources that the noise before any reference counts as
+_POOLED_WEIGHT = 1.0  # sources that the noise of all recipes counts as, for each recipe
 _PASSES = 3  # estimates of the noise
 # Quantiles of Student's t at 90 %, by degrees of freedom from 2; the last is the normal distribution's.
 _STUDENT = (1.886, 1.638, 1.533, 1.476, 1.44, 1.415, 1.397, 1.383, 1.372, 1.363, 1.356, 1.35, 1.345, 1.341, 1.337)
@@ -138,8 +139,8 @@ def expected_score(facts: Facts, known: Sequence[Reference]) -> ExpectedScore | 
 
     Scores are compared as log-odds (rates), logarithms (errors), or relative to the recorded return. The difference
     from the classical method's score is linear in the recipe, that score, and the logarithms of minutes and samples,
-    with normal priors (Bishop 2006, section 3.3). The noise is the leave-one-source-out error, so the interval is wide
-    where references disagree or are few.
+    with normal priors (Bishop 2006, section 3.3). The noise of a recipe is its leave-one-source-out error, shrunk to
+    that of all recipes, so the interval is wide where references disagree or are few.
     """
     own = [
         row
@@ -183,27 +184,29 @@ def _predict(facts: Facts, metric: str, known: Sequence[Reference], scores: Sequ
     usual = np.array([_offset(row.facts, row.metric) + _GAIN[kind] * _log_minutes(row.facts) for row in known])
     wanted = np.array([_position(row.metric, score, row.facts) for row, score in zip(known, scores)]) - usual
     sources = np.array([row.source for row in known])
-    tasks = [(row.source, row.facts.recipe) for row in known]
+    own = np.array([recipes.index(row.facts.recipe) for row in known])
+    tasks = list(zip(sources.tolist(), own.tolist()))
     shares = np.array([1 / tasks.count(task) for task in tasks])  # runs on the same data count as one
     first, every, *others = _DEVIATIONS[kind]
     prior = np.array([first, *[every] * len(recipes), *others])
-    noise, count = _NOISE[kind], len(set(sources.tolist()))
-    observed = count if count > 1 else 0
+    observed = len(set(sources.tolist())) if len(set(sources.tolist())) > 1 else 0
+    noise = np.full(len(recipes), _NOISE[kind])  # of each recipe
     for _ in range(_PASSES * (observed > 0)):
-        errors = []
-        for source in dict.fromkeys(sources.tolist()):
-            kept = sources != source
-            weights, covariance = _fit(inputs[kept], wanted[kept], shares[kept], prior, noise)
-            left_out = inputs[~kept]
-            variance = noise**2 + np.einsum("ij,jk,ik->i", left_out, covariance, left_out)
-            errors.append(np.mean((wanted[~kept] - left_out @ weights) ** 2 / variance))
-        squares = count * noise**2 * float(np.mean(errors))
-        noise = math.sqrt((_NOISE_WEIGHT * _NOISE[kind] ** 2 + squares) / (_NOISE_WEIGHT + observed))
-    weights, covariance = _fit(inputs, wanted, shares, prior, noise)
+        squares = np.zeros((2, len(recipes)))  # sums of squared errors, and of how many sources
+        for source, recipe in dict.fromkeys(tasks):
+            kept, left_out = sources != source, (sources == source) & (own == recipe)
+            weights, covariance = _fit(inputs[kept], wanted[kept], shares[kept], prior, noise[own[kept]])
+            rows, variance = inputs[left_out], noise[recipe] ** 2
+            of_noise = variance / (variance + np.einsum("ij,jk,ik->i", rows, covariance, rows))
+            squares[:, recipe] += float(np.mean((wanted[left_out] - rows @ weights) ** 2 * of_noise)), 1
+        pooled = (_NOISE_WEIGHT * _NOISE[kind] ** 2 + squares[0].sum()) / (_NOISE_WEIGHT + squares[1].sum())
+        noise = np.sqrt((_POOLED_WEIGHT * pooled + squares[0]) / (_POOLED_WEIGHT + squares[1]))
+    weights, covariance = _fit(inputs, wanted, shares, prior, noise[own])
     features = _features(facts, metric, recipes)
     mean = float(features @ weights) + _offset(facts, metric) + _GAIN[kind] * _log_minutes(facts)
     quantile = _STUDENT[observed] if observed < len(_STUDENT) else _NORMAL
-    return mean, quantile * math.sqrt(noise**2 + float(features @ covariance @ features))
+    variance = noise[recipes.index(facts.recipe)] ** 2 + float(features @ covariance @ features)
+    return mean, quantile * math.sqrt(variance)
 
 
 def _fit(
@@ -211,10 +214,10 @@ def _fit(
     wanted: Float[np.ndarray, "N"],
     shares: Float[np.ndarray, "N"],
     prior: Float[np.ndarray, "F"],
-    noise: float,
+    noise: Float[np.ndarray, "N"],
 ) -> tuple[Float[np.ndarray, "F"], Float[np.ndarray, "F F"]]:
     """The mean and covariance of the weights of a linear regression with a normal prior; rows count by their shares."""
-    weighted = inputs * shares[:, None] / noise**2
+    weighted = inputs * (shares / noise**2)[:, None]
     covariance = np.linalg.inv(np.diag(1 / prior**2) + inputs.T @ weighted)
     return covariance @ weighted.T @ wanted, covariance
 
