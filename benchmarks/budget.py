@@ -330,11 +330,13 @@ def facts_of(run: Path) -> dict[str, Any]:
     scale = scale_of(recipe.name)
     assert scale is not None
     command = [sys.executable, "-m", "headway", "evaluate", str(run), "--split", "validation", "--limit", "2000"]
+    task = open_task(recipe, run)
     judged = subprocess.run([*command, "--threads", "1", "--json"], stdout=subprocess.PIPE, text=True, check=True)
     return {
         "active": active_parameters(recipe.model),
         "targets": json.loads((run / "run.json").read_text())["tokens"],
-        "unique": scale.unique_targets(open_task(recipe, run)),
+        "unique": scale.unique_targets(task),
+        "validated": min(task.count("validation"), 2000),
         "validation_loss": json.loads(judged.stdout.splitlines()[-1])["loss"],
     }
 

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import least_squares
 
+import budget
 from budget import FOLDER, files, sized, trained
 from budget import SETS as GRIDS
 from headway.domains import scale_of
@@ -35,7 +36,9 @@ from score_sets import SETS
 
 NAME = "laws"
 FREE = ("size", "data", "repeats", "excess")
-PRIOR = 0.02  # weight of a coefficient's distance to the recipe's, for what the runs do not tell
+RUN_NOISE = 0.03  # standard deviation of the log loss of a run
+# That of one validation sample: a class, a row of tokens, a sentence, or an episode.
+SAMPLE_NOISE = {"classification": 1.2, "vision": 1.2, "audio": 1.2, "text": 0.1, "translation": 0.4, "robotics": 0.4}
 SIZES: dict[str, tuple[tuple[int, int | list[int], int], ...]] = {
     "text": ((64, 2, 2), (96, 3, 3), (128, 4, 4), (192, 5, 6)),
     "vision": ((48, 2, 3), (64, 4, 4), (96, 3, 4), (128, 4, 4)),
@@ -82,6 +85,15 @@ def run(recipes: Sequence[str], minutes: Sequence[float], core: int) -> None:
                 print(one, flush=True)
 
 
+def grid_cells(recipe: str) -> list[dict[str, Any]]:
+    """The cells of benchmarks/budget.py: of each size, the rate with the lower validation loss."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for one in sorted(budget.read()["grid"], key=lambda one: -one.get("validation_loss", 0.0)):
+        if "targets" in one and "beside" not in one and GRIDS[one["set"]].recipe == recipe:
+            found[one["set"], one["minutes"], one["active"]] = one
+    return list(found.values())
+
+
 def predicted(law: ScalingLaw, scale: Scale, one: dict[str, Any]) -> float:
     """The loss that a law predicts for a run, as `choose_size` does."""
     critical = scale.noise_scale * math.sqrt(one["targets"])
@@ -89,10 +101,16 @@ def predicted(law: ScalingLaw, scale: Scale, one: dict[str, Any]) -> float:
     return law.loss(one["active"], worth, one["unique"])
 
 
-def fitted(law: ScalingLaw, scale: Scale, runs: Sequence[dict[str, Any]]) -> ScalingLaw:
-    """The law with the least squared errors of log losses, beside a factor for each set."""
+def fitted(recipe: str, scale: Scale, runs: Sequence[dict[str, Any]]) -> ScalingLaw:
+    """The law with the least squared errors of log losses, beside a factor for each set, in units of their standard
+    deviations; coefficients that the runs do not tell stay near those of the recipe (their logarithms deviate by 1).
+    """
+    noise = SAMPLE_NOISE[recipe]
+    deviations = np.array([math.hypot(RUN_NOISE, noise * one["validated"] ** -0.5) for one in runs])
     names = sorted({one["set"] for one in runs})
     groups = [[row for row, one in enumerate(runs) if one["set"] == name] for name in names]
+
+    law = scale.law
 
     def changed(factors: Any) -> ScalingLaw:
         return replace(law, **{name: getattr(law, name) * math.exp(f) for name, f in zip(FREE, factors)})
@@ -100,7 +118,8 @@ def fitted(law: ScalingLaw, scale: Scale, runs: Sequence[dict[str, Any]]) -> Sca
     def errors(factors: Any) -> Any:
         tried = changed(factors)
         logs = np.array([math.log(predicted(tried, scale, one) / one["validation_loss"]) for one in runs])
-        return np.concatenate([*(logs[rows] - logs[rows].mean() for rows in groups), PRIOR * factors])
+        centred = [(logs[rows] - np.average(logs[rows], weights=deviations[rows] ** -2)) for rows in groups]
+        return np.concatenate([*(c / deviations[rows] for c, rows in zip(centred, groups)), factors])
 
     new = changed(least_squares(errors, np.zeros(len(FREE)), max_nfev=500).x)
     level = statistics.mean(math.log(one["validation_loss"] / predicted(new, scale, one)) for one in runs)
@@ -122,11 +141,12 @@ def fit(recipe: str) -> dict[str, Any]:
     scale = scale_of(recipe)
     assert scale is not None
     runs = [one for one in read()["runs"] if one["recipe"] == recipe and "targets" in one]
-    law = fitted(scale.law, scale, runs)
+    runs += grid_cells(recipe)
+    law = fitted(recipe, scale, runs)
     without: dict[str, float] = {}
     for name in sorted({one["set"] for one in runs}):
         others = [one for one in runs if one["set"] != name]
-        left = fitted(scale.law, scale, others) if others else scale.law
+        left = fitted(recipe, scale, others) if others else scale.law
         without |= regrets(left, scale, [one for one in runs if one["set"] == name])
     choices = {"recipe": regrets(scale.law, scale, runs), "new": regrets(law, scale, runs), "without the set": without}
     return {
