@@ -345,11 +345,11 @@ def key_of(one: dict[str, Any]) -> tuple[Any, ...]:
     return one["set"], one["minutes"], json.dumps(one["size"]), one["rate"], one["processor"]
 
 
-def grid(names: Sequence[str], budgets: Sequence[float]) -> None:
+def grid(names: Sequence[str], budgets: Sequence[float], rates: Sequence[float]) -> None:
     """Every cell that is not there yet, one a core at a time; then the regret of each choice."""
     jobs: list[tuple[Any, ...]] = []
     for name, minutes in product(names, budgets):
-        cells = [(size, rate) for size in SETS[name].sizes for rate in SETS[name].rates]
+        cells = [(size, rate) for size in SETS[name].sizes for rate in rates or SETS[name].rates]
         jobs += [(name, minutes, *choice) for choice in [(None, None), *cells]]
     data = {name: files(SETS[name]) for name in names}
     done = {key_of(one) for one in read()["grid"] if "beside" not in one}
@@ -400,6 +400,7 @@ def main() -> None:
     parser.add_argument("--beside", action="store_true")
     parser.add_argument("names", nargs="*")
     parser.add_argument("--budgets", type=float, nargs="+", default=list(BUDGETS))
+    parser.add_argument("--rates", type=float, nargs="+", default=[], help="of a grid (default: those of each set)")
     args = parser.parse_args()
     if args.part == "chosen":
         for name in args.names or list(SETS):
@@ -417,7 +418,7 @@ def main() -> None:
                 result.setdefault("tried", []).append(one)
                 keep(result)
     else:
-        grid(args.names or [name for name, one in SETS.items() if one.sizes], args.budgets)
+        grid(args.names or [name for name, one in SETS.items() if one.sizes], args.budgets, args.rates)
 
 
 if __name__ == "__main__":

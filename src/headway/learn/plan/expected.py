@@ -24,6 +24,7 @@ _REFERENCE_MINUTES, _REFERENCE_SAMPLES = 5.0, 2000.0
 _MARGIN = 0.002  # distance of a rate from 0 and 1
 _PERCENT_METRICS = ("bleu", "chrf", "rougeL")
 _ERROR_METRICS = ("loss", "perplexity", "bits_per_byte", "wer", "per", "mase")
+_FORECAST_METRICS = ("mase",)
 _RETURN_METRICS = ("return_mean",)
 # Standard deviations of the weights before any reference: of all recipes, of each recipe, of the classical score, and
 # of the logarithms of the minutes and of the number of samples.
@@ -35,7 +36,7 @@ _DEVIATIONS = {
 _GAIN = {"rate": 0.2, "error": -0.04, "return": 0.0}  # of a score per e-fold of the minutes, before any reference
 _NOISE = {"rate": 0.4, "error": 0.1, "return": 0.2}  # standard deviation of a score, before any reference
 _NOISE_WEIGHT = 2.0  # sources that the noise before any reference counts as
-_POOLED_WEIGHT = 1.0  # sources that the noise of all recipes counts as, for each recipe
+_POOLED_WEIGHT = 2.0  # sources that the noise of all recipes counts as, for each recipe
 _PASSES = 3  # estimates of the noise
 # Quantiles of Student's t at 90 %, by degrees of freedom from 2; the last is the normal distribution's.
 _STUDENT = (1.886, 1.638, 1.533, 1.476, 1.44, 1.415, 1.397, 1.383, 1.372, 1.363, 1.356, 1.35, 1.345, 1.341, 1.337)
@@ -120,6 +121,13 @@ def kind_of(metric: str) -> str:
     return "error" if metric in _ERROR_METRICS else "return" if metric in _RETURN_METRICS else "rate"
 
 
+def _comparable(metric: str) -> tuple[str, bool]:
+    """Equal for metrics whose scores tell about each other. Errors of forecasts and scores of generated text vary more
+    than other errors and rates.
+    """
+    return kind_of(metric), metric in (*_FORECAST_METRICS, *_PERCENT_METRICS)
+
+
 @cache
 def references() -> tuple[Reference, ...]:
     """The references that headway ships, from benchmarks/scores.py."""
@@ -157,7 +165,7 @@ def expected_score(facts: Facts, known: Sequence[Reference]) -> ExpectedScore | 
     related = [
         row
         for row in known
-        if kind_of(row.metric) == kind_of(metric) and (row.facts.baseline is None) == (facts.baseline is None)
+        if _comparable(row.metric) == _comparable(metric) and (row.facts.baseline is None) == (facts.baseline is None)
     ]
     mean, spread = _predict(facts, metric, related, [row.score for row in related])
     bounds = (mean - spread, mean, mean + spread)
