@@ -24,7 +24,7 @@ from headway.nn.parts.projection import Projection
 _BUCKETS = 1 << 16
 _MAX_WEIGHTS = 1 << 22  # 16 MiB
 _MAX_PRODUCTS = 1 << 28  # of n-grams and classes in the training texts that n-grams are fitted to: seconds
-_BASELINE_PRODUCTS = 1 << 17  # of these per sample that a slower baseline would learn from
+_BASELINE_PRODUCTS, _BASELINE_TEXTS = 1 << 17, 20  # of these, and texts, per sample that slower baselines learn from
 _MAX_RATED = 3000  # validation texts that rate a baseline
 _MIN_TEXTS = 2  # texts that have an n-gram, or it is ignored
 _LENGTHS = 256  # texts whose lengths are read
@@ -39,7 +39,8 @@ class TextClassification(Classification[ClassifiedSamples]):
         """A linear support-vector machine of n-grams, which learns from more texts than `limit`, because it is fast."""
         classes = len(examples.labels)
         ngrams = NgramLogits(num_buckets(classes), classes)
-        fit_ngrams(ngrams, examples.of("train"), self.weights, _BASELINE_PRODUCTS * limit)
+        train = examples.of("train").limited_to(_BASELINE_TEXTS * limit)
+        fit_ngrams(ngrams, train, self.weights, _BASELINE_PRODUCTS * limit)
         held_out = examples.of("validation").limited_to(_MAX_RATED)
         correct = 0
         for indices in held_out.evaluation_order().single_pass():
