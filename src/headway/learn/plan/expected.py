@@ -122,8 +122,8 @@ def kind_of(metric: str) -> str:
 
 
 def _comparable(metric: str) -> tuple[str, bool]:
-    """Equal for metrics whose scores tell about each other. Errors of forecasts and scores of generated text vary more
-    than other errors and rates.
+    """Equal for metrics whose scores help to predict each other. Errors of forecasts and scores of generated text vary
+    more than other errors and rates.
     """
     return kind_of(metric), metric in (*_FORECAST_METRICS, *_PERCENT_METRICS)
 
