@@ -61,9 +61,8 @@ def configure_recipe(
         find_folder(start)
         with deferred_weights():  # only its configuration is needed
             opened = open_start(_absolute(start), part=configured.task.start_part)
-        ignored = [name for name in _TOKENIZER_SETTINGS if name in (settings or {})]
-        if ignored and opened.codec is not None:
-            raise ConfigError(f"{start} is trained further with its own tokenizer; remove {ignored[0]}")
+        if opened.codec is not None and "task.codec" in (settings or {}):
+            raise ConfigError(f"{start} is trained further with its own tokenizer; remove task.codec")
         configured = replace(configured, start=_absolute(start), model=opened.model.config)
     if lora is not None:
         lora_config = configured.adapter if isinstance(configured.adapter, LoRAConfig) else LoRAConfig()
