@@ -222,6 +222,23 @@ def session(text: str, player: ChessPlayer | None = None) -> list[str]:
     return sink.getvalue().splitlines()
 
 
+class Patient(io.StringIO):
+    """Input that ends only after the answer, because its end stops the search."""
+
+    def __init__(self, text: str, sink: io.StringIO) -> None:
+        super().__init__(text)
+        self.sink = sink
+
+    def __next__(self) -> str:
+        try:
+            return super().__next__()
+        except StopIteration:
+            until = time.monotonic() + 60
+            while "bestmove" not in self.sink.getvalue() and time.monotonic() < until:
+                time.sleep(0.01)
+            raise
+
+
 def test_uci_answers_what_it_is_asked() -> None:
     said = session("uci\nisready\nquit\n")
     assert said[0] == "id name headway tiny"
@@ -306,7 +323,10 @@ def test_the_end_of_a_game_has_a_score_and_no_move(fen: str, score: str) -> None
 
 def test_mates_are_looked_for_by_their_length() -> None:
     for search, fen in (("puct", "7k/8/8/8/8/8/R7/1R5K w - - 0 1"), ("policy", "k7/8/2K5/8/8/8/8/7R w - - 0 1")):
-        said = session(f"setoption name Search value {search}\nposition fen {fen}\ngo mate 3\n")
+        sink = io.StringIO()
+        asked = Patient(f"setoption name Search value {search}\nposition fen {fen}\ngo mate 3\n", sink)
+        Uci(lambda: ChessPlayer(Even()), "tiny", source=asked, sink=sink).run()
+        said = sink.getvalue().splitlines()
         assert " score mate 2 pv " in said[-2]
         board, line = chess.Board(fen), said[-2].split(" pv ")[1].split()
         assert len(line) == 3
