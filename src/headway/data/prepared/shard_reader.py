@@ -43,7 +43,9 @@ def is_prepared(path: Path) -> bool:
         if not index.is_file():
             if (index.parent / WORK_FOLDER / PLAN_FILE).is_file():
                 raise UserError(f"{path} is prepared only in part; run the same headway data prepare again")
-            if next(index.parent.glob(f"part-*-of-*/{PLAN_FILE}"), None) is not None:
+            with os.scandir(index.parent) as entries:
+                first = next(entries, None)  # parts have the folder to themselves; others may have a million files
+            if first is not None and Path(first).match("part-*-of-*") and (Path(first) / PLAN_FILE).is_file():
                 raise UserError(f"{path} has parts of prepared data; join them with headway data prepare --join {path}")
             return False
     except (OSError, RuntimeError, ValueError):  # the reader of the path reports it

@@ -197,7 +197,8 @@ def _predict(facts: Facts, metric: str, known: Sequence[Reference], scores: Sequ
     shares = np.array([1 / tasks.count(task) for task in tasks])  # runs on the same data count as one
     first, every, *others = _DEVIATIONS[kind]
     prior = np.array([first, *[every] * len(recipes), *others])
-    observed = len(set(sources.tolist())) if len(set(sources.tolist())) > 1 else 0
+    count = len(set(sources.tolist()))
+    observed = count if count > 1 else 0
     noise = np.full(len(recipes), _NOISE[kind])  # of each recipe
     for _ in range(_PASSES * (observed > 0)):
         squares = np.zeros((2, len(recipes)))  # sums of squared errors, and of how many sources
