@@ -95,10 +95,9 @@ def grid_cells(recipe: str) -> list[dict[str, Any]]:
 
 
 def predicted(law: ScalingLaw, scale: Scale, one: dict[str, Any]) -> float:
-    """The loss that a law predicts for a run, as `choose_size` does."""
-    critical = scale.noise_scale * math.sqrt(one["targets"])
-    worth = one["targets"] / (1 + one["targets"] / one["steps"] / critical)
-    return law.loss(one["active"], worth, one["unique"])
+    """The loss that a law predicts for a run."""
+    step = one["targets"] / one["steps"]
+    return replace(scale, law=law).predicted_loss(one["active"], one["targets"], step, one["unique"])
 
 
 def fitted(recipe: str, scale: Scale, runs: Sequence[dict[str, Any]]) -> ScalingLaw:

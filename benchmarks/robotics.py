@@ -36,7 +36,7 @@ HEADS: dict[str, dict[str, Any]] = {
 }
 CAMERAS = ("corner2", "gripperPOV")  # and 50 demonstrations, for tasks with large objects
 CAMERA = {"task.state": 4, "task.size": [96, 96], "task.episodes": 5, "train.batch_size": 32}
-FILMED = 200  # demonstrations of reach with pictures
+FILMED = 600  # demonstrations of reach with pictures
 GOAL_CAMERAS = ("corner", "topview")  # which show the small goal of reach
 KEYPOINTS = {
     "task.state": 4,
@@ -46,8 +46,8 @@ KEYPOINTS = {
     "model.observation.images": "keypoints",
     "model.state_loss": 10.0,
     "train.batch_size": 32,
-    "train.steps": 90_000,
-    "train.evaluate_every": 30_000,
+    "train.steps": 36_000,
+    "train.evaluate_every": 12_000,
 }
 
 

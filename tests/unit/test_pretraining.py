@@ -152,11 +152,15 @@ def test_both_stages_are_one_run_that_resumes(questions: Path, unlabelled: Path,
             first_stage(brief, True, tmp_path / "other.txt")
     with pytest.raises(UserError, match=r"a first stage on unlabelled data; continue it with --resume and --pretrain"):
         hw.train("classification", questions, run=folder, resume=True)
-    assert pretrained.settings == {**settings, "task.pool": "mean"}
+    assert pretrained.settings == {**settings, "task.pool": "mean", "task.ngrams": True}
     chosen = {**pretrained.settings, "train.steps": 2, "train.batch_tokens": 512}
     run = hw.train("classification", questions, set=chosen, start=pretrained.start, run=folder, progress=False)
     assert run.summary["fresh"] == ["heads.classes.project.weight", "heads.classes.project.bias"]
     assert (run.recipe.model.width, run.recipe.model.vocab_size) == (32, first.codec.vocab_size)
+    # The factor of the n-grams was chosen before the validation texts were learned, too.
+    assert run.summary["refitted"] == sum(run.task.count(split) for split in ("train", "validation"))
+    assert f"validation accuracy {100 * run.summary['best']['accuracy']:.1f} % without" in run.summary["extended"]
+    assert run.model.heads["classes"].ngrams.weight.abs().sum() > 0
 
 
 @pytest.mark.parametrize(

@@ -229,17 +229,17 @@ def _report(trainer: Trainer, run: Run, scale: Scale | None, num_samples: int) -
     messages = task.objective.calibrate(model, examples, run.directory)
     if messages:
         task.save(run.directory)
-    if run.recipe.start is not None and run.recipe.adapter is None:
-        fresh, limit = run.summary["fresh"], run.recipe.train.linear_probe
-        refitted = task.objective.refit_head(model, examples, fresh, limit)
-        if refitted:
+    if run.recipe.adapter is None:
+        fresh = () if run.recipe.start is None else run.summary["fresh"]
+        refitted, added = task.objective.finish_head(model, examples, fresh, run.recipe.train.linear_probe)
+        if refitted or added:
             save_model(model, run.recipe.model, run.directory)
+        if refitted:
             run.summary["refitted"] = refitted
             messages.append(f"refitted the head on all {refitted:,} training and validation samples")
-    if run.recipe.adapter is None and (extended := task.objective.extend_head(model, examples)):
-        save_model(model, run.recipe.model, run.directory)
-        run.summary["extended"] = extended
-        messages.append(extended)
+        if added:
+            run.summary["extended"] = added
+            messages.append(added)
     for line in messages if trainer.shows_progress else ():
         print(line, file=sys.stderr, flush=True)
     split = task.final_split

@@ -33,6 +33,15 @@ class Baseline(NamedTuple):
     highest: float | None = None
 
 
+class FinishedHead(NamedTuple):
+    """What became of a head after training: the number of samples that it was refitted to, and a line for people about
+    what was added to it (None: nothing).
+    """
+
+    refitted: int = 0
+    added: str | None = None
+
+
 class Objective(Generic[E]):
     """A training objective on examples E, independent of what a sample consists of.
 
@@ -90,15 +99,11 @@ class Objective(Generic[E]):
         """
         return False
 
-    def refit_head(self, model: nn.Module, examples: E, fresh: Collection[str], limit: int) -> int:
+    def finish_head(self, model: nn.Module, examples: E, fresh: Collection[str], limit: int) -> FinishedHead:
         """After training, refit such a head to the training and validation samples together, if there are at most
-        `limit` of them and there are test samples for the final score. Returns the number of samples used.
+        `limit` of them and there are test samples for the final score. Fit what the head adds to its outputs.
         """
-        return 0
-
-    def extend_head(self, model: nn.Module, examples: E) -> str | None:
-        """After training, fit what the head adds to its trained outputs. Returns a line for people."""
-        return None
+        return FinishedHead()
 
     def calibrate(self, model: nn.Module, examples: E, directory: Path) -> list[str]:
         """Choose the finished model's decision settings (thresholds, mixtures) on the validation split, and write them

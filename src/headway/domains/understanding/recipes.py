@@ -243,19 +243,25 @@ SCALES = {
 }
 
 
+_CONTRASTED = 4096  # tokens per batch of a first stage with a contrast of texts
+
+
 def _first_stage(recipe: Recipe) -> str:
     """A causal model predicts next tokens (Radford et al. 2018), any other masked tokens (Devlin et al. 2019)."""
     return "text" if check_encoder(recipe.model).stack.causal else "masked"
 
 
 def _first_stage_settings(recipe: Recipe) -> Settings:
-    """Texts of any length fit the model, because its positions are relative."""
+    """Texts of any length fit the model, because its positions are relative. A text is contrasted with all others of
+    its batch, which therefore is a large one.
+    """
     task = cast(EncoderTaskConfig, recipe.task)
     settings = {"model.context": None, "task.context": 128, "task.split": {"validation": 0.05, "test": 0.0}}
     if _first_stage(recipe) == "text":
         return settings
     contrast = 0.0 if isinstance(task, TaggingConfig) else 0.3  # tags need the vectors of words, not of texts
-    return {**settings, "task.lowercase": task.lowercase, "task.masking.rate": 0.3, "task.contrast": contrast}
+    batch = {"train.batch_tokens": _CONTRASTED} if contrast else {}
+    return {**settings, "task.lowercase": task.lowercase, "task.masking.rate": 0.3, "task.contrast": contrast, **batch}
 
 
 def _tuning(recipe: Recipe) -> Settings:
@@ -266,7 +272,8 @@ def _tuning(recipe: Recipe) -> Settings:
         size = _embedding_settings(recipe, [Path(path) for path in recipe.data], 1.0).settings["train.batch_size"]
         return {"train.batch_size": size} if size < batch_size_of(recipe) else {}
     if _first_stage(recipe) == "masked":
-        return {"task.pool": "mean"} if isinstance(recipe.task, PooledTaskConfig) else {}
+        ngrams = {"task.ngrams": True} if type(recipe.task) is ClassificationConfig else {}
+        return {"task.pool": "mean", **ngrams} if isinstance(recipe.task, PooledTaskConfig) else {}
     return {"task.language_weight": 0.5} if isinstance(recipe.task, ClassificationConfig) else {}
 
 

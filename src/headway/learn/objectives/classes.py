@@ -20,7 +20,7 @@ from headway.errors import UserError, nearest
 from headway.formats.usage import read_usage
 from headway.layout import to_device
 from headway.learn.examples import Batch, Contents, IndexedExamples
-from headway.learn.objective import Baseline
+from headway.learn.objective import Baseline, FinishedHead
 from headway.learn.objectives.linear import LinearHead, fit_linear, refit_linear
 from headway.learn.objectives.predictions import (
     HEAD,
@@ -192,31 +192,30 @@ class Classification(PredictionObjective[C], Generic[C]):
         """Fit a logistic regression."""
         return fit_linear(train, validation, outputs, self.weights)
 
-    def refit_head(self, model: nn.Module, examples: C, fresh: Collection[str], limit: int) -> int:
+    def finish_head(self, model: nn.Module, examples: C, fresh: Collection[str], limit: int) -> FinishedHead:
         """Refit a logistic regression, starting from the trained head."""
         project = self.fresh_projection(model, fresh)
         parts = [examples.of(split) for split in ("train", "validation")]
         count = sum(map(len, parts))
         if project is None or count > limit or examples.final_split != "test":
-            return 0
+            return FinishedHead()
         vectors, classes = (
             torch.cat(parts_of_kind) for parts_of_kind in zip(*(self.features(model, project, part) for part in parts))
         )
         bias = torch.zeros(len(project.weight)) if project.bias is None else project.bias
         current = LinearHead(project.weight.detach().cpu(), bias.detach().cpu())
         copy_head(project, refit_linear(current, (vectors, classes), self.weights))
-        return count
+        return FinishedHead(count)
 
     def baseline(self, examples: C, limit: int) -> Baseline:
-        """Ridge regression on counts of tokens, or on reduced images and sounds."""
+        """Kernel ridge regression on reduced images and sounds."""
         from headway.learn.objectives.baselines import MAX_EVALUATED, input_vectors, ridge_predictions
 
         train = input_vectors(examples.of("train"), limit)
         held_out = input_vectors(examples.of("validation"), MAX_EVALUATED)
         predicted = ridge_predictions(train, held_out, len(examples.labels))
         accuracy = float((predicted == torch.stack(held_out.targets)).float().mean())
-        method = "a linear model of token counts" if train.sparse else f"a kernel model of {self.unit}s"
-        return Baseline(method, "accuracy", accuracy)
+        return Baseline(f"a kernel model of {self.unit}s", "accuracy", accuracy)
 
     def evaluate(self, model: nn.Module, examples: C, split: str, limit: int | None = None) -> dict[str, Any]:
         """Loss (nats per sample, without smoothing), accuracy, macro F1 and balanced accuracy on a split or on `limit`

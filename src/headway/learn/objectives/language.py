@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from headway.data import IGNORE_INDEX
 from headway.errors import ConfigError
 from headway.learn.examples import Batch
-from headway.learn.objectives.classes import Classification, ClassifiedSamples
+from headway.learn.objectives.classes import ClassifiedSamples
+from headway.learn.objectives.ngram_classes import TextClassification
 from headway.learn.objectives.predictions import HEAD
 from headway.learn.token_rows import Inputs
 from headway.nn.models import (
@@ -27,7 +28,7 @@ from headway.nn.models import (
 _VOCABULARY = "vocabulary"  # the head of a language model
 
 
-class LanguageClassification(Classification[ClassifiedSamples]):
+class LanguageClassification(TextClassification):
     """Cross-entropy of the classes plus `language_weight` times the cross-entropy of each text's next tokens (Radford
     et al. 2018, "Improving language understanding by generative pre-training", equation 5).
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import cast
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from headway.learn.examples import RowSubset, spread_evenly
 from headway.learn.metric_names import format_metric, title
-from headway.learn.objective import Baseline
+from headway.learn.objective import Baseline, FinishedHead
 from headway.learn.objectives.classes import Classification, ClassifiedSamples
 from headway.learn.objectives.predictions import HEAD
 from headway.learn.objectives.support_vectors import SparseRows, fit_support_vectors
@@ -64,17 +65,22 @@ class NgramClassification(TextClassification):
         head = replace(cast(PooledHeadConfig, adapted.heads[HEAD]), buckets=num_buckets(len(examples.labels)))
         return replace(adapted, heads={**adapted.heads, HEAD: head})
 
-    def extend_head(self, model: nn.Module, examples: ClassifiedSamples) -> str | None:
+    def finish_head(
+        self, model: nn.Module, examples: ClassifiedSamples, fresh: Collection[str], limit: int
+    ) -> FinishedHead:
+        """Refit the head as other classifiers do, and fit the n-grams. The validation split chooses their factor before
+        anything is refitted to it.
+        """
         head = cast(PooledHead, cast(Transformer, model).heads[HEAD]) if isinstance(model, Transformer) else None
         if head is None or head.ngrams is None:
-            return None
+            return super().finish_head(model, examples, fresh, limit)
         added = cast(NgramLogits, head.ngrams)
         for buffer in added.buffers():  # those of a run that continues
             buffer.zero_()
-        held_out = examples.of("validation")
+        train, held_out = examples.of("train"), examples.of("validation")
         own, targets = self.outputs(model, held_out)
         fitted = NgramLogits(*added.weight.shape)
-        fit_ngrams(fitted, examples.of("train"), self.weights, _MAX_PRODUCTS)
+        fit_ngrams(fitted, train, self.weights, _MAX_PRODUCTS)
         added.load_state_dict(fitted.state_dict())
         both = self.outputs(model, held_out)[0]
 
@@ -83,13 +89,19 @@ class NgramClassification(TextClassification):
         factor = max(_FACTORS, key=lambda factor: (sign * scores[factor][self.goal], -scores[factor]["loss"]))
         logits = torch.lerp(own, both, factor)
         scale = min(_SCALES, key=lambda scale: F.cross_entropy(scale * logits, targets).item()) if factor else 1.0
+
+        finished = super().finish_head(model, examples, fresh, limit)
+        if finished.refitted:
+            both_splits = replace(train, rows=np.concatenate([train.rows, held_out.rows]))
+            fit_ngrams(added, both_splits, self.weights, _MAX_PRODUCTS)
         for buffer in (added.weight, added.bias):
             buffer.mul_(factor * scale)
         with torch.no_grad():
             for parameter in cast(Projection, head.project).parameters():
                 parameter.mul_(scale)
         without, with_them = (format_metric(self.goal, scores[each][self.goal]) for each in (0.0, factor))
-        return f"n-grams of tokens: validation {title(self.goal)} {without} without, {with_them} with them"
+        line = f"n-grams of tokens: validation {title(self.goal)} {without} without, {with_them} with them"
+        return finished._replace(added=line)
 
 
 def num_buckets(classes: int) -> int:

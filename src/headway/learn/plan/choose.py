@@ -120,22 +120,22 @@ def choose_size(
     for candidate in candidates:
         if plans and (plans[-1].steps < scale.min_steps or (len(plans) > 1 and plans[-1].loss > plans[-2].loss)):
             break
-        # A batch of B targets takes t = o + B / p seconds, where o is the optimiser's time, and N targets are worth N /
-        # (1 + B / B'), where B' is the noise scale (McCandlish et al. 2018, equation 2.11). So the best batch size is
-        # B = sqrt(o p B'), or the measured one if the user has set it. A batch has at most one epoch.
+        # A batch of B targets takes t = o + B / p seconds, where o is the optimiser's time. With what it is worth
+        # (`Scale.predicted_loss`), the best batch size is B = sqrt(o p B'), or the measured one if the user has set it.
+        # A batch has at most one epoch.
         measured = pace(candidate.recipe)
         targets = max(seconds, 0.0) * measured.targets
-        critical_batch = scale.noise_scale * math.sqrt(max(targets, 1.0))
         if own_batch:
             batch, measured = max(1, round(measured.step)), measured._replace(share=1.0)
         else:
+            critical_batch = scale.critical_batch(targets)
             best_batch = math.sqrt(max(measured.overhead * measured.targets, 1.0) * critical_batch) / measured.share
             max_batch = min(scale.max_batch, max(1, int(unique / measured.share)))
             nearest_power = 2 ** round(math.log2(max(best_batch, 1.0)))
             batch = max(scale.min_batch, min(nearest_power, 2 ** int(math.log2(max_batch))))
         step = batch * measured.share  # targets per step
         targets = max(seconds, 0.0) * step / (measured.overhead + step / measured.targets)
-        loss = scale.law.loss(candidate.parameters, targets / (1 + step / critical_batch), unique)
+        loss = scale.predicted_loss(candidate.parameters, targets, step, unique)
         # The number of epochs is limited to what still improves the model.
         max_targets = max(_MAX_REPEATS * scale.law.repeats * unique, _MIN_STEPS_FACTOR * scale.min_steps * step)
         size = candidate.settings, candidate.recipe.model, candidate.parameters, candidate.size
