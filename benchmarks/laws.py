@@ -21,6 +21,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ from measure import RESULTS, machine
 from score_sets import SETS
 
 NAME = "laws"
-FREE = ("size", "data", "repeats", "excess")
+FREE = ("size", "data")  # runs of minutes hardly show what repeated data and too many parameters are worth
 RUN_NOISE = 0.03  # standard deviation of the log loss of a run
 # That of one validation sample: a class, a row of tokens, a sentence, or an episode.
 SAMPLE_NOISE = {"classification": 1.2, "vision": 1.2, "audio": 1.2, "text": 0.1, "translation": 0.4, "robotics": 0.4}
@@ -46,15 +47,21 @@ SIZES: dict[str, tuple[tuple[int, int | list[int], int], ...]] = {
     "classification": ((64, 1, 2), (96, 1, 3), (128, 2, 4), (256, 3, 8)),
     "robotics": ((64, [1, 1, 1], 2), (96, [2, 1, 1], 3), (128, [3, 1, 1], 4), (192, [3, 1, 1], 6)),
 }
-FURTHER = {"text": ("wikitext-2",), "robotics": ("door-open", "drawer-open")}  # beside those of score_sets
+FURTHER = {"text": ("wikitext-2", "scenes-of-shakespeare"), "robotics": ("door-open", "drawer-open")}
+SHORT = 120_000  # characters of the first scenes of Shakespeare
 
 
 def sets_of(recipe: str) -> dict[str, list[str]]:
     """The sets of a recipe with their data. Those of robots are demonstrations in the folder ROBOTS."""
     scored = {name: one.data for name, one in SETS.items() if one.recipe == recipe and not one.settings}
     found = {name: list(map(str, data())) for name, data in scored.items()}
-    for name in FURTHER.get(recipe, ()):
-        found[name] = files(GRIDS[name]) if name in GRIDS else [os.path.join(os.environ["ROBOTS"], name)]
+    for name in FURTHER.get(recipe, ()):  # beside those of score_sets
+        if name == "scenes-of-shakespeare":
+            path = FOLDER / f"{name}.txt"
+            path.write_text(Path(files(GRIDS["shakespeare"])[0]).read_text(encoding="utf-8")[:SHORT], encoding="utf-8")
+            found[name] = [str(path)]
+        else:
+            found[name] = files(GRIDS[name]) if name in GRIDS else [os.path.join(os.environ["ROBOTS"], name)]
     return found
 
 

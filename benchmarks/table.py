@@ -156,6 +156,7 @@ SUBJECTS: dict[str, dict[str, Callable[[Result], Iterator[Row]]]] = {
         "understanding-banking77-lora": texts.banking77,
         "masked": texts.masked,
         "pretraining": texts.pretraining,
+        "pretraining-command": texts.pretraining_command,
         "few": texts.few,
         "names": texts.names,
         "understanding-embed": texts.embedding,

@@ -216,6 +216,18 @@ def pretraining(result: Result) -> Iterator[Row]:
             )
 
 
+def pretraining_command(result: Result) -> Iterator[Row]:
+    for part in result["cases"].values():
+        ours, scratch = part["pretrained"], part["scratch"]
+        if ours and scratch:
+            yield (
+                f"`headway train classification --pretrain`: {_PRETRAINING[part['case']]}, {part['minutes']:g} minutes "
+                f"of one core, 10 labels per class: accuracy, median of {len(ours['values'])} seeds",
+                f"{percent(ours['median'])} ({percent(ours['min'])} to {percent(ours['max'])})",
+                f"without --pretrain: {percent(scratch['median'])}, with n-grams, too",
+            )
+
+
 def prepared(result: Result) -> Iterator[Row]:
     if part := result.get("texts"):
         kills, same = part["kills"], "the same bytes" if part["same_bytes"] else "other bytes"

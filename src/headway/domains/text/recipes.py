@@ -12,7 +12,7 @@ from headway.data.prepared.shard_reader import PreparedData, is_prepared
 from headway.domains.text.task import LanguageConfig, TextExamples
 from headway.learn import MuonConfig, Recipe, TrainConfig, WSDConfig
 from headway.learn.formatting import format_number
-from headway.learn.plan.scale import DataSettings, Descent, Scale, lookup
+from headway.learn.plan.scale import DataSettings, Descent, Scale, ScalingLaw, lookup
 from headway.learn.recipe import generic
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
@@ -127,8 +127,10 @@ def _data_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> Dat
 
 
 SCALES = {
-    # Rows of 256 tokens and a vocabulary that grows with the text, so that each token occurs often.
+    # Rows of 256 tokens and a vocabulary that grows with the text, so that each token occurs often. The law is fitted
+    # to 40 runs of half a minute to ten on five texts (benchmarks/laws.py).
     "text": Scale(
+        law=ScalingLaw(size=51.5, data=33.0),
         calibrated=True,
         descent=Descent(0.23, 0.59, 1.5),
         shapes=_SHAPES,
