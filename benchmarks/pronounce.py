@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--run", help="directory that keeps the run and lets it go on")
     parser.add_argument("--split", help="folder with the published split")
     parser.add_argument(
-        "--set", type=json.loads, default={}, help="JSON of further settings: a trial, which is printed"
+        "--set", type=json.loads, default={}, help="JSON of further settings; without --split a trial, which is printed"
     )
     parser.add_argument("--part", action="store_true", help="train here and print the result")
     args = parser.parse_args()
@@ -94,7 +94,9 @@ def main() -> None:
         options += ["--split", args.split] if args.split else []
         options += ["--set", json.dumps(args.set), "--part"]
         result = child("pronounce.py", str(minutes), "--seed", str(args.seed), *options)
-        if args.set:
+        if args.split:
+            write("pronounce-published", result)
+        elif args.set:
             report(result)
         else:
             write(f"pronounce-{minutes:g}-minutes", result)

@@ -6,7 +6,7 @@
     python benchmarks/robotics.py ablation --data DIR --runs DIR           # chunk size, and how chunks are carried out
     python benchmarks/robotics.py heads --data DIR --runs DIR              # with a latent, and diffusion
     python benchmarks/robotics.py cameras --data DIR --runs DIR             # from pictures and the state of the robot
-    python benchmarks/robotics.py cameras reach --data DIR --runs DIR --threads 1     # about 75 minutes
+    python benchmarks/robotics.py cameras reach --data DIR --runs DIR --threads 1     # half an hour
     python benchmarks/robotics.py train reach --data DIR --runs DIR        # one task alone, printed
 
 A run is a folder in --runs that goes on where it was stopped. Success is at any step of 500, over 50 episodes from

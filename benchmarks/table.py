@@ -150,6 +150,7 @@ SUBJECTS: dict[str, dict[str, Callable[[Result], Iterator[Row]]]] = {
         "translation-score": texts.translation_score,
         "pronounce-5-minutes": texts.pronounce,
         "pronounce-90-minutes": texts.pronounce,
+        "pronounce-published": texts.pronounce,
     },
     "Labelled texts, tagging and embeddings": {
         "understanding-banking77": texts.banking77,
