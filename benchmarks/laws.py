@@ -104,7 +104,7 @@ def grid_cells(recipe: str) -> list[dict[str, Any]]:
 def predicted(law: ScalingLaw, scale: Scale, one: dict[str, Any]) -> float:
     """The loss that a law predicts for a run."""
     step = one["targets"] / one["steps"]
-    return replace(scale, law=law).predicted_loss(one["active"], one["targets"], step, one["unique"])
+    return law.loss(one["active"], one["targets"] / (1 + step / scale.critical_batch(one["targets"])), one["unique"])
 
 
 def fitted(recipe: str, scale: Scale, runs: Sequence[dict[str, Any]]) -> ScalingLaw:

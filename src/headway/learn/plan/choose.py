@@ -121,7 +121,7 @@ def choose_size(
         if plans and (plans[-1].steps < scale.min_steps or (len(plans) > 1 and plans[-1].loss > plans[-2].loss)):
             break
         # A batch of B targets takes t = o + B / p seconds, where o is the optimiser's time. With what it is worth
-        # (`Scale.predicted_loss`), the best batch size is B = sqrt(o p B'), or the measured one if the user has set it.
+        # (`Scale.critical_batch`), the best batch size is B = sqrt(o p B'), or the measured one if the user has set it.
         # A batch has at most one epoch.
         measured = pace(candidate.recipe)
         targets = max(seconds, 0.0) * measured.targets
@@ -135,7 +135,7 @@ def choose_size(
             batch = max(scale.min_batch, min(nearest_power, 2 ** int(math.log2(max_batch))))
         step = batch * measured.share  # targets per step
         targets = max(seconds, 0.0) * step / (measured.overhead + step / measured.targets)
-        loss = scale.predicted_loss(candidate.parameters, targets, step, unique)
+        loss = scale.law.loss(candidate.parameters, targets / (1 + step / scale.critical_batch(targets)), unique)
         # The number of epochs is limited to what still improves the model.
         max_targets = max(_MAX_REPEATS * scale.law.repeats * unique, _MIN_STEPS_FACTOR * scale.min_steps * step)
         size = candidate.settings, candidate.recipe.model, candidate.parameters, candidate.size

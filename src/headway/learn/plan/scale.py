@@ -190,15 +190,10 @@ class Scale:
     tuning_data_settings: Callable[[Recipe, Task], Settings] = lambda recipe, task: {}
 
     def critical_batch(self, targets: float) -> float:
-        """The batch size in targets at which this many targets are worth half as much as in small batches."""
-        return self.noise_scale * math.sqrt(max(targets, 1.0))
-
-    def predicted_loss(self, parameters: float, targets: float, step: float, unique: float) -> float:
-        """The loss of a size after `targets` training targets in batches of `step`, of which `unique` are distinct. N
-        targets in batches of B are worth N / (1 + B / B'), where B' is the critical batch (McCandlish et al. 2018,
-        equation 2.11).
+        """The batch size B' in targets for a number of targets. N targets in batches of B are worth N / (1 + B / B')
+        (McCandlish et al. 2018, equation 2.11).
         """
-        return self.law.loss(parameters, targets / (1 + step / self.critical_batch(targets)), unique)
+        return self.noise_scale * math.sqrt(max(targets, 1.0))
 
     def sizes(self) -> list[dict[str, Any]]:
         """Model settings, from small to large."""
