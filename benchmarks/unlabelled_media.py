@@ -108,7 +108,7 @@ MEDIA = {
         {"task.augment": {"flip": 0.5, "shift": 2, "erase": 0.25}},
         {},
         {"pretrained": (3e-4, 2e-3), "scratch": (8e-3, 2e-2)},
-        1200,
+        3600,
         400,
         1000,
     ),
