@@ -177,6 +177,13 @@ def test_the_report_compares_what_was_expected_with_what_was_reached() -> None:
         "interval."
     )
     assert "outside" in expected_sentence({**summary, "scores": {"split": "test", "accuracy": 0.5}})
+    few = {"split": "test", "accuracy": 0.5, "accuracy_interval": [0.2, 0.9]}
+    assert expected_sentence({**summary, "scores": few}).endswith(
+        "outside this interval, which its own 95 % interval overlaps."
+    )
+    nearly = {**summary, "expected": {**summary["expected"], "interval": [0.9, 0.9998]}}
+    perfect = {"split": "test", "accuracy": 1.0, "accuracy_interval": [0.8, 1.0]}
+    assert expected_sentence({**nearly, "scores": perfect}).endswith("100.0 %, is inside this interval.")
     assert expected_sentence({"scores": {"split": "test", "accuracy": 0.5}}) == ""
     assert format_score("bleu", 31.234) == "31.2"
 

@@ -12,7 +12,7 @@ from headway.config import to_dict
 from headway.learn import Run, measure_of, unit_of
 from headway.learn.formatting import format_duration, format_epochs
 from headway.learn.metric_names import RATE_METRICS, format_metric, is_rate, title
-from headway.learn.plan.expected import format_score
+from headway.learn.plan.expected import format_score, kind_of
 from headway.learn.report.charts import Points, compact_number, format_interval, line_chart
 from headway.learn.report.rendering import Picture, Sections, explain_low_scores
 
@@ -122,10 +122,15 @@ def expected_sentence(summary: Mapping[str, Any]) -> str:
     score, low_text, high_text, reached_text = (
         format_score(metric, value) for value in (expected["score"], low, high, reached)
     )
-    place = "inside" if low <= reached <= high else "outside"
+    own = scores.get(f"{metric}_interval") or (reached, reached)
+    if kind_of(metric) == "rate":  # as people see it: 100.0 % is inside an interval that ends at 100.0 %
+        low, reached, high = (round(value, 3) for value in (low, reached, high))
+    place = "inside this interval" if low <= reached <= high else "outside this interval"
+    if not low <= reached <= high and own[0] <= high and low <= own[1]:
+        place += ", which its own 95 % interval overlaps"
     return (
         f"Before training, the expected {title(metric)} was {score} ({low_text} to {high_text}); the {scores['split']} "
-        f"score, {reached_text}, is {place} this interval."
+        f"score, {reached_text}, is {place}."
     )
 
 
