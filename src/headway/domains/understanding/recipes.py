@@ -187,10 +187,15 @@ def _count_table(
     return len(rows), sum(len(column[row]) for column in texts for row in rows)
 
 
+def _ngrams(recipe: Recipe) -> Settings:
+    """N-grams for classes of single texts, which few minutes teach no model as well."""
+    return {"task.ngrams": True} if type(recipe.task) is ClassificationConfig else {}
+
+
 def _regularisation(recipe: Recipe, epochs: float) -> Settings:
-    """Label smoothing for many epochs, and n-grams for single texts, which few minutes teach no model as well."""
+    """Label smoothing for many epochs, and n-grams."""
     smoothing = {"task.smoothing": 0.1} if epochs >= 10 and isinstance(recipe.task, ClassificationConfig) else {}
-    return {**smoothing, **({"task.ngrams": True} if type(recipe.task) is ClassificationConfig else {})}
+    return {**smoothing, **_ngrams(recipe)}
 
 
 def _tagged_words(task: Task) -> int:
@@ -271,8 +276,7 @@ def _tuning(recipe: Recipe) -> Settings:
         size = _embedding_settings(recipe, [Path(path) for path in recipe.data], 1.0).settings["train.batch_size"]
         return {"train.batch_size": size} if size < batch_size_of(recipe) else {}
     if _first_stage(recipe) == "masked":
-        ngrams = {"task.ngrams": True} if type(recipe.task) is ClassificationConfig else {}
-        return {"task.pool": "mean", **ngrams} if isinstance(recipe.task, PooledTaskConfig) else {}
+        return {"task.pool": "mean", **_ngrams(recipe)} if isinstance(recipe.task, PooledTaskConfig) else {}
     return {"task.language_weight": 0.5} if isinstance(recipe.task, ClassificationConfig) else {}
 
 
