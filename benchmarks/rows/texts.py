@@ -222,7 +222,7 @@ def pretraining_command(result: Result) -> Iterator[Row]:
         if ours and scratch:
             yield (
                 f"`headway train classification --pretrain`: {_PRETRAINING[part['case']]}, {part['minutes']:g} minutes "
-                f"of one core, 10 labels per class: accuracy, median of {len(ours['values'])} seeds",
+                f"of one core, 10 labels per class: accuracy, median of seeds ({len(ours['values'])})",
                 f"{percent(ours['median'])} ({percent(ours['min'])} to {percent(ours['max'])})",
                 f"without --pretrain: {percent(scratch['median'])}, with n-grams, too",
             )
