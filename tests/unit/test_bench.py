@@ -221,15 +221,15 @@ def test_transformers_does_each_kind(tmp_path: Path, kind: str, config: ModelCon
 def test_the_other_peers_where_they_are_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str, config: ModelConfig, form: str
 ) -> None:
-    # Two times are subtracted, which must not drown in what other programs do: a measurement that did is repeated.
-    monkeypatch.setattr("headway.bench.measurement._MIN_SECONDS", 0.2)
+    # Two times are subtracted, which must not drown in what other programs do.
+    monkeypatch.setattr("headway.bench.measurement._MIN_SECONDS", 0.6)
     program = Contender(name, form)
     pytest.importorskip(PEERS[name].module)
     peer = import_module(program.module)
     prepare_models(kind, without_dropout(config), 0, [program], tmp_path)  # type: ignore[arg-type]
     asked = job(kind, form, tmp_path, config, rows=2)
     peer.prepare(asked)
-    assert any(all(value > 0 for value in peer.measure(asked).values()) for _ in range(3))
+    assert all(value > 0 for value in peer.measure(asked).values())
 
 
 def test_weights_that_are_read_are_counted(tmp_path: Path) -> None:
