@@ -22,8 +22,10 @@ def collated(splits: dict[str, Any], items: list[tuple[str, int]]) -> dict[str, 
     """Samples of one split as a batch of transformers."""
     batch = splits[items[0][0]].take(np.array([index for _, index in items]))
     if hasattr(batch.inputs, "tokens"):
-        ids = batch.inputs.tokens.ids
-        return {"input_ids": ids.long(), "attention_mask": batch.inputs.layout.mask.long(), "labels": batch.targets}
+        tokens = batch.inputs.tokens
+        found = {"input_ids": tokens.ids.long(), "attention_mask": batch.inputs.layout.mask.long()}
+        segments = {} if tokens.types is None else {"token_type_ids": tokens.types.long()}
+        return {**found, **segments, "labels": batch.targets}
     return {"pixel_values": batch.inputs[0], "labels": batch.targets}
 
 
@@ -90,8 +92,6 @@ def trained(task: Any, minutes: float, rate: float, shape: tuple[int, int, int])
             save_strategy="steps",
             eval_steps=interval,
             save_steps=interval,
-            save_total_limit=1,
-            load_best_model_at_end=True,
             metric_for_best_model="accuracy",
             report_to=[],
             use_cpu=True,
@@ -109,6 +109,8 @@ def trained(task: Any, minutes: float, rate: float, shape: tuple[int, int, int])
             **given,
         )
         run.train()
+        # Trainer leaves the names of ViT's layers in a checkpoint unconverted, so it would keep their last weights.
+        run.model = run.model.from_pretrained(run.state.best_model_checkpoint)
         test: Any = items["test"]
         accuracies = [run.evaluate()["eval_accuracy"], run.evaluate(test)["eval_accuracy"]]
     return {

@@ -78,8 +78,9 @@ def train(name: str, minutes: float) -> dict[str, Any]:
     started, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, capture_output=True, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode:
+    if done.returncode == 2:  # an error of the data or of the settings, in a line
         return {"refused": done.stderr.strip().splitlines()[-1]}
+    done.check_returncode()
     summary = json.loads(done.stdout.strip().splitlines()[-1])
     recipe = json.loads((run / "recipe.json").read_text())
     return {
@@ -106,6 +107,7 @@ def probe(name: str) -> dict[str, Any]:
         baseline = task.objective.baseline(task.examples, PROBED)
         return {
             "samples": task.count("train"),
+            "evaluated": [task.count("validation"), task.count(task.final_split)],
             "classes": len(task.examples.class_counts()),
             "targets": task.unit,
             "baseline": baseline,
@@ -184,7 +186,7 @@ def rows(sets: dict[str, Any]) -> list[dict[str, Any]]:
     for name, chosen in (SETS | MORE_SERIES).items():
         parts = sets.get(name, {})
         facts, tool = parts.get("probe"), parts.get("tools", {})
-        own = {part["minutes"]: part for key, part in parts.items() if key.startswith("train-") and part.get("score")}
+        own = {part["minutes"]: part for key, part in parts.items() if key.startswith("train-") and "score" in part}
         tool_score = tool.get("score")
         runs = [(minutes, core_minutes(part), part["score"], tool_score) for minutes, part in own.items()]
         for minutes, score, other in earlier(name, chosen.metric, tool_score):
@@ -200,6 +202,7 @@ def rows(sets: dict[str, Any]) -> list[dict[str, Any]]:
                     "minutes": used,
                     "samples": facts["samples"],
                     "baseline": facts["baseline"],
+                    "evaluated": facts["evaluated"],
                     "score": score,
                     "tool": None if compared is None else tool["tool"],
                     "tool_score": compared,
@@ -237,7 +240,8 @@ def compare(sets: dict[str, Any]) -> dict[str, Any]:
             entry |= {"expected": found.score, "interval": [found.low, found.high], "width": found.high - found.low}
             entry["inside"] = found.low <= row["score"] <= found.high
             if "wins" in entry:
-                entry["tool_expected_to_win"] = found.tool is not None
+                tool_score = found.tool_score  # None without a tool of the recipe among the others
+                entry["tool_expected_to_win"] = tool_score is not None and sign * tool_score > sign * found.score
         best = [sign * other["score"] for other in table_rows if other["name"] == row["name"]]
         if len(set(best)) > 1 and row["tool_score"] is not None:  # the longest run known, at most 45 minutes
             entry["spread"] = abs(sign * max(best) - row["tool_score"])

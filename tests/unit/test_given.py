@@ -189,6 +189,9 @@ def test_an_encoder_takes_one_or_many(encoder: Model, monkeypatch: pytest.Monkey
         (lambda: SearchConfig(beam="4"), "beam is '4'; pass an integer"),  # type: ignore[arg-type]
         (lambda: audio.TranscriptionOptions(words="no"), "words is 'no'; pass True or False"),  # type: ignore[arg-type]
         (lambda: hw.train("text", "a.txt", minutes="3"), "minutes is '3'; pass a number or None"),  # type: ignore[arg-type]
+        (lambda: hw.train("text", "a.txt", threads=0), "threads is 0; use a number of at least 1"),
+        (lambda: hw.plan("text", "a.txt", threads=-1), "threads is -1; use a number of at least 1"),
+        (lambda: hw.plan("text", "a.txt", minutes=[]), "minutes is empty; pass at least one number"),
         (lambda: hw.train("text", "a.txt", seed=1.5), "seed is 1.5; pass an integer or None"),  # type: ignore[arg-type]
         (lambda: hw.train("text", "a.txt", set=["a"]), "set is a list; pass a mapping"),  # type: ignore[arg-type]
         (lambda: hw.train(3), "recipe is 3; pass a string, a path or a Recipe"),  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from understanding_data import write_questions
 
 import headway as hw
 from headway.layout import Layout
+from headway.learn import Task
 from headway.learn.objectives.linear import minimise
 from headway.learn.objectives.support_vectors import SparseRows, fit_support_vectors
 from headway.nn.models.ngrams import NgramLogits
@@ -95,6 +97,35 @@ def test_they_are_added_after_training(run: Path) -> None:
 def test_the_same_command_gives_the_same_bits(run: Path, data_dir: Path, tmp_path: Path) -> None:
     hw.train("classification", data=write_questions(data_dir, tmp_path), run=tmp_path / "run", set=TINY, seed=1)
     assert (tmp_path / "run/model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+
+
+def test_a_run_that_was_stopped_in_its_last_evaluation_ends_as_another(
+    data_dir: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The finished head is on disk by then; fitting it again would choose the factor on what it has learned."""
+    options: dict[str, Any] = {"set": TINY, "seed": 1, "run": tmp_path / "run"}
+    data = write_questions(data_dir, tmp_path)
+    with monkeypatch.context() as stopping:
+        stopping.setattr(Task, "evaluate", stopped_on("test", Task.evaluate))
+        with pytest.raises(KeyboardInterrupt):
+            hw.train("classification", data=data, **options)
+    assert "scores" not in json.loads((tmp_path / "run" / "run.json").read_text())
+    resumed = hw.train("classification", data=data, resume=True, **options)
+    whole = json.loads((run / "run.json").read_text())
+    assert resumed.summary["extended"] == whole["extended"]
+    assert resumed.summary["scores"] == whole["scores"]
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+
+
+def stopped_on(split: str, evaluate: Callable[..., Any]) -> Callable[..., Any]:
+    """`evaluate`, which Ctrl-C stops on a split."""
+
+    def stopped(self: Task, model: Any, of: str, *more: Any) -> Any:
+        if of == split:
+            raise KeyboardInterrupt
+        return evaluate(self, model, of, *more)
+
+    return stopped
 
 
 def test_numbers_and_several_labels_have_none(tmp_path: Path) -> None:

@@ -183,6 +183,8 @@ def test_what_cannot_be_pretrained(
 ) -> None:
     with pytest.raises(UserError, match=message):
         check_pretrain("texts.txt", name, minutes, start, tmp_path, resuming)
+    with pytest.raises(UserError, match="--pretrain has no files"):
+        check_pretrain([], "classification", 5, None, tmp_path, False)
 
 
 def test_few_related_texts_are_one_batch(unlabelled: Path, tmp_path: Path) -> None:
@@ -207,6 +209,9 @@ def test_a_causal_model_keeps_the_case_of_its_texts(questions: Path, unlabelled:
     train_first_stage(record, unlabelled, recipe, questions, settings, 3, 20, tmp_path / "run", Clock(), options)
     stage = override(text(), {key: value for key, value in chosen.items() if key != "model.context"})
     assert cast(LanguageConfig, stage.task).size == 300
+    arguments = unlabelled, recipe, questions, {"task.lowercase": True}, 3, 20, tmp_path / "lower", Clock(), options
+    with pytest.raises(UserError, match="a first stage of recipe 'text' keeps the case; remove the setting"):
+        train_first_stage(record, *arguments)
 
 
 def test_contrast_is_between_two_maskings_of_each_document(unlabelled: Path, tmp_path: Path) -> None:

@@ -190,6 +190,9 @@ def test_bad_minutes_and_sizes_are_one_line(book: Path, tmp_path: Path, capsys: 
         ([*begin, "--minutes", "0.05", "--set", "model.width=101"], "width 101 is not divisible by heads"),
         (["train", "text", "--data", str(few), "--minutes", "1", "--run", str(tmp_path / "r")], "validation split"),
         ([*begin, "--finish"], "--finish ends an interrupted run; use it with --resume"),
+        ([*begin, "--finish", "--resume"], "has no interrupted run to finish; remove --finish"),
+        ([*begin, "--minutes", "1", "--set", "train.steps=9"], "train.steps=9 both determine how long the run trains"),
+        (["plan", "text", "--data", str(few), "--set", "train.steps=9"], "the minutes and train.steps=9 both"),
     )
     for arguments, message in cases:
         assert cli.main(arguments) == cli.USER_ERROR

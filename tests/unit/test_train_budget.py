@@ -119,9 +119,31 @@ def test_the_final_split_is_evaluated_as_a_whole_in_a_tenth_of_the_time() -> Non
     """Also if the time that was planned for it turns out a little short; else in what is left, or half of that."""
     clock = Stopped()
     for final, now, limit in ((9.0, 95.0, math.inf), (30.0, 80.0, 18.0), (30.0, 99.0, 5.0)):
-        clock.now = now
+        clock.now = 0.0
         budget = TimeBudget(cast(Clock, clock), 100.0, Speed(0.1, 2.0, min(final, 10.0) + 2.0, final))
+        clock.now = now
         assert budget.final_evaluation_seconds() == pytest.approx(limit)
+
+
+def test_the_final_split_has_a_tenth_of_what_an_earlier_stage_left() -> None:
+    clock = Stopped()
+    clock.now = 840.0  # 14 of 20 minutes were for pre-training
+    budget = TimeBudget(cast(Clock, clock), 1200.0, Speed(0.1, 2.0, 36.0 + 2.0, 200.0))
+    clock.now = 1200 - 38.0
+    assert budget.final_evaluation_seconds() == pytest.approx(36.0)
+
+
+@pytest.mark.parametrize("has_interval", [True, False])
+def test_an_evaluation_interval_that_was_set_stays(has_interval: bool) -> None:
+    clock, schedule = Stopped(), FLAT
+    recipe = plan_recipe(_recipe(TrainConfig(evaluate_every=500), schedule), Speed(0.1, 0.0, 1.0), 300.0)
+    budget = TimeBudget(cast(Clock, clock), 300.0, Speed(0.1, 0.0, 1.0), has_interval=has_interval)
+    budget.start_measuring(0, 0.0)
+    clock.now = 40.0  # 200 steps at half the planned speed
+    revised = budget.revise(recipe, 200, 40.0, evaluated=False)
+    assert revised is not None
+    assert revised.train.steps < recipe.train.steps
+    assert (revised.train.evaluate_every == 500) is has_interval
 
 
 def test_an_evaluation_tells_how_long_the_final_one_will_take() -> None:

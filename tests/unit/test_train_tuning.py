@@ -98,8 +98,16 @@ def test_fine_tuning_is_planned_as_it_is_trained(tmp_path: Path, capsys: pytest.
     assert adapter.width == 32
     with pytest.raises(hw.UserError, match="has no key 'label'"):
         hw.plan("classification", [{"text": "a"}], 1, start=start, device="cpu")
-    with pytest.raises(hw.UserError, match=r"is trained further with its own tokenizer; remove task\.codec"):
-        hw.train("classification", data, start=start, set={"task.codec": "byte"}, run=tmp_path / "run")
+    size = small.task.size  # type: ignore[attr-defined]
+    for settings, named in (
+        ({"task.codec": "byte"}, "task.codec"),
+        ({"task.size": size + 1}, "task.size"),
+        ({"task.lowercase": False}, "task.lowercase"),
+        ({"task.codec": "byte", "task.size": size, "task.tokenizer": "x"}, "task.codec and task.tokenizer"),
+    ):
+        with pytest.raises(hw.UserError, match=f"is trained further with its own tokenizer; remove {named}$"):
+            hw.train("classification", data, start=start, set=settings, run=tmp_path / "run")
+    hw.plan("classification", data, 0.2, start=start, set={"task.size": size}, device="cpu")
     assert not (tmp_path / "run").exists()
 
 

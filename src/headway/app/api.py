@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import time
@@ -22,12 +23,13 @@ from headway.codecs import published_codec
 from headway.config import override
 from headway.domains import scale_of
 from headway.errors import UserError, deduplicated_logs, logger
-from headway.formats.native import save_model
+from headway.formats.native import FILE, read_model, save_model
 from headway.formats.open import OpenedModel
 from headway.formats.usage import Usage
 from headway.io.arguments import check_types
 from headway.learn import Recipe, Run, Task, Trainer
 from headway.learn.fine_tuning import adapted_model, open_new_task
+from headway.learn.objective import FinishedHead
 from headway.learn.parallel.group import joined, process_rank
 from headway.learn.plan.budget import MIN_EVALUATED, Clock, check_minutes
 from headway.learn.plan.choose import outgrown_message
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 
 _LOG = logger(__name__)
 _MAX_GPUS = 100_000
+_FINISHED_HEAD = "finished_head"  # note in a model file
 _MAX_TOKENS, _MAX_HEADS = 24, 4  # maximum tokens and heads in pictures of attention
 
 __all__ = ["Model", "Plan", "find_device", "load", "plan", "plan_gpus", "train"]
@@ -102,10 +105,15 @@ def train(
         parallel = {name: value for name, value in (set or {}).items() if name.startswith("parallel.")}
         timeout = override(load_recipe(recipe), parallel).parallel.timeout
     with joined(timeout):
-        clock, torch_device, start = Clock(spent), find_device(device), _prepare(start, from_, minutes, threads)
+        if start is not None and from_ is not None:
+            raise UserError(f"start is {start} and from_ is {from_}, but both name the same argument; remove one")
+        clock, torch_device, start = Clock(spent), find_device(device), from_ if start is None else start
+        _limit([] if minutes is None else [minutes], threads)
         base, reasons = load_recipe(recipe), tuple[str, ...]()
         run_directory = RunDirectory(Path("runs") / base.name if run is None else Path(run))
         directory, resuming = run_directory.path, run_directory.claim(resume)
+        if finish and not resuming:
+            raise UserError(f"{directory} has no interrupted run to finish; remove --finish")
         check_pretrain(pretrain, base.name, minutes, start, directory, resuming)
         lock = run_directory.locked() if process_rank() == 0 else nullcontext()
         with lock, data_paths(data, base.domain, directory) as paths:
@@ -138,16 +146,13 @@ def train(
             return _report(trainer, trainer.fit(resume, finish), scale, samples)
 
 
-def _prepare(
-    start: str | Path | None, from_: str | Path | None, minutes: float | None, threads: int | None
-) -> str | Path | None:
-    """Set the number of threads; the model to start from. Raises UserError for arguments that cannot be used."""
-    if start is not None and from_ is not None:
-        raise UserError(f"start is {start} and from_ is {from_}, but both name the same argument; remove one")
-    check_minutes([] if minutes is None else [minutes])
+def _limit(minutes: Sequence[float], threads: int | None) -> None:
+    """Check the minutes, and set the number of threads. Raises UserError for numbers that cannot be used."""
+    check_minutes(minutes)
+    if threads is not None and threads < 1:
+        raise UserError(f"threads is {threads}; use a number of at least 1")
     if threads is not None:
         torch.set_num_threads(threads)
-    return from_ if start is None else start
 
 
 @deduplicated_logs()
@@ -170,11 +175,11 @@ def plan(
     Takes the arguments of `train`. Nothing is trained, but a few steps are timed. Raises UserError for
     arguments or data that cannot be used, and if every number of minutes is too small to learn anything.
     """
-    minute_options = [minutes] if isinstance(minutes, (int, float)) else list(minutes)
-    check_minutes(minute_options)
+    minute_options = [minutes] if isinstance(minutes, (int, float)) else list(minutes or ())
+    if not minute_options:
+        raise UserError("minutes is empty; pass at least one number")
     torch_device = find_device(device)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    _limit(minute_options, threads)
     with data_paths(data, load_recipe(recipe).domain) as paths:
         chosen = configure_recipe(recipe, paths, set, seed, start, lora)
         return make_plans(chosen, scale_of(chosen.name), set or {}, minute_options, torch_device, spent)
@@ -230,10 +235,7 @@ def _report(trainer: Trainer, run: Run, scale: Scale | None, num_samples: int) -
     if messages:
         task.save(run.directory)
     if run.recipe.adapter is None:
-        fresh = () if run.recipe.start is None else run.summary["fresh"]
-        refitted, added = task.objective.finish_head(model, examples, fresh, run.recipe.train.linear_probe)
-        if refitted or added:
-            save_model(model, run.recipe.model, run.directory)
+        refitted, added = _finish_head(run, task)
         if refitted:
             run.summary["refitted"] = refitted
             messages.append(f"refitted the head on all {refitted:,} training and validation samples")
@@ -265,6 +267,20 @@ def _report(trainer: Trainer, run: Run, scale: Scale | None, num_samples: int) -
         _LOG.warning(HOW_TO_INSTALL)
     RunDirectory(run.directory).write_status(run.summary)
     return run
+
+
+def _finish_head(run: Run, task: Task) -> FinishedHead:
+    """Finish the head of the best model and save it, with a note in the file. So a run that was stopped in its final
+    evaluation, or that was extended and did not become better, does not finish a head twice.
+    """
+    stored, _ = read_model(run.directory / FILE)
+    if note := stored.metadata.get(_FINISHED_HEAD):
+        return FinishedHead(*json.loads(note))
+    fresh = () if run.recipe.start is None else run.summary["fresh"]
+    finished = task.objective.finish_head(run.model, task.examples, fresh, run.recipe.train.linear_probe)
+    if any(finished):
+        save_model(run.model, run.recipe.model, run.directory, {_FINISHED_HEAD: json.dumps(finished)})
+    return finished
 
 
 def record_evaluation(model: Model, task: Task, scores: Mapping[str, Any]) -> str | None:

@@ -22,7 +22,7 @@ from headway.learn.run import PRETRAINING, RunDirectory
 from headway.predict.in_memory_data import Paths
 
 _LOG = logger(__name__)
-_TOKENIZER = ("task.codec", "task.size", "task.lowercase")  # the first stage trains the tokenizer
+_TOKENIZER = ("task.codec", "task.size", "task.tokenizer", "task.lowercase")  # the first stage trains the tokenizer
 _DROPOUT = "model.dropout"  # the one setting of the model that may differ between the stages
 
 
@@ -53,6 +53,8 @@ def check_pretrain(
     if pretraining_of(name) is None:
         able = ", ".join(recipe for recipe in recipe_domains() if pretraining_of(recipe) is not None)
         raise UserError(f"recipe {name!r} has no pre-training; remove --pretrain, or use one of {able}")
+    if not path_list(unlabelled):
+        raise UserError("--pretrain has no files; pass at least one")
     if start is not None:
         raise UserError(f"--pretrain and --from {start} both set the initial weights; remove one of them")
     if resuming and not (run / PRETRAINING).is_dir():
@@ -95,6 +97,8 @@ def train_first_stage(
     # A model that is named as the stage's recipe is that recipe's own, whose size depends on the data.
     own = {key: value for key, value in settings.items() if _sets_model(key) and value != stage.name}
     known = {f"task.{name}" for name in vars(stage.task)}
+    if settings.get("task.lowercase") and "task.lowercase" not in known:
+        raise UserError(f"task.lowercase: a first stage of recipe {stage.name!r} keeps the case; remove the setting")
     tokenizer = {name: settings[name] for name in _TOKENIZER if name in settings and name in known}
     first_minutes = None if status.get("status") == "finished" else status.get("minutes") or samples.share * minutes
     chosen, spent = {**pretraining.settings(configured), **tokenizer, **own}, clock.elapsed()

@@ -61,8 +61,8 @@ def configure_recipe(
         find_folder(start)
         with deferred_weights():  # only its configuration is needed
             opened = open_start(_absolute(start), part=configured.task.start_part)
-        if opened.codec is not None and "task.codec" in (settings or {}):
-            raise ConfigError(f"{start} is trained further with its own tokenizer; remove task.codec")
+        if opened.codec is not None and hasattr(configured.task, "codec"):
+            _check_tokenizer(start, settings or {})
         configured = replace(configured, start=_absolute(start), model=opened.model.config)
     if lora is not None:
         lora_config = configured.adapter if isinstance(configured.adapter, LoRAConfig) else LoRAConfig()
@@ -92,6 +92,17 @@ def _apply_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
         return override(recipe, settings)
     other_settings = {key: value for key, value in settings.items() if key != "model"}
     return override(replace(recipe, model=find_model_config(model)), other_settings)
+
+
+def _check_tokenizer(start: str | Path, settings: Mapping[str, Any]) -> None:
+    """Raise ConfigError for settings of a tokenizer other than those that the run `start` was trained with."""
+    run = RunDirectory(Path(start))
+    own = vars(read_recipe(run.recipe).task) if run.recipe.is_file() else {}
+    known = {"lowercase": False, **own}  # a task without that setting keeps the case
+    names = (*_TOKENIZER_SETTINGS, "task.lowercase")
+    changed = [name for name in names if name in settings and known.get(name[5:], ...) != settings[name]]
+    if changed:
+        raise ConfigError(f"{start} is trained further with its own tokenizer; remove {' and '.join(changed)}")
 
 
 def _check_vocabulary(recipe: Recipe, settings: Mapping[str, Any]) -> None:

@@ -118,9 +118,11 @@ VERSION = "1"
 _MIN_BLOCK_LIMIT, _BLOCKS_PER_TENSOR = 1000, 4  # more than any model has: most blocks have ten tensors each
 
 
-def save_model(model: nn.Module, config: ModelConfig, directory: Path) -> None:
-    """Write `directory`/model.safetensors atomically. Tied weights are saved once, under their first name."""
-    save_tensors(dict(named_tensors(model)), config, directory)
+def save_model(model: nn.Module, config: ModelConfig, directory: Path, notes: Mapping[str, str] | None = None) -> None:
+    """Write `directory`/model.safetensors atomically, with `notes` in its header. Tied weights are saved once, under
+    their first name.
+    """
+    write_tensors(directory / FILE, dict(named_tensors(model)), {**(notes or {}), **header(config)})
 
 
 def save_tensors(tensors: Mapping[str, Tensor], config: ModelConfig, directory: Path) -> None:

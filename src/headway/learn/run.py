@@ -79,8 +79,8 @@ class PredictedLoss(TypedDict):
 
 
 class ExpectedResult(TypedDict):
-    """The test score that was expected before training, with its 80 % interval, and the classical tool that was
-    expected to do better, if any.
+    """The test score that was expected before training, with its 80 % interval, and the expected score of a classical
+    tool, if one is known.
     """
 
     metric: str

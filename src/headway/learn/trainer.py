@@ -262,7 +262,8 @@ class Trainer:
         speed = measure_speed(*arguments, seconds - self.clock.elapsed(), self.evaluate_final, self.samples)
         may_grow = recipe.start is None or not has_few_validation_samples(self.task)
         is_final = bool(recipe.parallel.exact)  # measured times must not change the result
-        self.budget = TimeBudget(self.clock, seconds, speed, self.max_steps, self.patience, may_grow, is_final)
+        limits = self.max_steps, self.patience, may_grow, is_final, recipe.train.evaluate_every > 0
+        self.budget = TimeBudget(self.clock, seconds, speed, *limits)
         return speed
 
     def _head_fit_seconds(self, speed: Speed) -> float:

@@ -29,7 +29,8 @@ class ClassificationConfig(PooledTaskConfig, TargetConfig):
 
     `text` and `label` name the columns. `smoothing` is label smoothing (Szegedy et al. 2016). `language_weight` adds
     the next-token loss of the texts to that of classes, for a causal model (Radford et al. 2018). With `ngrams`, logits
-    of n-grams are fitted after training and added, for classes. `skip_bad` skips texts without a label and counts them.
+    of n-grams are fitted after training and added, for classes and without an adapter. `skip_bad` skips texts without
+    a label and counts them.
     """
 
     prepared_kinds: ClassVar[tuple[str, ...]] = ("labelled-texts",)
@@ -37,7 +38,7 @@ class ClassificationConfig(PooledTaskConfig, TargetConfig):
     text: str = "text"  # column with the texts
     smoothing: float = 0.0
     language_weight: float = 0.0  # weight of the next-token loss
-    ngrams: bool = False  # whether to add logits of n-grams
+    ngrams: bool = False  # whether to add logits of n-grams; not with an adapter
     split: ClassSplitConfig = ClassSplitConfig(validation=0.1, test=0.1)  # held-out shares
     skip_bad: bool = False  # whether to skip and count texts without a label
 
@@ -57,7 +58,8 @@ class ClassificationConfig(PooledTaskConfig, TargetConfig):
             table = read_table(paths, self.columns, target="label")
             chosen = choose_target(table.columns["label"], table.location, self, noun, self.skip_bad)
             dataset = TextDataset(self, recipe, table.select(chosen.rows), workspace, chosen)
-        return target_task(dataset, self, noun, self.smoothing, workspace, self._class_objective(chosen))
+        objective = self._class_objective(chosen, recipe.adapter is not None)
+        return target_task(dataset, self, noun, self.smoothing, workspace, objective)
 
     def _prepared(self, paths: Sequence[Path], workspace: Path) -> PreparedSamples:
         """The samples of prepared data. ConfigError for a new run that sets other columns than those that were read."""
@@ -74,10 +76,11 @@ class ClassificationConfig(PooledTaskConfig, TargetConfig):
             )
         return samples
 
-    def _class_objective(self, chosen: ChosenTarget) -> Callable[..., Classification[Any]]:
+    def _class_objective(self, chosen: ChosenTarget, is_adapted: bool) -> Callable[..., Classification[Any]]:
         """The objective for classes. Raises ConfigError for a language loss that cannot be added."""
         if not self.language_weight:
-            return NgramClassification if self.ngrams and chosen.target.kind == "class" else TextClassification
+            has_ngrams = self.ngrams and chosen.target.kind == "class" and not is_adapted
+            return NgramClassification if has_ngrams else TextClassification
         if self.language_weight < 0 or chosen.target.kind != "class":
             raise ConfigError(
                 f"task.language_weight is {self.language_weight:g} with target {chosen.target.kind!r}; use a number "

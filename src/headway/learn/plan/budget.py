@@ -8,7 +8,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -333,10 +333,15 @@ class TimeBudget:
     patience: int | None = None  # evaluations without improvement after which the run winds down
     may_grow: bool = True  # whether the plan grows while evaluations improve
     is_final: bool = False  # whether the first plan is never changed
+    has_interval: bool = False  # whether the evaluation interval was set, so it stays
     _measured_from: tuple[int, float] = (0, 0.0)
     _next_revision: int = 0
     _typical_step: float = 0.0
     _slept_seconds: float = 0.0
+    _final_share: float = field(init=False)  # seconds for evaluating the final split, of those left at the start
+
+    def __post_init__(self) -> None:
+        self._final_share = FINAL_SHARE * self.seconds_left()
 
     def seconds_left(self) -> float:
         return self.seconds - self.clock.elapsed()
@@ -345,12 +350,13 @@ class TimeBudget:
         """Seconds for evaluating the final split: unlimited if the complete split takes less than its share of the
         time; otherwise the remaining time, but at least half of that share.
         """
-        share = FINAL_SHARE * self.seconds
-        return math.inf if self.speed.final < share else max(self.seconds_left() - self._report_seconds(), 0.5 * share)
+        if self.speed.final < self._final_share:
+            return math.inf
+        return max(self.seconds_left() - self._report_seconds(), 0.5 * self._final_share)
 
     def _report_seconds(self) -> float:
         """Seconds for samples, pictures and the report."""
-        return self.speed.ending - min(self.speed.final, FINAL_SHARE * self.seconds)
+        return self.speed.ending - min(self.speed.final, self._final_share)
 
     def record_step(self, seconds: float) -> None:
         """Record how long a step took; if it is far longer than usual, the machine was asleep."""
@@ -364,7 +370,7 @@ class TimeBudget:
         """Record how long an evaluation took, and scale the estimate for the final one accordingly."""
         if self.speed.evaluation > 0:
             final = self.speed.final * seconds / self.speed.evaluation
-            ending = self._report_seconds() + min(final, FINAL_SHARE * self.seconds)
+            ending = self._report_seconds() + min(final, self._final_share)
             self.speed = self.speed._replace(evaluation=seconds, ending=ending, final=final)
 
     def update_max_steps(self, recipe: Recipe, step: int, stale: int) -> bool:
@@ -398,7 +404,7 @@ class TimeBudget:
 
     def revise(self, recipe: Recipe, done: int, seconds: float, evaluated: bool) -> Recipe | None:
         """The recipe with revised steps, schedule and evaluation interval after `done` steps in `seconds`. None to
-        keep the current one. If the run has been `evaluated`, the evaluation interval stays the same.
+        keep the current one. If the run has been `evaluated`, or its evaluation interval was set, that stays the same.
         """
         steps = recipe.train.steps
         first_step, first_seconds = self._measured_from
@@ -416,7 +422,7 @@ class TimeBudget:
         if abs(new_steps - steps) <= max(_MIN_CHANGED_STEPS, _MIN_CHANGE * (steps - done)):
             return None
         schedule = recipe.schedule.rescheduled(done, steps, new_steps)
-        if not evaluated:
+        if not evaluated and not self.has_interval:
             interval = max(done + 1, round(interval * new_steps / steps))
         if schedule is None:
             return None

@@ -179,7 +179,7 @@ def scale_recipe(
     device: torch.device,
     known: dict[str, Throughput] | None = None,
     opens_task: bool = False,
-    baselines: dict[str, Baseline | None] | None = None,
+    baselines: dict[tuple[str, int], Baseline | None] | None = None,
 ) -> ScaledRecipe:
     """The recipe with the size of the lowest predicted loss after `minutes`, and its batches, learning rates and
     regularisation. The `user` settings stay fixed. With `opens_task`, its task is left open.
@@ -238,22 +238,24 @@ def scale_recipe(
 
 
 def _expectation(
-    recipe: Recipe, task: Task, minutes: float, baselines: dict[str, Baseline | None] | None
+    recipe: Recipe, task: Task, minutes: float, baselines: dict[tuple[str, int], Baseline | None] | None
 ) -> tuple[ExpectedScore | None, list[str]]:
     """The expected score after the minutes, if there are references for the recipe and enough validation samples, and
     lines for people.
     """
     if all(reference.facts.recipe != recipe.name for reference in references()):
         return None, []
-    baselines, key = {} if baselines is None else baselines, repr(recipe.task)
+    limit = min(_MAX_BASELINE_SAMPLES, max(_MIN_BASELINE_SAMPLES, int(_BASELINE_RATE * minutes)))
+    baselines, key = {} if baselines is None else baselines, (repr(recipe.task), limit)
     if key not in baselines:
-        limit = min(_MAX_BASELINE_SAMPLES, max(_MIN_BASELINE_SAMPLES, int(_BASELINE_RATE * minutes)))
         baselines[key] = task.objective.baseline(task.examples, limit)
     baseline = baselines[key]
     if baseline is not None and kind_of(baseline.metric) == "rate" and task.count("validation") < _MIN_RATED:
         return None, []
-    expected = expected_score(Facts(recipe.name, minutes, task.count("train"), baseline), references())
-    return expected, [] if expected is None else expected.lines(baseline)
+    train, validation, tested = (task.count(split) for split in ("train", "validation", task.final_split))
+    facts = Facts(recipe.name, minutes, train, baseline, (validation, tested))
+    expected = expected_score(facts, references())
+    return expected, [] if expected is None else expected.lines(baseline, task.final_split)
 
 
 def _reasons(

@@ -45,13 +45,15 @@ _NORMAL = 1.282
 
 class Facts(NamedTuple):
     """What a score is predicted from: the recipe, the minutes, the number of training samples, and the score of a quick
-    classical method on the validation split, if the task has one.
+    classical method on the validation split, if the task has one; with the numbers of validation and test samples, if
+    they are known.
     """
 
     recipe: str
     minutes: float
     samples: int
     baseline: Baseline | None
+    evaluated: tuple[int, int] | None = None
 
 
 class Reference(NamedTuple):
@@ -69,8 +71,8 @@ class Reference(NamedTuple):
 
 
 class ExpectedScore(NamedTuple):
-    """The expected test score after the minutes, with an 80 % interval; the classical tool that is expected to reach
-    more, if there is one, and its expected score.
+    """The expected test score after the minutes, with an 80 % interval; a classical tool, if one is known for the
+    recipe, and its expected score.
     """
 
     metric: str
@@ -93,8 +95,8 @@ class ExpectedScore(NamedTuple):
             tool_score=self.tool_score,
         )
 
-    def lines(self, baseline: Baseline | None) -> list[str]:
-        """The prediction for people."""
+    def lines(self, baseline: Baseline | None, split: str) -> list[str]:
+        """The prediction of the score on a split, for people."""
         low, score, high = (format_score(self.metric, value) for value in (self.low, self.score, self.high))
         known = (
             ""
@@ -102,10 +104,10 @@ class ExpectedScore(NamedTuple):
             else (f"; {baseline.method} has {format_score(baseline.metric, baseline.score)} on the validation split")
         )
         after = format_minutes(self.minutes)
-        lines = [f"expected {title(self.metric)} on the test split after {after}: {score} ({low} to {high}){known}"]
+        lines = [f"expected {title(self.metric)} on the {split} split after {after}: {score} ({low} to {high}){known}"]
         if self.tool is not None and self.tool_score is not None:
             tool_score = format_score(self.metric, self.tool_score)
-            lines.append(f"{self.tool} is expected to do better ({tool_score}); compare it before you train for long")
+            lines.append(f"expected from {self.tool}: about {tool_score}; compare it before you train for long")
         return lines
 
 
@@ -137,7 +139,7 @@ def references() -> tuple[Reference, ...]:
 def as_reference(row: Mapping[str, Any]) -> Reference:
     """A row of references.json."""
     baseline = None if row["baseline"] is None else Baseline(*row["baseline"])
-    facts = Facts(row["recipe"], row["minutes"], row["samples"], baseline)
+    facts = Facts(row["recipe"], row["minutes"], row["samples"], baseline, tuple(row["evaluated"]))
     own = (row[name] for name in ("score", "tool", "tool_score"))
     return Reference(row["name"], row["source"], row["metric"], facts, *own)
 
@@ -148,7 +150,8 @@ def expected_score(facts: Facts, known: Sequence[Reference]) -> ExpectedScore | 
     Scores are compared as log-odds (rates), logarithms (errors), or relative to the recorded return. The difference
     from the classical method's score is linear in the recipe, that score, and the logarithms of minutes and samples,
     with normal priors (Bishop 2006, section 3.3). The noise of a recipe is its leave-one-source-out error, shrunk to
-    that of all recipes, so the interval is wide where references disagree or are few.
+    that of all recipes, so the interval is wide where references disagree or are few. Rates of few samples vary by
+    chance: the variance of their log-odds is added (Gart and Zweifel 1967).
     """
     own = [
         row
@@ -179,8 +182,6 @@ def expected_score(facts: Facts, known: Sequence[Reference]) -> ExpectedScore | 
     at_reference = [row._replace(facts=row.facts._replace(minutes=_REFERENCE_MINUTES)) for row in measured]
     tool_facts = facts._replace(minutes=_REFERENCE_MINUTES)
     tool_mean, _ = _predict(tool_facts, metric, at_reference, [row.tool_score or 0.0 for row in measured])
-    if (tool_mean > mean) == (kind_of(metric) == "error"):
-        return result
     return result._replace(tool=tools[0], tool_score=_score(metric, tool_mean, facts))
 
 
@@ -215,6 +216,10 @@ def _predict(facts: Facts, metric: str, known: Sequence[Reference], scores: Sequ
     mean = float(features @ weights) + _offset(facts, metric) + _GAIN[kind] * _log_minutes(facts)
     quantile = _STUDENT[observed] if observed < len(_STUDENT) else _NORMAL
     variance = noise[recipes.index(facts.recipe)] ** 2 + float(features @ covariance @ features)
+    if facts.evaluated and kind == "rate" and metric not in _PERCENT_METRICS:
+        for count, position in zip(facts.evaluated, (_offset(facts, metric), mean)):
+            right = count / (1 + math.exp(-position))
+            variance += 1 / (right + 0.5) + 1 / (count - right + 0.5)
     return mean, quantile * math.sqrt(variance)
 
 

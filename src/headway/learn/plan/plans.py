@@ -263,23 +263,30 @@ def plan_run(
     """What to train in the folder `directory`. With `minutes` and a `scale`, a recipe is scaled, or batches and steps
     for fine-tuning its start are chosen; the settings that the `user` set stay.
     """
+    if minutes is not None:
+        _check_steps(user)
     if minutes is not None and scale is not None and recipe.start is not None:
         recipe, task, plan = tune_recipe(recipe, scale, user, minutes, clock, device, directory)
         # Other metrics are noisy on few samples, and one or two epochs do not overfit.
         patience = _PATIENCE if task.goal == "loss" and plan.epochs > _PATIENCE_EPOCHS else None
-        return TrainingSetup(recipe, task, None if _has_unlimited_steps(task, user) else plan.useful, patience)
+        max_steps = None if isinstance(task.examples, OnPolicyExamples) else plan.useful
+        return TrainingSetup(recipe, task, max_steps, patience)
     if minutes is None or scale is None or not can_scale(recipe, scale, user):
         return TrainingSetup(recipe, open_new_task(recipe, directory))
     scaled = scale_recipe(recipe, scale, user, minutes, clock, device, opens_task=True)
     assert scaled.task is not None
-    is_limited = scaled.plan.exhausted and not _has_unlimited_steps(scaled.task, user)
+    # A model that makes its training data always has new samples.
+    is_limited = scaled.plan.exhausted and not isinstance(scaled.task.examples, OnPolicyExamples)
     max_steps = scaled.plan.steps if is_limited else None
     return TrainingSetup(scaled.recipe, scaled.task, max_steps, expected=scaled.expected)
 
 
-def _has_unlimited_steps(task: Task, user: Mapping[str, Any]) -> bool:
-    """Whether steps have no upper limit: the user set their number, or the model generates its training data."""
-    return "train.steps" in user or isinstance(task.examples, OnPolicyExamples)
+def _check_steps(user: Mapping[str, Any]) -> None:
+    """Raise UserError if the user set a number of steps, which the minutes determine."""
+    if "train.steps" in user:
+        raise UserError(
+            f"the minutes and train.steps={user['train.steps']} both determine how long the run trains; remove one"
+        )
 
 
 def make_plans(
@@ -296,9 +303,10 @@ def make_plans(
     fine-tunes, only the steps are planned. With too few minutes, a plan has an error message; raises UserError if all
     are too few.
     """
+    _check_steps(user)
     if scale is not None and can_scale(recipe, scale, user):
         known: dict[str, Throughput] = {}
-        baselines: dict[str, Baseline | None] = {}
+        baselines: dict[tuple[str, int], Baseline | None] = {}
 
         def scaled_plan(duration: float) -> Plan:
             chosen, size, _, unique, data, settings, expected = scale_recipe(
