@@ -45,6 +45,7 @@ SIZES: dict[str, tuple[tuple[int, int | list[int], int], ...]] = {
     "vision": ((48, 2, 3), (64, 4, 4), (96, 3, 4), (128, 4, 4)),
     "audio": ((64, 2, 2), (96, 3, 3), (128, 4, 4), (192, 4, 6)),
     "classification": ((64, 1, 2), (96, 1, 3), (128, 2, 4), (256, 3, 8)),
+    "translation": ((64, 2, 2), (128, 3, 4), (256, 4, 8)),
     "robotics": ((64, [1, 1, 1], 2), (96, [2, 1, 1], 3), (128, [3, 1, 1], 4), (192, [3, 1, 1], 6)),
 }
 FURTHER = {"text": ("wikitext-2", "scenes-of-shakespeare"), "robotics": ("door-open", "drawer-open")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,42 @@ def stopped_on(split: str, evaluate: Callable[..., Any]) -> Callable[..., Any]:
         return evaluate(self, model, of, *more)
 
     return stopped
+
+
+def write_sentences(path: Path, count: int, words: int, seed: int) -> Path:
+    """A table of texts of so many words, each label's from its 80."""
+    chance = random.Random(seed)
+    known = [f"{'bcdfghjklmnpqrstvwxz'[n % 20]}{'aeiou'[n // 20 % 5]}{'nt'[n // 100]}" for n in range(160)]
+    rows = [(" ".join(chance.choices(known[label::2], k=words)), label) for label in chance.choices((0, 1), k=count)]
+    path.write_text("\n".join(["text,label", *(f"{text},{'ab'[label]}" for text, label in rows)]))
+    return path
+
+
+def test_unlabelled_texts_show_which_words_belong_together(tmp_path: Path) -> None:
+    sizes = {"train": (20, 4), "validation": (100, 4), "test": (200, 4)}
+    data = [write_sentences(tmp_path / f"{part}.csv", *sizes[part], seed) for seed, part in enumerate(sizes)]
+    others = str(write_sentences(tmp_path / "others.csv", 1500, 12, 3))
+    accuracy = {}
+    for unlabelled in ([], [others]):
+        settings = {**TINY, "task.size": 300, "task.codec": "word", "task.unlabelled": unlabelled}
+        options: dict[str, Any] = {"set": settings, "seed": 1, "progress": False}
+        run = hw.train("classification", data=data, run=tmp_path / f"run-{len(unlabelled)}", **options)
+        accuracy[len(unlabelled)] = run.summary["scores"]["accuracy"]
+        assert ("unlabelled texts, too" in run.summary["extended"]) is bool(unlabelled)
+    assert accuracy[1] > accuracy[0] + 0.1, accuracy
+
+
+def test_unlabelled_texts_that_nothing_learns_from_are_refused(tmp_path: Path) -> None:
+    data = write_sentences(tmp_path / "rows.csv", 100, 4, 1)
+    (tmp_path / "same.txt").write_text("\n".join(row.split(",")[0] for row in data.read_text().splitlines()[1:]))
+    for settings, message in (
+        ({"task.ngrams": False, "task.unlabelled": ["same.txt"]}, "task.unlabelled is for n-grams of single texts"),
+        ({"task.unlabelled": [str(tmp_path / "none.txt")]}, r"there is no file or folder .*none\.txt"),
+        ({"task.unlabelled": [str(tmp_path / "same.txt")]}, "texts are also in the labelled data; pass other texts"),
+    ):
+        with pytest.raises(hw.UserError, match=message):
+            hw.train("classification", data=data, run=tmp_path / "run", set={**TINY, **settings}, progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_numbers_and_several_labels_have_none(tmp_path: Path) -> None:

@@ -152,7 +152,13 @@ def test_both_stages_are_one_run_that_resumes(questions: Path, unlabelled: Path,
             first_stage(brief, True, tmp_path / "other.txt")
     with pytest.raises(UserError, match=r"a first stage on unlabelled data; continue it with --resume and --pretrain"):
         hw.train("classification", questions, run=folder, resume=True)
-    assert pretrained.settings == {**settings, "task.pool": "mean", "task.ngrams": True}
+    texts = [str(path) for path in (folder / "pretraining/data").iterdir()]
+    assert pretrained.settings == {
+        **settings,
+        "task.pool": "mean",
+        "task.ngrams": True,
+        "task.unlabelled": texts,
+    }
     chosen = {**pretrained.settings, "train.steps": 2, "train.batch_tokens": 512}
     run = hw.train("classification", questions, set=chosen, start=pretrained.start, run=folder, progress=False)
     assert run.summary["fresh"] == ["heads.classes.project.weight", "heads.classes.project.bias"]

@@ -17,7 +17,7 @@ from headway.learn.interrupts import UserInterrupt
 from headway.learn.plan.budget import Clock
 from headway.learn.plan.scale import without_user_settings
 from headway.learn.pretraining import Pretraining, UnlabelledData, describe_stages
-from headway.learn.recipe import open_task, path_list
+from headway.learn.recipe import open_task, path_list, read_recipe
 from headway.learn.run import PRETRAINING, RunDirectory
 from headway.predict.in_memory_data import Paths
 
@@ -110,7 +110,10 @@ def train_first_stage(
     # The second stage has its share, however long an interrupted first stage took.
     seconds = min(clock.elapsed() + earlier_seconds, 60 * samples.share * minutes)
     second = {key: value for key, value in settings.items() if not _sets_model(key) or key == _DROPOUT}
-    return Pretrained(run.path, {**tuning, **second}, Clock(seconds), reasons)
+    chosen = {**tuning, **second}
+    if chosen.get("task.ngrams") and not samples.doubt:
+        chosen.setdefault("task.unlabelled", list(read_recipe(run.recipe).data))
+    return Pretrained(run.path, chosen, Clock(seconds), reasons)
 
 
 def _read(pretraining: Pretraining, recipe: Recipe, stage: Recipe, unlabelled: Paths) -> UnlabelledData:

@@ -14,7 +14,9 @@ from headway.data.prepared.prepared_samples import PreparedSamples
 from headway.data.prepared.shard_reader import is_prepared
 from headway.domains.understanding.labelled_text_shards import PreparedTextDataset
 from headway.domains.understanding.task import PooledTaskConfig, TextDataset, group_column
+from headway.domains.understanding.unlabelled import UnlabelledTexts, new_texts
 from headway.errors import ConfigError
+from headway.io.files import user_path
 from headway.learn import Recipe, Task
 from headway.learn.objectives.classes import Classification
 from headway.learn.objectives.language import LanguageClassification
@@ -29,8 +31,9 @@ class ClassificationConfig(PooledTaskConfig, TargetConfig):
 
     `text` and `label` name the columns. `smoothing` is label smoothing (Szegedy et al. 2016). `language_weight` adds
     the next-token loss of the texts to that of classes, for a causal model (Radford et al. 2018). With `ngrams`, logits
-    of n-grams are fitted after training and added, for classes and without an adapter. `skip_bad` skips texts without
-    a label and counts them.
+    of n-grams are fitted after training and added, for classes and without an adapter; they learn from the texts in
+    the files `unlabelled`, too, with the labels that the model gives them. `skip_bad` skips texts without a label and
+    counts them.
     """
 
     prepared_kinds: ClassVar[tuple[str, ...]] = ("labelled-texts",)
@@ -39,6 +42,7 @@ class ClassificationConfig(PooledTaskConfig, TargetConfig):
     smoothing: float = 0.0
     language_weight: float = 0.0  # weight of the next-token loss
     ngrams: bool = False  # whether to add logits of n-grams; not with an adapter
+    unlabelled: tuple[str, ...] = ()  # files of texts without labels for the n-grams, as for --pretrain
     split: ClassSplitConfig = ClassSplitConfig(validation=0.1, test=0.1)  # held-out shares
     skip_bad: bool = False  # whether to skip and count texts without a label
 
@@ -58,6 +62,13 @@ class ClassificationConfig(PooledTaskConfig, TargetConfig):
             table = read_table(paths, self.columns, target="label")
             chosen = choose_target(table.columns["label"], table.location, self, noun, self.skip_bad)
             dataset = TextDataset(self, recipe, table.select(chosen.rows), workspace, chosen)
+        if self.unlabelled:
+            if not self.ngrams or noun == "pair":
+                raise ConfigError("task.unlabelled is for n-grams of single texts; remove it, or set task.ngrams=true")
+            others = list(map(user_path, self.unlabelled))
+            if not (workspace / "recipe.json").exists():
+                new_texts(dataset, others, self.text)  # errors in them appear before training
+            dataset.unlabelled = lambda: UnlabelledTexts(dataset, recipe, others, self.text).all
         objective = self._class_objective(chosen, recipe.adapter is not None)
         return target_task(dataset, self, noun, self.smoothing, workspace, objective)
 

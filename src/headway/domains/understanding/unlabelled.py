@@ -1,4 +1,4 @@
-"""Unlabelled texts for pre-training, next to the training texts of a task."""
+"""Unlabelled texts next to the training texts of a task: for pre-training, and to be labelled by the model itself."""
 
 from __future__ import annotations
 
@@ -8,18 +8,24 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
+import numpy as np
+import torch
+
 from headway.data import iter_documents, read_table
 from headway.data.corpus import TEXT_KINDS
 from headway.data.input_files import file_kind, find_files
 from headway.data.table_files import TABLE_KINDS
-from headway.domains.understanding.task import EncodedTextDataset, RelatedTextDataset
+from headway.domains.understanding.task import EncodedTextDataset, RelatedTextDataset, TextDataset
 from headway.errors import UserError
 from headway.io.files import user_path
 from headway.learn import Recipe, Task
+from headway.learn.examples import Batch, RngKey, RowSubset, spread_evenly
 from headway.learn.pretraining import UnlabelledData
+from headway.learn.token_rows import LengthLimit, frame_rows
 
 _WORD = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]|[^\W\d_]+")  # single characters where no spaces separate
 _SIMILAR = 0.25  # a word is similarly frequent if it has at least this share of the other frequency
+_MAX_GUESSED = 20_000  # texts that a classifier labels itself: seconds
 _PARAGRAPH = re.compile(r"\n\s*\n")
 
 
@@ -29,15 +35,7 @@ def read_unlabelled(recipe: Recipe, task: Task, paths: Sequence[Path]) -> Unlabe
     """
     examples = cast(EncodedTextDataset | RelatedTextDataset, task.examples)
     labelled = dict.fromkeys(examples.texts_of("train"))
-    # Unlabelled documents are read in parts, so parts of the labelled ones are excluded, too.
-    known = (*labelled, *examples.texts_of("validation"), *examples.texts_of("test"))
-    excluded = {part for text in known for part in (_on_one_line(text), *_parts(text))}
-    found = dict.fromkeys(_read_texts(paths, getattr(recipe.task, "text", "text")))
-    unlabelled = [text for text in found if _on_one_line(text) not in excluded]
-    if not unlabelled:
-        names = ", ".join(map(str, paths[:3]))
-        fact = f"all {len(found):,} texts are also in the labelled data" if found else "there are no texts"
-        raise UserError(f"{names}: {fact}; pass other texts")
+    unlabelled = new_texts(examples, paths, getattr(recipe.task, "text", "text"))
     words, others = (
         Counter(word for text in texts for word in _WORD.findall(text.lower())) for texts in (labelled, unlabelled)
     )
@@ -48,6 +46,39 @@ def read_unlabelled(recipe: Recipe, task: Task, paths: Sequence[Path]) -> Unlabe
     measure = "of the words in the labelled texts are about as frequent in the unlabelled ones"
     difference = "which may be about other subjects or in another language"
     return UnlabelledData(rows, len(unlabelled), len(labelled), "texts", similar, measure, difference)
+
+
+def new_texts(examples: EncodedTextDataset | RelatedTextDataset, paths: Sequence[Path], column: str) -> list[str]:
+    """The texts at the paths without duplicates and without those of the examples. Raises UserError if none remains."""
+    # Unlabelled documents are read in parts, so parts of the labelled ones are excluded, too.
+    known = (text for split in ("train", "validation", "test") for text in examples.texts_of(split))
+    excluded = {part for text in known for part in (_on_one_line(text), *_parts(text))}
+    found = dict.fromkeys(_read_texts(paths, column))
+    unlabelled = [text for text in found if _on_one_line(text) not in excluded]
+    if not unlabelled:
+        names = ", ".join(map(str, paths[:3]))
+        fact = f"all {len(found):,} texts are also in the labelled data" if found else "there are no texts"
+        raise UserError(f"{names}: {fact}; pass other texts")
+    return unlabelled
+
+
+class UnlabelledTexts(EncodedTextDataset):
+    """New texts at some paths as inputs of a classifier's model, or a part of them. Longer ones are truncated."""
+
+    def __init__(self, examples: TextDataset, recipe: Recipe, paths: Sequence[Path], column: str) -> None:
+        texts = new_texts(examples, paths, column)
+        chosen = [texts[row] for row in spread_evenly(np.arange(len(texts)), _MAX_GUESSED).tolist()]
+        self.codec, limit = examples.codec, LengthLimit(recipe.model.context, truncate=True)
+        self.rows = frame_rows(examples.frame(recipe.model), self.codec.encode_batch(chosen), limit=limit)
+
+    @property
+    def all(self) -> RowSubset:
+        return RowSubset(self, np.arange(len(self.rows)))
+
+    def take(self, rows: np.ndarray, rng_key: RngKey | None = None) -> Batch:
+        """Tokens; the targets are unknown, and 0."""
+        inputs = self.rows.inputs(rows)
+        return Batch(inputs, torch.zeros(len(rows), dtype=torch.int64), len(rows), inputs.computed)
 
 
 def _read_texts(paths: Sequence[Path], column: str) -> Iterator[str]:

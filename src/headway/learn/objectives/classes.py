@@ -19,7 +19,7 @@ from headway.data.splits import SplitIndices, split_code
 from headway.errors import UserError, nearest
 from headway.formats.usage import read_usage
 from headway.layout import to_device
-from headway.learn.examples import Batch, Contents, IndexedExamples
+from headway.learn.examples import Batch, Contents, IndexedExamples, RowSubset
 from headway.learn.objective import Baseline, FinishedHead
 from headway.learn.objectives.linear import LinearHead, fit_linear, refit_linear
 from headway.learn.objectives.predictions import (
@@ -132,7 +132,9 @@ class ClassifiedExamples(IndexedExamples):
 
 
 class ClassifiedSamples(ClassifiedExamples, PredictedSamples):
-    """Samples with one class each."""
+    """Samples with one class each. `unlabelled` reads others whose classes are unknown, if there are some."""
+
+    unlabelled: Callable[[], RowSubset] | None = None
 
 
 C = TypeVar("C", bound=ClassifiedSamples)

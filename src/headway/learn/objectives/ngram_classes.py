@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection
 from dataclasses import replace
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headway.learn.examples import RowSubset, spread_evenly
@@ -51,10 +53,22 @@ class TextClassification(Classification[ClassifiedSamples]):
         return Baseline("a linear model of n-grams", "accuracy", correct / max(1, len(held_out)))
 
 
+class GuessedSamples(NamedTuple):
+    """Unlabelled samples with the classes that a model gives them, and its confidence, both of shape [N]."""
+
+    samples: RowSubset
+    classes: Int[np.ndarray, "N"]
+    confidence: Float[np.ndarray, "N"]
+
+
 class NgramClassification(TextClassification):
     """Cross-entropy of the classes. After training, a linear support-vector machine of n-grams is fitted to the
     training texts. The head adds its outputs times the factor with the best validation score, and the sum is scaled to
     the lowest validation loss. From scratch, the two make different errors.
+
+    Unlabelled texts are then training texts of a second machine, with the labels that the model gives them, each
+    weighted by its confidence (self-training, Scudder 1965). It replaces the first one unless its validation score is
+    worse.
     """
 
     def adapt(self, model: ModelConfig, examples: ClassifiedSamples) -> ModelConfig:
@@ -75,33 +89,60 @@ class NgramClassification(TextClassification):
         if head is None or head.ngrams is None:
             return super().finish_head(model, examples, fresh, limit)
         added = cast(NgramLogits, head.ngrams)
-        for buffer in added.buffers():  # those of a run that continues
+        for buffer in added.buffers():  # those of the model that a run starts from
             buffer.zero_()
-        train, held_out = examples.of("train"), examples.of("validation")
+        train, held_out, guessed = examples.of("train"), examples.of("validation"), None
         own, targets = self.outputs(model, held_out)
-        fitted = NgramLogits(*added.weight.shape)
-        fit_ngrams(fitted, train, self.weights, _MAX_PRODUCTS)
-        added.load_state_dict(fitted.state_dict())
-        both = self.outputs(model, held_out)[0]
-
-        scores = {factor: self.scores(torch.lerp(own, both, factor), targets) for factor in _FACTORS}
-        sign = 1 if self.goal_better == "max" else -1
-        factor = max(_FACTORS, key=lambda factor: (sign * scores[factor][self.goal], -scores[factor]["loss"]))
-        logits = torch.lerp(own, both, factor)
-        scale = min(_SCALES, key=lambda scale: F.cross_entropy(scale * logits, targets).item()) if factor else 1.0
+        fit_ngrams(added, train, self.weights, _MAX_PRODUCTS)
+        best = self._mixture(own, self.outputs(model, held_out)[0], targets)
+        if examples.unlabelled is not None:
+            first_fit, samples = copy.deepcopy(added), examples.unlabelled()
+            for buffer in (added.weight, added.bias):
+                buffer.mul_(best.factor)
+            confidence, classes = (best.scale * self.outputs(model, samples)[0]).softmax(1).max(1)
+            guesses = GuessedSamples(samples, classes.numpy(), confidence.numpy())
+            fit_ngrams(added, train, self.weights, _MAX_PRODUCTS, guesses)
+            second = self._mixture(own, self.outputs(model, held_out)[0], targets)
+            if second.score >= best.score:
+                best, guessed = second, guesses
+            else:
+                added.load_state_dict(first_fit.state_dict())
 
         finished = super().finish_head(model, examples, fresh, limit)
         if finished.refitted:
             both_splits = replace(train, rows=np.concatenate([train.rows, held_out.rows]))
-            fit_ngrams(added, both_splits, self.weights, _MAX_PRODUCTS)
+            fit_ngrams(added, both_splits, self.weights, _MAX_PRODUCTS, guessed)
         for buffer in (added.weight, added.bias):
-            buffer.mul_(factor * scale)
+            buffer.mul_(best.factor * best.scale)
         with torch.no_grad():
             for parameter in cast(Projection, head.project).parameters():
-                parameter.mul_(scale)
-        without, with_them = (format_metric(self.goal, scores[each][self.goal]) for each in (0.0, factor))
-        line = f"n-grams of tokens: validation {title(self.goal)} {without} without, {with_them} with them"
+                parameter.mul_(best.scale)
+        line = f"n-grams of tokens: validation {title(self.goal)} {best.without} without, {best.with_them} with them"
+        if guessed is not None:
+            line += f", fitted to {len(guessed.samples):,} unlabelled texts, too, with the labels that the model gives"
         return finished._replace(added=line)
+
+    def _mixture(self, own: Float[Tensor, "N C"], both: Float[Tensor, "N C"], targets: Int[Tensor, "N"]) -> Mixture:
+        """How much of the n-grams to add, by the validation scores of outputs without and with them."""
+        scores = {factor: self.scores(torch.lerp(own, both, factor), targets) for factor in _FACTORS}
+        sign = 1 if self.goal_better == "max" else -1
+        factor = max(_FACTORS, key=lambda factor: (sign * scores[factor][self.goal], -scores[factor]["loss"]))
+        logits = torch.lerp(own, both, factor)
+        losses = {scale: F.cross_entropy(scale * logits, targets).item() for scale in (_SCALES if factor else (1.0,))}
+        texts = (format_metric(self.goal, scores[each][self.goal]) for each in (0.0, factor))
+        return Mixture(factor, min(losses, key=losses.__getitem__), sign * scores[factor][self.goal], *texts)
+
+
+class Mixture(NamedTuple):
+    """The factor on the logits of n-grams, the scale of the sum, its validation score (more is better), and the scores
+    without and with n-grams as texts.
+    """
+
+    factor: float
+    scale: float
+    score: float
+    without: str
+    with_them: str
 
 
 def num_buckets(classes: int) -> int:
@@ -109,32 +150,46 @@ def num_buckets(classes: int) -> int:
     return min(_BUCKETS, 1 << (_MAX_WEIGHTS // classes).bit_length() - 1)
 
 
-def fit_ngrams(ngrams: NgramLogits, samples: RowSubset, weights: Tensor | None, max_products: int) -> None:
-    """Set the inverse document frequencies, weights and biases from training texts: all, or as many as have at most
-    `max_products` products of an n-gram and a class. `weights` are those of the classes, [C].
+def fit_ngrams(
+    ngrams: NgramLogits,
+    samples: RowSubset,
+    weights: Tensor | None,
+    max_products: int,
+    guessed: GuessedSamples | None = None,
+) -> None:
+    """Set the inverse document frequencies, weights and biases from training texts, and from `guessed` ones: from all,
+    or from as many as have at most `max_products` products of an n-gram and a class. `weights` are those of the
+    classes, [C].
     """
     lengths = samples.take(spread_evenly(np.arange(len(samples)), _LENGTHS)).inputs.layout.mask.sum(1)
-    samples = samples.limited_to(max(1, int(max_products / (2 * float(lengths.float().mean()) * len(ngrams.bias)))))
-    counts, buckets, targets = np.zeros(len(samples), np.int64), [np.zeros(0, np.int32)] * len(samples), Tensor()
-    for indices in samples.evaluation_order().single_pass():
-        batch = samples.take(indices)
-        inputs = cast(Inputs, batch.inputs)
-        hashed, exist = ngrams.ngrams(inputs.tokens.ids, inputs.layout)
-        targets = targets if len(targets) else batch.targets.new_empty(len(samples))
-        targets[indices] = batch.targets
-        for index, row, mask in zip(indices.tolist(), hashed.int().numpy(), exist.numpy()):
-            buckets[index] = row[mask]
-            counts[index] = len(buckets[index])
-    offsets, columns = np.concatenate([[0], np.cumsum(counts)]), np.concatenate(buckets)
+    limit = max(1, int(max_products / (2 * float(lengths.float().mean()) * len(ngrams.bias))))
+    parts = [samples.limited_to(limit)]
+    if guessed is not None and limit > len(samples):
+        parts.append(guessed.samples.limited_to(limit - len(samples)))
+    buckets, classes, costs = list[np.ndarray](), list[np.ndarray](), list[np.ndarray]()
+    for part in parts:
+        found, targets = [np.zeros(0, np.int32)] * len(part), np.zeros(len(part), np.int64)
+        for indices in part.evaluation_order().single_pass():
+            batch = part.take(indices)
+            inputs = cast(Inputs, batch.inputs)
+            hashed, exist = ngrams.ngrams(inputs.tokens.ids, inputs.layout)
+            targets[indices] = batch.targets.numpy()
+            for index, row, mask in zip(indices.tolist(), hashed.int().numpy(), exist.numpy()):
+                found[index] = row[mask]
+        is_guessed = guessed is not None and part.examples is guessed.samples.examples
+        buckets += found
+        classes.append(guessed.classes[part.rows] if guessed is not None and is_guessed else targets)
+        costs.append(guessed.confidence[part.rows] if guessed is not None and is_guessed else np.ones(len(part)))
+    offsets, columns = np.concatenate([[0], np.cumsum([len(row) for row in buckets])]), np.concatenate(buckets)
     texts = np.bincount(np.concatenate([np.unique(row) for row in buckets]), minlength=len(ngrams.idf))
-    idf = np.where(texts < _MIN_TEXTS, 0.0, np.log((1 + len(samples)) / (1 + texts)) + 1).astype(np.float32)
+    idf = np.where(texts < _MIN_TEXTS, 0.0, np.log((1 + len(buckets)) / (1 + texts)) + 1).astype(np.float32)
     values = idf[columns]
     norms = np.sqrt(np.add.reduceat(values**2, offsets[:-1])).clip(min=1e-9)
-    rows = SparseRows(offsets, columns, values / np.repeat(norms, counts))
-    classes, costs = targets.numpy(), np.ones(len(samples), np.float32)
+    rows = SparseRows(offsets, columns, values / np.repeat(norms, np.diff(offsets)))
+    all_classes, all_costs = np.concatenate(classes), np.concatenate(costs).astype(np.float32)
     if weights is not None:
-        costs = weights.numpy()[classes].astype(np.float32)
-    signs = classes[:, None] == np.arange(len(ngrams.bias))
-    weight, bias = fit_support_vectors(rows, signs, len(idf), costs, np.random.default_rng(0))
-    for buffer, found in ((ngrams.idf, idf), (ngrams.weight, weight), (ngrams.bias, bias)):
-        buffer.copy_(torch.from_numpy(found))
+        all_costs *= weights.numpy()[all_classes].astype(np.float32)
+    signs = all_classes[:, None] == np.arange(len(ngrams.bias))
+    weight, bias = fit_support_vectors(rows, signs, len(idf), all_costs, np.random.default_rng(0))
+    for buffer, array in ((ngrams.idf, idf), (ngrams.weight, weight), (ngrams.bias, bias)):
+        buffer.copy_(torch.from_numpy(array))
