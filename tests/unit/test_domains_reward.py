@@ -65,10 +65,13 @@ def torch_samples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained model of the characters a to f and the end of a line."""
-    folder = tmp_path_factory.mktemp("start") / "model"
+    return untrained(tmp_path_factory.mktemp("start") / "model")
+
+
+def untrained(folder: Path, padding: int = 0) -> Path:
+    """An untrained model of the characters a to f and the end of a line, with `padding` ids that are not tokens."""
     codec = train_codec("char", iter(["abcdef\n"]))
-    model = modern_decoder(width=16, depth=1, heads=2, window=16, vocab_size=codec.vocab_size)
+    model = modern_decoder(width=16, depth=1, heads=2, window=16, vocab_size=codec.vocab_size + padding)
     save_model(build(model, 3), model, folder)
     codec.save(folder)
     return folder
@@ -204,6 +207,23 @@ def test_a_run_learns_and_continues_with_the_same_bits(
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     for name in ("reward", "sampler_difference"):
         assert [m[name] for m in again.metrics if name in m] == [m[name] for m in run.metrics if name in m]
+
+
+@pytest.mark.usefixtures("torch_samples")
+@pytest.mark.parametrize("base", [None, "fp32", "int4"])
+def test_the_penalty_is_0_at_the_start(prompts: Path, tmp_path: Path, base: str | None) -> None:
+    """Also if the model has more ids than its tokenizer, and if the start is the quantised base of an adapter."""
+    given: dict[str, Any] = {} if base is None else {"lora": 2, "set": {"adapter.base": base}}
+    settings = {"task.kl": 0.1, "train.steps": 1, "train.evaluate_every": 1, **given.pop("set", {})}
+    start = untrained(tmp_path / "start", padding=40)
+    run = train(start, prompts, tmp_path / "run", set=settings, **given)
+    assert [line["loss_kl"] for line in run.metrics if "loss_kl" in line] == [pytest.approx(0.0, abs=1e-7)]
+    assert run.task is not None
+    examples = cast(RewardedPrompts, run.task.examples)
+    assert examples.rollout is not None
+    assert int(examples.rollout.ids.max()) >= examples.codec.vocab_size  # such an id has no text
+    assert (run.directory / "reference.safetensors").is_file() == (base is None)
+    assert examples.load_reference().config.vocab_size == examples.codec.vocab_size + 40  # type: ignore[union-attr]
 
 
 @pytest.mark.usefixtures("torch_samples")

@@ -107,7 +107,7 @@ def _top_share(texts: Sequence[str]) -> float:
 
 FILE = "reference.safetensors"
 _COLUMN = "log_probabilities"
-_FORMAT = 1
+_FORMAT = 2
 _MIN_WIN_RATE = 0.9  # win rate at which `enough` ends the training
 _MARGIN_FACTOR = 4  # a margin of this many times `enough` ends the training whatever the answers are
 _MAX_LOG_CHANGE = 50.0  # nats

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -20,13 +21,14 @@ from headway.data.splits import Splits, split_by_text
 from headway.domains.reward.prompt_files import PromptEncoder, PromptTable
 from headway.domains.reward.sampled_answers import AnswerSampler, Rollout, SampledAnswer
 from headway.errors import InapplicableError, UserError, logger
-from headway.formats.native import named_tensors
+from headway.formats.native import load_tensors, named_tensors
 from headway.formats.tensorfile import read_tensors, write_tensors
 from headway.generate.prompts import device_of
 from headway.learn import FULL_SHARD, Recipe, Shard
 from headway.learn.examples import Batch, Contents, FixedSizeBatches, OnPolicyExamples, SplitExamples, spread_evenly
-from headway.learn.fine_tuning import copy_matching_weights, open_start
+from headway.learn.fine_tuning import initial_model, keep_vocabulary
 from headway.learn.objectives.policy_gradient import Method, group_advantages
+from headway.learn.run import RunDirectory
 from headway.nn.models import ModelConfig, TransformerConfig, build
 from headway.rewards.scoring import Scorer
 
@@ -123,7 +125,8 @@ class RewardedPrompts(SplitExamples, OnPolicyExamples):
                 )
         with suppress(InapplicableError):
             model = override(model, {"dropout": 0.0})
-        self._config = override(cast(TransformerConfig, model), {"vocab_size": self.codec.vocab_size})
+        adapted = override(cast(TransformerConfig, model), {"vocab_size": self.codec.vocab_size})
+        self._config = cast(TransformerConfig, keep_vocabulary(adapted, model))
         return self._config
 
     def answer(
@@ -241,25 +244,26 @@ class RewardedPrompts(SplitExamples, OnPolicyExamples):
 
     def load_reference(self) -> nn.Module:
         """The start model, from the run if it has it."""
-        model, path = build(self._config, self.seed), self.workspace / FILE
+        path = self.workspace / FILE
         if path.is_file():
-            tensors, _ = read_tensors(path, "start the run again")
-            with torch.no_grad():
-                for name, tensor in named_tensors(model):
-                    tensor.copy_(tensors[name])
+            model = build(self._config, self.seed)
+            load_tensors(model, read_tensors(path, "start the run again")[0], path)
         else:
-            assert self.recipe.start is not None  # checked when the task was opened
-            copy_matching_weights(model, open_start(self.recipe.start).model)
+            model = self.start_model()
         return model.eval().requires_grad_(False).to(device_of(self.model))
 
+    def start_model(self) -> nn.Module:
+        """The model before the first step: its start or, for an adapter, the frozen weights that the run has."""
+        recipe = replace(self.recipe, model=self._config)
+        return initial_model(recipe, (), RunDirectory(self.workspace).base, started=False, saves_base=False)
+
     def save(self, directory: Path) -> None:
-        """Also save the start model's weights for the KL penalty, so that the run no longer needs its start."""
+        """Also save the start model's weights for the KL penalty, so that the run no longer needs its start. The run
+        of an adapter has them anyway.
+        """
         super().save(directory)
-        if self.settings.kl and not (directory / FILE).is_file():
-            model = build(self._config, self.seed)
-            assert self.recipe.start is not None  # checked when the task was opened
-            copy_matching_weights(model, open_start(self.recipe.start).model)
-            write_tensors(directory / FILE, dict(named_tensors(model)), {"format": "headway"})
+        if self.settings.kl and self.recipe.adapter is None and not (directory / FILE).is_file():
+            write_tensors(directory / FILE, dict(named_tensors(self.start_model())), {"format": "headway"})
         self.workspace = directory
 
     def close(self) -> None:
