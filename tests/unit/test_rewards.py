@@ -126,7 +126,7 @@ def reward(prompt, output, row):
         return Decimal("0.5")
     if output == "numpy":
         return numpy.bool_(True)
-    return {"nan": float("nan"), "text": "1"}.get(output, len(output) + row["more"])
+    return {"nan": float("nan"), "text": "1", "huge": -1e308}.get(output, len(output) + row["more"])
 
 number = 5
 """
@@ -137,11 +137,12 @@ def test_a_function_that_fails_costs_its_own_answer_only(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     scorer = Scorer("own_rewards:reward", "own_rewards:reward", 0.5)
     try:
-        outputs = ("four", "raise", "nan", "text", "hang", "end", "fork", "decimal", "numpy", "a")
+        outputs = ("four", "raise", "nan", "huge", "text", "hang", "end", "fork", "decimal", "numpy", "a")
         assert scorer.score([("p", output, {"more": 2}) for output in outputs]) == [
             6.0,
             "ValueError: no",
             "it returns nan",
+            "it returns -1e+308",
             "it returns a str, not a number",
             "it takes more than 0.5 s",
             "its process ended",
