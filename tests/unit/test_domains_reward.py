@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
@@ -19,6 +21,7 @@ from headway.app.cli.main import USER_ERROR, main
 from headway.codecs import train_codec
 from headway.codecs.chat_template import ROLES, default_template
 from headway.codecs.tokenizer import END_OF_TEXT
+from headway.config import override
 from headway.domains.reward.answer_rollouts import RewardedPrompts
 from headway.domains.reward.prompt_files import PromptEncoder
 from headway.domains.reward.sampled_answers import AnswerSampler, Rollout, SampledAnswer
@@ -31,6 +34,8 @@ from headway.formats.usage import Usage
 from headway.generate import Limits
 from headway.generate.prompts import pad
 from headway.learn.objectives.policy_gradient import Method, PolicyGradient, group_advantages
+from headway.learn.parallel.processes import Processes
+from headway.learn.plan.budget import measure_speed
 from headway.nn.models import build
 from headway.rewards import CONFIRMED
 
@@ -68,11 +73,20 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return untrained(tmp_path_factory.mktemp("start") / "model")
 
 
-def untrained(folder: Path, padding: int = 0) -> Path:
-    """An untrained model of the characters a to f and the end of a line, with `padding` ids that are not tokens."""
+def untrained(
+    folder: Path, padding: int = 0, settings: Mapping[str, Any] = MappingProxyType({}), noise: float = 0.0
+) -> Path:
+    """An untrained model of the characters a to f and the end of a line, with `padding` ids that are not tokens. With
+    `noise` in its weights, it does not find all tokens equally probable.
+    """
     codec = train_codec("char", iter(["abcdef\n"]))
     model = modern_decoder(width=16, depth=1, heads=2, window=16, vocab_size=codec.vocab_size + padding)
-    save_model(build(model, 3), model, folder)
+    model = override(model, settings)
+    module, generator = build(model, 3), torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * noise)
+    save_model(module, model, folder)
     codec.save(folder)
     return folder
 
@@ -215,7 +229,7 @@ def test_the_penalty_is_0_at_the_start(prompts: Path, tmp_path: Path, base: str 
     """Also if the model has more ids than its tokenizer, and if the start is the quantised base of an adapter."""
     given: dict[str, Any] = {} if base is None else {"lora": 2, "set": {"adapter.base": base}}
     settings = {"task.kl": 0.1, "train.steps": 1, "train.evaluate_every": 1, **given.pop("set", {})}
-    start = untrained(tmp_path / "start", padding=40)
+    start = untrained(tmp_path / "start", padding=40, noise=0.3)
     run = train(start, prompts, tmp_path / "run", set=settings, **given)
     assert [line["loss_kl"] for line in run.metrics if "loss_kl" in line] == [pytest.approx(0.0, abs=1e-7)]
     assert run.task is not None
@@ -224,6 +238,40 @@ def test_the_penalty_is_0_at_the_start(prompts: Path, tmp_path: Path, base: str 
     assert int(examples.rollout.ids.max()) >= examples.codec.vocab_size  # such an id has no text
     assert (run.directory / "reference.safetensors").is_file() == (base is None)
     assert examples.load_reference().config.vocab_size == examples.codec.vocab_size + 40  # type: ignore[union-attr]
+
+
+@pytest.mark.usefixtures("torch_samples")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"dropout": 0.5},
+        {"depth": 2, "drop_path": 0.5},
+        {"stack.blocks.0.mixer.dropout": 0.5},
+    ],
+)
+def test_dropout_is_off(prompts: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Otherwise the divergence from the start would not be 0 before the first step."""
+    start = untrained(tmp_path / "start", settings=settings, noise=0.3)
+    run = train(start, prompts, tmp_path / "run", set={"task.kl": 0.1, "train.steps": 1, "train.evaluate_every": 1})
+    assert [line["loss_kl"] for line in run.metrics if "loss_kl" in line] == [pytest.approx(0.0, abs=1e-7)]
+
+
+@pytest.mark.usefixtures("torch_samples")
+def test_a_random_model_that_measures_the_speed_is_not_judged(
+    start: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also if the run exists, as when it continues for more minutes."""
+    run = train(start, prompts, tmp_path / "run", set={"train.steps": 2})
+    assert run.task is not None
+    examples = cast(RewardedPrompts, run.task.examples)
+    monkeypatch.setattr(examples.scorer, "score", lambda answers: ["ValueError: no"] * len(answers))
+    caplog.clear()
+    speed = measure_speed(run.recipe, (), run.task, Processes(torch.device("cpu")), "fp32", 0.1, evaluate_final=True)
+    assert speed.step > 0
+    assert not caplog.messages
+    examples.start_exploring(run.model)
+    with pytest.raises(UserError, match="fails for all 16 answers"):
+        next(examples.batches("train"))
 
 
 @pytest.mark.usefixtures("torch_samples")
@@ -292,6 +340,7 @@ def test_rewards_that_teach_nothing_and_answers_without_end_are_logged(
         ({"task.method": "reinforce", "task.epochs": 2}, "takes one step per rollout of 16 answers, not 2"),
         ({"task.group": 1}, "task.group is 1; choose 2 or more"),
         ({"task.kl": -1.0}, "task.kl is -1.0"),
+        ({"adapter": "lora", "adapter.dropout": 0.1}, "adapter.dropout is 0.1, .*; set adapter.dropout=0"),
         ({"model.context": 2}, "a prompt of 3 tokens, but the model's context of 2"),
     ],
 )

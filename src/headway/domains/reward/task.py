@@ -21,6 +21,7 @@ from headway.domains.reward.sampled_answers import AnswerSampler
 from headway.errors import ConfigError, UserError
 from headway.formats.usage import read_usage
 from headway.learn import Recipe, Task, TaskConfig
+from headway.learn.adapters import LoRAConfig
 from headway.learn.examples import spread_evenly
 from headway.learn.objectives.policy_gradient import Method, PolicyGradient
 from headway.learn.recipe import batch_size_of
@@ -92,6 +93,11 @@ class RewardConfig(TaskConfig):
         model = recipe.model
         if not isinstance(model, TransformerConfig) or not model.stack.causal or "vocabulary" not in model.heads:
             raise ConfigError("rewards need a model that generates text; choose a decoder such as gpt2 or Llama")
+        if isinstance(recipe.adapter, LoRAConfig) and recipe.adapter.dropout:
+            raise ConfigError(
+                f"adapter.dropout is {recipe.adapter.dropout}, but answers are learned from without dropout; set "
+                "adapter.dropout=0"
+            )
         self.check_batches(recipe)
         scorer = Scorer(str(self.reward), reward_function(self.reward), self.seconds)
         shared = {"pattern": self.pattern, "schema": self.schema}
