@@ -352,6 +352,17 @@ def test_settings_that_do_not_fit_are_refused(
     assert not (tmp_path / "run" / "recipe.json").exists()
 
 
+def test_several_processes_are_refused_before_anything_is_written(
+    start: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Processes, "__enter__", lambda self: setattr(self, "world", 2) or self)
+    with pytest.raises(
+        UserError, match=r"reward trains on samples .* cannot be split over 2 processes; train with one"
+    ):
+        train(start, prompts, tmp_path / "run", set={"train.accumulate": 2, "train.batch_size": 8})
+    assert not (tmp_path / "run").exists()
+
+
 def test_rewards_need_a_model_to_start_from(prompts: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="can already answer; choose one with --from"):
         hw.train("reward", data=prompts, set={"task.reward": "regex"}, run=tmp_path / "run")

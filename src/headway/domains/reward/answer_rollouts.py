@@ -161,11 +161,9 @@ class RewardedPrompts(SplitExamples, OnPolicyExamples):
         return ScoredAnswers(sampled, values.reshape(len(rows), answers))
 
     def batches(self, split: str, shard: Shard = FULL_SHARD, start: int = 0) -> Iterator[Batch]:
-        """Training batches. UserError for other splits, which have no batches, and for several processes."""
+        """Training batches, for one process. UserError for other splits, which have no batches."""
         if split != "train":
             raise UserError(f"the {split} split of prompts is evaluated by its rewards and has no batches; use train")
-        if shard.world > 1:
-            raise UserError(f"answers cannot be split over {shard.world} processes; train with one process")
         total = self.settings.prompts * self.settings.group
         for number in count(start):
             rollout, batch = divmod(number, self.rollout_batches)
