@@ -12,6 +12,7 @@ import pytest
 from headway.domains.reward.prompt_files import read_prompts
 from headway.errors import UserError
 from headway.rewards import REWARDS, reward_function
+from headway.rewards.arithmetic import target
 from headway.rewards.scoring import Scorer
 
 MATE = "6k1/5ppp/8/8/8/8/8/R3K3 w Q - 0 1"
@@ -28,6 +29,9 @@ CASES: list[tuple[str, dict[str, Any], dict[str, float]]] = [
     ("arithmetic", {"prompt": "12+345="}, {"357": 1, "It is 357.": 1, "357 or 358": 0, "": 0, "-357": 0}),
     ("arithmetic", {"prompt": "What is (3 - 5) * 1.5?"}, {"-3": 1, "-3.0": 1, "3": 0}),
     ("arithmetic", {"prompt": "007+010="}, {"17": 1, "017": 1, "15": 0}),
+    ("arithmetic", {"prompt": "1,000 \u00d7 3 \u2212 5"}, {"2995": 1, "10": 0}),
+    ("arithmetic", {"prompt": "4-7"}, {"-3": 1, "\u22123": 1, "4-3": 0, "3": 0}),
+    ("arithmetic", {"prompt": "", "answer": 20}, {"The range is 10-20": 1, "from 10 to -20": 0}),
     ("arithmetic", {"prompt": "Two apples and two more?", "answer": 1000}, {"#### 1,000": 1, "1,001": 0}),
     ("json-schema", {"prompt": "", "schema": POINT}, {'{"x": 1}': 1, '{"x": true}': 0, "{}": 0, "{": 0}),
     ("json-schema", {"prompt": "", "schema": {"enum": [[1], {"a": 0}]}}, {"[1.0]": 1, "[true]": 0, '{"a": false}': 0}),
@@ -67,6 +71,11 @@ def test_a_reward_is_a_number_of_prompt_and_answer(name: str, row: dict[str, Any
         ("regex", '{"prompt": "a"}', "has no 'pattern'; .*task.pattern"),
         ("arithmetic", '{"prompt": "a"}', "neither an 'answer' nor an expression"),
         ("arithmetic", '{"prompt": "1/0="}', "has the expression '1/0', which has no value"),
+        ("arithmetic", '{"prompt": "1/3="}', "has the expression '1/3', whose value no decimal number equals; add an"),
+        ("arithmetic", '{"prompt": "2+3^2="}', "has the expression '2.3.2', which has no value"),
+        ("arithmetic", '{"prompt": "12+30% ="}', "has the expression '12.30%', which has no value"),
+        ("arithmetic", '{"prompt": "x+5+3="}', "neither an 'answer' nor an expression"),
+        ("arithmetic", json.dumps({"prompt": "-" * 990 + "5+3"}), "has the expression '-----.*, which has no value"),
         ("arithmetic", '{"prompt": "a", "answer": "many"}', "has the answer 'many', which is not a number"),
         ("json-schema", '{"prompt": "a", "schema": {"not": {}}}', "has a schema with 'not', which is not checked"),
         ("json-schema", '{"prompt": "a", "schema": {"properties": 5}}', "has a schema with properties 5"),
@@ -92,6 +101,26 @@ def test_a_row_that_cannot_be_checked_is_refused(tmp_path: Path, name: str, line
     (tmp_path / "a.jsonl").write_text(line + "\n")
     with pytest.raises(UserError, match=message):
         read_prompts([tmp_path / "a.jsonl"], name, {})
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "- 12+30=",
+        "Q1 - 12+30=",
+        "Compute 12 + 30 (no words)",
+        "12+30 - give the number",
+        "Solve:\n---\n12+30=",
+        "Problem 1\n12+30=",
+        "Add (12 + 30).",
+        "What is the sum (12+30)? Use 2 digits.",
+        "((12+30)",
+        "1/3 is not it, but 12+30",
+        "\u8ba1\u7b9712+30=",
+    ],
+)
+def test_a_prompt_may_have_text_around_its_expression(prompt: str) -> None:
+    assert target({"prompt": prompt}) == 42
 
 
 def test_lines_of_text_are_prompts_with_the_settings_of_the_task(tmp_path: Path) -> None:
