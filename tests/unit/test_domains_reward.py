@@ -18,17 +18,18 @@ from tiny_runs import cut_back, weights
 
 import headway as hw
 from headway.app.cli.main import USER_ERROR, main
+from headway.app.cli.options import Parser, add_recipe
 from headway.codecs import train_codec
 from headway.codecs.chat_template import ROLES, default_template
 from headway.codecs.tokenizer import END_OF_TEXT
-from headway.config import override
+from headway.config import override, parse_settings
 from headway.domains.reward.answer_rollouts import RewardedPrompts
 from headway.domains.reward.prompt_files import PromptEncoder
 from headway.domains.reward.sampled_answers import AnswerSampler, Rollout, SampledAnswer
 from headway.domains.reward.task import RewardConfig
 from headway.domains.text.recipes import modern_decoder
 from headway.engine import CannotLowerError, Engine
-from headway.errors import UserError
+from headway.errors import ConfigError, UserError
 from headway.formats.native import save_model
 from headway.formats.usage import Usage
 from headway.generate import Limits
@@ -350,6 +351,33 @@ def test_settings_that_do_not_fit_are_refused(
     with pytest.raises(UserError, match=message):
         train(start, prompts, tmp_path / "run", set=settings)
     assert not (tmp_path / "run" / "recipe.json").exists()
+
+
+def test_a_schema_is_json_or_its_text() -> None:
+    schema = {"type": "object"}
+    for value in (schema, json.dumps(schema), *parse_settings([f"task.schema={json.dumps(schema)}"]).values()):
+        assert json.loads(override(RewardConfig(), {"schema": value}).schema or "") == schema
+    assert override(RewardConfig(schema="true"), {"schema": None}).schema is None
+    for value in (5, {"const": object()}):
+        with pytest.raises(ConfigError, match=r"schema is (5; use a string|not JSON \(.*\); correct it)"):
+            override(RewardConfig(), {"schema": value})
+
+
+def test_an_option_that_is_a_string_is_the_text_of_the_command_line() -> None:
+    """Also if it is JSON of another type; a schema is JSON."""
+    for name, text, value in (
+        ("pattern", "[0, 1]", "[0, 1]"),
+        ("pattern", "42", "42"),
+        ("pattern", "a, b", "a, b"),
+        ("pattern", "none", None),
+        ("stop", "0", "0"),
+        ("schema", "true", True),
+        ("prompts", "8", 8),
+    ):
+        parser = Parser("headway train", "train", "")
+        parser.add_argument("recipe")
+        add_recipe(parser)
+        assert parse_settings(parser.parse_args(["reward", f"--{name}", text]).set) == {f"task.{name}": value}
 
 
 def test_several_processes_are_refused_before_anything_is_written(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from headway.codecs import TokenizerCodec, load_codec
 from headway.codecs.tokenizer import FILE as TOKENIZER
+from headway.config import from_dict, setting
 from headway.config_kinds import deferred_check, register
 from headway.data import SplitConfig
 from headway.domains.reward.answer_rollouts import RewardedPrompts, RolloutSettings
@@ -131,6 +133,16 @@ class RewardConfig(TaskConfig):
                 f"task.method=reinforce takes one step per rollout of {total:,} answers, not {steps}; set "
                 f"train.batch_size={total // accumulate} and task.epochs=1"
             )
+
+
+@setting(RewardConfig, "schema")
+def _schema(config: RewardConfig, value: Any) -> RewardConfig:
+    """Accept a JSON schema, or its text."""
+    try:
+        text = json.dumps(value) if isinstance(value, (dict, bool)) else value
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"task.schema is not JSON ({error}); correct it") from None
+    return replace(config, schema=from_dict(str | None, text, "task.schema"))  # type: ignore[arg-type]
 
 
 class RewardedAnswers(PolicyGradient[RewardedPrompts]):
