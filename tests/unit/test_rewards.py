@@ -190,6 +190,24 @@ def test_a_function_that_fails_costs_its_own_answer_only(tmp_path: Path, monkeyp
             Scorer(name, name, 1.0).start()
 
 
+def test_files_of_the_folder_replace_no_modules_but_the_one_that_the_user_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("fractions", "colorsys"):
+        (tmp_path / f"{name}.py").write_text("def reward(*_):\n    return 3\n")
+    (tmp_path / "helper.py").write_text("number = 5\n")
+    (tmp_path / "mine.py").write_text(
+        "import helper\nfrom fractions import Fraction\n\ndef reward(*_):\n    return Fraction(helper.number, 2)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for function, reward in ((REWARDS["arithmetic"].function, 1.0), ("mine:reward", 2.5), ("colorsys:reward", 3.0)):
+        scorer = Scorer(function, function, 5.0)
+        try:
+            assert scorer.score([("", "42", {"answer": 42})]) == [reward]
+        finally:
+            scorer.close()
+
+
 def test_a_reply_at_the_last_moment_costs_its_own_answer_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """The process may be killed between its reply and the end of the time limit."""
     number = count()
