@@ -339,6 +339,12 @@ def test_rewards_that_teach_nothing_and_answers_without_end_are_logged(
         ({"task.reward": None}, "no reward is set"),
         ({"train.batch_size": 3}, "steps of 3 answers do not divide the 16 answers of a rollout"),
         ({"task.method": "reinforce", "task.epochs": 2}, "takes one step per rollout of 16 answers, not 2"),
+        (
+            {"task.reward": "exact", "task.pattern": "a"},
+            "task.pattern is set, but .*'exact' does not use it; remove it",
+        ),
+        ({"task.schema": True}, "task.schema is set, but the reward 'regex' does not .* or choose json-schema"),
+        ({"task.method": "reinforce", "task.clip": 0.3}, r"task.clip is 0.3, but reinforce does not clip; remove it"),
         ({"task.group": 1}, "task.group is 1; choose 2 or more"),
         ({"task.kl": -1.0}, "task.kl is -1.0"),
         ({"adapter": "lora", "adapter.dropout": 0.1}, "adapter.dropout is 0.1, .*; set adapter.dropout=0"),

@@ -31,7 +31,7 @@ from headway.learn.report import Picture, line_chart
 from headway.learn.run import RunDirectory, read_metrics
 from headway.metrics import bootstrap_mean
 from headway.nn.models import TransformerConfig
-from headway.rewards import reward_function
+from headway.rewards import REWARDS, reward_function
 from headway.rewards.scoring import Scorer
 
 _EVALUATION_SEED = 3  # of the answers to held-out prompts, which all evaluations sample with the same random numbers
@@ -100,6 +100,13 @@ class RewardConfig(TaskConfig):
                 f"adapter.dropout is {recipe.adapter.dropout}, but answers are learned from without dropout; set "
                 "adapter.dropout=0"
             )
+        for name, reader in (("pattern", "regex"), ("schema", "json-schema")):
+            if getattr(self, name) is not None and self.reward in REWARDS and self.reward != reader:
+                raise ConfigError(
+                    f"task.{name} is set, but the reward {self.reward!r} does not use it; remove it, or choose {reader}"
+                )
+        if self.method == "reinforce" and self.clip != RewardConfig.clip:
+            raise ConfigError(f"task.clip is {self.clip}, but reinforce does not clip; remove it")
         self.check_batches(recipe)
         scorer = Scorer(str(self.reward), reward_function(self.reward), self.seconds)
         shared = {"pattern": self.pattern, "schema": self.schema}
