@@ -107,6 +107,7 @@ def test_files_and_settings_that_do_not_fit(told: Path, tmp_path: Path) -> None:
         "but orpo needs the cross-entropy": (preference(), {"task.loss": "orpo", "task.anchor": 0.0}, told),
         "but ipo has no smoothing": (preference(), {"task.loss": "ipo", "task.smoothing": 0.1}, told),
         "task.target_margin is -1": (preference(), {"task.loss": "simpo", "task.target_margin": -1.0}, told),
+        "task.target_margin is 2.0, but dpo does not aim": (preference(), {"task.target_margin": 2.0}, told),
         "task.smoothing is 0.5": (preference(), {"task.smoothing": 0.5}, told),
         "preference batches are counted in tokens": (preference(), {"train.batch_size": 4}, told),
         "is less than a row of 160": (instruct(), {"train.batch_tokens": 64}, told),

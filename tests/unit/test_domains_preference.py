@@ -21,6 +21,7 @@ from headway.data import IGNORE_INDEX
 from headway.domains.chat import preference as choosing
 from headway.domains.chat.preference import answer_scores, failure_reason
 from headway.domains.chat.recipes import instruct, preference
+from headway.errors import ConfigError
 from headway.formats.usage import read_usage
 from headway.generate import Completion
 from headway.nn.models import build
@@ -91,6 +92,13 @@ def test_the_loss_of_choices_is_that_of_the_paper(chosen: Path) -> None:
     assert found["chosen_reward"] == pytest.approx(sum(one for one, _ in rewards) / len(numbers), rel=1e-3)
     assert found["rejected_reward"] == pytest.approx(sum(other for _, other in rewards) / len(numbers), rel=1e-3)
     assert found["samples"] == len(numbers)
+
+
+@pytest.mark.parametrize("name", ["beta", "target_margin", "smoothing", "anchor", "enough"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_setting_that_is_not_finite_is_refused(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"task.{name} is {value}; choose"):
+        choosing.PreferenceConfig(**{name: value})  # type: ignore[arg-type]
 
 
 def test_at_the_start_nothing_is_preferred(chosen: Path) -> None:

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
@@ -16,21 +18,25 @@ from tiny_runs import cut_back, weights
 
 import headway as hw
 from headway.app.cli.main import USER_ERROR, main
+from headway.app.cli.options import Parser, add_recipe
 from headway.codecs import train_codec
 from headway.codecs.chat_template import ROLES, default_template
 from headway.codecs.tokenizer import END_OF_TEXT
+from headway.config import override, parse_settings
 from headway.domains.reward.answer_rollouts import RewardedPrompts
 from headway.domains.reward.prompt_files import PromptEncoder
 from headway.domains.reward.sampled_answers import AnswerSampler, Rollout, SampledAnswer
 from headway.domains.reward.task import RewardConfig
 from headway.domains.text.recipes import modern_decoder
 from headway.engine import CannotLowerError, Engine
-from headway.errors import UserError
+from headway.errors import ConfigError, UserError
 from headway.formats.native import save_model
 from headway.formats.usage import Usage
 from headway.generate import Limits
 from headway.generate.prompts import pad
 from headway.learn.objectives.policy_gradient import Method, PolicyGradient, group_advantages
+from headway.learn.parallel.processes import Processes
+from headway.learn.plan.budget import measure_speed
 from headway.nn.models import build
 from headway.rewards import CONFIRMED
 
@@ -65,11 +71,23 @@ def torch_samples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained model of the characters a to f and the end of a line."""
-    folder = tmp_path_factory.mktemp("start") / "model"
+    return untrained(tmp_path_factory.mktemp("start") / "model")
+
+
+def untrained(
+    folder: Path, padding: int = 0, settings: Mapping[str, Any] = MappingProxyType({}), noise: float = 0.0
+) -> Path:
+    """An untrained model of the characters a to f and the end of a line, with `padding` ids that are not tokens. With
+    `noise` in its weights, it does not find all tokens equally probable.
+    """
     codec = train_codec("char", iter(["abcdef\n"]))
-    model = modern_decoder(width=16, depth=1, heads=2, window=16, vocab_size=codec.vocab_size)
-    save_model(build(model, 3), model, folder)
+    model = modern_decoder(width=16, depth=1, heads=2, window=16, vocab_size=codec.vocab_size + padding)
+    model = override(model, settings)
+    module, generator = build(model, 3), torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * noise)
+    save_model(module, model, folder)
     codec.save(folder)
     return folder
 
@@ -207,6 +225,57 @@ def test_a_run_learns_and_continues_with_the_same_bits(
 
 
 @pytest.mark.usefixtures("torch_samples")
+@pytest.mark.parametrize("base", [None, "fp32", "int4"])
+def test_the_penalty_is_0_at_the_start(prompts: Path, tmp_path: Path, base: str | None) -> None:
+    """Also if the model has more ids than its tokenizer, and if the start is the quantised base of an adapter."""
+    given: dict[str, Any] = {} if base is None else {"lora": 2, "set": {"adapter.base": base}}
+    settings = {"task.kl": 0.1, "train.steps": 1, "train.evaluate_every": 1, **given.pop("set", {})}
+    start = untrained(tmp_path / "start", padding=40, noise=0.3)
+    run = train(start, prompts, tmp_path / "run", set=settings, **given)
+    assert [line["loss_kl"] for line in run.metrics if "loss_kl" in line] == [pytest.approx(0.0, abs=1e-7)]
+    assert run.task is not None
+    examples = cast(RewardedPrompts, run.task.examples)
+    assert examples.rollout is not None
+    assert int(examples.rollout.ids.max()) >= examples.codec.vocab_size  # such an id has no text
+    assert (run.directory / "reference.safetensors").is_file() == (base is None)
+    assert examples.load_reference().config.vocab_size == examples.codec.vocab_size + 40  # type: ignore[union-attr]
+
+
+@pytest.mark.usefixtures("torch_samples")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"dropout": 0.5},
+        {"depth": 2, "drop_path": 0.5},
+        {"stack.blocks.0.mixer.dropout": 0.5},
+    ],
+)
+def test_dropout_is_off(prompts: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Otherwise the divergence from the start would not be 0 before the first step."""
+    start = untrained(tmp_path / "start", settings=settings, noise=0.3)
+    run = train(start, prompts, tmp_path / "run", set={"task.kl": 0.1, "train.steps": 1, "train.evaluate_every": 1})
+    assert [line["loss_kl"] for line in run.metrics if "loss_kl" in line] == [pytest.approx(0.0, abs=1e-7)]
+
+
+@pytest.mark.usefixtures("torch_samples")
+def test_a_random_model_that_measures_the_speed_is_not_judged(
+    start: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also if the run exists, as when it continues for more minutes."""
+    run = train(start, prompts, tmp_path / "run", set={"train.steps": 2})
+    assert run.task is not None
+    examples = cast(RewardedPrompts, run.task.examples)
+    monkeypatch.setattr(examples.scorer, "score", lambda answers: ["ValueError: no"] * len(answers))
+    caplog.clear()
+    speed = measure_speed(run.recipe, (), run.task, Processes(torch.device("cpu")), "fp32", 0.1, evaluate_final=True)
+    assert speed.step > 0
+    assert not caplog.messages
+    examples.start_exploring(run.model)
+    with pytest.raises(UserError, match="fails for all 16 answers"):
+        next(examples.batches("train"))
+
+
+@pytest.mark.usefixtures("torch_samples")
 def test_a_function_of_the_user_is_named_each_time(
     start: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -270,8 +339,15 @@ def test_rewards_that_teach_nothing_and_answers_without_end_are_logged(
         ({"task.reward": None}, "no reward is set"),
         ({"train.batch_size": 3}, "steps of 3 answers do not divide the 16 answers of a rollout"),
         ({"task.method": "reinforce", "task.epochs": 2}, "takes one step per rollout of 16 answers, not 2"),
+        (
+            {"task.reward": "exact", "task.pattern": "a"},
+            "task.pattern is set, but .*'exact' does not use it; remove it",
+        ),
+        ({"task.schema": True}, "task.schema is set, but the reward 'regex' does not .* or choose json-schema"),
+        ({"task.method": "reinforce", "task.clip": 0.3}, r"task.clip is 0.3, but reinforce does not clip; remove it"),
         ({"task.group": 1}, "task.group is 1; choose 2 or more"),
         ({"task.kl": -1.0}, "task.kl is -1.0"),
+        ({"adapter": "lora", "adapter.dropout": 0.1}, "adapter.dropout is 0.1, .*; set adapter.dropout=0"),
         ({"model.context": 2}, "a prompt of 3 tokens, but the model's context of 2"),
     ],
 )
@@ -281,6 +357,44 @@ def test_settings_that_do_not_fit_are_refused(
     with pytest.raises(UserError, match=message):
         train(start, prompts, tmp_path / "run", set=settings)
     assert not (tmp_path / "run" / "recipe.json").exists()
+
+
+def test_a_schema_is_json_or_its_text() -> None:
+    schema = {"type": "object"}
+    for value in (schema, json.dumps(schema), *parse_settings([f"task.schema={json.dumps(schema)}"]).values()):
+        assert json.loads(override(RewardConfig(), {"schema": value}).schema or "") == schema
+    assert override(RewardConfig(schema="true"), {"schema": None}).schema is None
+    for value in (5, {"const": object()}):
+        with pytest.raises(ConfigError, match=r"schema is (5; use a string|not JSON \(.*\); correct it)"):
+            override(RewardConfig(), {"schema": value})
+
+
+def test_an_option_that_is_a_string_is_the_text_of_the_command_line() -> None:
+    """Also if it is JSON of another type; a schema is JSON."""
+    for name, text, value in (
+        ("pattern", "[0, 1]", "[0, 1]"),
+        ("pattern", "42", "42"),
+        ("pattern", "a, b", "a, b"),
+        ("pattern", "none", None),
+        ("stop", "0", "0"),
+        ("schema", "true", True),
+        ("prompts", "8", 8),
+    ):
+        parser = Parser("headway train", "train", "")
+        parser.add_argument("recipe")
+        add_recipe(parser)
+        assert parse_settings(parser.parse_args(["reward", f"--{name}", text]).set) == {f"task.{name}": value}
+
+
+def test_several_processes_are_refused_before_anything_is_written(
+    start: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Processes, "__enter__", lambda self: setattr(self, "world", 2) or self)
+    with pytest.raises(
+        UserError, match=r"reward trains on samples .* cannot be split over 2 processes; train with one"
+    ):
+        train(start, prompts, tmp_path / "run", set={"train.accumulate": 2, "train.batch_size": 8})
+    assert not (tmp_path / "run").exists()
 
 
 def test_rewards_need_a_model_to_start_from(prompts: Path, tmp_path: Path) -> None:

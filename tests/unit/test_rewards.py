@@ -12,6 +12,7 @@ import pytest
 from headway.domains.reward.prompt_files import read_prompts
 from headway.errors import UserError
 from headway.rewards import REWARDS, reward_function
+from headway.rewards.arithmetic import target
 from headway.rewards.scoring import Scorer
 
 MATE = "6k1/5ppp/8/8/8/8/8/R3K3 w Q - 0 1"
@@ -28,6 +29,9 @@ CASES: list[tuple[str, dict[str, Any], dict[str, float]]] = [
     ("arithmetic", {"prompt": "12+345="}, {"357": 1, "It is 357.": 1, "357 or 358": 0, "": 0, "-357": 0}),
     ("arithmetic", {"prompt": "What is (3 - 5) * 1.5?"}, {"-3": 1, "-3.0": 1, "3": 0}),
     ("arithmetic", {"prompt": "007+010="}, {"17": 1, "017": 1, "15": 0}),
+    ("arithmetic", {"prompt": "1,000 \u00d7 3 \u2212 5"}, {"2995": 1, "10": 0}),
+    ("arithmetic", {"prompt": "4-7"}, {"-3": 1, "\u22123": 1, "4-3": 0, "3": 0}),
+    ("arithmetic", {"prompt": "", "answer": 20}, {"The range is 10-20": 1, "from 10 to -20": 0}),
     ("arithmetic", {"prompt": "Two apples and two more?", "answer": 1000}, {"#### 1,000": 1, "1,001": 0}),
     ("json-schema", {"prompt": "", "schema": POINT}, {'{"x": 1}': 1, '{"x": true}': 0, "{}": 0, "{": 0}),
     ("json-schema", {"prompt": "", "schema": {"enum": [[1], {"a": 0}]}}, {"[1.0]": 1, "[true]": 0, '{"a": false}': 0}),
@@ -67,6 +71,11 @@ def test_a_reward_is_a_number_of_prompt_and_answer(name: str, row: dict[str, Any
         ("regex", '{"prompt": "a"}', "has no 'pattern'; .*task.pattern"),
         ("arithmetic", '{"prompt": "a"}', "neither an 'answer' nor an expression"),
         ("arithmetic", '{"prompt": "1/0="}', "has the expression '1/0', which has no value"),
+        ("arithmetic", '{"prompt": "1/3="}', "has the expression '1/3', whose value no decimal number equals; add an"),
+        ("arithmetic", '{"prompt": "2+3^2="}', "has the expression '2.3.2', which has no value"),
+        ("arithmetic", '{"prompt": "12+30% ="}', "has the expression '12.30%', which has no value"),
+        ("arithmetic", '{"prompt": "x+5+3="}', "neither an 'answer' nor an expression"),
+        ("arithmetic", json.dumps({"prompt": "-" * 990 + "5+3"}), "has the expression '-----.*, which has no value"),
         ("arithmetic", '{"prompt": "a", "answer": "many"}', "has the answer 'many', which is not a number"),
         ("json-schema", '{"prompt": "a", "schema": {"not": {}}}', "has a schema with 'not', which is not checked"),
         ("json-schema", '{"prompt": "a", "schema": {"properties": 5}}', "has a schema with properties 5"),
@@ -92,6 +101,26 @@ def test_a_row_that_cannot_be_checked_is_refused(tmp_path: Path, name: str, line
     (tmp_path / "a.jsonl").write_text(line + "\n")
     with pytest.raises(UserError, match=message):
         read_prompts([tmp_path / "a.jsonl"], name, {})
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "- 12+30=",
+        "Q1 - 12+30=",
+        "Compute 12 + 30 (no words)",
+        "12+30 - give the number",
+        "Solve:\n---\n12+30=",
+        "Problem 1\n12+30=",
+        "Add (12 + 30).",
+        "What is the sum (12+30)? Use 2 digits.",
+        "((12+30)",
+        "1/3 is not it, but 12+30",
+        "\u8ba1\u7b9712+30=",
+    ],
+)
+def test_a_prompt_may_have_text_around_its_expression(prompt: str) -> None:
+    assert target({"prompt": prompt}) == 42
 
 
 def test_lines_of_text_are_prompts_with_the_settings_of_the_task(tmp_path: Path) -> None:
@@ -126,7 +155,7 @@ def reward(prompt, output, row):
         return Decimal("0.5")
     if output == "numpy":
         return numpy.bool_(True)
-    return {"nan": float("nan"), "text": "1"}.get(output, len(output) + row["more"])
+    return {"nan": float("nan"), "text": "1", "huge": -1e308}.get(output, len(output) + row["more"])
 
 number = 5
 """
@@ -137,11 +166,12 @@ def test_a_function_that_fails_costs_its_own_answer_only(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     scorer = Scorer("own_rewards:reward", "own_rewards:reward", 0.5)
     try:
-        outputs = ("four", "raise", "nan", "text", "hang", "end", "fork", "decimal", "numpy", "a")
+        outputs = ("four", "raise", "nan", "huge", "text", "hang", "end", "fork", "decimal", "numpy", "a")
         assert scorer.score([("p", output, {"more": 2}) for output in outputs]) == [
             6.0,
             "ValueError: no",
             "it returns nan",
+            "it returns -1e+308",
             "it returns a str, not a number",
             "it takes more than 0.5 s",
             "its process ended",
@@ -158,6 +188,24 @@ def test_a_function_that_fails_costs_its_own_answer_only(tmp_path: Path, monkeyp
     for name, message in (("own_rewards:rewrad", "has no 'rewrad'"), ("own_rewards:number", "is not callable")):
         with pytest.raises(UserError, match=message):
             Scorer(name, name, 1.0).start()
+
+
+def test_files_of_the_folder_replace_no_modules_but_the_one_that_the_user_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("fractions", "colorsys"):
+        (tmp_path / f"{name}.py").write_text("def reward(*_):\n    return 3\n")
+    (tmp_path / "helper.py").write_text("number = 5\n")
+    (tmp_path / "mine.py").write_text(
+        "import helper\nfrom fractions import Fraction\n\ndef reward(*_):\n    return Fraction(helper.number, 2)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for function, reward in ((REWARDS["arithmetic"].function, 1.0), ("mine:reward", 2.5), ("colorsys:reward", 3.0)):
+        scorer = Scorer(function, function, 5.0)
+        try:
+            assert scorer.score([("", "42", {"answer": 42})]) == [reward]
+        finally:
+            scorer.close()
 
 
 def test_a_reply_at_the_last_moment_costs_its_own_answer_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -241,6 +242,9 @@ def test_targets_and_numbers_are_checked(play: Path, tmp_path: Path, first: Path
     for settings, message in (
         ({"rank": 0}, "adapter.rank is 0; use 1 or more"),
         ({"alpha": -1.0}, "adapter.alpha is -1.0; use a number above 0"),
+        ({"alpha": math.nan}, "adapter.alpha is nan; use a number above 0"),
+        ({"dropout": 1.5}, "adapter.dropout is 1.5; use a probability of at least 0 and below 1"),
+        ({"dropout": math.nan}, "adapter.dropout is nan; use a probability"),
         ({"targets": ()}, "adapter.targets is empty"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -26,7 +26,7 @@ from headway.formats.native import named_tensors
 from headway.formats.open import open_model
 from headway.formats.peft import merge_adapter
 from headway.learn.adapters import LoRAConfig, adapters, frozen_formats, target_projections, with_adapter
-from headway.learn.fine_tuning import initial_model
+from headway.learn.fine_tuning import initial_model, reference_model
 from headway.learn.frozen_base import quantise_matrices
 from headway.learn.learner import Learner
 from headway.learn.memory import check_memory, training_bytes
@@ -129,6 +129,23 @@ def test_the_reference_of_preferences_is_the_quantised_model(data_dir: Path, tmp
     settings = {"adapter.base": "int4", "train.steps": 1, "optim.lr": 1e-9}
     run = train_chat(tmp_path / "run", chosen, small_chat(preference()), start=taught.directory, lora=2, set=settings)
     assert run.summary["best"]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_a_reference_has_all_ids_of_its_start_and_new_layers_of_the_run(first: Path) -> None:
+    """A published table has more rows than there are tokens; a layer that the start does not have is sampled."""
+    model = open_model(first).model.config
+    recipe = replace(small(), model=override(model, {"depth": len(model.stack.blocks) + 1}), start=str(first))
+    recipe = override(recipe, {"adapter": "lora", "adapter.base": "int4"})
+    reference = reference_model(recipe, override(recipe.model, {"vocab_size": recipe.model.vocab_size - 8}))
+    fresh = [name for name, _ in named_tensors(reference) if f"blocks.{len(model.stack.blocks)}." in name]
+    run = initial_model(recipe, fresh, first / "none", started=False, saves_base=False)
+    expected = dict(named_tensors(run))
+    assert fresh
+    assert all(torch.equal(unpacked(tensor), unpacked(expected[name])) for name, tensor in named_tensors(reference))
+
+
+def unpacked(tensor: torch.Tensor) -> torch.Tensor:
+    return unpack(tensor.packed) if isinstance(tensor, PackedTensor) else tensor.detach()
 
 
 def test_a_new_head_has_the_values_of_other_runs(first: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -70,8 +71,10 @@ class LoRAConfig(AdapterConfig):
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ConfigError(f"adapter.rank is {self.rank}; use 1 or more")
-        if self.alpha <= 0:
+        if not 0 < self.alpha < math.inf:
             raise ConfigError(f"adapter.alpha is {self.alpha}; use a number above 0, often twice the rank")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"adapter.dropout is {self.dropout}; use a probability of at least 0 and below 1")
         if not self.targets:
             raise ConfigError("adapter.targets is empty; name projections such as q, v, or all")
 

@@ -403,6 +403,8 @@ class OnPolicyExamples(Examples):
     depends on all previous updates; checkpoints contain the exploration state as well as the weights.
     """
 
+    measuring = False  # whether the model is a random one, whose speed is measured
+
     @property
     def rollout_batches(self) -> int:
         """The number of batches per rollout; only complete rollouts have a typical cost."""

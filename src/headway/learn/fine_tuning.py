@@ -282,12 +282,14 @@ def reference_model(recipe: Recipe, config: ModelConfig) -> nn.Module:
     """
     if recipe.start is None:
         return build(config, recipe.train.seed).eval()
+    config = keep_vocabulary(config, recipe.model)
     start = open_start(recipe.start, recipe.adapter, recipe.task.start_part).model
-    formats = _formats_of(config, recipe.adapter)
-    if not formats:
+    if frozen_format(recipe.adapter) == "fp32":
         return start
+    fresh = match_tensors(outline(config), start, recipe.start).fresh
+    formats = _formats_of(config, recipe.adapter, fresh)
     with released_matrices(config, formats):
-        model = build(config, seed=None)
+        model = build(config, recipe.train.seed if fresh else None)
     copy_matching_weights(model, start, formats)
     return model.eval()
 

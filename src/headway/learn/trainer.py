@@ -147,12 +147,12 @@ class Trainer:
         """
         lock = self.directory.locked() if self.processes.is_main else nullcontext()
         with self.processes as processes, retained_heap(), lock:
-            processes.local_micro_batches(self.recipe.train.accumulate)
-            if self._shards > 1 and isinstance(self.task.examples, OnPolicyExamples):
-                raise ConfigError(
-                    f"parallel.shard: {self.recipe.name} plays with the weights that it trains, so each process "
-                    "needs all of them; set parallel.shard=1"
+            if processes.world > 1 and isinstance(self.task.examples, OnPolicyExamples):
+                raise UserError(
+                    f"{self.recipe.name} trains on samples of its own model, which cannot be split over "
+                    f"{processes.world} processes; train with one process"
                 )
+            processes.local_micro_batches(self.recipe.train.accumulate)
             check_loggers()
             exists = processes.broadcast_object(self.directory.claim(resume) if processes.is_main else None)
             is_exact = read_recipe(self.directory.recipe).parallel.exact if exists else self._starts_exact

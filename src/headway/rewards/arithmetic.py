@@ -9,8 +9,13 @@ from fractions import Fraction
 from operator import add, mul, neg, pos, sub, truediv
 from typing import Any
 
-_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
-_EXPRESSION = re.compile(r"[-+(]*\s*\d[\d\s.()]*(?:[-+*/][\d\s.()+*/-]*)+")
+_NUMBER = re.compile(r"(?:(?<!\d)-)?\d+(?:\.\d+)?")  # in "10-20", the minus is not a sign
+# Part of a line that may be an expression: not the digits of a name, and with signs that have no value here.
+_CANDIDATE = re.compile(r"(?<![A-Za-z0-9_.+*/^%-])[-+(\d][\d. \t()+*/^%-]*")
+_BULLET = re.compile(r"^[-+]+[ \t]+")
+_OPERATION = re.compile(r"\d[ \t.)]*[-+*/^%]")
+_TRAILING = " \t.(+-*/"  # what may follow an expression in a sentence
+_SIGNS = str.maketrans("×÷−", "*/-")
 _LEADING_ZEROS = re.compile(r"(?<![\d.])0+(?=\d)")
 _OPERATORS: dict[type, Any] = {
     ast.Add: add, ast.Sub: sub, ast.Mult: mul, ast.Div: truediv, ast.USub: neg, ast.UAdd: pos,
@@ -22,7 +27,7 @@ def arithmetic(prompt: str, output: str, row: Mapping[str, Any]) -> float:
     """1 if the last number in the output is the row's `answer` or, without one, the value of the prompt's last
     expression of + - * / and parentheses. Commas between digits are ignored.
     """
-    numbers = _NUMBER.findall(re.sub(r"(?<=\d),(?=\d{3})", "", output))
+    numbers = _NUMBER.findall(plain(output))
     if not numbers or len(numbers[-1]) > _MAX_CHARACTERS:
         return 0.0
     return float(Fraction(numbers[-1]) == target(row))
@@ -40,15 +45,35 @@ def target(row: Mapping[str, Any]) -> Fraction:
         if isinstance(answer, bool) or not _NUMBER.fullmatch(str(answer).strip()[:_MAX_CHARACTERS]):
             raise ValueError(f"has the answer {answer!r:.80}, which is not a number; correct it")
         return Fraction(str(answer).strip())
-    prompt = _LEADING_ZEROS.sub("", row["prompt"][-_MAX_CHARACTERS:])  # Python has no number 07
-    expressions = _EXPRESSION.findall(prompt)
-    if not expressions:
+    text = last_expression(_LEADING_ZEROS.sub("", plain(row["prompt"][-_MAX_CHARACTERS:])))  # Python has no number 07
+    if not text:
         raise ValueError("has neither an 'answer' nor an expression such as 12+30 in its prompt; add an answer")
     try:
-        return value(ast.parse(expressions[-1].strip(), mode="eval").body)
-    except (SyntaxError, ZeroDivisionError, KeyError, TypeError) as error:
-        text = expressions[-1].strip()
+        result = value(ast.parse(text, mode="eval").body)
+    except (SyntaxError, ZeroDivisionError, KeyError, TypeError, RecursionError, MemoryError) as error:
         raise ValueError(f"has the expression {text!r:.80}, which has no value; correct it or add an answer") from error
+    if pow(10, result.denominator.bit_length(), result.denominator):  # it has other prime factors than 2 and 5
+        raise ValueError(f"has the expression {text!r:.80}, whose value no decimal number equals; add an answer")
+    return result
+
+
+def last_expression(prompt: str) -> str:
+    """The last expression in a prompt, without the bullet before it and the signs after it; empty if there is none."""
+    expression = ""
+    for candidate in _CANDIDATE.findall(prompt):
+        text = _BULLET.sub("", candidate).rstrip(_TRAILING)
+        while text.endswith(")") and text.count(")") > text.count("("):
+            text = text[:-1].rstrip(_TRAILING)
+        while text.startswith("(") and text.count("(") > text.count(")"):
+            text = text[1:].lstrip()
+        if _OPERATION.search(text):
+            expression = text
+    return expression
+
+
+def plain(text: str) -> str:
+    """The text with the signs that Python has, and without commas between digits."""
+    return re.sub(r"(?<=\d),(?=\d{3})", "", text.translate(_SIGNS))
 
 
 def value(node: ast.AST) -> Fraction:

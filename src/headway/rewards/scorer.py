@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import sys
@@ -11,6 +10,8 @@ from typing import Any
 
 from headway.errors import UserError
 from headway.io.user_callables import first_line, import_user_callable
+
+_MAX_REWARD = 1e30  # a larger one, or its square, would overflow when it is compared with others
 
 
 def serve(name: str, seconds: float) -> None:
@@ -38,7 +39,7 @@ def serve(name: str, seconds: float) -> None:
             reward = function(*json.loads(line))
             if isinstance(reward, str) or not hasattr(reward, "__float__"):
                 send({"error": f"it returns a {type(reward).__name__}, not a number"})
-            elif not math.isfinite(number := float(reward)):
+            elif not abs(number := float(reward)) <= _MAX_REWARD:
                 send({"error": f"it returns {number}"})
             else:
                 send({"reward": number})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import re
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from headway.app.verb_table import declaration
@@ -50,18 +52,22 @@ class Parser(argparse.ArgumentParser):
             if options - self._option_string_actions.keys() or "--help" in options:
                 # An option for each simple setting of the recipe's task. Imports the recipe's domain.
                 from headway.app.recipes import load_recipe
+                from headway.config import shortcuts
 
                 with suppress(UserError):  # the command reports it
                     task, recipe = load_recipe(args[0]).task, args[0]
                     title = f"settings of {recipe}'s task (--name VALUE is short for --set task.name=VALUE)"
                     group = self.add_argument_group(title)
-                    for name, default in ((field.name, getattr(task, field.name)) for field in fields(task)):
-                        option, is_flag = f"--{name.replace('_', '-')}", isinstance(default, bool)
+                    for field in fields(task):
+                        default = getattr(task, field.name)
+                        option, is_flag = f"--{field.name.replace('_', '-')}", isinstance(default, bool)
                         if option in self._option_string_actions or is_dataclass(default):
                             continue
                         kind: Any = {"nargs": "?", "const": "true"} if is_flag else {}
                         value = "none" if default is None else str(default).lower() if is_flag else str(default)
                         kind["help"] = f"default: {value}".replace("%", "%%")
+                        if field.type in ("str", "str | None") and field.name not in shortcuts(type(task)):
+                            kind["type"] = quoted
                         group.add_argument(option, action=_TaskSetting, dest="set", metavar="VALUE", **kind)
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown and not any(word.startswith("-") for word in unknown):  # texts after options
@@ -74,6 +80,13 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             raise UserError(f"unexpected argument {unknown[0]!r}; see {self.prog} --help")
         return parsed
+
+
+def quoted(text: str) -> str:
+    """The value of a setting that is a string: text that is JSON of another type, such as 42 or [0], in quotes."""
+    from headway.config import parse_value
+
+    return text if isinstance(parse_value(text), (str, NoneType)) else json.dumps(text)
 
 
 class _TaskSetting(argparse.Action):

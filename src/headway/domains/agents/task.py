@@ -203,15 +203,11 @@ class RolloutExamples(OnPolicyExamples):
 
     def batches(self, split: str, shard: Shard = FULL_SHARD, start: int = 0) -> Iterator[Batch]:
         """Batch k has steps from period k // `period`. Each step occurs once per epoch, in an order that depends on the
-        seed and the epoch. UserError for other splits, which have no batches, and for several processes.
+        seed and the epoch. One process has all batches. UserError for other splits, which have no batches.
         """
         if split != "train":
             raise UserError(
                 f"the {split} split of an environment is evaluated by playing and has no batches; use train"
-            )
-        if shard.world > 1:
-            raise UserError(
-                f"an agent's experience cannot be split over {shard.world} processes; train with one process"
             )
         experience, batches_per_epoch = self._experience, self.steps_per_period // self.rows
         for number in count(start):

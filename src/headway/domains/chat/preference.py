@@ -107,7 +107,7 @@ def _top_share(texts: Sequence[str]) -> float:
 
 FILE = "reference.safetensors"
 _COLUMN = "log_probabilities"
-_FORMAT = 1
+_FORMAT = 2
 _MIN_WIN_RATE = 0.9  # win rate at which `enough` ends the training
 _MARGIN_FACTOR = 4  # a margin of this many times `enough` ends the training whatever the answers are
 _MAX_LOG_CHANGE = 50.0  # nats
@@ -139,19 +139,19 @@ class PreferenceConfig(ChatConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.beta is not None and self.beta <= 0:
+        if self.beta is not None and not 0 < self.beta < math.inf:
             raise ConfigError(f"task.beta is {self.beta}; choose a number above 0, such as 0.1")
-        if self.target_margin < 0:
+        if not 0 <= self.target_margin < math.inf:
             raise ConfigError(f"task.target_margin is {self.target_margin}; choose 0 or more, such as 1")
         if not 0 <= self.smoothing < 0.5:
             raise ConfigError(f"task.smoothing is {self.smoothing}; choose a fraction of at least 0 and below 0.5")
         if self.smoothing and not PAIR_LOSSES[self.loss].reads_smoothing:
             raise ConfigError(f"task.smoothing is {self.smoothing}, but {self.loss} has no smoothing; set it to 0")
-        if self.anchor < 0:
+        if not 0 <= self.anchor < math.inf:
             raise ConfigError(f"task.anchor is {self.anchor}; choose 0 or more")
         if self.loss == "orpo" and not self.anchor:
             raise ConfigError("task.anchor is 0, but orpo needs the cross-entropy of the chosen endings; set it to 1")
-        if self.enough is not None and self.enough <= 0:
+        if self.enough is not None and not 0 < self.enough < math.inf:
             raise ConfigError(f"task.enough is {self.enough}; choose a margin above 0, such as 2, or none")
 
     @property
@@ -164,6 +164,11 @@ class PreferenceConfig(ChatConfig):
         """Raises UserError for data that cannot be read, are too small, or do not fit the settings."""
         self.check_model(recipe.model)
         batch_tokens_of(recipe, "preference")
+        if self.loss != "simpo" and self.target_margin != PreferenceConfig.target_margin:
+            raise ConfigError(
+                f"task.target_margin is {self.target_margin}, but {self.loss} does not aim at a margin; remove it, or "
+                "set task.loss=simpo"
+            )
         if recipe.start is not None and read_usage(workspace).template is None:
             _LOG.warning(
                 f"{recipe.start} has no chat template, so it cannot answer yet, and preferences do not teach it how; "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -19,15 +19,17 @@ from headway.config import override
 from headway.data.splits import Splits, split_by_text
 from headway.domains.reward.prompt_files import PromptEncoder, PromptTable
 from headway.domains.reward.sampled_answers import AnswerSampler, Rollout, SampledAnswer
-from headway.errors import InapplicableError, UserError, logger
-from headway.formats.native import named_tensors
+from headway.errors import UserError, logger
+from headway.formats.native import load_tensors, named_tensors
 from headway.formats.tensorfile import read_tensors, write_tensors
 from headway.generate.prompts import device_of
 from headway.learn import FULL_SHARD, Recipe, Shard
 from headway.learn.examples import Batch, Contents, FixedSizeBatches, OnPolicyExamples, SplitExamples, spread_evenly
-from headway.learn.fine_tuning import copy_matching_weights, open_start
+from headway.learn.fine_tuning import initial_model, keep_vocabulary
 from headway.learn.objectives.policy_gradient import Method, group_advantages
+from headway.learn.run import RunDirectory
 from headway.nn.models import ModelConfig, TransformerConfig, build
+from headway.nn.parts.dropout import Dropout
 from headway.rewards.scoring import Scorer
 
 FILE = "reference.safetensors"
@@ -85,7 +87,10 @@ class RewardedPrompts(SplitExamples, OnPolicyExamples):
         self.start_exploring(nn.Identity())
 
     def start_exploring(self, model: nn.Module) -> None:
-        self.model = model
+        for module in model.modules():
+            if isinstance(module, Dropout):  # answers are learned from with the probabilities that sampled them
+                module.p = 0.0
+        self.model, self.measuring = model, False
         self.rollout: Rollout | None = None
         self.curve: list[tuple[float, float, float]] = []  # for each rollout: mean reward, equal groups, mean tokens
         self.largest_difference = 0.0  # of the log probabilities of sampler and trainer
@@ -110,8 +115,8 @@ class RewardedPrompts(SplitExamples, OnPolicyExamples):
         return len(self.splits.rows(split))
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
-        """`model` without dropout, so that answers are learned from with the probabilities that sampled them. Raises
-        UserError for a split without prompts, and for a prompt that leaves no room for an answer.
+        """`model` with the prompts' vocabulary. Raises UserError for a split without prompts, and for a prompt that
+        leaves no room for an answer.
         """
         for split in ("train", "validation"):
             self.splits.rows(split)
@@ -121,23 +126,24 @@ class RewardedPrompts(SplitExamples, OnPolicyExamples):
                     f"{location} has a prompt of {len(prompt):,} tokens, but the model's context of {model.context:,} "
                     "has to fit the answer, too; shorten it"
                 )
-        with suppress(InapplicableError):
-            model = override(model, {"dropout": 0.0})
-        self._config = override(cast(TransformerConfig, model), {"vocab_size": self.codec.vocab_size})
+        adapted = override(cast(TransformerConfig, model), {"vocab_size": self.codec.vocab_size})
+        self._config = cast(TransformerConfig, keep_vocabulary(adapted, model))
         return self._config
 
     def answer(
         self, model: nn.Module, rows: Sequence[int], answers: int, seed: int, may_fail: bool = False
     ) -> ScoredAnswers:
         """Sample this many answers to each prompt and compute their rewards. An answer whose reward fails gets 0, and
-        the log reports it. UserError if the reward fails for all of them, unless it `may_fail`, as for the answers of a
-        random model, which are sampled before the run has its folder.
+        the log reports it, unless the model is a random one. UserError if the reward fails for all answers, unless it
+        `may_fail`.
         """
         repeated = [row for row in rows for _ in range(answers)]
         sampled = self.sampler.sample(model, [self.prompts[row] for row in repeated], seed)
         triples = [(self.table.rows[r]["prompt"], a.text, self.table.rows[r]) for r, a in zip(repeated, sampled)]
         rewards = self.scorer.score(triples)
-        errors = {reward: number for number, reward in enumerate(rewards) if isinstance(reward, str) and self._is_run}
+        errors = {
+            reward: number for number, reward in enumerate(rewards) if isinstance(reward, str) and not self.measuring
+        }
         if errors and not may_fail and not any(isinstance(reward, float) for reward in rewards):
             raise UserError(
                 f"the reward {self.scorer.name!r} fails for all {len(rewards):,} answers ({next(iter(errors))}); "
@@ -155,11 +161,9 @@ class RewardedPrompts(SplitExamples, OnPolicyExamples):
         return ScoredAnswers(sampled, values.reshape(len(rows), answers))
 
     def batches(self, split: str, shard: Shard = FULL_SHARD, start: int = 0) -> Iterator[Batch]:
-        """Training batches. UserError for other splits, which have no batches, and for several processes."""
+        """Training batches, for one process. UserError for other splits, which have no batches."""
         if split != "train":
             raise UserError(f"the {split} split of prompts is evaluated by its rewards and has no batches; use train")
-        if shard.world > 1:
-            raise UserError(f"answers cannot be split over {shard.world} processes; train with one process")
         total = self.settings.prompts * self.settings.group
         for number in count(start):
             rollout, batch = divmod(number, self.rollout_batches)
@@ -193,14 +197,9 @@ class RewardedPrompts(SplitExamples, OnPolicyExamples):
         self.curve.append((float(scored.rewards.mean()), equal, tokens))
         return rollout
 
-    @property
-    def _is_run(self) -> bool:
-        """Whether the run has its folder. Before, a random model measures the speed."""
-        return self.workspace.is_dir()
-
     def _report(self, scored: ScoredAnswers, difference: float) -> None:
         """Log what is wrong with a rollout, once."""
-        if not self._is_run:
+        if self.measuring:
             return
         if difference > max(TOLERANCE, 2 * self.largest_difference):
             _LOG.warning(
@@ -241,25 +240,26 @@ class RewardedPrompts(SplitExamples, OnPolicyExamples):
 
     def load_reference(self) -> nn.Module:
         """The start model, from the run if it has it."""
-        model, path = build(self._config, self.seed), self.workspace / FILE
+        path = self.workspace / FILE
         if path.is_file():
-            tensors, _ = read_tensors(path, "start the run again")
-            with torch.no_grad():
-                for name, tensor in named_tensors(model):
-                    tensor.copy_(tensors[name])
+            model = build(self._config, self.seed)
+            load_tensors(model, read_tensors(path, "start the run again")[0], path)
         else:
-            assert self.recipe.start is not None  # checked when the task was opened
-            copy_matching_weights(model, open_start(self.recipe.start).model)
+            model = self.start_model()
         return model.eval().requires_grad_(False).to(device_of(self.model))
 
+    def start_model(self) -> nn.Module:
+        """The model before the first step: its start or, for an adapter, the frozen weights that the run has."""
+        recipe = replace(self.recipe, model=self._config)
+        return initial_model(recipe, (), RunDirectory(self.workspace).base, started=False, saves_base=False)
+
     def save(self, directory: Path) -> None:
-        """Also save the start model's weights for the KL penalty, so that the run no longer needs its start."""
+        """Also save the start model's weights for the KL penalty, so that the run no longer needs its start. The run
+        of an adapter has them anyway.
+        """
         super().save(directory)
-        if self.settings.kl and not (directory / FILE).is_file():
-            model = build(self._config, self.seed)
-            assert self.recipe.start is not None  # checked when the task was opened
-            copy_matching_weights(model, open_start(self.recipe.start).model)
-            write_tensors(directory / FILE, dict(named_tensors(model)), {"format": "headway"})
+        if self.settings.kl and self.recipe.adapter is None and not (directory / FILE).is_file():
+            write_tensors(directory / FILE, dict(named_tensors(self.start_model())), {"format": "headway"})
         self.workspace = directory
 
     def close(self) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from headway.codecs import TokenizerCodec, load_codec
 from headway.codecs.tokenizer import FILE as TOKENIZER
+from headway.config import from_dict, setting
 from headway.config_kinds import deferred_check, register
 from headway.data import SplitConfig
 from headway.domains.reward.answer_rollouts import RewardedPrompts, RolloutSettings
@@ -21,6 +23,7 @@ from headway.domains.reward.sampled_answers import AnswerSampler
 from headway.errors import ConfigError, UserError
 from headway.formats.usage import read_usage
 from headway.learn import Recipe, Task, TaskConfig
+from headway.learn.adapters import LoRAConfig
 from headway.learn.examples import spread_evenly
 from headway.learn.objectives.policy_gradient import Method, PolicyGradient
 from headway.learn.recipe import batch_size_of
@@ -28,7 +31,7 @@ from headway.learn.report import Picture, line_chart
 from headway.learn.run import RunDirectory, read_metrics
 from headway.metrics import bootstrap_mean
 from headway.nn.models import TransformerConfig
-from headway.rewards import reward_function
+from headway.rewards import REWARDS, reward_function
 from headway.rewards.scoring import Scorer
 
 _EVALUATION_SEED = 3  # of the answers to held-out prompts, which all evaluations sample with the same random numbers
@@ -92,6 +95,18 @@ class RewardConfig(TaskConfig):
         model = recipe.model
         if not isinstance(model, TransformerConfig) or not model.stack.causal or "vocabulary" not in model.heads:
             raise ConfigError("rewards need a model that generates text; choose a decoder such as gpt2 or Llama")
+        if isinstance(recipe.adapter, LoRAConfig) and recipe.adapter.dropout:
+            raise ConfigError(
+                f"adapter.dropout is {recipe.adapter.dropout}, but answers are learned from without dropout; set "
+                "adapter.dropout=0"
+            )
+        for name, reader in (("pattern", "regex"), ("schema", "json-schema")):
+            if getattr(self, name) is not None and self.reward in REWARDS and self.reward != reader:
+                raise ConfigError(
+                    f"task.{name} is set, but the reward {self.reward!r} does not use it; remove it, or choose {reader}"
+                )
+        if self.method == "reinforce" and self.clip != RewardConfig.clip:
+            raise ConfigError(f"task.clip is {self.clip}, but reinforce does not clip; remove it")
         self.check_batches(recipe)
         scorer = Scorer(str(self.reward), reward_function(self.reward), self.seconds)
         shared = {"pattern": self.pattern, "schema": self.schema}
@@ -125,6 +140,16 @@ class RewardConfig(TaskConfig):
                 f"task.method=reinforce takes one step per rollout of {total:,} answers, not {steps}; set "
                 f"train.batch_size={total // accumulate} and task.epochs=1"
             )
+
+
+@setting(RewardConfig, "schema")
+def _schema(config: RewardConfig, value: Any) -> RewardConfig:
+    """Accept a JSON schema, or its text."""
+    try:
+        text = json.dumps(value) if isinstance(value, (dict, bool)) else value
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"task.schema is not JSON ({error}); correct it") from None
+    return replace(config, schema=from_dict(str | None, text, "task.schema"))  # type: ignore[arg-type]
 
 
 class RewardedAnswers(PolicyGradient[RewardedPrompts]):

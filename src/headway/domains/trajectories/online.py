@@ -106,16 +106,12 @@ class OnlineEpisodes(Trajectories, OnPolicyExamples):
         self._update_examples()
 
     def batches(self, split: str, shard: Shard = FULL_SHARD, start: int = 0) -> Iterator[Batch]:
-        """Yield training batches, first from recorded episodes, then sampled uniformly from the steps in the buffer.
-        UserError for several processes, and if an environment fails.
+        """Yield training batches, for one process, first from recorded episodes, then sampled uniformly from the steps
+        in the buffer. UserError if an environment fails.
         """
         if split != "train":
             yield from super().batches(split, shard, start)
             return
-        if shard.world > 1:
-            raise UserError(
-                f"a model's own episodes cannot be split over {shard.world} processes; train with one process"
-            )
         after, every = self.online.after, self.online.every
         yield from islice(super().batches("train", shard, start), max(0, after - start))
         for number in count(max(start, after)):

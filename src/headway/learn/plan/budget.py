@@ -106,8 +106,10 @@ class SpeedMeter:
         self._stream = task.batches("train", processes.shard(recipe.train.accumulate))
         self._steps_done = 0
         accumulate = recipe.train.accumulate
-        explorer = task.examples if isinstance(task.examples, OnPolicyExamples) else None
-        self._rollout_period = 1 if explorer is None else -(-explorer.rollout_batches // accumulate)
+        self._rollout_period = 1
+        if isinstance(task.examples, OnPolicyExamples):
+            task.examples.measuring = True
+            self._rollout_period = -(-task.examples.rollout_batches // accumulate)
         self.targets = 0.0  # mean target tokens per step
 
     def steps(self, count: int) -> float:
