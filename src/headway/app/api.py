@@ -105,15 +105,11 @@ def train(
         parallel = {name: value for name, value in (set or {}).items() if name.startswith("parallel.")}
         timeout = override(load_recipe(recipe), parallel).parallel.timeout
     with joined(timeout):
-        if start is not None and from_ is not None:
-            raise UserError(f"start is {start} and from_ is {from_}, but both name the same argument; remove one")
+        _check_arguments([] if minutes is None else [minutes], threads, start, from_)
         clock, torch_device, start = Clock(spent), find_device(device), from_ if start is None else start
-        _limit([] if minutes is None else [minutes], threads)
         base, reasons = load_recipe(recipe), tuple[str, ...]()
         run_directory = RunDirectory(Path("runs") / base.name if run is None else Path(run))
-        directory, resuming = run_directory.path, run_directory.claim(resume)
-        if finish and not resuming:
-            raise UserError(f"{directory} has no interrupted run to finish; remove --finish")
+        directory, resuming = run_directory.path, run_directory.claim(resume, finish)
         check_pretrain(pretrain, base.name, minutes, start, directory, resuming)
         lock = run_directory.locked() if process_rank() == 0 else nullcontext()
         with lock, data_paths(data, base.domain, directory) as paths:
@@ -146,8 +142,12 @@ def train(
             return _report(trainer, trainer.fit(resume, finish), scale, samples)
 
 
-def _limit(minutes: Sequence[float], threads: int | None) -> None:
-    """Check the minutes, and set the number of threads. Raises UserError for numbers that cannot be used."""
+def _check_arguments(
+    minutes: Sequence[float], threads: int | None, start: str | Path | None = None, from_: str | Path | None = None
+) -> None:
+    """Set the number of threads. Raises UserError for arguments that cannot be used."""
+    if start is not None and from_ is not None:
+        raise UserError(f"start is {start} and from_ is {from_}, but both name the same argument; remove one")
     check_minutes(minutes)
     if threads is not None and threads < 1:
         raise UserError(f"threads is {threads}; use a number of at least 1")
@@ -179,7 +179,7 @@ def plan(
     if not minute_options:
         raise UserError("minutes is empty; pass at least one number")
     torch_device = find_device(device)
-    _limit(minute_options, threads)
+    _check_arguments(minute_options, threads)
     with data_paths(data, load_recipe(recipe).domain) as paths:
         chosen = configure_recipe(recipe, paths, set, seed, start, lora)
         return make_plans(chosen, scale_of(chosen.name), set or {}, minute_options, torch_device, spent)

@@ -411,11 +411,13 @@ class RunDirectory:
                 "run continues there"
             )
 
-    def claim(self, resume: bool) -> bool:
-        """Whether there is a run to continue. Raises UserError for a run without `resume` or in another format, for a
-        non-empty folder without a run, and for links in the folder, because files elsewhere would be changed through
-        them.
+    def claim(self, resume: bool, finish: bool = False) -> bool:
+        """Whether there is a run to continue. Raises UserError for a run without `resume` or in another format, for
+        none to `finish`, for a non-empty folder without a run, and for links in the folder, because files elsewhere
+        would be changed through them.
         """
+        if finish and not self.exists():
+            raise UserError(f"{self.path} has no interrupted run to finish; remove --finish")
         if not self.exists():
             self._check_usable()
             check_tree(self.path)

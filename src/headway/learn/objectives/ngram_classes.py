@@ -94,7 +94,7 @@ class NgramClassification(TextClassification):
         train, held_out, guessed = examples.of("train"), examples.of("validation"), None
         own, targets = self.outputs(model, held_out)
         fit_ngrams(added, train, self.weights, _MAX_PRODUCTS)
-        best = self._mixture(own, self.outputs(model, held_out)[0], targets)
+        best = self._share(own, self.outputs(model, held_out)[0], targets)
         if examples.unlabelled is not None:
             first_fit, samples = copy.deepcopy(added), examples.unlabelled()
             for buffer in (added.weight, added.bias):
@@ -102,7 +102,7 @@ class NgramClassification(TextClassification):
             confidence, classes = (best.scale * self.outputs(model, samples)[0]).softmax(1).max(1)
             guesses = GuessedSamples(samples, classes.numpy(), confidence.numpy())
             fit_ngrams(added, train, self.weights, _MAX_PRODUCTS, guesses)
-            second = self._mixture(own, self.outputs(model, held_out)[0], targets)
+            second = self._share(own, self.outputs(model, held_out)[0], targets)
             if second.score >= best.score:
                 best, guessed = second, guesses
             else:
@@ -122,7 +122,7 @@ class NgramClassification(TextClassification):
             line += f", fitted to {len(guessed.samples):,} unlabelled texts, too, with the labels that the model gives"
         return finished._replace(added=line)
 
-    def _mixture(self, own: Float[Tensor, "N C"], both: Float[Tensor, "N C"], targets: Int[Tensor, "N"]) -> Mixture:
+    def _share(self, own: Float[Tensor, "N C"], both: Float[Tensor, "N C"], targets: Int[Tensor, "N"]) -> NgramShare:
         """How much of the n-grams to add, by the validation scores of outputs without and with them."""
         scores = {factor: self.scores(torch.lerp(own, both, factor), targets) for factor in _FACTORS}
         sign = 1 if self.goal_better == "max" else -1
@@ -130,10 +130,10 @@ class NgramClassification(TextClassification):
         logits = torch.lerp(own, both, factor)
         losses = {scale: F.cross_entropy(scale * logits, targets).item() for scale in (_SCALES if factor else (1.0,))}
         texts = (format_metric(self.goal, scores[each][self.goal]) for each in (0.0, factor))
-        return Mixture(factor, min(losses, key=losses.__getitem__), sign * scores[factor][self.goal], *texts)
+        return NgramShare(factor, min(losses, key=losses.__getitem__), sign * scores[factor][self.goal], *texts)
 
 
-class Mixture(NamedTuple):
+class NgramShare(NamedTuple):
     """The factor on the logits of n-grams, the scale of the sum, its validation score (more is better), and the scores
     without and with n-grams as texts.
     """
