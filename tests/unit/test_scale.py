@@ -192,7 +192,6 @@ def test_bad_minutes_and_sizes_are_one_line(book: Path, tmp_path: Path, capsys: 
         ([*begin, "--finish"], "--finish ends an interrupted run; use it with --resume"),
         ([*begin, "--finish", "--resume"], "has no interrupted run to finish; remove --finish"),
         ([*begin, "--minutes", "1", "--set", "train.steps=9"], "train.steps=9 both determine how long the run trains"),
-        (["plan", "text", "--data", str(few), "--set", "train.steps=9"], "the minutes and train.steps=9 both"),
     )
     for arguments, message in cases:
         assert cli.main(arguments) == cli.USER_ERROR
@@ -230,7 +229,9 @@ def test_a_finished_run_goes_on(
     second = json.loads(captured.out.splitlines()[-1])
     assert second["steps"] > 0.4 * first["steps"]  # from where the rate began to fall
     assert second["minutes"] == pytest.approx(0.61)
-    assert "the model size " in captured.err
+    # Which of the two it is depends on how many steps this machine took in the time.
+    suits, too_small = "the model size still suits the total time", "the model is now too small: in 0.61 minutes"
+    assert (suits in captured.err) != (too_small in captured.err)
     assert second["best"]["loss"] <= first["best"]["loss"]
 
 

@@ -27,6 +27,7 @@ from headway.formats.native import FILE, read_model, save_model
 from headway.formats.open import OpenedModel
 from headway.formats.usage import Usage
 from headway.io.arguments import check_types
+from headway.io.json_files import parse_json
 from headway.learn import Recipe, Run, Task, Trainer
 from headway.learn.fine_tuning import adapted_model, open_new_task
 from headway.learn.objective import FinishedHead
@@ -105,7 +106,7 @@ def train(
         parallel = {name: value for name, value in (set or {}).items() if name.startswith("parallel.")}
         timeout = override(load_recipe(recipe), parallel).parallel.timeout
     with joined(timeout):
-        _check_arguments([] if minutes is None else [minutes], threads, start, from_)
+        _check_arguments([] if minutes is None else [minutes], threads, start, from_, set)
         clock, torch_device, start = Clock(spent), find_device(device), from_ if start is None else start
         base, reasons = load_recipe(recipe), tuple[str, ...]()
         run_directory = RunDirectory(Path("runs") / base.name if run is None else Path(run))
@@ -143,9 +144,16 @@ def train(
 
 
 def _check_arguments(
-    minutes: Sequence[float], threads: int | None, start: str | Path | None = None, from_: str | Path | None = None
+    minutes: Sequence[float],
+    threads: int | None,
+    start: str | Path | None = None,
+    from_: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
-    """Set the number of threads. Raises UserError for arguments that cannot be used."""
+    """Set the number of threads. Raises UserError for arguments that cannot be used, and for both minutes and steps."""
+    if minutes and "train.steps" in (settings or {}):
+        steps = (settings or {})["train.steps"]
+        raise UserError(f"the minutes and train.steps={steps} both determine how long the run trains; remove one")
     if start is not None and from_ is not None:
         raise UserError(f"start is {start} and from_ is {from_}, but both name the same argument; remove one")
     check_minutes(minutes)
@@ -275,7 +283,7 @@ def _finish_head(run: Run, task: Task) -> FinishedHead:
     """
     stored, _ = read_model(run.directory / FILE)
     if note := stored.metadata.get(_FINISHED_HEAD):
-        return FinishedHead(*json.loads(note))
+        return FinishedHead(*parse_json(note))
     fresh = () if run.recipe.start is None else run.summary["fresh"]
     finished = task.objective.finish_head(run.model, task.examples, fresh, run.recipe.train.linear_probe)
     if any(finished):

@@ -100,7 +100,8 @@ def _check_tokenizer(start: str | Path, settings: Mapping[str, Any]) -> None:
     own = vars(read_recipe(run.recipe).task) if run.recipe.is_file() else {}
     known = {"lowercase": False, **own}  # a task without that setting keeps the case
     names = (*_TOKENIZER_SETTINGS, "task.lowercase")
-    changed = [name for name in names if name in settings and known.get(name[5:], ...) != settings[name]]
+    # The start itself names its own tokenizer, too.
+    changed = [key for key in names if key in settings and settings[key] not in (known.get(key[5:], ...), str(start))]
     if changed:
         raise ConfigError(f"{start} is trained further with its own tokenizer; remove {' and '.join(changed)}")
 

@@ -19,7 +19,7 @@ from headway.domains.understanding.task import EncodedTextDataset, RelatedTextDa
 from headway.errors import UserError
 from headway.io.files import user_path
 from headway.learn import Recipe, Task
-from headway.learn.examples import Batch, RngKey, RowSubset, spread_evenly
+from headway.learn.examples import Batch, Contents, RngKey, RowSubset, spread_evenly
 from headway.learn.pretraining import UnlabelledData
 from headway.learn.token_rows import LengthLimit, frame_rows
 
@@ -67,9 +67,12 @@ class UnlabelledTexts(EncodedTextDataset):
 
     def __init__(self, examples: TextDataset, recipe: Recipe, paths: Sequence[Path], column: str) -> None:
         texts = new_texts(examples, paths, column)
-        chosen = [texts[row] for row in spread_evenly(np.arange(len(texts)), _MAX_GUESSED).tolist()]
+        self.texts = [texts[row] for row in spread_evenly(np.arange(len(texts)), _MAX_GUESSED).tolist()]
         self.codec, limit = examples.codec, LengthLimit(recipe.model.context, truncate=True)
-        self.rows = frame_rows(examples.frame(recipe.model), self.codec.encode_batch(chosen), limit=limit)
+        self.rows = frame_rows(examples.frame(recipe.model), self.codec.encode_batch(self.texts), limit=limit)
+
+    def contents(self) -> Contents:
+        return {"texts": (self.texts,)}
 
     @property
     def all(self) -> RowSubset:

@@ -263,8 +263,6 @@ def plan_run(
     """What to train in the folder `directory`. With `minutes` and a `scale`, a recipe is scaled, or batches and steps
     for fine-tuning its start are chosen; the settings that the `user` set stay.
     """
-    if minutes is not None:
-        _check_steps(user)
     if minutes is not None and scale is not None and recipe.start is not None:
         recipe, task, plan = tune_recipe(recipe, scale, user, minutes, clock, device, directory)
         # Other metrics are noisy on few samples, and one or two epochs do not overfit.
@@ -281,14 +279,6 @@ def plan_run(
     return TrainingSetup(scaled.recipe, scaled.task, max_steps, expected=scaled.expected)
 
 
-def _check_steps(user: Mapping[str, Any]) -> None:
-    """Raise UserError if the user set a number of steps, which the minutes determine."""
-    if "train.steps" in user:
-        raise UserError(
-            f"the minutes and train.steps={user['train.steps']} both determine how long the run trains; remove one"
-        )
-
-
 def make_plans(
     recipe: Recipe,
     scale: Scale | None,
@@ -303,7 +293,6 @@ def make_plans(
     fine-tunes, only the steps are planned. With too few minutes, a plan has an error message; raises UserError if all
     are too few.
     """
-    _check_steps(user)
     if scale is not None and can_scale(recipe, scale, user):
         known: dict[str, Throughput] = {}
         baselines: dict[tuple[str, int], Baseline | None] = {}
