@@ -157,9 +157,9 @@ def _check_arguments(
     if start is not None and from_ is not None:
         raise UserError(f"start is {start} and from_ is {from_}, but both name the same argument; remove one")
     check_minutes(minutes)
-    if threads is not None and threads < 1:
-        raise UserError(f"threads is {threads}; use a number of at least 1")
     if threads is not None:
+        if threads < 1:
+            raise UserError(f"threads is {threads}; use a number of at least 1")
         torch.set_num_threads(threads)
 
 

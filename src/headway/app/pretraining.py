@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from headway.app.recipes import configure_recipe, load_recipe
+from headway.app.recipes import TOKENIZER_SETTINGS, configure_recipe, load_recipe
 from headway.config import override
 from headway.domains import pretraining_of, recipe_domains
 from headway.errors import UserError, logger
@@ -22,7 +22,6 @@ from headway.learn.run import PRETRAINING, RunDirectory
 from headway.predict.in_memory_data import Paths
 
 _LOG = logger(__name__)
-_TOKENIZER = ("task.codec", "task.size", "task.tokenizer", "task.lowercase")  # the first stage trains the tokenizer
 _DROPOUT = "model.dropout"  # the one setting of the model that may differ between the stages
 
 
@@ -99,7 +98,8 @@ def train_first_stage(
     known = {f"task.{name}" for name in vars(stage.task)}
     if settings.get("task.lowercase") and "task.lowercase" not in known:
         raise UserError(f"task.lowercase: a first stage of recipe {stage.name!r} keeps the case; remove the setting")
-    tokenizer = {name: settings[name] for name in _TOKENIZER if name in settings and name in known}
+    # The first stage trains the tokenizer.
+    tokenizer = {name: settings[name] for name in TOKENIZER_SETTINGS if name in settings and name in known}
     first_minutes = None if status.get("status") == "finished" else status.get("minutes") or samples.share * minutes
     chosen, spent = {**pretraining.settings(configured), **tokenizer, **own}, clock.elapsed()
     try:
@@ -109,11 +109,11 @@ def train_first_stage(
         raise UserInterrupt(f"pre-training {stop.where}", remedy, stop.number, stop.is_agreed) from None
     # The second stage has its share, however long an interrupted first stage took.
     seconds = min(clock.elapsed() + earlier_seconds, 60 * samples.share * minutes)
-    second = {key: value for key, value in settings.items() if not _sets_model(key) or key == _DROPOUT}
-    chosen = {**tuning, **second}
-    if chosen.get("task.ngrams") and not samples.doubt:
-        chosen.setdefault("task.unlabelled", list(read_recipe(run.recipe).data))
-    return Pretrained(run.path, chosen, Clock(seconds), reasons)
+    own = {key: value for key, value in settings.items() if not _sets_model(key) or key == _DROPOUT}
+    second = {**tuning, **own}
+    if second.get("task.ngrams") and not samples.doubt:
+        second.setdefault("task.unlabelled", list(read_recipe(run.recipe).data))
+    return Pretrained(run.path, second, Clock(seconds), reasons)
 
 
 def _read(pretraining: Pretraining, recipe: Recipe, stage: Recipe, unlabelled: Paths) -> UnlabelledData:

@@ -34,7 +34,8 @@ from headway.predict.in_memory_data import Paths
 from headway.predict.model_evaluation import check_hub_data
 from headway.rewards import CONFIRMED
 
-_TOKENIZER_SETTINGS = ("task.codec", "task.size", "task.tokenizer")
+_VOCABULARY_SETTINGS = ("task.codec", "task.size", "task.tokenizer")
+TOKENIZER_SETTINGS = (*_VOCABULARY_SETTINGS, "task.lowercase")
 
 
 def configure_recipe(
@@ -99,16 +100,16 @@ def _check_tokenizer(start: str | Path, settings: Mapping[str, Any]) -> None:
     run = RunDirectory(Path(start))
     own = vars(read_recipe(run.recipe).task) if run.recipe.is_file() else {}
     known = {"lowercase": False, **own}  # a task without that setting keeps the case
-    names = (*_TOKENIZER_SETTINGS, "task.lowercase")
+    given = [key for key in TOKENIZER_SETTINGS if key in settings]
     # The start itself names its own tokenizer, too.
-    changed = [key for key in names if key in settings and settings[key] not in (known.get(key[5:], ...), str(start))]
+    changed = [key for key in given if settings[key] not in (known.get(key.removeprefix("task."), ...), str(start))]
     if changed:
         raise ConfigError(f"{start} is trained further with its own tokenizer; remove {' and '.join(changed)}")
 
 
 def _check_vocabulary(recipe: Recipe, settings: Mapping[str, Any]) -> None:
     """Raise ConfigError for settings of a tokenizer if the data were prepared with one, which the task takes."""
-    changed = {key.removeprefix("task."): value for key, value in settings.items() if key in _TOKENIZER_SETTINGS}
+    changed = {key.removeprefix("task."): value for key, value in settings.items() if key in _VOCABULARY_SETTINGS}
     if not changed:
         return
     from headway.data.prepared.shard_reader import PreparedData, is_prepared

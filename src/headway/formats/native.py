@@ -122,12 +122,14 @@ def save_model(model: nn.Module, config: ModelConfig, directory: Path, notes: Ma
     """Write `directory`/model.safetensors atomically, with `notes` in its header. Tied weights are saved once, under
     their first name.
     """
-    write_tensors(directory / FILE, dict(named_tensors(model)), {**(notes or {}), **header(config)})
+    save_tensors(dict(named_tensors(model)), config, directory, notes)
 
 
-def save_tensors(tensors: Mapping[str, Tensor], config: ModelConfig, directory: Path) -> None:
+def save_tensors(
+    tensors: Mapping[str, Tensor], config: ModelConfig, directory: Path, notes: Mapping[str, str] | None = None
+) -> None:
     """Like `save_model`, for the given tensors."""
-    write_tensors(directory / FILE, tensors, header(config))
+    write_tensors(directory / FILE, tensors, {**(notes or {}), **header(config)})
 
 
 def header(config: ModelConfig) -> dict[str, str]:

@@ -416,9 +416,9 @@ class RunDirectory:
         none to `finish`, for a non-empty folder without a run, and for links in the folder, because files elsewhere
         would be changed through them.
         """
-        if finish and not self.exists():
-            raise UserError(f"{self.path} has no interrupted run to finish; remove --finish")
         if not self.exists():
+            if finish:
+                raise UserError(f"{self.path} has no interrupted run to finish; remove --finish")
             self._check_usable()
             check_tree(self.path)
             return False

@@ -125,8 +125,9 @@ def expected_sentence(summary: Mapping[str, Any]) -> str:
     own = scores.get(f"{metric}_interval") or (reached, reached)
     if kind_of(metric) == "rate":  # as people see it: 100.0 % is inside an interval that ends at 100.0 %
         low, reached, high = (round(value, 3) for value in (low, reached, high))
-    place = "inside this interval" if low <= reached <= high else "outside this interval"
-    if not low <= reached <= high and own[0] <= high and low <= own[1]:
+    is_inside, overlaps = low <= reached <= high, own[0] <= high and low <= own[1]
+    place = "inside this interval" if is_inside else "outside this interval"
+    if overlaps and not is_inside:
         place += ", which its own 95 % interval overlaps"
     return (
         f"Before training, the expected {title(metric)} was {score} ({low_text} to {high_text}); the {scores['split']} "

@@ -58,7 +58,7 @@ def target(row: Mapping[str, Any]) -> Fraction:
 
 
 def last_expression(prompt: str) -> str:
-    """The last expression in a prompt, without a bullet before it and operators after it; empty if there is none."""
+    """The last expression in a prompt, without a bullet before it and operators after it; otherwise empty."""
     expression = ""
     for candidate in _CANDIDATE.findall(prompt):
         text = _BULLET.sub("", candidate).rstrip(_TRAILING)

@@ -163,11 +163,11 @@ def fit_ngrams(
     """
     lengths = samples.take(spread_evenly(np.arange(len(samples)), _LENGTHS)).inputs.layout.mask.sum(1)
     limit = max(1, int(max_products / (2 * float(lengths.float().mean()) * len(ngrams.bias))))
-    parts = [samples.limited_to(limit)]
+    parts: list[tuple[RowSubset, GuessedSamples | None]] = [(samples.limited_to(limit), None)]
     if guessed is not None and limit > len(samples):
-        parts.append(guessed.samples.limited_to(limit - len(samples)))
+        parts.append((guessed.samples.limited_to(limit - len(samples)), guessed))
     buckets, classes, costs = list[np.ndarray](), list[np.ndarray](), list[np.ndarray]()
-    for part in parts:
+    for part, guesses in parts:
         found, targets = [np.zeros(0, np.int32)] * len(part), np.zeros(len(part), np.int64)
         for indices in part.evaluation_order().single_pass():
             batch = part.take(indices)
@@ -176,10 +176,9 @@ def fit_ngrams(
             targets[indices] = batch.targets.numpy()
             for index, row, mask in zip(indices.tolist(), hashed.int().numpy(), exist.numpy()):
                 found[index] = row[mask]
-        is_guessed = guessed is not None and part.examples is guessed.samples.examples
         buckets += found
-        classes.append(guessed.classes[part.rows] if guessed is not None and is_guessed else targets)
-        costs.append(guessed.confidence[part.rows] if guessed is not None and is_guessed else np.ones(len(part)))
+        classes.append(targets if guesses is None else guesses.classes[part.rows])
+        costs.append(np.ones(len(part)) if guesses is None else guesses.confidence[part.rows])
     offsets, columns = np.concatenate([[0], np.cumsum([len(row) for row in buckets])]), np.concatenate(buckets)
     texts = np.bincount(np.concatenate([np.unique(row) for row in buckets]), minlength=len(ngrams.idf))
     idf = np.where(texts < _MIN_TEXTS, 0.0, np.log((1 + len(buckets)) / (1 + texts)) + 1).astype(np.float32)
