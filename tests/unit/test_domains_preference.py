@@ -6,6 +6,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -17,13 +18,17 @@ from tiny_models import overfit
 from tiny_runs import cut_back, publish, weights
 
 import headway as hw
+from headway.app.recipes import configure_recipe
+from headway.config import override
 from headway.data import IGNORE_INDEX
 from headway.domains.chat import preference as choosing
 from headway.domains.chat.preference import answer_scores, failure_reason
 from headway.domains.chat.recipes import instruct, preference
 from headway.errors import ConfigError
+from headway.formats.native import save_model
 from headway.formats.usage import read_usage
 from headway.generate import Completion
+from headway.learn.examples import spread_evenly
 from headway.nn.models import build
 
 # Without a mark of the turn's end.
@@ -225,6 +230,36 @@ def test_the_anchor_is_the_cross_entropy_of_the_chosen_endings(chosen: Path) -> 
     alone = opened(small(preference(), **{"task.anchor": 0.0}), chosen)
     alone.adapt(recipe.model)
     assert set(alone.loss(model, batch)) == {"loss"}
+
+
+def test_long_answers_are_not_endless(chosen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An evaluation allows twice the tokens of the longest ending, however few replies display."""
+    recipe, allowed = small(preference()), list[int]()
+    task = opened(recipe, chosen)
+
+    def generate(self: Any, prompts: list[list[int]], sampling: Any, limits: Any) -> list[Completion]:
+        allowed.append(limits.max_new_tokens)
+        return [Completion([], "fine", [], "stop", 1.0) for _ in prompts]
+
+    monkeypatch.setattr("headway.domains.chat.task.Session.generate", generate)
+    monkeypatch.setattr("headway.domains.chat.task._MAX_REPLY_TOKENS", 2)
+    examples = cast(Any, task.examples)
+    rows = examples.rows_of("validation")
+    answer_scores(build(task.adapt(recipe.model)), examples, rows)
+    endings = [examples.reply(row, part) for row in spread_evenly(rows, 8).tolist() for part in (0, 1)]
+    lengths = [len(examples.codec.encode(text)) for text in endings]
+    assert allowed == [2 * max(lengths) + 16]
+
+
+def test_dropout_is_off_unless_it_is_set(chosen: Path, tmp_path: Path) -> None:
+    """The start model, with which the model in training is compared, computes without."""
+    task = opened(small(preference()), chosen)
+    started = task.adapt(override(small(preference()).model, {"dropout": 0.3}))
+    save_model(build(started), started, tmp_path / "start")
+    task.save(tmp_path / "start")
+    for settings, rate in (({}, 0.0), ({"model.dropout": 0.2}, 0.2)):
+        recipe = configure_recipe("preference", chosen, settings, None, tmp_path / "start")
+        assert {block.dropout for block in cast(Any, recipe.model).stack.blocks} == {rate}
 
 
 @pytest.mark.parametrize("loss", ["orpo", "simpo"])

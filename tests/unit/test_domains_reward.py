@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
@@ -23,6 +24,7 @@ from headway.codecs import train_codec
 from headway.codecs.chat_template import ROLES, default_template
 from headway.codecs.tokenizer import END_OF_TEXT
 from headway.config import override, parse_settings
+from headway.domains import recipe as find_recipe
 from headway.domains.reward.answer_rollouts import RewardedPrompts
 from headway.domains.reward.prompt_files import PromptEncoder
 from headway.domains.reward.sampled_answers import AnswerSampler, Rollout, SampledAnswer
@@ -37,6 +39,8 @@ from headway.generate.prompts import pad
 from headway.learn.objectives.policy_gradient import Method, PolicyGradient, group_advantages
 from headway.learn.parallel.processes import Processes
 from headway.learn.plan.budget import measure_speed
+from headway.learn.recipe import open_task
+from headway.learn.run import read_metrics
 from headway.nn.models import build
 from headway.rewards import CONFIRMED
 
@@ -258,6 +262,35 @@ def test_dropout_is_off(prompts: Path, tmp_path: Path, settings: dict[str, Any])
 
 
 @pytest.mark.usefixtures("torch_samples")
+def test_products_in_bf16_leave_probabilities_as_they_were_sampled(
+    start: Path, prompts: Path, tmp_path: Path, torch_samples: None
+) -> None:
+    settings = {"train.precision": "bf16", "task.kl": 0.1, "train.steps": 1, "task.split": {"test": 0.0}}
+    with_noise = untrained(tmp_path / "start", noise=0.5)
+    run = train(with_noise, prompts, tmp_path / "run", set=settings)
+    first = next(line for line in read_metrics(run.directory / "metrics.jsonl") if "loss_kl" in line)
+    assert first["loss_kl"] == 0
+
+
+def test_a_report_keeps_the_rewards(start: Path, prompts: Path, tmp_path: Path, torch_samples: None) -> None:
+    run = train(start, prompts, tmp_path / "run")
+    curve = run.task.examples.complete_curve()
+    assert len(curve) == len(run.task.examples.curve) > 1
+    again = open_task(run.recipe, run.directory)  # as `headway evaluate` does
+    assert again.examples.complete_curve() == pytest.approx(curve)
+    assert [picture.title for picture in again.pictures(run.model)] == ["Training rewards", "Length of answers"]
+    again.close()
+
+
+def test_settings_of_a_start_are_compared(start: Path, prompts: Path, tmp_path: Path, torch_samples: None) -> None:
+    settings = {name: [value] for name, value in SETTINGS.items()} | {"task.reward": ["regex"]}
+    recipe = replace(find_recipe("reward"), start=str(start), model=hw.load(start).module.config, data=(str(prompts),))
+    compared = hw.compare(recipe, {**settings, "task.method": ["grpo", "dr-grpo"]}, run=tmp_path / "c")
+    assert [result.variant.name for result in compared.results] == ["grpo", "dr-grpo"]
+    with pytest.raises(UserError, match="compare by minutes instead of tokens"):
+        hw.compare(recipe, {**settings, "task.method": ["grpo", "dr-grpo"]}, run=tmp_path / "d", tokens=100)
+
+
 def test_a_random_model_that_measures_the_speed_is_not_judged(
     start: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -75,6 +75,11 @@ def test_paths_stay_paths(data: Any, domain: str) -> None:
         assert paths == data
     with data_paths(iter([Path("a"), Path("b")]), "chess") as paths:
         assert paths == [Path("a"), Path("b")]
+
+
+def test_addresses_in_rows_stay_addresses(tmp_path: Path) -> None:
+    with data_paths([{"path": "s3://bucket/out/index.json", "image": 0}], "vision", tmp_path) as path:
+        assert json.loads(Path(cast(Any, path)).read_text())["path"] == "s3://bucket/out/index.json"
 
 
 def test_strings_that_are_there_are_paths(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,14 +18,17 @@ from vision_data import SETTINGS, colours, opened, tiny
 
 import headway as hw
 from headway.app.pretraining import Pretrained, train_first_stage
+from headway.app.recipes import configure_recipe
 from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains.vision.masked_images import MaskedImages
+from headway.domains.vision.recipes import PRETRAINING, unlabelled_settings
 from headway.domains.vision.unlabelled_images import UnlabelledImages, read_images, read_unlabelled
 from headway.errors import ConfigError, UserError
 from headway.learn import Recipe, Task
 from headway.learn.objectives.masked_patches import HidingConfig, normalise, patch_values_head
 from headway.learn.plan.budget import Clock
+from headway.learn.plan.scale import contrasted_settings
 from headway.learn.pretraining import describe_stages
 from headway.learn.recipe import open_task
 from headway.learn.run import RunDirectory
@@ -93,6 +97,12 @@ def test_a_share_of_blocks_is_hidden_by_index_alone() -> None:
     assert HidingConfig(rate=0.99).sample((1, 2), indices, 0).sum(1).tolist() == [1] * 50
     with pytest.raises(ConfigError, match=r"hiding.rate is 1.0; choose a fraction"):
         HidingConfig(rate=1.0)
+
+
+def test_of_few_patches_some_are_visible() -> None:
+    hidden = HidingConfig(rate=0.4, span=5).sample((5, 1), np.arange(20), 0)
+    assert hidden.any(1).all()
+    assert not hidden.all(1).any()
 
 
 def test_patches_of_other_models_cannot_be_hidden() -> None:
@@ -233,6 +243,20 @@ def test_images_of_another_kind_leave_no_gain(labelled: Path, unlabelled: Path, 
     plan, expectation = describe_stages("masked-images", other, 10)
     assert "takes 7 of 10 minutes on 150 unlabelled and" in plan
     assert expectation.startswith("no gain from pre-training is expected: only 0% of the labelled images are within")
+
+
+def test_few_images_make_small_batches(unlabelled: Path) -> None:
+    recipe = find_recipe("masked-images")
+    settings = unlabelled_settings(recipe, [unlabelled], 1.0).settings
+    count = len(read_images([unlabelled]))
+    assert settings["train.batch_size"] == 2 ** int(math.log2(count * (1 - settings["task.split.validation"])))
+    assert contrasted_settings(10_000, 128) == {"task.split.validation": 0.05}
+
+
+def test_views_are_flipped_only_if_the_user_lets_them(labelled: Path) -> None:
+    for flip in (0.0, 0.3):
+        recipe = configure_recipe("vision", labelled, {"task.augment.flip": flip}, None)
+        assert PRETRAINING["vision"].settings(recipe)["task.augment.flip"] == flip
 
 
 def test_three_labels_are_an_error_before_any_training(labelled: Path, unlabelled: Path, tmp_path: Path) -> None:

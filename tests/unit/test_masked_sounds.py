@@ -56,7 +56,7 @@ def test_windows_and_views_are_determined_by_their_position(unlabelled: Path, tm
     assert sounds.splits.all_indices.tolist() == list(range(124))
     long = [row for row in range(124) if sounds.describe_row(row).startswith("long.wav")]
     assert [sounds.describe_row(row) for row in long][1:] == [
-        f"long.wav, from {start} s" for start in ("0.32", "0.64", "0.96")
+        f"long.wav, from {start} s" for start in ("0.33", "0.65", "0.98")
     ]
     assert len({split for split, rows in sounds.splits.indices.items() if set(long) & set(rows.tolist())}) == 1
     batch = next(task.batches("train"))

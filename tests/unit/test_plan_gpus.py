@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,10 @@ import torch
 import headway as hw
 from headway.app.cli.main import main
 from headway.app.recipes import configure_recipe, load_recipe
+from headway.config import override
+from headway.domains import recipe as find_recipe
+from headway.errors import ConfigError
+from headway.learn.adapters import LoRAConfig
 from headway.learn.parallel.sharding import units
 from headway.learn.plan.ranks import _synthetic, find_gpu, measure_demand, plan_ranks, rank_memory
 from headway.learn.recomputing import prepare_blocks
@@ -49,6 +54,14 @@ def test_a_model_gets_the_fewest_shards_that_fit() -> None:
         assert "the fewest shards that fit" in plan.reasons[0]
     plan = plan_ranks(recipe, None, 8, find_gpu("h100")._replace(memory=0.01 * needed))
     assert "does not fit on 8 GPUs" in plan.reasons[0]
+
+
+def test_frozen_weights_are_neither_sent_nor_differentiated() -> None:
+    recipe = override(find_recipe("text"), {"model.width": 256, "model.depth": 2, "model.heads": 4})
+    whole, adapted = (plan_ranks(replace(recipe, adapter=a), None, 2, find_gpu("l40s")) for a in (None, LoRAConfig(8)))
+    assert adapted.traffic["replicas"] == adapted.memory["gradients"] < whole.traffic["replicas"] / 5
+    with pytest.raises(ConfigError, match=r"adapter\.base=int4 is computed on a CPU"):
+        plan_ranks(replace(recipe, adapter=LoRAConfig(8, base="int4")), None, 2, find_gpu("l40s"))
 
 
 def test_recomputing_blocks_needs_less_memory_for_activations() -> None:

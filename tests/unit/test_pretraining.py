@@ -16,20 +16,24 @@ from understanding_data import opened, small, write_questions
 
 import headway as hw
 from headway.app.pretraining import Pretrained, check_pretrain, train_first_stage
+from headway.app.recipes import load_recorded_recipe
 from headway.config import override
 from headway.domains.masked.recipes import masked, modern_encoder
 from headway.domains.text.recipes import modern_decoder, text
 from headway.domains.text.task import LanguageConfig
-from headway.domains.understanding.recipes import classification
+from headway.domains.understanding.recipes import PRETRAINING, classification
 from headway.domains.understanding.task import TextDataset
 from headway.domains.understanding.unlabelled import read_unlabelled
 from headway.errors import ConfigError, UserError
 from headway.learn.interrupts import UserInterrupt
 from headway.learn.plan.budget import Clock
 from headway.learn.pretraining import UnlabelledData, describe_stages
-from headway.learn.recipe import open_task
+from headway.learn.recipe import open_task, read_recipe
+from headway.learn.resume import resumed_recipe
 from headway.learn.run import RunDirectory
 from headway.nn.models import Transformer, build
+
+SHARES = {"task.split.validation": 0.2, "task.split.test": 0.2}  # of few samples, also without a first stage
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +88,40 @@ def test_texts_of_every_kind_without_the_held_out_ones(questions: Path, tmp_path
     (tmp_path / "lines.txt").write_text(held_out.replace(" ", "\t  "))  # white space does not make another text
     with pytest.raises(UserError, match=r"all 1 texts are also in the labelled data"):
         read_unlabelled(recipe, task, [tmp_path / "lines.txt"])
+
+
+def test_lines_with_a_blank_one_are_not_paragraphs(questions: Path, unlabelled: Path, tmp_path: Path) -> None:
+    """They would be compared with the held-out texts as one long text, and all be learned from."""
+    recipe = small(classification())
+    task = opened(recipe, questions, tmp_path)
+    held_out = [text.upper() for split in ("validation", "test") for text in task.examples.texts_of(split)]
+    lines = unlabelled.read_text().splitlines()
+    (tmp_path / "blank.txt").write_text("\n".join([*lines[:20], "", *lines[20:], *held_out]))
+    data = read_unlabelled(recipe, task, [unlabelled])
+    assert read_unlabelled(recipe, task, [tmp_path / "blank.txt"]).rows == data.rows
+    wrapped = (
+        "A paragraph of words that goes on and\non over a few lines, each of which ends\nwhere no other word fits."
+    )
+    (tmp_path / "wrapped.txt").write_text(f"{wrapped}\n\n{held_out[0]}\n\n{wrapped} Twice.\n")
+    paragraph = " ".join(wrapped.split())
+    texts = [row["text"] for row in read_unlabelled(recipe, task, [tmp_path / "wrapped.txt"]).rows]
+    assert texts[:2] == [paragraph, f"{paragraph} Twice."]
+    (tmp_path / "cells.csv").write_text(f'text\n"See below:\n{held_out[0]}"\n')
+    with pytest.raises(UserError, match="all 1 texts are also in the labelled data"):
+        read_unlabelled(recipe, task, [tmp_path / "cells.csv"])
+
+
+def test_texts_without_words_leave_no_gain(questions: Path, tmp_path: Path) -> None:
+    recipe = small(classification())
+    task = opened(recipe, questions, tmp_path)
+    (tmp_path / "numbers.txt").write_text("\n".join(map(str, range(1000))))
+    assert "0% of the words" in (read_unlabelled(recipe, task, [tmp_path / "numbers.txt"]).doubt or "")
+
+
+def test_the_first_stage_fits_a_short_context() -> None:
+    for context, expected in ((None, 128), (64, 64), (1024, 128)):
+        recipe = override(classification(), {"model.context": context})
+        assert PRETRAINING["classification"].settings(recipe)["task.context"] == expected
 
 
 def test_another_language_or_few_texts_leave_no_gain(questions: Path, unlabelled: Path, tmp_path: Path) -> None:
@@ -155,6 +193,7 @@ def test_both_stages_are_one_run_that_resumes(questions: Path, unlabelled: Path,
     texts = [str(path) for path in (folder / "pretraining/data").iterdir()]
     assert pretrained.settings == {
         **settings,
+        **SHARES,
         "task.pool": "mean",
         "task.ngrams": True,
         "task.unlabelled": texts,
@@ -167,6 +206,13 @@ def test_both_stages_are_one_run_that_resumes(questions: Path, unlabelled: Path,
     assert run.summary["refitted"] == sum(run.task.count(split) for split in ("train", "validation"))
     assert f"validation accuracy {100 * run.summary['best']['accuracy']:.1f} % without" in run.summary["extended"]
     assert run.model.heads["classes"].ngrams.weight.abs().sum() > 0
+    recorded = read_recipe(run.directory / "recipe.json")  # the model is that of the first stage
+    assert load_recorded_recipe(folder, "classification", None, {"model": "text"}, None) == recorded
+    texts[0] = str(tmp_path / "other-place.jsonl")
+    moved = override(recorded, {"task.unlabelled": texts})
+    assert resumed_recipe(moved, recorded, {}, "accuracy", {}, folder).task == moved.task
+    moved_task = open_task(moved, folder)  # copies of the texts are in the run
+    moved_task.close()
 
 
 @pytest.mark.parametrize(
@@ -199,7 +245,7 @@ def test_few_related_texts_are_one_batch(unlabelled: Path, tmp_path: Path) -> No
     (tmp_path / "related.csv").write_text("text,text2\n" + rows)
     arguments = unlabelled, "embedding", tmp_path / "related.csv", {"task.size": 300}, 3, 20, tmp_path / "run", Clock()
     pretrained = train_first_stage(lambda *_, **__: None, *arguments, {"progress": False, "resume": False})
-    assert pretrained.settings == {"train.batch_size": 12, "task.size": 300}
+    assert pretrained.settings == {**SHARES, "train.batch_size": 12, "task.size": 300}
 
 
 def test_a_causal_model_keeps_the_case_of_its_texts(questions: Path, unlabelled: Path, tmp_path: Path) -> None:

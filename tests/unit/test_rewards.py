@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from itertools import count
 from pathlib import Path
+from queue import Empty, Queue
 from typing import Any
 
 import pytest
@@ -32,8 +34,12 @@ CASES: list[tuple[str, dict[str, Any], dict[str, float]]] = [
     ("arithmetic", {"prompt": "1,000 \u00d7 3 \u2212 5"}, {"2995": 1, "10": 0}),
     ("arithmetic", {"prompt": "4-7"}, {"-3": 1, "\u22123": 1, "4-3": 0, "3": 0}),
     ("arithmetic", {"prompt": "", "answer": 20}, {"The range is 10-20": 1, "from 10 to -20": 0}),
+    ("arithmetic", {"prompt": "", "answer": 0.5}, {".5": 1, "1/2": 1, "5e-1": 1, "5": 0, "1/0": 0, "1e999999999": 0}),
+    ("arithmetic", {"prompt": "", "answer": 2}, {"H2": 0, "1/2": 0, "5^2": 1}),
+    ("arithmetic", {"prompt": "0.1234567890123456789 + 1"}, {"1.1234567890123456789": 1, "1.1234567890123457": 0}),
     ("arithmetic", {"prompt": "Two apples and two more?", "answer": 1000}, {"#### 1,000": 1, "1,001": 0}),
     ("json-schema", {"prompt": "", "schema": POINT}, {'{"x": 1}': 1, '{"x": true}': 0, "{}": 0, "{": 0}),
+    ("json-schema", {"prompt": "", "schema": True}, {"1e3": 1, "NaN": 0, '{"x": -Infinity}': 0}),
     ("json-schema", {"prompt": "", "schema": {"enum": [[1], {"a": 0}]}}, {"[1.0]": 1, "[true]": 0, '{"a": false}': 0}),
     (
         "json-schema",
@@ -75,6 +81,24 @@ def test_a_reward_is_a_number_of_prompt_and_answer(name: str, row: dict[str, Any
         ("arithmetic", '{"prompt": "2+3^2="}', "has the expression '2.3.2', which has no value"),
         ("arithmetic", '{"prompt": "12+30% ="}', "has the expression '12.30%', which has no value"),
         ("arithmetic", '{"prompt": "x+5+3="}', "neither an 'answer' nor an expression"),
+        *(
+            ("arithmetic", json.dumps({"prompt": prompt}), "has the expression '.*' within a larger one")
+            for prompt in (
+                "Solve x + 5 + 3 =",
+                "2x - 3 + 1",
+                "max(3, 4+5)=",
+                "What is |3-5|?",
+                "3\u00b2 + 4 * 2 =",
+                "5! + 2 * 3 =",
+                "\u221a(9+16)",
+                "20% of 50 + 5",
+                "12 x 3 + 1?",
+                "1 + 12 x 3",
+                "2\u00b73+4=",
+                "10 mod 3 + 1",
+                "1,5 + 2",
+            )
+        ),
         ("arithmetic", json.dumps({"prompt": "-" * 990 + "5+3"}), "has the expression '-----.*, which has no value"),
         ("arithmetic", '{"prompt": "a", "answer": "many"}', "has the answer 'many', which is not a number"),
         ("json-schema", '{"prompt": "a", "schema": {"not": {}}}', "has a schema with 'not', which is not checked"),
@@ -107,6 +131,8 @@ def test_a_row_that_cannot_be_checked_is_refused(tmp_path: Path, name: str, line
     "prompt",
     [
         "- 12+30=",
+        "Sum: 45 - 3",
+        "x = -3 + 45",
         "Q1 - 12+30=",
         "Compute 12 + 30 (no words)",
         "12+30 - give the number",
@@ -209,30 +235,52 @@ def test_files_of_the_folder_replace_no_modules_but_the_one_that_the_user_names(
 
 
 def test_a_reply_at_the_last_moment_costs_its_own_answer_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process may be killed between its reply and the end of the time limit."""
+    """The process may reply just after the end of the time limit."""
     number = count()
 
-    class LateTimer:
-        """Ends the process after the reply to the first answer, which follows that of the import."""
+    class LateReplies(Queue):
+        """The reply to the first answer, which follows that of the import, comes too late."""
 
-        def __init__(self, _: float, stop: Any) -> None:
-            self.stop = stop
-
-        def start(self) -> None: ...
-
-        def join(self) -> None: ...
-
-        def cancel(self) -> None:
+        def get(self, block: bool = True, timeout: float | None = None) -> Any:
+            line = super().get(block, timeout)
             if next(number) == 1:
-                self.stop()
+                raise Empty
+            return line
 
-    monkeypatch.setattr("headway.rewards.scoring.threading.Timer", LateTimer)
+    monkeypatch.setattr("headway.rewards.scoring.SimpleQueue", LateReplies)
     scorer = Scorer("exact", REWARDS["exact"].function, 5.0)
     try:
         answers = [("p", output, {"answer": "a"}) for output in ("a", "a", "b")]
         assert scorer.score(answers) == ["it takes more than 5 s", 1.0, 0.0]
     finally:
         scorer.close()
+
+
+def test_programs_that_an_answer_starts_harm_no_other_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They read no requests, and one that outlives its reward and its process group does not hold up the next."""
+    (tmp_path / "starts.py").write_text(
+        "import os, subprocess, sys, time\n\n"
+        "def reward(prompt, output, row):\n"
+        "    if output == 'daemon':\n"
+        "        if os.fork() == 0:\n"
+        "            os.setsid()\n"
+        "            time.sleep(20)\n"
+        "            os._exit(0)\n"
+        "        time.sleep(20)\n"
+        "    done = subprocess.run([sys.executable, '-c', output], capture_output=True, text=True)\n"
+        "    return done.returncode\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    scorer, start = Scorer("starts:reward", "starts:reward", 5.0), time.monotonic()
+    try:
+        assert scorer.score([("", "input()", {}), ("", "pass", {})]) == [1.0, 0.0]
+        scorer.seconds = 0.5
+        assert scorer.score([("", "daemon", {})]) == ["it takes more than 0.5 s"]
+        scorer.seconds = 5.0
+        assert scorer.score([("", "pass", {})]) == [0.0]
+    finally:
+        scorer.close()
+    assert time.monotonic() - start < 15
 
 
 def test_a_function_runs_only_if_the_user_names_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,7 +117,7 @@ def train(
             if pretrain is not None and not resuming:
                 arguments = recipe, paths, set or {}, seed, minutes or 0.0, directory
                 options = {"device": device, "threads": threads, "progress": progress, "resume": resume}
-                start, set, clock, reasons = train_first_stage(train, pretrain, *arguments, clock, options)
+                start, set, clock, reasons = train_first_stage(train, pretrain, *arguments, clock, options, lora)
             if resuming:
                 chosen = load_recorded_recipe(directory, base.name, paths, set, seed, start, lora)
                 setup = TrainingSetup(chosen, open_task(chosen, directory))

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from headway.app.recipes import TOKENIZER_SETTINGS, configure_recipe, load_recipe
+from headway.app.recipes import TOKENIZER_SETTINGS, configure_recipe, load_recipe, second_stage_settings, sets_model
 from headway.config import override
 from headway.domains import pretraining_of, recipe_domains
 from headway.errors import UserError, logger
@@ -22,7 +22,6 @@ from headway.learn.run import PRETRAINING, RunDirectory
 from headway.predict.in_memory_data import Paths
 
 _LOG = logger(__name__)
-_DROPOUT = "model.dropout"  # the one setting of the model that may differ between the stages
 
 
 class Pretrained(NamedTuple):
@@ -73,19 +72,20 @@ def train_first_stage(
     directory: Path,
     clock: Clock,
     options: Mapping[str, Any],
+    lora: int | None = None,
 ) -> Pretrained:
     """Train the stage of a `recipe` on `unlabelled` data in the run `directory`, with `train` (hw.train) and its
     `options`. A stopped stage continues, and a finished one is taken as it is if it had the same data and settings.
-    `minutes` are those of both stages.
+    `minutes` are those of both stages, and `lora` is for the second one.
 
     The labelled data are read first, so errors in them appear before any training.
     """
-    configured = configure_recipe(recipe, data, settings, seed)
+    configured = configure_recipe(recipe, data, settings, seed, lora=lora)
     pretraining, run = pretraining_of(configured.name), RunDirectory(directory / PRETRAINING)
     assert pretraining is not None  # checked by check_pretrain
     tuning = without_user_settings(pretraining.tuning(configured), settings)
-    stage = load_recipe(pretraining.stage(configured))
-    samples = _read(pretraining, override(configured, tuning), stage, unlabelled)
+    tuned, stage = override(configured, tuning), load_recipe(pretraining.stage(configured))
+    samples = _read(pretraining, tuned, stage, unlabelled)
     reasons = describe_stages(stage.name, samples, minutes)
     if options["progress"]:
         print(reasons[0] if samples.doubt else "\n".join(reasons), file=sys.stderr, flush=True)
@@ -94,14 +94,16 @@ def train_first_stage(
     status = run.read_status() if run.claim(options["resume"]) else {}
     earlier_seconds = sum(status.get(key) or 0.0 for key in ("elapsed", "judging_seconds"))
     # A model that is named as the stage's recipe is that recipe's own, whose size depends on the data.
-    own = {key: value for key, value in settings.items() if _sets_model(key) and value != stage.name}
+    own = {key: value for key, value in settings.items() if sets_model(key) and value != stage.name}
+    own |= {key: value for key, value in settings.items() if key == "train.accumulate"}  # for several processes
     known = {f"task.{name}" for name in vars(stage.task)}
     if settings.get("task.lowercase") and "task.lowercase" not in known:
         raise UserError(f"task.lowercase: a first stage of recipe {stage.name!r} keeps the case; remove the setting")
     # The first stage trains the tokenizer.
     tokenizer = {name: settings[name] for name in TOKENIZER_SETTINGS if name in settings and name in known}
-    first_minutes = None if status.get("status") == "finished" else status.get("minutes") or samples.share * minutes
-    chosen, spent = {**pretraining.settings(configured), **tokenizer, **own}, clock.elapsed()
+    share = float(f"{samples.share * minutes:.3g}")
+    first_minutes = None if status.get("status") == "finished" else status.get("minutes") or share
+    chosen, spent = {**pretraining.settings(tuned), **tokenizer, **own}, clock.elapsed()
     try:
         train(stage.name, samples.rows, chosen, first_minutes, run.path, seed=seed, spent=spent, **options)
     except UserInterrupt as stop:
@@ -109,8 +111,7 @@ def train_first_stage(
         raise UserInterrupt(f"pre-training {stop.where}", remedy, stop.number, stop.is_agreed) from None
     # The second stage has its share, however long an interrupted first stage took.
     seconds = min(clock.elapsed() + earlier_seconds, 60 * samples.share * minutes)
-    own = {key: value for key, value in settings.items() if not _sets_model(key) or key == _DROPOUT}
-    second = {**tuning, **own}
+    second = {**tuning, **second_stage_settings(settings)}
     if second.get("task.ngrams") and not samples.doubt:
         second.setdefault("task.unlabelled", list(read_recipe(run.recipe).data))
     return Pretrained(run.path, second, Clock(seconds), reasons)
@@ -128,7 +129,3 @@ def _read(pretraining: Pretraining, recipe: Recipe, stage: Recipe, unlabelled: P
             return pretraining.read(recipe, task, paths)
         finally:
             task.close()
-
-
-def _sets_model(setting: str) -> bool:
-    return setting.partition(".")[0] == "model"

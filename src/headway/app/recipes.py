@@ -27,7 +27,7 @@ from headway.learn.fine_tuning import open_start
 from headway.learn.plan.plans import tuning_optimizer
 from headway.learn.plan.scale import shape_of
 from headway.learn.recipe import path_list
-from headway.learn.run import RunDirectory
+from headway.learn.run import PRETRAINING, RunDirectory
 from headway.nn.models import ModelConfig, describe
 from headway.nn.models.presets import PRESETS, preset
 from headway.predict.in_memory_data import Paths
@@ -70,9 +70,8 @@ def configure_recipe(
         configured = replace(configured, adapter=replace(lora_config, rank=lora))
     scale = scale_of(recipe) if isinstance(recipe, str) else None
     if start is not None and scale is not None:
-        configured = override(
-            configured, tuning_optimizer(shape_of(configured.model)[0], configured.adapter, scale.tuning_lr_factor)
-        )
+        rates = tuning_optimizer(shape_of(configured.model)[0], configured.adapter, scale.tuning_lr_factor)
+        configured = override(configured, {**scale.start_settings, **rates})
     configured = _apply_settings(configured, settings or {})
     if seed is not None:
         configured = override(configured, {"train.seed": seed})
@@ -159,11 +158,22 @@ def load_recorded_recipe(
             raise UserError(
                 f"{directory} was started with train.{key} {recorded_value}, not {wanted}; remove the setting to resume"
             )
+    if (directory / PRETRAINING).is_dir():
+        settings = second_stage_settings(settings or {})
     if start is not None and os.path.abspath(start) != recorded_recipe.start:
         recorded_recipe = replace(recorded_recipe, start=_absolute(start))
     return configure_recipe(
         recorded_recipe, data, _applicable_settings(recorded_recipe, load_recipe(name), settings or {}), seed, lora=lora
     )
+
+
+def second_stage_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that apply after a first stage: the model is that of the first stage, apart from its dropout."""
+    return {key: value for key, value in settings.items() if key == "model.dropout" or not sets_model(key)}
+
+
+def sets_model(setting: str) -> bool:
+    return setting.partition(".")[0] == "model"
 
 
 def _applicable_settings(recipe: Recipe, original: Recipe, settings: Mapping[str, Any]) -> Mapping[str, Any]:

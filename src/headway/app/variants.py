@@ -16,6 +16,8 @@ from typing import Any
 from headway.config import override, to_dict
 from headway.errors import UserError
 from headway.learn import Recipe, Task, TaskConfig
+from headway.learn.examples import OnPolicyExamples
+from headway.learn.fine_tuning import open_new_task
 from headway.learn.recipe import open_task
 from headway.nn.models import ModelConfig, describe
 
@@ -50,7 +52,7 @@ class SharedTasks:
         """The task of the first recipe with this task config."""
         if recipe.task not in self._opened:
             path = self.directory / str(len(self._opened) + 1)
-            self._opened[recipe.task] = open_task(recipe, path), recipe.model
+            self._opened[recipe.task] = open_new_task(recipe, path), recipe.model
         return self._opened[recipe.task][0]
 
     def save(self) -> None:
@@ -72,6 +74,8 @@ class SharedTasks:
 
     def with_token_budget(self, recipe: Recipe, tokens: int) -> Recipe:
         """The recipe with enough steps for about `tokens` tokens, estimated from its first training batches."""
+        if isinstance(self.get(recipe).examples, OnPolicyExamples):
+            raise UserError(f"{recipe.name} trains on samples of its own model; compare by minutes instead of tokens")
         with self._separate_task(recipe) as separate_task:
             token_counts = [batch.tokens for batch in islice(separate_task.batches("train"), _NUM_COUNTED)]
         tokens_per_step = recipe.train.accumulate * sum(token_counts) / len(token_counts)

@@ -127,6 +127,10 @@ class Learner:
         if is_compiled_whole:
             self.model.compile()
 
+    def products(self) -> AbstractContextManager[None]:
+        """A context for all of a step, in which a model also makes its own samples."""
+        return products(self.precision, self.device)
+
     def update(self, step: int, batches: Sequence[Batch], stop: Callable[[], bool] = bool) -> Update:
         """One update from this process's micro-batches for step `step` (from 0); `stop`, asked after them, is sent to
         the other processes.

@@ -69,7 +69,7 @@ class Pretraining:
     """How a recipe is pre-trained.
 
     stage: the recipe that trains the model on unlabelled data, for a recipe's model.
-    settings: the settings of that stage for a recipe.
+    settings: the settings of that stage for a recipe with its `tuning`.
     tuning: settings of a recipe when it starts from that stage, unless the user sets them.
     read: the unlabelled data at the paths, and the training samples of the recipe's task. Raises UserError for data
         that cannot be read.

@@ -189,6 +189,7 @@ class TaskConfig:
     generates_data: ClassVar[bool] = False  # whether it needs neither the user's data nor a named dataset
     extra_files: ClassVar[tuple[str, ...]] = ()  # additional files next to the model, needed by runs that start from it
     prepared_kinds: ClassVar[tuple[str, ...]] = ()  # the kinds of prepared data that it reads from shards
+    changeable: ClassVar[tuple[str, ...]] = ()  # settings that may be others when a run is resumed
     start_part: ClassVar[str | None] = None  # the part of an encoder-decoder from which a run starts; None: all of it
 
     @property

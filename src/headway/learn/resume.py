@@ -48,6 +48,9 @@ def resumed_recipe(
             f"{path} selected its best model by {recorded_goal}, but would now use {goal}; resume it "
             "with its original data and environment (HEADWAY_ENV for your own environment)"
         )
+    if type(requested.task) is type(recorded.task):
+        changed_settings = {name: getattr(requested.task, name) for name in recorded.task.changeable}
+        recorded = replace(recorded, task=replace(recorded.task, **changed_settings))
     data_difference = differences(status.get("data"), data)
     has_fingerprint = bool(data) and isinstance(status.get("data"), dict)
     paths = recorded.data if has_fingerprint else requested.data  # named datasets are compared by content, not by path

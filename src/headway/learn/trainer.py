@@ -383,7 +383,7 @@ class Trainer:
                 with self.log.paused():  # where an extended run continues
                     self.pre_decay.save(self.learner, progress)
             times.begin()
-            with self.interrupts.step(), self.processes.timer.step():
+            with self.interrupts.step(), self.processes.timer.step(), self.learner.products():
                 batches = [next(stream) for _ in range(share)]
                 update = self.learner.update(progress.step, batches, lambda: self.interrupts.requested)
             progress.step += 1

@@ -23,6 +23,7 @@ from headway.data.table_files import TABLE_KINDS, check_column_names
 from headway.errors import UserError
 from headway.io.arguments import format_value
 from headway.io.durable import temporary_path
+from headway.io.remote import remote_url
 
 Paths = str | Path | Sequence[str | Path]
 Data = str | Path | Iterable[Any]  # files, or in-memory data as `data_paths` accepts
@@ -111,8 +112,9 @@ def _json_rows(items: Iterator[Any], domain: str) -> Iterator[dict[str, Any]]:
         json_row = {str(key): _to_json(value, f"row {position}: {key!r}") for key, value in row.items()}
         if len(json_row) < len(row):  # such as 1 and "1"
             check_column_names(f"row {position} of the data", [str(key) for key in row], "keys")
-        if isinstance(json_row.get("path"), str):  # otherwise it would be relative to the new file
-            json_row["path"] = os.path.abspath(os.path.expanduser(json_row["path"]))
+        path = json_row.get("path")
+        if isinstance(path, str) and remote_url(path) is None:  # otherwise it would be relative to the new file
+            json_row["path"] = os.path.abspath(os.path.expanduser(path))
         yield json_row
 
 

@@ -9,11 +9,19 @@ from fractions import Fraction
 from operator import add, mul, neg, pos, sub, truediv
 from typing import Any
 
-_NUMBER = re.compile(r"(?:(?<!\d)-)?\d+(?:\.\d+)?")  # in "10-20", the minus is not a sign
+# In "10-20", the minus is not a sign, and the digits of a name such as H2 are no number.
+_NUMBER = re.compile(r"(?<![\w.])(?:(?<!\d)-)?(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3}(?!\d))?(?:/0*[1-9]\d*)?")
 # Part of a line that may be an expression: not the digits of a name, and with signs that have no value here.
 _CANDIDATE = re.compile(r"(?<![A-Za-z0-9_.+*/^%-])[-+(\d][\d. \t()+*/^%-]*")
 _BULLET = re.compile(r"^[-+]+[ \t]+")
+_LABEL = re.compile(r"[A-Za-z]\w+[ \t]*$")  # a dash after it is not a sign
 _OPERATION = re.compile(r"\d[ \t.)]*[-+*/^%]")
+# What makes an expression part of a larger one, which has another value: signs, names of variables and functions, and
+# operators in words.
+_WORDS = r"(?:x|times|plus|minus|over|mod|modulo|of|percent of|divided by|multiplied by|to the power of)"
+_BEFORE = re.compile(rf"(?:[A-Za-z\d_|√²³·!]\(?|[\d%)!²³][ \t]*{_WORDS}[ \t]*|[√·][ \t]*|\d,)$", re.IGNORECASE)
+_AFTER = re.compile(rf"^(?:[A-Za-z|√²³·!]|[ \t]*[²³!·√]|[ \t]*{_WORDS}[ \t]*[\d(√])", re.IGNORECASE)
+_FACTOR = re.compile(r"(?:(?<![^\W\d_])[^\W\d_]|[)|²³!])[ \t]*$")  # a variable, or another factor, before an operator
 _TRAILING = " \t.(+-*/"  # what may follow an expression in a sentence
 _SIGNS = str.maketrans("×÷−", "*/-")
 _LEADING_ZEROS = re.compile(r"(?<![\d.])0+(?=\d)")
@@ -49,7 +57,7 @@ def target(row: Mapping[str, Any]) -> Fraction:
     if not text:
         raise ValueError("has neither an 'answer' nor an expression such as 12+30 in its prompt; add an answer")
     try:
-        result = value(ast.parse(text, mode="eval").body)
+        result = value(ast.parse(text, mode="eval").body, text)
     except (SyntaxError, ZeroDivisionError, KeyError, TypeError, RecursionError, MemoryError) as error:
         raise ValueError(f"has the expression {text!r:.80}, which has no value; correct it or add an answer") from error
     if pow(10, result.denominator.bit_length(), result.denominator):  # it has other prime factors than 2 and 5
@@ -58,16 +66,27 @@ def target(row: Mapping[str, Any]) -> Fraction:
 
 
 def last_expression(prompt: str) -> str:
-    """The last expression in a prompt, without a bullet before it and operators after it; otherwise empty."""
-    expression = ""
-    for candidate in _CANDIDATE.findall(prompt):
-        text = _BULLET.sub("", candidate).rstrip(_TRAILING)
+    """The last expression in a prompt, without a bullet before it and operators after it; otherwise empty. ValueError
+    if it is part of a larger one.
+    """
+    expression = before = after = ""
+    for candidate in _CANDIDATE.finditer(prompt):
+        line, text = prompt[: candidate.start()].rpartition("\n")[2], candidate[0]
+        if not line.strip() or _LABEL.search(line):
+            text = _BULLET.sub("", text)
+        text = text.rstrip(_TRAILING)
         while text.endswith(")") and text.count(")") > text.count("("):
             text = text[:-1].rstrip(_TRAILING)
+            opened = line.rfind("(")
+            line = line[: opened + 1] if opened >= 0 else line
         while text.startswith("(") and text.count("(") > text.count(")"):
             text = text[1:].lstrip()
         if _OPERATION.search(text):
-            expression = text
+            rest = prompt[candidate.start() + candidate[0].rfind(text[-1]) + 1 :]
+            expression, before, after = text, line, rest.partition("\n")[0]
+    is_part = _BEFORE.search(before) or _AFTER.search(after)
+    if expression and (is_part or (expression[0] in "+-" and _FACTOR.search(before))):
+        raise ValueError(f"has the expression {expression!r:.80} within a larger one; add an answer")
     return expression
 
 
@@ -76,12 +95,14 @@ def plain(text: str) -> str:
     return re.sub(r"(?<=\d),(?=\d{3})", "", text.translate(_SIGNS))
 
 
-def value(node: ast.AST) -> Fraction:
-    """The exact value of a parsed expression. KeyError or TypeError for anything but numbers and their operators."""
+def value(node: ast.AST, text: str) -> Fraction:
+    """The exact value of a parsed expression in a text. KeyError or TypeError for anything but numbers and their
+    operators.
+    """
     if isinstance(node, ast.BinOp):
-        return _OPERATORS[type(node.op)](value(node.left), value(node.right))
+        return _OPERATORS[type(node.op)](value(node.left, text), value(node.right, text))
     if isinstance(node, ast.UnaryOp):
-        return _OPERATORS[type(node.op)](value(node.operand))
+        return _OPERATORS[type(node.op)](value(node.operand, text))
     if not isinstance(node, ast.Constant):
         raise TypeError(type(node).__name__)
-    return Fraction(str(node.value))
+    return Fraction(ast.get_source_segment(text, node) or "")

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from headway.io.json_files import parse_json
+from headway.io.json_files import DECODER, parse_json
 from headway.rewards.strings import check_expression
+
+
+def _refuse(constant: str) -> None:
+    """Raise ValueError for NaN, Infinity and -Infinity, which Python reads."""
+    raise ValueError(f"{constant} is not JSON")
+
 
 _TYPES: dict[str, Callable[[Any], bool]] = {
     "object": lambda content: isinstance(content, dict),
@@ -36,13 +43,14 @@ _KEYWORDS: dict[str, tuple[type, ...]] = {
     "maxLength": (int,),
     "pattern": (str,),
 }
+_DECODER = json.JSONDecoder(object_pairs_hook=DECODER.object_pairs_hook, parse_constant=_refuse)
 _REMARKS = ("$schema", "$id", "$comment", "title", "description", "default", "examples")  # allow everything
 
 
 def valid_json(prompt: str, output: str, row: Mapping[str, Any]) -> float:
     """1 if the output is JSON that the row's `schema` allows."""
     try:
-        content = parse_json(output)
+        content = _DECODER.decode(output)
     except (ValueError, RecursionError):
         return 0.0
     return float(is_valid(content, parsed_schema(row)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 from typing import Any
 
 from headway.errors import UserError
@@ -19,8 +18,9 @@ def serve(name: str, seconds: float) -> None:
     {"error": text}. The first line reports whether the function could be imported. A process that its parent can no
     longer end is ended by the kernel after twice the `seconds` per answer.
     """
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what the function prints must not be taken for a reply
+    requests, replies = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # the function must not read the next answers
+    os.dup2(2, 1)  # what it prints must not be taken for a reply
 
     def send(reply: dict[str, Any]) -> None:
         replies.write(json.dumps(reply) + "\n")
@@ -32,7 +32,7 @@ def serve(name: str, seconds: float) -> None:
         send({"error": str(error)})
         return
     send({"reward": 0})
-    for line in sys.stdin:
+    for line in requests:
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 2 * seconds + 1)
         try:

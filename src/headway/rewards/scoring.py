@@ -11,7 +11,8 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from queue import Empty, SimpleQueue
+from typing import IO, Any
 from weakref import finalize
 
 from headway.errors import UserError
@@ -28,6 +29,7 @@ class Scorer:
     def __init__(self, name: str, function: str, seconds: float) -> None:
         self.name, self.function, self.seconds = name, function, seconds
         self._process: subprocess.Popen[str] | None = None
+        self._replies: SimpleQueue[str] = SimpleQueue()
 
     def start(self) -> subprocess.Popen[str]:
         """The process; UserError if the function cannot be imported."""
@@ -46,7 +48,9 @@ class Scorer:
             start_new_session=True,  # Ctrl-C must reach only this process
         )
         finalize(self, end, process)
-        reply = self._receive(process, _IMPORT_SECONDS)
+        self._replies = SimpleQueue()
+        threading.Thread(target=_read, args=(process.stdout, self._replies), daemon=True, name="rewards").start()
+        reply = self._receive(_IMPORT_SECONDS)
         if "error" in reply:
             self.close()
             text = reply["error"]
@@ -65,7 +69,7 @@ class Scorer:
                 assert process.stdin is not None
                 process.stdin.write(json.dumps(answer) + "\n")
                 process.stdin.flush()
-                reply = self._receive(process, self.seconds)
+                reply = self._receive(self.seconds)
             except BrokenPipeError:
                 reply = {"error": "its process ended", "ended": True}
             if reply.get("ended"):
@@ -79,29 +83,16 @@ class Scorer:
             rewards.append(reply["reward"] if "reward" in reply else reply["error"])
         return rewards
 
-    def _receive(self, process: subprocess.Popen[str], seconds: float) -> dict[str, Any]:
+    def _receive(self, seconds: float) -> dict[str, Any]:
         """The next reply; the process is ended if none comes in time."""
-        late = threading.Event()
-
-        def stop() -> None:
-            late.set()
-            kill(process)
-
-        timer = threading.Timer(seconds, stop)
-        timer.start()
         try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
+            line = self._replies.get(timeout=seconds)
+        except Empty:
+            return {"error": f"it takes more than {seconds:g} s", "ended": True, "late": True}
         except BaseException:  # after an interrupt, the late reply would be taken for the next one
             self.close()
             raise
-        finally:
-            timer.cancel()
-            timer.join()  # a reply that comes just in time is late if the process has been killed
-        if line.endswith("\n") and not late.is_set():
-            return json.loads(line)
-        reason = f"it takes more than {seconds:g} s" if late.is_set() else "its process ended"
-        return {"error": reason, "ended": True, "late": late.is_set()}
+        return json.loads(line) if line.endswith("\n") else {"error": "its process ended", "ended": True}
 
     def close(self) -> None:
         """End the process, if there is one."""
@@ -110,22 +101,24 @@ class Scorer:
             end(process)
 
 
-def kill(process: subprocess.Popen[str]) -> None:
-    """Kill a process and those that it started, which may hold its pipes open."""
+def _read(replies: IO[str], lines: SimpleQueue[str]) -> None:
+    """Pass on lines, and an empty one at the end. Programs that the function started may hold the pipe open, so that
+    the end comes late.
+    """
+    with replies:
+        for line in replies:
+            lines.put(line)
+    lines.put("")
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """End a process and those that it started."""
     if not hasattr(os, "killpg"):
         process.kill()
     elif process.returncode is None:  # its id is not reused before it is waited for
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-
-
-def end(process: subprocess.Popen[str]) -> None:
-    """End a process and close its pipes."""
-    kill(process)
     process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None and not pipe.closed:
-            try:
-                pipe.close()
-            except BrokenPipeError:  # a line that the process did not read
-                continue
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):  # a line that the process did not read
+        process.stdin.close()

@@ -42,6 +42,7 @@ from headway.learn.report.pictures import spectrogram
 from headway.learn.shard_batches import PreparedExamples
 from headway.nn.models import ModelConfig, TransformerConfig
 
+_MAX_UNREAD = 0.25  # of a window, for which no further window is read
 _MAX_SHOWN = 2  # recordings in the pictures
 
 
@@ -50,8 +51,8 @@ _MAX_SHOWN = 2  # recordings in the pictures
 class MaskedSoundsConfig(MaskedPatchesConfig):
     """Predict hidden frames of unlabelled recordings, and recognise two views of one window.
 
-    `seconds` is the length of the model's window (none: the longest recording). A longer recording is cut into several
-    windows, which stay in one split.
+    `seconds` is the length of the model's window (none: the longest recording). A longer recording is cut into
+    windows at equal distances, which stay in one split.
     """
 
     prepared_kinds: ClassVar[tuple[str, ...]] = ("sounds",)
@@ -95,9 +96,14 @@ class MaskedSounds(PreparedExamples, MaskedPatchSamples):
         self.frames = choose_window(recipe, model, lengths, config.seconds, workspace)
         head = patch_values_head(with_window(model, self.frames))
         self.grid = self.frames // head.patch[0], self.bands // head.patch[1]
-        counts = np.maximum(1, lengths // (self.frames * HOP))
+        size = self.frames * HOP
+        counts = np.maximum(1, np.ceil(lengths / size - _MAX_UNREAD)).astype(np.int64)
         self.recordings = np.repeat(readable, counts)  # of each window
-        self.starts = np.concatenate([np.arange(count) for count in counts.tolist()] or [np.zeros(0, np.int64)])
+        starts = [
+            np.linspace(0, max(0, length - size) * (count > 1), count).astype(np.int64)
+            for length, count in zip(lengths.tolist(), counts.tolist())
+        ]
+        self.starts = np.concatenate(starts or [np.zeros(0, np.int64)])  # of each window, in samples
         keys = [sounds.keys[row] for row in self.recordings.tolist()]
         self.set_prepared(unlabelled.parts(), recipe, self.recordings)
         indices = split_by_text(keys, unlabelled.decided_splits()[self.recordings], config.split)
@@ -115,7 +121,7 @@ class MaskedSounds(PreparedExamples, MaskedPatchSamples):
         """Log-mel frames."""
         size, augment, windows, rngs = self.frames * HOP, self.config.augment, [], []
         for index, row in enumerate(rows.tolist()):
-            start = int(self.starts[row]) * size
+            start = int(self.starts[row])
             sound = self.sounds[int(self.recordings[row])][start : start + size]
             if positions is None:
                 windows.append(fit_to_window(sound, size))
@@ -136,7 +142,7 @@ class MaskedSounds(PreparedExamples, MaskedPatchSamples):
 
     def describe_row(self, row: int) -> str:
         """The file name of a recording, and where the window starts."""
-        seconds = int(self.starts[row]) * self.frames * HOP / RATE
+        seconds = round(int(self.starts[row]) / RATE, 2)
         return self.sounds.files[int(self.recordings[row])].name + (f", from {seconds:g} s" if seconds else "")
 
     def compare(self, views: MaskedViews) -> list[Picture]:

@@ -31,9 +31,17 @@ from headway.learn import MuonConfig, Recipe, Task, TrainConfig, WSDConfig
 from headway.learn.examples import spread_evenly
 from headway.learn.formatting import format_number
 from headway.learn.objectives.masked_patches import HidingConfig
-from headway.learn.plan.scale import DataSettings, Descent, Scale, ScalingLaw, Settings, held_out_shares
+from headway.learn.plan.scale import (
+    DataSettings,
+    Descent,
+    Scale,
+    ScalingLaw,
+    Settings,
+    contrasted_settings,
+    held_out_shares,
+)
 from headway.learn.pretraining import Pretraining, labelled_settings
-from headway.learn.recipe import generic
+from headway.learn.recipe import batch_size_of, generic
 from headway.nn.models import EncoderDecoderConfig
 from headway.nn.models.presets import whisper, whisper_classifier
 from headway.nn.parts.init import InitConfig
@@ -222,12 +230,12 @@ def _window_settings(seconds: float) -> dict[str, Any]:
 def _unlabelled_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
     """A window that most recordings fit into; longer ones are cut into several."""
     files = read_files(paths)
-    shift = {name: value for name, value in held_out_shares(len(files)).items() if name.endswith("validation")}
+    shared = contrasted_settings(len(files), batch_size_of(recipe))
     seconds = cast(MaskedSoundsConfig, recipe.task).seconds
     if seconds is not None:
-        return DataSettings({**shift, **_window_settings(seconds), "task.augment.shift": round(0.1 * seconds, 3)})
+        return DataSettings({**shared, **_window_settings(seconds), "task.augment.shift": round(0.1 * seconds, 3)})
     window = _window(sample_lengths(len(files), files.seconds))
-    settings = {**shift, **_window_settings(window), "task.augment.shift": round(0.1 * window, 3)}
+    settings = {**shared, **_window_settings(window), "task.augment.shift": round(0.1 * window, 3)}
     return DataSettings(settings, f"windows of {window:g} s for {len(files):,} recordings")
 
 
@@ -345,7 +353,7 @@ def _first_stage_settings(recipe: Recipe) -> Settings:
     """Damaged recordings among many unlabelled ones are skipped, and windows are as long as those of the labelled
     ones.
     """
-    seconds = _tuning(recipe).get("task.seconds", cast(SoundsConfig, recipe.task).seconds)
+    seconds = cast(SoundsConfig, recipe.task).seconds
     return {"task.skip_bad": True, **({} if seconds is None else {"task.seconds": seconds})}
 
 

@@ -126,6 +126,7 @@ SCALES = {
     ),
     "preference": Scale(
         tuning_lr_factor=0.05,  # 5e-7 at a width of 4,096, as Zephyr was trained (Tunstall et al. 2023)
+        start_settings={"model.dropout": 0.0},  # the start model, with which it is compared, computes without dropout
         data_settings=_refuse_scratch,
         tuning_data_settings=_row_settings,
     ),

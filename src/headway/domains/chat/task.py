@@ -180,11 +180,11 @@ def replies(model: nn.Module, chats: Conversations, rows: Sequence[int]) -> Iter
 
 
 def completions(
-    model: nn.Module, chats: Conversations, rows: Sequence[int], length: int = _MAX_REPLY_TOKENS
+    model: nn.Module, chats: Conversations, rows: Sequence[int], length: int | None = None
 ) -> Iterable[Completion]:
-    """`replies` of at most `length` tokens, with their finish reasons."""
+    """`replies` of at most `length` tokens, with their finish reasons; without it, of as many as are displayed."""
     session = Session(cast(Transformer, model), chats.codec)
-    limits = Limits(min(length, _MAX_REPLY_TOKENS), chats.stop_sequences.strings, chats.stop_sequences.ids)
+    limits = Limits(length or _MAX_REPLY_TOKENS, chats.stop_sequences.strings, chats.stop_sequences.ids)
     return session.generate([chats.prompt_ids(row) for row in rows], Sampling(temperature=0.0), limits)
 
 

@@ -33,6 +33,7 @@ from headway.nn.parts.dropout import Dropout
 from headway.rewards.scoring import Scorer
 
 FILE = "reference.safetensors"
+_CURVE = "rollouts.safetensors"
 TOLERANCE = 1e-5  # of the log probabilities of sampler and trainer, in nats
 _SAMPLING_STREAM, _ORDER_STREAM = 17, 18  # random streams, independent of others with the same seed
 _MAX_REPORTED = 5  # errors of the reward in the log
@@ -238,6 +239,13 @@ class RewardedPrompts(SplitExamples, OnPolicyExamples):
             fields = {name: state[name].clone() for name in Rollout._fields if name in state}
             self.rollout = Rollout(**fields)
 
+    def complete_curve(self) -> Float[np.ndarray, "R 3"]:
+        """The curve of this process or, if it has not trained, of the run."""
+        path = self.workspace / _CURVE
+        if not self.curve and path.is_file():
+            return read_tensors(path, "remove it")[0]["curve"].numpy()
+        return np.array(self.curve).reshape(-1, 3)
+
     def load_reference(self) -> nn.Module:
         """The start model, from the run if it has it."""
         path = self.workspace / FILE
@@ -254,10 +262,13 @@ class RewardedPrompts(SplitExamples, OnPolicyExamples):
         return initial_model(recipe, (), RunDirectory(self.workspace).base, started=False, saves_base=False)
 
     def save(self, directory: Path) -> None:
-        """Also save the start model's weights for the KL penalty, so that the run no longer needs its start. The run
-        of an adapter has them anyway.
+        """Also save the curve for later reports, and the start model's weights for the KL penalty, so that the run no
+        longer needs its start. The run of an adapter has them anyway.
         """
         super().save(directory)
+        if self.curve:
+            curve = torch.tensor(self.curve, dtype=torch.float64)
+            write_tensors(directory / _CURVE, {"curve": curve}, {"format": "headway"})
         if self.settings.kl and self.recipe.adapter is None and not (directory / FILE).is_file():
             write_tensors(directory / FILE, dict(named_tensors(self.start_model())), {"format": "headway"})
         self.workspace = directory

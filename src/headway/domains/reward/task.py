@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from torch import nn
@@ -56,6 +56,8 @@ class RewardConfig(TaskConfig):
     after `max_new_tokens` at the latest. An evaluation samples `answers` answers to each held-out prompt; an answer
     passes if its reward is at least `passing`.
     """
+
+    changeable: ClassVar[tuple[str, ...]] = ("seconds",)
 
     reward: str | None = None  # name of the reward, or module:function
     method: Method = "grpo"  # grpo, dr-grpo or reinforce
@@ -213,7 +215,7 @@ class RewardedAnswers(PolicyGradient[RewardedPrompts]):
 
     def pictures(self, model: nn.Module, examples: RewardedPrompts) -> list[Picture]:
         """The rewards of training answers, and the share of prompts whose answers all had the same reward."""
-        lines = np.array(examples.curve).reshape(-1, 3)
+        lines = examples.complete_curve()
         groups = np.array_split(np.arange(len(lines)), min(_POINTS, max(1, len(lines))))
         if len(lines) < 2:
             return []

@@ -22,6 +22,7 @@ from headway.learn.objectives.classes import Classification
 from headway.learn.objectives.language import LanguageClassification
 from headway.learn.objectives.ngram_classes import NgramClassification, TextClassification
 from headway.learn.objectives.targets import ChosenTarget, TargetConfig, choose_target, target_task
+from headway.learn.run import PRETRAINING
 
 
 @register("classification")
@@ -37,6 +38,7 @@ class ClassificationConfig(PooledTaskConfig, TargetConfig):
     """
 
     prepared_kinds: ClassVar[tuple[str, ...]] = ("labelled-texts",)
+    changeable: ClassVar[tuple[str, ...]] = ("unlabelled",)  # files may have moved
 
     text: str = "text"  # column with the texts
     smoothing: float = 0.0
@@ -65,7 +67,9 @@ class ClassificationConfig(PooledTaskConfig, TargetConfig):
         if self.unlabelled:
             if not self.ngrams or noun == "pair":
                 raise ConfigError("task.unlabelled is for n-grams of single texts; remove it, or set task.ngrams=true")
-            others = list(map(user_path, self.unlabelled))
+            # A first stage's texts are in the run, which may have moved.
+            copies = [workspace / PRETRAINING / "data" / Path(name).name for name in self.unlabelled]
+            others = [copy if copy.is_file() else user_path(name) for name, copy in zip(self.unlabelled, copies)]
             if not (workspace / "recipe.json").exists():
                 new_texts(dataset, others, self.text)  # errors in them appear before training
             dataset.unlabelled = lambda: UnlabelledTexts(dataset, recipe, others, self.text).all

@@ -35,7 +35,7 @@ from headway.learn.plan.scale import (
     prepared_settings,
     vocabulary_settings,
 )
-from headway.learn.pretraining import Pretraining
+from headway.learn.pretraining import Pretraining, labelled_settings
 from headway.learn.recipe import batch_size_of, generic
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
@@ -256,11 +256,13 @@ def _first_stage(recipe: Recipe) -> str:
 
 
 def _first_stage_settings(recipe: Recipe) -> Settings:
-    """Texts of any length fit the model, because its positions are relative. A text is contrasted with all others of
-    its batch, which therefore is a large one.
+    """Texts of any length fit the model if its positions are relative. A text is contrasted with all others of its
+    batch, which therefore is a large one.
     """
-    task = cast(EncoderTaskConfig, recipe.task)
-    settings = {"model.context": None, "task.context": 128, "task.split": {"validation": 0.05, "test": 0.0}}
+    task, context = cast(EncoderTaskConfig, recipe.task), recipe.model.context
+    settings: Settings = {"task.context": min(128, context or 128), "task.split": {"validation": 0.05, "test": 0.0}}
+    if getattr(check_encoder(recipe.model).embed, "positions", None) is None:
+        settings["model.context"] = None
     if _first_stage(recipe) == "text":
         return settings
     contrast = 0.0 if isinstance(task, TaggingConfig) else 0.3  # tags need the vectors of words, not of texts
@@ -270,14 +272,17 @@ def _first_stage_settings(recipe: Recipe) -> Settings:
 
 def _tuning(recipe: Recipe) -> Settings:
     """The mean of all tokens, because masked tokens do not train the first one to represent the text; for GPT, the
-    auxiliary loss with the weight of the paper; for few related texts, a batch that they fill.
+    auxiliary loss with the weight of the paper; for few related texts, a batch that they fill. Held-out shares are
+    those of a run from scratch.
     """
-    if isinstance(recipe.task, EmbeddingConfig):
+    task = recipe.task
+    settings = {name: share for name, share in labelled_settings(recipe, SCALES).items() if "split" in name}
+    if isinstance(task, EmbeddingConfig):
         size = _embedding_settings(recipe, [Path(path) for path in recipe.data], 1.0).settings["train.batch_size"]
-        return {"train.batch_size": size} if size < batch_size_of(recipe) else {}
-    if _first_stage(recipe) == "masked":
-        return {"task.pool": "mean", **_ngrams(recipe)} if isinstance(recipe.task, PooledTaskConfig) else {}
-    return {"task.language_weight": 0.5} if isinstance(recipe.task, ClassificationConfig) else {}
+        return {**settings, "train.batch_size": size} if size < batch_size_of(recipe) else settings
+    if _first_stage(recipe) == "text":
+        return {**settings, "task.language_weight": 0.5} if isinstance(task, ClassificationConfig) else settings
+    return {**settings, "task.pool": "mean", **_ngrams(recipe)} if isinstance(task, PooledTaskConfig) else settings
 
 
 PRETRAINING = dict.fromkeys(

@@ -20,9 +20,17 @@ from headway.domains.vision.masked_images import MaskedImagesConfig
 from headway.domains.vision.task import VisionConfig
 from headway.domains.vision.unlabelled_images import read_images, read_unlabelled
 from headway.learn import CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
-from headway.learn.plan.scale import DataSettings, Descent, Scale, ScalingLaw, Settings, held_out_shares
+from headway.learn.plan.scale import (
+    DataSettings,
+    Descent,
+    Scale,
+    ScalingLaw,
+    Settings,
+    contrasted_settings,
+    held_out_shares,
+)
 from headway.learn.pretraining import Pretraining, labelled_settings
-from headway.learn.recipe import generic
+from headway.learn.recipe import batch_size_of, generic
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, PatchEmbedConfig, PooledHeadConfig, StackConfig, TransformerConfig, cycle
 from headway.nn.parts.feedforward import MLPConfig
@@ -199,10 +207,9 @@ def unlabelled_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -
     augment = augmentation(statistics, size)
     if not measured.is_drawing:
         augment = {**augment, "crop": 0.4, "light": 0.2, "erase": 0.0}
-    shares = held_out_shares(statistics.images)
     settings = {
         **_size_settings(statistics, size, patch),
-        "task.split.validation": shares["task.split.validation"],
+        **contrasted_settings(statistics.images, batch_size_of(recipe)),
         **{f"task.augment.{name}": setting for name, setting in augment.items()},
     }
     kind = "drawn" if statistics.is_drawing else "grey" if statistics.grey else "colour"
@@ -294,8 +301,7 @@ _tuning = partial(labelled_settings, scales=SCALES)
 
 def _first_stage_settings(recipe: Recipe) -> Settings:
     """Damaged images among many unlabelled ones are skipped, and views are flipped if labelled images are."""
-    augment = cast(VisionConfig, recipe.task).augment
-    return {"task.skip_bad": True, "task.augment.flip": _tuning(recipe).get("task.augment.flip", augment.flip)}
+    return {"task.skip_bad": True, "task.augment.flip": cast(VisionConfig, recipe.task).augment.flip}
 
 
 PRETRAINING = dict.fromkeys(

@@ -49,8 +49,8 @@ def contrastive_batch_size(recipe: Recipe, noun: str, remedy: str) -> int:
     train = recipe.train
     if train.accumulate != 1:
         raise ConfigError(
-            f"train.accumulate={train.accumulate}, but a contrastive loss needs all pairs in a batch at once; set "
-            f"train.accumulate=1{remedy}"
+            f"train.accumulate={train.accumulate}, but a contrastive loss needs all pairs in a batch at once; use "
+            f"one process and train.accumulate=1{remedy}"
         )
     if train.batch_size is None or train.batch_size < 2:
         raise ConfigError(

@@ -65,13 +65,14 @@ class HidingConfig:
 
     def sample(self, grid: Grid, indices: Int[np.ndarray, "B"], seed: int) -> Bool[Tensor, "B N"]:
         """The hidden patches of samples, a pure function of their indices and the seed. At least one block is hidden
-        and one is visible, if there are two.
+        and one is visible, if there are two; blocks are at most half as long as the grid.
         """
-        rows, columns = (-(-length // self.span) for length in grid)
+        span = min(self.span, max(1, max(grid) // 2))
+        rows, columns = (-(-length // span) for length in grid)
         count = min(max(1, round(self.rate * rows * columns)), max(1, rows * columns - 1))
         keys = noise(seed, indices, _HIDDEN_STREAM, rows * columns)
         blocks = (keys.argsort(1, kind="stable").argsort(1) < count).reshape(-1, rows, columns)
-        hidden = blocks.repeat(self.span, 1).repeat(self.span, 2)[:, : grid[0], : grid[1]]
+        hidden = blocks.repeat(span, 1).repeat(span, 2)[:, : grid[0], : grid[1]]
         return torch.from_numpy(hidden.reshape(len(indices), -1))
 
 

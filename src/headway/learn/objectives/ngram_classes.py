@@ -183,8 +183,9 @@ def fit_ngrams(
     texts = np.bincount(np.concatenate([np.unique(row) for row in buckets]), minlength=len(ngrams.idf))
     idf = np.where(texts < _MIN_TEXTS, 0.0, np.log((1 + len(buckets)) / (1 + texts)) + 1).astype(np.float32)
     values = idf[columns]
-    norms = np.sqrt(np.add.reduceat(values**2, offsets[:-1])).clip(min=1e-9)
-    rows = SparseRows(offsets, columns, values / np.repeat(norms, np.diff(offsets)))
+    owners = np.repeat(np.arange(len(buckets)), np.diff(offsets))
+    norms = np.sqrt(np.bincount(owners, values**2, len(buckets))).clip(min=1e-9).astype(np.float32)
+    rows = SparseRows(offsets, columns, values / norms[owners])
     all_classes, all_costs = np.concatenate(classes), np.concatenate(costs).astype(np.float32)
     if weights is not None:
         all_costs *= weights.numpy()[all_classes].astype(np.float32)

@@ -131,8 +131,10 @@ def choose_size(
             critical_batch = scale.critical_batch(targets)
             best_batch = math.sqrt(max(measured.overhead * measured.targets, 1.0) * critical_batch) / measured.share
             max_batch = min(scale.max_batch, max(1, int(unique / measured.share)))
-            nearest_power = 2 ** round(math.log2(max(best_batch, 1.0)))
-            batch = max(scale.min_batch, min(nearest_power, 2 ** int(math.log2(max_batch))))
+            nearest_power, largest = 2 ** round(math.log2(max(best_batch, 1.0))), 2 ** int(math.log2(max_batch))
+            counts_samples = scale.batch_setting == "train.batch_size"  # otherwise a batch has at least one row
+            min_batch = min(scale.min_batch, largest) if counts_samples else scale.min_batch
+            batch = max(min_batch, min(nearest_power, largest))
         step = batch * measured.share  # targets per step
         targets = max(seconds, 0.0) * step / (measured.overhead + step / measured.targets)
         loss = scale.law.loss(candidate.parameters, targets / (1 + step / scale.critical_batch(targets)), unique)

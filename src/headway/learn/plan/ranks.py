@@ -17,8 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from headway.errors import ConfigError, UserError, nearest
-from headway.learn.adapters import with_adapter
+from headway.learn.adapters import LoRAConfig, with_adapter
 from headway.learn.examples import Batch
+from headway.learn.frozen_base import check_frozen_base
 from headway.learn.learner import attach_generator
 from headway.learn.memory import training_bytes
 from headway.learn.objectives.sequences import Likelihood
@@ -105,9 +106,12 @@ def find_gpu(name: str) -> Gpu:
 def plan_ranks(recipe: Recipe, task: Task | None, processes: int, gpu: Gpu) -> RankPlan:
     """Plan a step of the recipe on so many GPUs. Without shards in the recipe, it uses the fewest that fit.
 
-    Raises ConfigError for shards and replicas that do not use all processes, and UserError if a task's loss cannot be
+    Raises ConfigError for shards and replicas that do not use all processes, and for frozen weights that a GPU cannot
+    compute with; UserError if a task's loss cannot be
     computed without values.
     """
+    if isinstance(recipe.adapter, LoRAConfig):
+        check_frozen_base(recipe.adapter.base, torch.device("cuda"), recipe.parallel.shard, recipe.train.compile)
     demand, parallel, train = measure_demand(recipe, task, 2), recipe.parallel, recipe.train
     if processes > train.accumulate:
         train = replace(train, accumulate=processes)
@@ -123,17 +127,18 @@ def plan_ranks(recipe: Recipe, task: Task | None, processes: int, gpu: Gpu) -> R
         )
     replicas, shard = replace(parallel, shard=chosen).sizes(processes)
     memory, micro_batches = rank_memory(demand, shard), -(-train.accumulate // processes)
-    weights = demand.split["weights"]
+    weights, gradients = demand.split["weights"], demand.split["gradients"]
     gathers = 2 * micro_batches * (weights // 2) * (shard - 1) // shard if shard > 1 else 0
     traffic = {
         "weights": gathers,
-        "gradients": micro_batches * weights * (shard - 1) // shard,
-        "replicas": 2 * (weights // shard) * (replicas - 1) // replicas,
+        "gradients": micro_batches * gradients * (shard - 1) // shard,
+        "replicas": 2 * (gradients // shard) * (replicas - 1) // replicas,
     }
     inside = gpu.link if shard <= gpu.per_machine else gpu.network
     across = gpu.link if processes <= gpu.per_machine else gpu.network
-    flop = 3 * describe(recipe.model)["flop_per_token"] * demand.tokens
-    flop += flop // 3 // train.recompute if train.recompute else 0
+    forward = describe(recipe.model)["flop_per_token"] * demand.tokens
+    flop = forward * (3 if recipe.adapter is None else 2)  # frozen weights have no gradients
+    flop += forward // train.recompute if train.recompute else 0
     touched = sum(demand.split[name] for name in ("weights", "gradients", "optimiser")) // shard
     seconds = {
         "computing": micro_batches * max(flop / (UTILISATION * gpu.flops), _LAUNCH * demand.operations),

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -163,6 +163,7 @@ class Scale:
         vocabulary size, row length, image size, split sizes.
     regularisation: further settings that prevent memorisation over a number of epochs.
     learning_rates: the learning rates for a width and depth.
+    start_settings: settings of a recipe that starts from a model, also without minutes.
     tuning_settings, tuning_data_settings: settings for fine-tuning, the second after the data are opened.
     """
 
@@ -186,6 +187,7 @@ class Scale:
     )
     regularisation: Callable[[Recipe, float], Settings] = lambda recipe, epochs: {}
     learning_rates: Callable[[Recipe, int, int], Settings] = _learning_rates
+    start_settings: Settings = field(default_factory=dict)
     tuning_settings: Callable[[Recipe], Settings] = lambda recipe: {}
     tuning_data_settings: Callable[[Recipe, Task], Settings] = lambda recipe, task: {}
 
@@ -215,6 +217,16 @@ def held_out_shares(samples: int, limit: int = 1000) -> dict[str, float]:
     """Held-out fractions for a number of samples: 5 %, or up to 20 % to reach 100 samples, but at most `limit`."""
     fraction = min(max(0.05, min(0.2, 100 / max(1, samples))), limit / max(1, samples))
     return {"task.split.validation": round(fraction, 6), "task.split.test": round(fraction, 6)}
+
+
+def contrasted_settings(samples: int, batch_size: int) -> dict[str, Any]:
+    """The held-out share of samples that are contrasted with each other, and a smaller batch than `batch_size` if it
+    would have more samples than there are for training.
+    """
+    share = held_out_shares(samples)["task.split.validation"]
+    training = max(2, int(samples * (1 - share)))
+    batch = {} if training >= batch_size else {"train.batch_size": 2 ** int(math.log2(training))}
+    return {"task.split.validation": share, **batch}
 
 
 def episode_settings(recordings: int, minutes: float, min_episodes: int, max_episodes: int) -> dict[str, Any]:
