@@ -236,7 +236,7 @@ def test_show_tells_of_both_towers(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"train.accumulate": 2}, "set train.accumulate=1, and task.at_once"),
+        ({"train.accumulate": 2}, "one process and train.accumulate=1, and task.at_once"),
         ({"train.batch_size": 1}, "train.batch_size is 1"),
         ({"train.batch_size": 60}, "exceeds the .* images for training"),
         ({"task.split.validation": 0.0}, "the validation split of 12 images is empty; add tables named validation"),
