@@ -231,10 +231,20 @@ def test_both_stages_are_one_run_that_resumes(questions: Path, unlabelled: Path,
     ],
 )
 def test_what_cannot_be_pretrained(
-    tmp_path: Path, name: str, minutes: float | None, start: str | None, resuming: bool, message: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    minutes: float | None,
+    start: str | None,
+    resuming: bool,
+    message: str,
 ) -> None:
     with pytest.raises(UserError, match=message):
         check_pretrain("texts.txt", name, minutes, start, tmp_path, resuming)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="--pretrain trains with one process"):
+        check_pretrain("texts.txt", "classification", 5, None, tmp_path, False)
+    monkeypatch.delenv("WORLD_SIZE")
     with pytest.raises(UserError, match="--pretrain has no files"):
         check_pretrain([], "classification", 5, None, tmp_path, False)
 

@@ -14,6 +14,7 @@ from headway.domains import pretraining_of, recipe_domains
 from headway.errors import UserError, logger
 from headway.learn import Recipe
 from headway.learn.interrupts import UserInterrupt
+from headway.learn.parallel.group import world_size
 from headway.learn.plan.budget import Clock
 from headway.learn.plan.scale import without_user_settings
 from headway.learn.pretraining import Pretraining, UnlabelledData, describe_stages
@@ -38,8 +39,8 @@ class Pretrained(NamedTuple):
 def check_pretrain(
     unlabelled: Paths | None, name: str, minutes: float | None, start: str | Path | None, run: Path, resuming: bool
 ) -> None:
-    """Raise UserError for a recipe that cannot be pre-trained, without minutes, with another start, for resuming a run
-    that did not start with pre-training, and for training without `unlabelled` data where a first stage was stopped.
+    """Raise UserError for a recipe that cannot be pre-trained, without minutes, with another start, for several
+    processes, for resuming a run that did not start with pre-training, and for training without `unlabelled` data where a first stage was stopped.
     """
     if unlabelled is None:
         if start is None and not resuming and RunDirectory(run / PRETRAINING).exists():
@@ -51,6 +52,10 @@ def check_pretrain(
     if pretraining_of(name) is None:
         able = ", ".join(recipe for recipe in recipe_domains() if pretraining_of(recipe) is not None)
         raise UserError(f"recipe {name!r} has no pre-training; remove --pretrain, or use one of {able}")
+    if world_size() > 1:
+        raise UserError(
+            "--pretrain trains with one process; train the first stage as a run of its own, and continue with --from"
+        )
     if not path_list(unlabelled):
         raise UserError("--pretrain has no files; pass at least one")
     if start is not None:
@@ -95,7 +100,6 @@ def train_first_stage(
     earlier_seconds = sum(status.get(key) or 0.0 for key in ("elapsed", "judging_seconds"))
     # A model that is named as the stage's recipe is that recipe's own, whose size depends on the data.
     own = {key: value for key, value in settings.items() if sets_model(key) and value != stage.name}
-    own |= {key: value for key, value in settings.items() if key == "train.accumulate"}  # for several processes
     known = {f"task.{name}" for name in vars(stage.task)}
     if settings.get("task.lowercase") and "task.lowercase" not in known:
         raise UserError(f"task.lowercase: a first stage of recipe {stage.name!r} keeps the case; remove the setting")
