@@ -40,7 +40,8 @@ def check_pretrain(
     unlabelled: Paths | None, name: str, minutes: float | None, start: str | Path | None, run: Path, resuming: bool
 ) -> None:
     """Raise UserError for a recipe that cannot be pre-trained, without minutes, with another start, for several
-    processes, for resuming a run that did not start with pre-training, and for training without `unlabelled` data where a first stage was stopped.
+    processes, for resuming a run that did not start with pre-training, and for training without `unlabelled` data
+    where a first stage was stopped.
     """
     if unlabelled is None:
         if start is None and not resuming and RunDirectory(run / PRETRAINING).exists():
