@@ -76,6 +76,31 @@ def test_pictures_are_turned_as_the_camera_says(tmp_path: Path) -> None:
     assert np.array_equal(found, np.rot90(x, -1))
 
 
+@pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "I;16"])
+def test_pictures_of_every_mode_are_turned(mode: str, tmp_path: Path) -> None:
+    """An uncompressed TIFF file is read like its bytes: Pillow maps its pixels into memory if it has a name."""
+    grey, exif = np.zeros((4, 8), np.uint16 if mode == "I;16" else np.uint8), Image.Exif()
+    grey[:, :4], exif[0x0112] = (65535 if mode == "I;16" else 255), 6
+    image = Image.fromarray(grey) if mode == "I;16" else Image.fromarray(grey).convert(mode)
+    found = read_image(saved(image, tmp_path / "turned.tiff", exif=exif))
+    assert np.array_equal(found, decode_image((tmp_path / "turned.tiff").read_bytes(), "turned"))
+    assert found.shape == (8, 4, 3)
+    assert (found[:4] == 255).all()
+    assert (found[4:] == 0).all()
+
+
+def test_clear_pixels_of_sixteen_bits_are_white(tmp_path: Path) -> None:
+    grey = np.array([[0, 257 * 7]], np.uint16)
+    found = read_image(saved(Image.fromarray(grey), tmp_path / "clear.png", transparency=0))
+    assert found[0, :, 0].tolist() == [255, 7]
+
+
+def test_damaged_metadata_leave_the_pixels(tmp_path: Path) -> None:
+    x = pixels()
+    found = read_image(saved(Image.fromarray(x), tmp_path / "a.png", exif=b"Exif\0\0xx not valid"))
+    assert np.array_equal(found, x)
+
+
 def test_cmyk_and_the_first_of_many_pictures(tmp_path: Path) -> None:
     cmyk = Image.fromarray(pixels()).convert("CMYK")
     assert read_image(saved(cmyk, tmp_path / "a.tiff")).shape == (9, 13, 3)

@@ -110,12 +110,13 @@ def test_what_a_named_file_holds_out_is_not_trained_on() -> None:
 
 
 def test_conll_columns(tmp_path: Path) -> None:
-    text = "-DOCSTART- -X- O\n\n# sent_id = 1\nAngela NNP B-PER\nMerkel NNP I-PER\n\n\nruns VB O\n"
+    comments = "# newdoc id = a-b\n# newpar\n# sent_id = 1\n# id 52-af\tdomain=en\n"
+    text = f"-DOCSTART- -X- O\n\n{comments}Angela NNP B-PER\nMerkel NNP I-PER\n\n\n# O\nruns VB O\n"
     write(tmp_path / "eng.train", text)
     write(tmp_path / "eng.testa", "Hamburg\tB-LOC\n")
     write(tmp_path / "eng.testb", "Rome B-LOC")
     found = read_conll([tmp_path / name for name in ("eng.train", "eng.testa", "eng.testb")])
-    assert [one.words for one in found.sentences] == [("Angela", "Merkel"), ("runs",), ("Hamburg",), ("Rome",)]
+    assert [one.words for one in found.sentences] == [("Angela", "Merkel"), ("#", "runs"), ("Hamburg",), ("Rome",)]
     assert found.sentences[0].tags == ("B-PER", "I-PER")
     assert found.named_splits.tolist() == [1, 1, 2, 3]
 

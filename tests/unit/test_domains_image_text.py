@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,13 @@ def test_augmentation_moves_images_and_leaves_them_alone_by_default() -> None:
         assert torch.allclose(one, other, atol=1e-5) or torch.allclose(one.flip(2), other, atol=1e-5)
     with pytest.raises(ConfigError, match=r"shift is 1\.5"):
         ImageTextAugmentConfig(shift=1.5)
+    bar = torch.zeros(1, 1, 64, 128)
+    bar[..., 31:33, :] = 1  # turned, not sheared, although the image is wide
+    turned = ImageTextAugmentConfig(turn=30)(bar, 3)[0, 0]
+    rows, columns = (turned > 0.5).nonzero().T.double()
+    slope = float(((rows - rows.mean()) * (columns - columns.mean())).sum() / (columns - columns.mean()).square().sum())
+    uniform = 2 * torch.rand(7, 1, generator=torch.Generator().manual_seed(3)) - 1
+    assert abs(slope) == pytest.approx(abs(math.tan(float(uniform[2]) * math.pi / 6)), rel=0.1)
 
 
 def test_recall_is_counted_as_by_hand() -> None:

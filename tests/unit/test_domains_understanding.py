@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -402,6 +402,50 @@ def test_tags_and_groups_are_joined_too(tmp_path: Path) -> None:
     groups = opened(small(embedding()), table(tmp_path / "a.csv", rows)).examples
     assert sorted(set(groups.labels.tolist())) == [0, 1]
     assert groups.remarks
+
+
+def test_labels_that_occur_once_are_trained_on(tmp_path: Path) -> None:
+    lines = [f"word{n} {f'RARE{n}' if n % 20 == 0 else 'O'}\nother O\n" for n in range(200)]
+    (tmp_path / "a.conll").write_text("\n".join(lines))
+    rows = [(f"text {n}", "AB"[n % 2]) for n in range(200)] + [(f"text {n}", f"C{n}") for n in range(12)]
+    labelled = table(tmp_path / "a.csv", rows)
+    for seed in range(4):
+        settings = {"task.split.seed": seed}
+        recipe = small(tagging(), **settings)
+        found = cast(Any, recipe.task.open(recipe, [tmp_path / "a.conll"], tmp_path / f"t{seed}").examples)
+        assert len(found.labels) == 11
+        recipe = small(classification(), **settings)
+        texts = cast(Any, recipe.task.open(recipe, [labelled], tmp_path / f"c{seed}").examples)
+        assert set(texts.classes[texts.splits.rows("train")].tolist()) == set(range(14))
+
+
+def test_held_out_sentences_without_entities_have_scores(speeches: Path, tmp_path: Path) -> None:
+    (tmp_path / "valid.conll").write_text("nobody O\nspeaks O\n\nhere O\n")
+    (tmp_path / "train.conll").write_text(speeches.read_text())
+    recipe, files = small(tagging()), [tmp_path / "train.conll", tmp_path / "valid.conll"]
+    task = recipe.task.open(recipe, files, tmp_path / "run")
+    model = build(task.adapt(recipe.model))
+    assert task.evaluate(model)["f1"] == 0
+    assert task.pictures(model)
+
+
+def test_names_of_digits_are_no_numbers_and_have_one_order(tmp_path: Path) -> None:
+    names = [f"{a}_{b}" for a in range(1, 8) for b in range(1, 5)]
+    rows = [(f"text {n}", names[n % len(names)]) for n in range(280)]
+    assert opened(small(classification()), table(tmp_path / "a.csv", rows), tmp_path / "a").examples.labels == (*names,)
+    rows = [(f"text {n}", ("01x", "2x", "10x")[n % 3].rstrip("x")) for n in range(60)]
+    found = opened(small(classification()), table(tmp_path / "b.csv", rows), tmp_path / "b").examples
+    assert found.labels in (("01", "2", "10"), ("1", "2", "10"))
+
+
+def test_one_held_out_number_is_refused_before_training(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("text,label\n" + "".join(f"text {n},{n / 7}\n" for n in range(60)))
+    (tmp_path / "valid.csv").write_text("text,label\na,0.5\nb,1.5\n")
+    (tmp_path / "test.csv").write_text("text,label\nc,0.5\n")
+    recipe, parts = small(classification()), [tmp_path / f"{name}.csv" for name in ("train", "valid", "test")]
+    task = recipe.task.open(recipe, parts, tmp_path / "run")
+    with pytest.raises(UserError, match="the test split has one sample, too few for a correlation; add samples"):
+        task.adapt(recipe.model)
 
 
 def test_samples_that_the_test_part_has_are_reported(tmp_path: Path, caplog: Any) -> None:

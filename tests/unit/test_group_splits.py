@@ -59,6 +59,13 @@ def test_of_few_groups_each_split_gets_one_and_training_keeps_one() -> None:
     assert groups_of(["small"] * 50 + ["large"] * 150)["validation"] == {"small"}
 
 
+def test_spellings_of_a_group_are_in_one_split() -> None:
+    groups = [name for number in range(40) for name in (f"{number}", f"{number}.0", f" {number}")]
+    names, texts = np.zeros(120, np.uint8), [f"text {number}" for number in range(120)]
+    for rows in split_by_text(texts, names, TENTHS, None, groups).values():
+        assert all(3 * (row // 3) + other in rows for row in rows for other in range(3))
+
+
 def test_a_class_of_one_group_is_trained_on() -> None:
     groups = [f"patient {number // 10}" for number in range(200)]
     labels = ["rare" if group == "patient 3" else "common" for group in groups]

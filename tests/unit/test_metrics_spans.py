@@ -65,5 +65,7 @@ def test_tags_without_entities_have_accuracy_alone() -> None:
     scores = tag_scores([["NN", "VB"]], [["NN", "NN"]])
     assert scores["accuracy"] == 0.5
     assert "f1" not in scores
+    scores = tag_scores([["O", "B-PER"]], [["O", "O"]], entities=True)  # a held-out part without entities
+    assert (scores["f1"], scores["precision"], scores["accuracy"]) == (0.0, 0.0, 0.5)
     with pytest.raises(UserError, match="0 words"):
         tag_scores([], [])

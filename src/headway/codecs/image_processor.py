@@ -6,7 +6,7 @@ import io
 import re
 import threading
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,8 +74,9 @@ def _rgb(image: Any, name: str) -> UInt8[np.ndarray, "H W 3"]:
 
     image.load()  # decode now, so that errors are raised here
     is_grey = image.mode.startswith(("I", "F"))
-    if not is_grey:
+    with suppress(Exception):  # damaged metadata are no reason to refuse the pixels, which are there
         ImageOps.exif_transpose(image, in_place=True)
+    clear = image.info.get("transparency") if is_grey else None
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     rows = max(1, _LARGE_IMAGE // (8 * image.width))
     for top in range(0, image.height, rows):  # in bands, because conversion takes several times the memory of its input
@@ -84,7 +85,8 @@ def _rgb(image: Any, name: str) -> UInt8[np.ndarray, "H W 3"]:
             grey = np.asarray(band)
             if grey.dtype.kind == "f" or grey.min(initial=0) < 0 or grey.max(initial=0) > 65535:
                 raise UserError(f"{name} has pixels in mode {band.mode} outside 0 to 65535; save it with 8 or 16 bits")
-            pixels[top : top + rows] = ((grey.astype(np.uint32) + 128) // 257)[:, :, None]
+            bright = np.where(grey == clear, 65535, grey) if isinstance(clear, int) else grey
+            pixels[top : top + rows] = ((bright.astype(np.uint32) + 128) // 257)[:, :, None]
             continue
         if "A" in band.getbands() or band.info.get("transparency") is not None:
             band = band.convert("RGBA")

@@ -164,7 +164,9 @@ def labelled_rows(
 
 
 def parse_number(label: str) -> float | None:
-    """A finite number; None if the label is not one."""
+    """A finite number; None if the label is not one, such as 1_000, which Python would read."""
+    if "_" in label:
+        return None
     try:
         value = float(label)
     except ValueError:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from headway.config_kinds import deferred_check
+from headway.data.labels import normalized_label
 from headway.data.shuffling import splitmix64
 from headway.errors import ConfigError, UserError, logger, nearest
 
@@ -155,12 +156,13 @@ class SplitIndices(dict[str, np.ndarray]):
 def assign_groups(
     groups: Sequence[str], named_splits: np.ndarray, config: SplitConfig, labels: Sequence[str] | None = None
 ) -> tuple[np.ndarray, dict[str, tuple[str, ...]]]:
-    """The split codes of samples, uint8 [N], and the names of each split's groups.
+    """The split codes of samples, uint8 [N], and the names of each split's groups, whose spellings are merged.
 
     Groups without a named split, uint8 [N], are held out in random order, each if it brings its split closer to its
     share of the samples. A split with a share gets at least one group if training keeps one. Training keeps a group
     with each label. Training samples of a group that files hold out have no split (code 0).
     """
+    groups = [normalized_label(group) for group in groups]
     names, index = np.unique(np.array(groups, object), return_inverse=True)
     classes = np.zeros(len(index), np.int64) if labels is None else np.unique(labels, return_inverse=True)[1]
     pairs = np.unique(np.stack([index, classes]), axis=1)

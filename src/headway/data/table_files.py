@@ -108,7 +108,8 @@ def check_text(file: File, number: int, key: str, value: Any) -> str:
 CONLL_KINDS = (".conll", ".txt", ".tsv", ".bio", ".iob", ".train", ".dev", ".test", ".testa", ".testb")
 _CONLL_SPLITS = {".testa": "validation", ".testb": "test"}  # file names of CoNLL-2003
 _DOCUMENT_START = "-DOCSTART-"
-_COMMENT = re.compile(r"# ?\w+ ?= ")  # of CoNLL-U: "# text = ..."
+# Of CoNLL-U ("# text = ...", "# newdoc id = ...") and MultiCoNER ("# id ...").
+_COMMENT = re.compile(r"# ?[\w.:-]+( [\w.:-]+)* ?= |# ?(newdoc|newpar|id)\b")
 
 
 class TaggedSentence(NamedTuple):

@@ -8,7 +8,7 @@ import mmap
 import re
 import warnings
 from collections.abc import Collection, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,9 @@ def open_image(source: Path | io.BytesIO, name: str, formats: Collection[str] = 
     """
     Image = pillow()
     scans = _check_jpeg(source, name)
-    with Image.open(source, formats=formats) as image:
+    # Pillow maps the pixels of a file that has a name into memory, and misreads turned TIFF files.
+    opened = nullcontext(source) if isinstance(source, io.BytesIO) else open_file(source)
+    with opened as file, Image.open(file, formats=formats) as image:
         (wide, high), max_pixels = image.size, Image.MAX_IMAGE_PIXELS
         if max_pixels is not None and wide * high > max_pixels:  # Pillow only warns, up to twice as many
             raise UserError(

@@ -160,8 +160,12 @@ def entity_kind(tag: str) -> str:
     return _split_tag(tag)[1] or OUTSIDE
 
 
-def tag_scores(predicted: Sequence[Sequence[str]], labels: Sequence[Sequence[str]]) -> Scores:
-    """The scores that `evaluate` reports for tags: accuracy over words and, for entities, precision, recall and F1."""
+def tag_scores(
+    predicted: Sequence[Sequence[str]], labels: Sequence[Sequence[str]], entities: bool | None = None
+) -> Scores:
+    """The scores that `evaluate` reports for tags: accuracy over words and, if the tags mark `entities` (None: if these
+    labels do), precision, recall and F1.
+    """
     pairs = [
         pair
         for prediction, label in zip(predicted, labels, strict=True)
@@ -171,8 +175,14 @@ def tag_scores(predicted: Sequence[Sequence[str]], labels: Sequence[Sequence[str
         raise UserError("there are 0 words to evaluate; pass at least one")
     hits = sum(prediction == label for prediction, label in pairs)
     scores: Scores = {"accuracy": hits / len(pairs), "accuracy_interval": wilson_interval(hits, len(pairs))}
-    entities = entity_scores(predicted, labels) if has_spans(tag for _, tag in pairs) else {}
-    return {**entities, **scores, "words": len(pairs), "samples": len(labels)}
+    if entities is None:
+        entities = has_spans(tag for _, tag in pairs)
+    return {
+        **(entity_scores(predicted, labels) if entities else {}),
+        **scores,
+        "words": len(pairs),
+        "samples": len(labels),
+    }
 
 
 _QUERIES_AT_ONCE = 1024  # queries whose similarities are in memory at once

@@ -72,12 +72,17 @@ def change_speed_and_gain(
     return sound * 10 ** (rng.uniform(-config.gain, config.gain) / 20) if config.gain else sound
 
 
-def add_noise(sound: Float[Tensor, "N"], config: SoundAugmentConfig, rng: np.random.Generator) -> Float[Tensor, "N"]:
-    """The audio with white noise at a signal-to-noise ratio in decibels."""
+def add_noise(
+    window: Float[Tensor, "N"], samples: int, config: SoundAugmentConfig, rng: np.random.Generator
+) -> Float[Tensor, "N"]:
+    """A window with white noise at a signal-to-noise ratio in decibels. The signal is its sound of so many `samples`,
+    without the silence around it.
+    """
     if config.noise is None:
-        return sound
-    power = max(float(sound.square().mean()), _MIN_POWER) * 10 ** (-rng.uniform(*config.noise) / 10)
-    return sound + torch.from_numpy(rng.standard_normal(len(sound), dtype=np.float32)) * power**0.5
+        return window
+    energy = float(window.square().sum()) / max(1, min(samples, len(window)))
+    power = max(energy, _MIN_POWER) * 10 ** (-rng.uniform(*config.noise) / 10)
+    return window + torch.from_numpy(rng.standard_normal(len(window), dtype=np.float32)) * power**0.5
 
 
 def fit_to_window(

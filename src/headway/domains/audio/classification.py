@@ -190,8 +190,8 @@ class SoundDataset(PreparedExamples, TargetSamples):
                 windows.append(fit_to_window(sound, self.frames * HOP))
             else:
                 sound = change_speed_and_gain(sound, augment, rng)
-                sound = fit_to_window(sound, self.frames * HOP, augment.shift, rng)
-                windows.append(add_noise(sound, augment, rng))
+                window = fit_to_window(sound, self.frames * HOP, augment.shift, rng)
+                windows.append(add_noise(window, len(sound), augment, rng))
         frames = window_frames(torch.stack(windows), self.frames, self.bands)
         augmented = torch.stack(
             [x if rng is None else augment_spectrogram(x, augment, rng) for x, rng in zip(frames, rngs)]

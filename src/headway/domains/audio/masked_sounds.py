@@ -128,8 +128,8 @@ class MaskedSounds(PreparedExamples, MaskedPatchSamples):
                 continue
             rngs.append(augmentation_rng(self.seed, int(positions[index])))
             sound = change_speed_and_gain(sound, augment, rngs[-1])
-            sound = fit_to_window(sound, size, augment.shift, rngs[-1])
-            windows.append(add_noise(sound, augment, rngs[-1]))
+            window = fit_to_window(sound, size, augment.shift, rngs[-1])
+            windows.append(add_noise(window, len(sound), augment, rngs[-1]))
         frames = window_frames(torch.stack(windows), self.frames, self.bands)
         return torch.stack([augment_spectrogram(x, augment, rng) for x, rng in zip(frames, rngs)]) if rngs else frames
 

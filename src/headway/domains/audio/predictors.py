@@ -60,6 +60,8 @@ def classify(
     config: Any = model.module.config
     head = kinds.predicting_head(model.module) or "classes"
 
+    crops = truncate or getattr(getattr(model.recipe, "task", None), "crop", False)
+
     def frames(index: int, sound: Sound) -> Float[Tensor, "T M"]:
         if isinstance(sound, np.ndarray):
             name = f"sound {index + 1}"
@@ -69,7 +71,7 @@ def classify(
                 raise UserError(f"{sound} is not a file; pass an audio file")
             name, samples = str(sound), read_sound(sound)
         window = window_of(config)
-        if not truncate:
+        if not crops:
             check_lengths(np.array([len(samples)]), window, name, "cut it, or set truncate to use its middle")
         if on_statistics is not None:
             on_statistics(index, sound_statistics(crop_to_window(samples, window)))

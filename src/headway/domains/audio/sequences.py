@@ -261,7 +261,8 @@ class SpokenSequences(SpeechDataset):
             window[start:end] = sound
             spans.append(Span(WORDS[self.takes.digits[row]], start / RATE, end / RATE))
             start = end + round(rng.uniform(*config.gap) * RATE)
-        return JoinedDigits(add_noise(window, config.augment, rng) if augmented else window, spans)
+        spoken = int((window != 0).sum())
+        return JoinedDigits(add_noise(window, spoken, config.augment, rng) if augmented else window, spans)
 
     def ids(self, spans: Sequence[Span]) -> list[int]:
         """Each word between its timestamp tokens."""

@@ -34,7 +34,7 @@ from headway.domains.audio.framing import (
     padding_of,
     with_window,
 )
-from headway.domains.audio.mel import HOP, RATE, WINDOW, log_mel
+from headway.domains.audio.mel import HOP, MIN_SAMPLES, RATE, WINDOW, log_mel
 from headway.domains.audio.sound_files import ArraySound, Sounds, Transcripts, open_sounds, read_transcripts
 from headway.domains.audio.sound_shards import PreparedSounds
 from headway.domains.audio.voice_activity import detect_speech
@@ -399,6 +399,13 @@ class TranscribedSpeech(SpeechDataset, PreparedExamples):
         lengths = sounds.lengths
         readable = np.setdiff1d(np.arange(len(transcripts)), sounds.unreadable)
         frames = choose_window(recipe, model.encoder, lengths, config.seconds, workspace)
+        short = readable[lengths[readable] < MIN_SAMPLES]
+        if len(short) and not config.skip_bad:
+            raise UserError(
+                f"{transcripts.files[int(short[0])]} has {int(lengths[short[0]])} samples, less than one frame "
+                f"({MIN_SAMPLES}); remove it, or skip such recordings with task.skip_bad=true"
+            )
+        readable = np.setdiff1d(readable, short)
         self.sound_rows = self.prepared_rows = readable[lengths[readable] <= frames * HOP]
         if len(self.sound_rows) < len(readable):
             remedy = "split recording and transcript into shorter ones, or skip such recordings with task.skip_bad=true"
@@ -460,7 +467,7 @@ class TranscribedSpeech(SpeechDataset, PreparedExamples):
         # If a lower speed would make it too long, it stays unchanged, so that nothing is cut.
         spoken = augmented if len(augmented) <= length else sound
         delayed = delay(spoken, length, augment, rng)
-        window = add_noise(F.pad(delayed, (0, length - len(delayed))), augment, rng)
+        window = add_noise(F.pad(delayed, (0, length - len(delayed))), len(spoken), augment, rng)
         ids, timed = self.ids[row], False
         if (
             self.times > 0

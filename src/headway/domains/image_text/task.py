@@ -167,9 +167,9 @@ class ImageTextAugmentConfig:
         zoom = 1 + uniform[3] * self.zoom
         mirror = torch.where(uniform[4] > 0, -1.0, 1.0) if self.flip else torch.ones(len(images))
         cos, sin = angle.cos() / zoom, angle.sin() / zoom
-        rows = torch.stack(
-            [cos * mirror, -sin, 2 * self.shift * uniform[0], sin * mirror, cos, 2 * self.shift * uniform[1]], 1
-        )
+        aspect = images.shape[-2] / images.shape[-1]  # coordinates go from -1 to 1 in both directions
+        across, down = 2 * self.shift * uniform[0], 2 * self.shift * uniform[1]
+        rows = torch.stack([cos * mirror, -sin * aspect, across, sin * mirror / aspect, cos, down], 1)
         grid = F.affine_grid(rows.view(-1, 2, 3).to(images.dtype), list(images.shape), align_corners=False)
         warped = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
         gain, offset = 1 + self.light * uniform[5], self.light * uniform[6]

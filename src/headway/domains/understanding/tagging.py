@@ -21,7 +21,7 @@ from headway.domains.understanding.task import EncodedTextDataset, EncoderTaskCo
 from headway.learn import Recipe, Task
 from headway.learn.examples import Batch, Contents, RngKey, RowSubset
 from headway.learn.objective import Baseline, Objective, evaluate_batches, evaluation_batches
-from headway.learn.objectives.classes import ClassifiedExamples
+from headway.learn.objectives.classes import ClassifiedExamples, train_on_each_label
 from headway.learn.objectives.linear import LinearHead, fit_linear
 from headway.learn.objectives.predictions import copy_head
 from headway.learn.objectives.support_vectors import SparseRows, fit_support_vectors, margins
@@ -86,7 +86,9 @@ class TaggedSentences(EncodedTextDataset, ClassifiedExamples):
         self.sentences = text.sentences
         self.seed, self.batch_size = recipe.train.seed, batch_tokens_of(recipe, "text")
         lines = [" ".join(sentence.words) for sentence in text.sentences]
-        self.splits = Splits(split_by_text(lines, text.named_splits, config.split), np.arange(len(lines)))
+        indices = split_by_text(lines, text.named_splits, config.split)
+        indices = train_on_each_label(indices, [sentence.tags for sentence in self.sentences], lines, text.named_splits)
+        self.splits = Splits(indices, np.arange(len(lines)))
         train = self.splits.indices["train"]
         self.codec = codec = cast(TokenizerCodec, config.codec_of((lines[row] for row in train), workspace))
         word_tokens = tokenize_words(codec, [sentence.words for sentence in text.sentences])
@@ -206,7 +208,7 @@ class Tags(Objective[TaggedSentences]):
         weight, bias = fit_support_vectors(rows, signs, _FEATURE_BUCKETS, costs, np.random.default_rng(0))
         best = iter(margins(_window_features(held_out), weight, bias).argmax(1).tolist())
         predicted = [[examples.labels[next(best)] for _ in sentence.words] for sentence in held_out]
-        scores = tag_scores(predicted, [sentence.tags for sentence in held_out])
+        scores = tag_scores(predicted, [sentence.tags for sentence in held_out], has_spans(examples.labels))
         metric = self.goal if self.goal in scores else "accuracy"
         return Baseline("a linear model of words and their neighbours", metric, cast(float, scores[metric]))
 
@@ -238,7 +240,7 @@ class Tags(Objective[TaggedSentences]):
         predicted, nats = self.predict_tags(model, samples)
         reference = [examples.sentences[row].tags for row in samples.rows]
         self._evaluated = EvaluatedTags(model, split, predicted, reference)
-        return {"loss": nats, **tag_scores(predicted, reference)}
+        return {"loss": nats, **tag_scores(predicted, reference, has_spans(examples.labels))}
 
     def samples(self, model: nn.Module, examples: TaggedSentences, count: int) -> list[dict[str, str]]:
         """Held-out sentences with the predicted and the correct tags; words outside any entity are left plain."""

@@ -16,7 +16,7 @@ from headway.codecs import FILE, Codec, Kind, load_codec, sentence_codec
 from headway.codecs.tokenizer import SequenceTemplate
 from headway.config_kinds import register
 from headway.data import SplitConfig, Splits, Table, epoch_seed, read_table, split_by_text
-from headway.data.labels import merge_spellings
+from headway.data.labels import merge_spellings, normalized_label
 from headway.data.splits import SplitIndices, text_key
 from headway.errors import ConfigError, UserError
 from headway.formats.out_of_distribution import TrainingStatistics
@@ -34,6 +34,7 @@ from headway.learn.examples import (
     split_notes,
     spread_evenly,
 )
+from headway.learn.objectives.classes import train_on_each_label
 from headway.learn.objectives.contrastive import Contrastive, check_splits, contrastive_batch_size, encode_chunks
 from headway.learn.objectives.targets import (
     ChosenTarget,
@@ -171,7 +172,11 @@ class TextDataset(EncodedTextDataset, TargetSamples):
         self.table = table
         first_texts, second_texts = table.columns["text"], table.columns.get("text2")
         classes = table.columns["label"] if chosen is not None and chosen.target.kind == "class" else None
-        splits = split_by_text(first_texts, table.named_splits, config.split, classes, table.columns.get("group"))
+        groups = table.columns.get("group")
+        splits = split_by_text(first_texts, table.named_splits, config.split, classes, groups)
+        if classes is not None and groups is None:
+            labels = [(normalized_label(label),) for label in classes]
+            splits = train_on_each_label(splits, labels, first_texts, table.named_splits)
         self.configure(config, recipe, Splits(splits, np.arange(len(table))), workspace)
         train_texts = (
             column[row]

@@ -74,17 +74,8 @@ class ClassifiedExamples(IndexedExamples):
         self.default_split = default_split_of(samples.stated_splits)
         names = self._merge_spellings(samples.labels, workspace)
         splits = split_by_text(samples.keys, samples.stated_splits, split, names, samples.groups)
-        labels, keys = np.array(names, object), np.array(samples.keys, object)
-        missing_labels = set(names) - set(labels[splits["train"]])
-        is_random = samples.stated_splits <= split_code("train")
-        if missing_labels and is_random.any() and samples.groups is None:
-            # If a class has no training samples, its randomly held-out samples and their duplicates move to training,
-            # except for duplicates of samples that the files hold out.
-            moved_keys = {keys[row] for row in np.flatnonzero(is_random) if labels[row] in missing_labels}
-            moved_keys -= set(keys[~is_random])
-            moved_rows = np.flatnonzero(np.fromiter((key in moved_keys for key in keys), bool, len(keys)))
-            remaining = {name: rows[~np.isin(rows, moved_rows)] for name, rows in splits.items()}
-            splits = SplitIndices({**remaining, "train": np.union1d(remaining["train"], moved_rows)}, splits.removed)
+        if samples.groups is None:
+            splits = train_on_each_label(splits, [(name,) for name in names], samples.keys, samples.stated_splits)
         self.splits = Splits(splits, np.arange(len(names)), noun, remedy)
         training_labels = {names[int(row)] for row in splits["train"]}
         self.classes = self.label_indices(names, training_labels, samples.locate, workspace)
@@ -106,8 +97,9 @@ class ClassifiedExamples(IndexedExamples):
         elif len(known) < 2:
             raise UserError(f"the data contain only one label, {next(iter(known))!r}; add samples with other labels")
         else:
-            are_numeric = all(label.isdecimal() for label in known)
-            self.labels = tuple(sorted(known, key=int) if are_numeric else sorted(known))
+            are_numeric = all(label.isascii() and label.isdecimal() for label in known)
+            by_number = lambda label: (len(label.lstrip("0")), label.lstrip("0"), label)  # noqa: E731
+            self.labels = tuple(sorted(known, key=by_number if are_numeric else str))
         indices = {label: number for number, label in enumerate(self.labels)}
         wrong = next((row for row, label in enumerate(labels) if label not in indices), None)
         if wrong is not None:
@@ -248,6 +240,23 @@ class Classification(PredictionObjective[C], Generic[C]):
         """Confusions between classes."""
         noun = f"{examples.final_split} {self.unit}s"
         return confusions(targets.numpy(), outputs.argmax(-1).numpy(), examples.labels, noun)
+
+
+def train_on_each_label(
+    splits: SplitIndices, labels: Sequence[Collection[str]], keys: Sequence[str], stated_splits: np.ndarray
+) -> SplitIndices:
+    """The splits with samples of each label in training. If a label has none, its randomly held-out samples and their
+    duplicates, which have equal keys, move there, except for duplicates of samples that the files hold out.
+    """
+    trained = {label for row in splits["train"].tolist() for label in labels[row]}
+    is_random = stated_splits <= split_code("train")
+    moved = {keys[row] for row in np.flatnonzero(is_random).tolist() if not trained.issuperset(labels[row])}
+    moved -= {keys[row] for row in np.flatnonzero(~is_random).tolist()}
+    moved_rows = np.array([row for row, key in enumerate(keys) if key in moved], np.int64)
+    if not len(moved_rows):
+        return splits
+    remaining = {name: rows[~np.isin(rows, moved_rows)] for name, rows in splits.items()}
+    return SplitIndices({**remaining, "train": np.union1d(remaining["train"], moved_rows)}, splits.removed)
 
 
 def default_split_of(stated_splits: np.ndarray) -> str:

@@ -208,6 +208,7 @@ def interleave_classes(wrong: np.ndarray, classes: np.ndarray) -> Int[np.ndarray
 
 NUMBER = "number"  # name of the head
 _PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # penalties, relative to the vectors' mean square
+_MIN_NUMBERS = 2  # for a correlation
 _DIGITS = 4  # digits per number in samples
 
 
@@ -240,10 +241,18 @@ class Regression(PredictionObjective[V], Generic[V]):
         return "squared error in units of the variance"
 
     def adapt(self, model: ModelConfig, examples: V) -> ModelConfig:
-        """`model` with a regression head scaled to the training targets. Raises UserError if they are all equal."""
+        """`model` with a regression head scaled to the training targets. Raises UserError if they are all equal, and
+        for a held-out split of one sample.
+        """
         training_values = examples.values[examples.splits.rows("train")].astype(np.float64)
         if training_values.min() == training_values.max():
             raise UserError(f"all labels are {training_values[0]:g}; add samples with other values")
+        for split in ("validation", examples.final_split):
+            if len(examples.splits.rows(split)) < _MIN_NUMBERS:
+                raise UserError(
+                    f"the {split} split has one sample, too few for a correlation; add samples, or raise "
+                    f"task.split.{split}"
+                )
         adapted = examples.with_head(model, NUMBER, 1)
         assert isinstance(adapted, TransformerConfig)  # checked by the examples
         head = cast(PooledHeadConfig, adapted.heads[NUMBER])

@@ -185,12 +185,12 @@ class TargetSamples(ClassifiedSamples, NumberSamples, MultiLabelSamples):
             self.targets = self.values = parse_numbers(labels, locate)
         else:
             sets = [label_set(label) for label in labels]
-            merged = merge_spellings([label for labels in sets for label in labels])
+            has_run = (workspace / "recipe.json").exists()
+            saved = read_usage(workspace).labels if has_run else ()
+            merged = merge_spellings([label for labels in sets for label in labels], saved)
             names = iter(merged.labels)
             sets = [tuple(next(names) for _ in labels) for labels in sets]
             self.spelling_remarks += merged.notes
-            has_run = (workspace / "recipe.json").exists()
-            saved = read_usage(workspace).labels if has_run else ()
             self.labels = saved or tuple(sorted({label for labels in sets for label in labels}))
             if not self.labels:
                 raise UserError("no sample has a label; add labelled samples")

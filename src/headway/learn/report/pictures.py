@@ -75,7 +75,8 @@ def confusions(
             }
             for f1, kind, count in rows[:_MAX_CLASSES]
         ]
-        return [*pictures, Picture("Entities", f"of {noun}, lowest F1 first", _table(scores), wide=is_long)]
+        table = [Picture("Entities", f"of {noun}, lowest F1 first", _table(scores), wide=is_long)] if scores else []
+        return [*pictures, *table]
     caption_text = (
         f"of {noun}, worst first{f'; {_MAX_CLASSES} of {len(labels)} classes' if len(labels) > _MAX_CLASSES else ''}"
     )
