@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 
 from headway.config_kinds import deferred_check
-from headway.data.labels import normalized_label
 from headway.data.shuffling import splitmix64
 from headway.errors import ConfigError, UserError, logger, nearest
 
@@ -162,6 +161,8 @@ def assign_groups(
     share of the samples. A split with a share gets at least one group if training keeps one. Training keeps a group
     with each label. Training samples of a group that files hold out have no split (code 0).
     """
+    from headway.data.labels import normalized_label  # loading a model for inference does not need it
+
     groups = [normalized_label(group) for group in groups]
     names, index = np.unique(np.array(groups, object), return_inverse=True)
     classes = np.zeros(len(index), np.int64) if labels is None else np.unique(labels, return_inverse=True)[1]
