@@ -136,7 +136,7 @@ class Learner:
         the other processes.
         """
         train = self.recipe.train
-        with products(self.precision, self.device), gelu_passes(None if train.compile else _compiled_gelu):
+        with self.products(), gelu_passes(None if train.compile else _compiled_gelu):
             counts: dict[str, float | Tensor] | None = None
             batch_counts = [self.task.objective.counts(batch) for batch in batches]
             if batch_counts[0]:  # the task knows the count of each loss over the whole step in advance

@@ -59,8 +59,9 @@ def new_texts(examples: EncodedTextDataset | RelatedTextDataset, paths: Sequence
     known = (text for split in ("train", "validation", "test") for text in examples.texts_of(split))
     excluded = {_comparable(part) for text in known for part in (text, *_parts(text))} - {""}
     found = {" ".join(part.split()) if is_part else part: part for part, is_part in _read_texts(paths, column)}
-    pieces = {text: (part, *part.splitlines()) for text, part in found.items()}
-    unlabelled = [text for text in found if excluded.isdisjoint(map(_comparable, pieces[text]))]
+    unlabelled = [
+        text for text, part in found.items() if excluded.isdisjoint(map(_comparable, (part, *part.splitlines())))
+    ]
     if not unlabelled:
         names = ", ".join(map(str, paths[:3]))
         fact = f"all {len(found):,} texts are also in the labelled data" if found else "there are no texts"
